@@ -1,0 +1,205 @@
+"""From ragged recordings to clips: which frames, how they are centred, scaled and turned.
+
+The published pipeline (arXiv 2401.00921, section 4.2) is sampling="bins", center="first", three random angles; the other
+choices are for small sets of short recordings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s2vfast.reference import philox
+
+# Draws of the stream CLIP, shared by the bodies of a sequence.
+START, ANGLE, SIZE, STRETCH = 0, 1, 4, 5
+CLIP_DRAWS = 6
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """How a clip is made. The fields are those of `s2vfast.config.DataConfig`, the joints those of the layout."""
+
+    frames: int
+    sampling: str = "bins"
+    crop_min: float = 0.5
+    center: str = "first"
+    scale: str = "none"
+    align: str = "none"
+    rotate: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    scale_jitter: float = 0.0
+    velocity: bool = False
+    root: int = 0
+    torso: tuple[int, int] = (0, 1)
+    sides: tuple[int, int] = (0, 1)
+    up: int = 1
+
+    @property
+    def channels(self) -> int:
+        """C: 3, or 6 with velocities."""
+        return 6 if self.velocity else 3
+
+
+def clip_sample(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    ids: Tensor,
+    spec: ClipSpec,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    training: bool = True,
+) -> Tensor:
+    """Clips of the sequences ``ids``, one after the other.
+
+    A frame counts where the main body (slot 0) has a row. Another body is looked up by its frame number and is zero
+    where it was not seen; a joint of zeros is a missing joint and stays zero.
+
+    Args:
+        frames: [R, V, 3], rows of all tracks, metres; any float dtype.
+        frame_index: int32 [R], a row's frame number in its sequence, ascending in a track.
+        row: int64 [Q, M], first row of the track of a sequence's body.
+        count: int32 [Q, M], rows of that track; 0 where the body is absent.
+        ids: int64 [B], sequences.
+        spec: what a clip is.
+        seed: seed of the draws.
+        epoch: epoch of the draws.
+        training: False: no random draw, the same clip every time.
+
+    Returns:
+        float32 [B * M, T, V, C], bodies of a sequence next to each other.
+    """
+    return torch.cat([_clip(frames, frame_index, row[i], count[i], int(i), spec, seed, epoch, training) for i in ids])
+
+
+def picks(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
+    """Which of ``count`` frames make the clip: lower frame int64 [T] and the weight float32 [T] of the next one."""
+    T = spec.frames
+    steps = torch.arange(T)
+    if spec.sampling == "crop":
+        return _crop(count, sample, spec, seed, epoch, training)
+    if count < T:  # consecutive frames from a random start, wrapping round
+        start = int(philox.below(_clip_draws(sample, seed, epoch)[START], count)) if training else 0
+        index = (start + steps) % count
+    elif not training:
+        index = (2 * steps + 1) * count // (2 * T)  # the middles of T equal bins
+    elif count < 2 * T:  # T consecutive picks with count - T random skips
+        draws = philox.words(seed, epoch, torch.tensor([sample]), philox.FRAMES, T + 1)[0]
+        skipped = torch.zeros(T + 1, dtype=torch.int64)
+        skipped[torch.argsort(draws, stable=True)[: count - T]] = 1
+        index = steps + torch.cumsum(skipped, 0)[:T]
+    else:  # one frame of each of T equal bins
+        draws = philox.words(seed, epoch, torch.tensor([sample]), philox.FRAMES, T)[0]
+        low, high = steps * count // T, (steps + 1) * count // T
+        index = low + philox.below(draws, high - low)
+    return index, torch.zeros(T)
+
+
+def _crop(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
+    """A stretch of at least crop_min of the frames, resampled evenly, both ends included."""
+    last = torch.tensor(float(count - 1))
+    start, length = torch.tensor(0.0), last
+    if training:
+        u = philox.uniform(_clip_draws(sample, seed, epoch))
+        length = last * (spec.crop_min + (1.0 - spec.crop_min) * u[STRETCH])
+        start = (last - length) * u[START]
+    place = start + length * (torch.arange(spec.frames, dtype=torch.float32) / max(spec.frames - 1, 1))
+    place = place.clamp(max=last)
+    index = place.floor()
+    return index.long(), place - index
+
+
+def _clip_draws(sample: int, seed: int, epoch: int) -> Tensor:
+    return philox.words(seed, epoch, torch.tensor([sample]), philox.CLIP, CLIP_DRAWS)[0]
+
+
+def _clip(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    sample: int,
+    spec: ClipSpec,
+    seed: int,
+    epoch: int,
+    training: bool,
+) -> Tensor:
+    """One sequence: float32 [M, T, V, C]."""
+    lower, weight = picks(int(count[0]), sample, spec, seed, epoch, training)
+    upper = torch.minimum(lower + 1, count[0] - 1)
+    numbers = frame_index[int(row[0]) : int(row[0]) + int(count[0])]  # frame numbers of the main body
+    bodies = []
+    for first, length in zip(row.tolist(), count.tolist(), strict=True):
+        own = frame_index[first : first + length].tolist()
+        at = {number: first + k for k, number in enumerate(own)}
+        x0 = _rows(frames, [at.get(int(n)) for n in numbers[lower]])
+        x1 = _rows(frames, [at.get(int(n)) for n in numbers[upper]])
+        bodies.append(_blend(x0, x1, weight[:, None, None]))
+    x = torch.stack(bodies)  # [M, T, V, 3]
+    seen = (x != 0).any(dim=-1, keepdim=True)  # [M, T, V, 1]
+
+    if spec.center == "first":
+        x = x - frames[int(row[0]), spec.root].float()
+    elif spec.center == "frame":
+        x = x - x[:1, :, spec.root : spec.root + 1]
+    main = x[0]
+    if spec.scale == "torso":
+        length = (main[:, spec.torso[1]] - main[:, spec.torso[0]]).square().sum(-1).sqrt().mean()
+        x = x / length if length > 1e-6 else x
+    if spec.align == "yaw":
+        x = _face_forward(x, main[:, spec.sides[0]] - main[:, spec.sides[1]], spec.up)
+    if training:
+        u = philox.uniform(_clip_draws(sample, seed, epoch))
+        angles = (2.0 * u[ANGLE : ANGLE + 3] - 1.0) * torch.tensor(spec.rotate)
+        x = x @ rotation(angles).T
+        x = x * (1.0 + spec.scale_jitter * (2.0 * u[SIZE] - 1.0))
+    x = torch.where(seen, x, 0.0)
+    if spec.velocity:
+        step = torch.zeros_like(x)
+        step[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], x[:, 1:] - x[:, :-1], 0.0)
+        x = torch.cat([x, step], dim=-1)
+    return x
+
+
+def _rows(frames: Tensor, rows: list[int | None]) -> Tensor:
+    """[T, V, 3] float32, zeros where there is no row."""
+    missing = torch.zeros(frames.shape[1:])
+    return torch.stack([missing if r is None else frames[r].float() for r in rows])
+
+
+def _blend(x0: Tensor, x1: Tensor, weight: Tensor) -> Tensor:
+    """Between two frames; where a joint is missing in one, the other's."""
+    seen0, seen1 = (x0 != 0).any(-1, keepdim=True), (x1 != 0).any(-1, keepdim=True)
+    between = x0 + weight * (x1 - x0)
+    # A weight of 0 names one frame: a joint missing there is missing.
+    alone = torch.where(seen0 | (weight == 0), x0, x1)
+    return torch.where(seen0 & seen1, between, alone)
+
+
+def _face_forward(x: Tensor, side: Tensor, up: int) -> Tensor:
+    """Turn about the vertical until the mean line from right to left lies along the first horizontal axis."""
+    a, b = (axis for axis in range(3) if axis != up)
+    mean = side.mean(dim=0)
+    size = torch.sqrt(mean[a] ** 2 + mean[b] ** 2)
+    if size < 1e-6:
+        return x
+    c, s = mean[a] / size, mean[b] / size
+    turned = x.clone()
+    turned[..., a] = c * x[..., a] + s * x[..., b]
+    turned[..., b] = c * x[..., b] - s * x[..., a]
+    return turned
+
+
+def rotation(angles: Tensor) -> Tensor:
+    """Rz Ry Rx for angles [..., 3] in radians: [..., 3, 3]."""
+    (sx, sy, sz), (cx, cy, cz) = torch.sin(angles).unbind(-1), torch.cos(angles).unbind(-1)
+    rows = [
+        [cy * cz, sx * sy * cz - cx * sz, cx * sy * cz + sx * sz],
+        [cy * sz, sx * sy * sz + cx * cz, cx * sy * sz - sx * cz],
+        [-sy, sx * cy, cx * cy],
+    ]
+    return torch.stack([torch.stack(r, dim=-1) for r in rows], dim=-2)
