@@ -1,0 +1,56 @@
+"""The compiled extension, loaded at its first use; the package works without it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from s2vfast import errors
+
+# Written by the installation where the extension could not be built.
+_NOTE = Path(__file__).with_name("_native_missing.txt")
+
+
+@functools.cache
+def _attempt() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("s2vfast._native"), ""
+    except ImportError as error:
+        return None, f"the compiled extension is missing: {_reason(error)}"
+
+
+def _reason(error: ImportError) -> str:
+    """What the installation noted or, for an extension that is there and does not load, what the loader says."""
+    if isinstance(error, ModuleNotFoundError):
+        if _NOTE.is_file():
+            return f"it was not built, {_NOTE.read_text('utf-8').strip()}; mend that and install s2vfast again"
+        return f"{error}; installing s2vfast (`make install`) builds it where there is a C++ compiler"
+    return f"it was built but cannot be loaded, {error}; install s2vfast again"
+
+
+def why_not() -> str:
+    """Why the extension cannot be used; empty if it can."""
+    return _attempt()[1]
+
+
+def load() -> ModuleType:
+    """The extension.
+
+    Raises:
+        ImplementationError: it is missing; the message says why.
+    """
+    module, reason = _attempt()
+    if module is None:
+        raise errors.ImplementationError(reason)
+    return module
+
+
+def facts() -> dict[str, Any]:
+    """``path`` and what the build can do (compiler, vectors, threads, cuda), or ``missing``: the reason."""
+    module, reason = _attempt()
+    if module is None:
+        return {"missing": reason}
+    return {"path": module.__file__, **module.features()}

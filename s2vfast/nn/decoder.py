@@ -1,0 +1,53 @@
+"""The decoder: from the latents of the visible tokens to predictions of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from s2vfast import ops
+from s2vfast.nn.block import BlockStack
+from s2vfast.nn.embedding import token_positions
+
+
+class Decoder(nn.Module):
+    """A linear map of the latents, mask tokens, positions of its own, blocks, a layer norm and a linear head."""
+
+    def __init__(
+        self,
+        joints: int,
+        segments: int,
+        dim: int,
+        heads: int,
+        depth: int,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 1e-4,
+        norm_eps: float = 1e-6,
+        out: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.joint = nn.Parameter(torch.zeros(joints, dim))
+        self.segment = nn.Parameter(torch.zeros(segments, dim))
+        self.blocks = BlockStack(depth, dim, heads, mlp_ratio, layer_scale, norm_eps)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.head = nn.Linear(dim, out or dim)
+
+    def forward(self, latent: Tensor, visible: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Predictions.
+
+        Args:
+            latent: [N, K, D], the encoder's output at the visible tokens.
+            visible: int32 [N, K], their token ids.
+            masked: int32 [N, M], the tokens to predict; None for all L. The last block's MLP and the head see
+                only these.
+
+        Returns:
+            [N, M, D], or [N, L, D].
+        """
+        x = ops.mask_fill(self.embed(latent), self.mask_token, token_positions(self.segment, self.joint), visible)
+        normed = None
+        for _, normed in self.blocks.states(x, self.norm, masked):
+            pass
+        return self.head(normed)

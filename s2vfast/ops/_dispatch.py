@@ -1,0 +1,130 @@
+"""Which implementation of an operation runs: one rule for all of them.
+
+1. ``auto`` takes the first entry of `PREFERENCE` whose reasons against it are none.
+2. A name runs, or raises `ImplementationError` with every reason why it cannot. It never falls back.
+3. `PREFERENCE` changes only together with a committed benchmark result.
+
+A choice is a text: ``NAME`` for every operation, ``stem=NAME`` for one, or several separated by commas, as in
+``torch,tube_mask=native``. The innermost wins: the ``impl`` argument of a call, `use_impl`, the environment variable
+``S2VFAST_IMPL``, ``auto``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from s2vfast import errors
+
+IMPLEMENTATIONS = ("reference", "torch", "triton", "native")
+
+_TORCH = ("torch",)
+PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {"tube_mask": ("native", "torch")},
+    "cuda": {},
+}
+
+Reasons = Callable[..., list[str]]
+
+
+@dataclass
+class Op:
+    """An operation: its implementations by name, and for each what can be said against running it."""
+
+    stem: str
+    implementations: dict[str, Callable[..., Any]]
+    reasons: dict[str, Reasons] = field(default_factory=dict)
+
+    def why_not(self, impl: str, device: str, *args: Any, **kwargs: Any) -> list[str]:
+        """Every reason why ``impl`` cannot run on such a device (and with these arguments); empty if it can."""
+        if impl not in self.implementations:
+            return [f"{self.stem} has no {impl} implementation"]
+        check = self.reasons.get(impl)
+        return check(device, *args, **kwargs) if check else []
+
+    def __call__(self, impl: str | None, device: torch.device, *args: Any, **kwargs: Any) -> Any:
+        """Run the chosen implementation."""
+        name = _chosen(self.stem, impl)
+        if name == "auto":
+            name = self._preferred(device.type, args, kwargs)
+        elif reasons := self.why_not(name, device.type, *args, **kwargs):
+            raise errors.ImplementationError(f"{self.stem}: impl={name!r} cannot run here: {'; '.join(reasons)}")
+        return self.implementations[name](*args, **kwargs)
+
+    def _preferred(self, device: str, args: tuple, kwargs: dict) -> str:
+        for name in PREFERENCE.get(device, {}).get(self.stem, _TORCH):
+            if not self.why_not(name, device, *args, **kwargs):
+                return name
+        return "torch"
+
+
+_OPS: dict[str, Op] = {}
+_overrides: list[dict[str, str]] = []
+
+
+def register(stem: str, reasons: dict[str, Reasons] | None = None, **implementations: Callable[..., Any]) -> Op:
+    """Declare an operation; called once by the file of its stem."""
+    _OPS[stem] = Op(stem, implementations, reasons or {})
+    return _OPS[stem]
+
+
+def parse_choice(text: str) -> dict[str, str]:
+    """``torch,tube_mask=native`` as {"": "torch", "tube_mask": "native"}.
+
+    Raises:
+        ImplementationError: an operation or implementation that does not exist.
+    """
+    choice = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        stem, _, name = item.rpartition("=")
+        if stem and stem not in _OPS:
+            raise errors.ImplementationError(f"{item}: no operation {stem!r}; there are {', '.join(sorted(_OPS))}")
+        if name not in (*IMPLEMENTATIONS, "auto"):
+            raise errors.ImplementationError(
+                f"{item}: no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)} and auto"
+            )
+        choice[stem] = name
+    return choice
+
+
+@contextlib.contextmanager
+def use_impl(choice: str) -> Iterator[None]:
+    """Set the implementation of all operations, or of some, within a ``with`` block, in all threads.
+
+    Args:
+        choice: see the module's text.
+    """
+    _overrides.append(parse_choice(choice))
+    try:
+        yield
+    finally:
+        _overrides.pop()
+
+
+def _chosen(stem: str, impl: str | None) -> str:
+    if impl is not None:
+        choice = parse_choice(impl)
+        return choice.get(stem, choice.get("", "auto"))
+    for choice in reversed(_overrides):
+        if name := choice.get(stem, choice.get("")):
+            return name
+    choice = parse_choice(os.environ.get("S2VFAST_IMPL", ""))
+    return choice.get(stem, choice.get("", "auto"))
+
+
+def availability(device: str) -> dict[str, dict[str, list[str]]]:
+    """For every operation and implementation, the reasons why it cannot run on ``cpu`` or ``cuda``; none: it can."""
+    return {stem: {name: op.why_not(name, device) for name in IMPLEMENTATIONS} for stem, op in sorted(_OPS.items())}
+
+
+def require(good: bool, stem: str, argument: str, expected: str, found: Any) -> None:
+    """Raise `ShapeError` naming the operation and the argument unless ``good``."""
+    if not good:
+        if isinstance(found, torch.Tensor):
+            found = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)} on {found.device}"
+        raise errors.ShapeError(f"{stem}: {argument}: expected {expected}, got {found}")

@@ -1,0 +1,181 @@
+"""From ragged recordings to clips. Contract: `s2vfast.reference.clip_sample`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s2vfast.ops._dispatch import register, require
+from s2vfast.reference import philox
+from s2vfast.reference.clip_sample import ANGLE, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, rotation
+from s2vfast.reference.clip_sample import clip_sample as _reference
+
+__all__ = ["ClipSpec", "clip_sample"]
+
+
+def clip_sample(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    ids: Tensor,
+    spec: ClipSpec,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    training: bool = True,
+    impl: str | None = None,
+) -> Tensor:
+    """Clips of the sequences ``ids``: frames chosen, centred, scaled, turned (see the reference for the rules).
+
+    Args:
+        frames: [R, V, 3], rows of all tracks, metres; any float dtype.
+        frame_index: int32 [R], a row's frame number in its sequence, ascending in a track.
+        row: int64 [Q, M], first row of the track of a sequence's body.
+        count: int32 [Q, M], rows of that track; 0 where the body is absent, at least 1 in slot 0.
+        ids: int64 [B], sequences.
+        spec: what a clip is.
+        seed: seed of the draws.
+        epoch: epoch of the draws.
+        training: False: no random draw, the same clip every time.
+        impl: implementation; None: see `use_impl`.
+
+    Returns:
+        float32 [B * M, T, V, C], bodies of a sequence next to each other.
+    """
+    require(frames.ndim == 3 and frames.shape[2] == 3, "clip_sample", "frames", "[R, V, 3]", frames)
+    require(frame_index.shape == frames.shape[:1], "clip_sample", "frame_index", f"[{frames.shape[0]}]", frame_index)
+    require(row.ndim == 2, "clip_sample", "row", "[Q, M]", row)
+    require(count.shape == row.shape, "clip_sample", "count", str(list(row.shape)), count)
+    require(ids.ndim == 1, "clip_sample", "ids", "[B]", ids)
+    return _op(
+        impl, frames.device, frames, frame_index, row, count, ids, spec, seed=seed, epoch=epoch, training=training
+    )
+
+
+def _torch(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    ids: Tensor,
+    spec: ClipSpec,
+    *,
+    seed: int,
+    epoch: int,
+    training: bool,
+) -> Tensor:
+    """All sequences of the batch at once."""
+    row, count = row[ids], count[ids].long()  # [B, M]
+    (B, M), T, V = row.shape, spec.frames, frames.shape[1]
+    if B == 0:
+        return torch.zeros(0, T, V, spec.channels, device=frames.device)
+    draws = philox.words(seed, epoch, ids, philox.CLIP, CLIP_DRAWS)
+    u = philox.uniform(draws)  # [B, 6]
+    if spec.sampling == "crop":
+        lower, weight = _crop(count[:, 0], u, spec, training)
+    else:
+        lower, weight = _bins(count[:, 0], ids, draws, spec, seed, epoch, training), None
+
+    x = _body_rows(frames, frame_index, row, count, lower)  # [B, M, T, V, 3]
+    if weight is not None:
+        upper = torch.minimum(lower + 1, count[:, :1] - 1)
+        x1 = _body_rows(frames, frame_index, row, count, upper)
+        w = weight[:, None, :, None, None]
+        seen0, seen1 = (x != 0).any(-1, keepdim=True), (x1 != 0).any(-1, keepdim=True)
+        between = x + w * (x1 - x)
+        x = torch.where(seen0 & seen1, between, torch.where(seen0 | (w == 0), x, x1))
+    seen = (x != 0).any(-1, keepdim=True)
+
+    if spec.center == "first":
+        x = x - frames[row[:, 0], spec.root].float()[:, None, None, None]
+    elif spec.center == "frame":
+        x = x - x[:, :1, :, spec.root : spec.root + 1]
+    x = _transform(x, spec, u if training else None)
+    x = torch.where(seen, x, 0.0)
+    if spec.velocity:
+        step = torch.zeros_like(x)
+        step[:, :, :-1] = torch.where(seen[:, :, 1:] & seen[:, :, :-1], x[:, :, 1:] - x[:, :, :-1], 0.0)
+        x = torch.cat([x, step], dim=-1)
+    return x.reshape(B * M, T, V, spec.channels)
+
+
+def _bins(count: Tensor, ids: Tensor, draws: Tensor, spec: ClipSpec, seed: int, epoch: int, training: bool) -> Tensor:
+    """The published frame numbers for every length: int64 [B, T]."""
+    T = spec.frames
+    steps = torch.arange(T, device=count.device)[None]
+    F = count[:, None]  # [B, 1]
+    if not training:
+        return torch.where(F < T, steps % F, (2 * steps + 1) * F // (2 * T))
+    wrapped = (philox.below(draws[:, START : START + 1], F) + steps) % F
+    frame_draws = philox.words(seed, epoch, ids, philox.FRAMES, T + 1)  # [B, T + 1]
+    rank = torch.argsort(torch.argsort(frame_draws, dim=1, stable=True), dim=1)
+    skips = torch.cumsum(rank < F - T, dim=1)[:, :T]
+    low, high = steps * F // T, (steps + 1) * F // T
+    binned = low + philox.below(frame_draws[:, :T], high - low)
+    return torch.where(F < T, wrapped, torch.where(F < 2 * T, steps + skips, binned))
+
+
+def _crop(count: Tensor, u: Tensor, spec: ClipSpec, training: bool) -> tuple[Tensor, Tensor]:
+    """A stretch resampled evenly: lower frames int64 [B, T] and weights of the next float32 [B, T]."""
+    last = (count - 1).float()[:, None]  # [B, 1]
+    start, length = torch.zeros_like(last), last
+    if training:
+        length = last * (spec.crop_min + (1.0 - spec.crop_min) * u[:, STRETCH, None])
+        start = (last - length) * u[:, START, None]
+    grid = torch.arange(spec.frames, dtype=torch.float32, device=count.device) / max(spec.frames - 1, 1)
+    place = torch.minimum(start + length * grid, last)
+    index = place.floor()
+    return index.long(), place - index
+
+
+def _body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, lower: Tensor) -> Tensor:
+    """Joints of every body in the main body's frames ``lower`` [B, T]: float32 [B, M, T, V, 3], zeros where unseen."""
+    main = row[:, :1] + lower  # [B, T]
+    found = [frames[main].float()]
+    numbers = frame_index[main]  # [B, T]
+    for m in range(1, row.shape[1]):
+        first, length = row[:, m : m + 1], count[:, m : m + 1]
+        low, high = torch.zeros_like(main), length.expand_as(main).clone()
+        # Binary search of each frame number in the body's own ascending numbers.
+        for _ in range(int(length.max()).bit_length() if length.numel() else 0):
+            middle = (low + high) // 2
+            at = frame_index[(first + middle).clamp_(max=frame_index.shape[0] - 1)]
+            right = (middle < high) & (at < numbers)
+            low = torch.where(right, middle + 1, low)
+            high = torch.where(right | (middle >= high), high, middle)
+        here = (first + low).clamp_(max=frame_index.shape[0] - 1)
+        present = (low < length) & (frame_index[here] == numbers)
+        found.append(torch.where(present[..., None, None], frames[here].float(), 0.0))
+    return torch.stack(found, dim=1)
+
+
+def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
+    """Scale and turn [B, M, T, V, 3] by the main body's measures and, in training, the draws u [B, 6]."""
+    main = x[:, 0]  # [B, T, V, 3]
+    turn = torch.eye(3, device=x.device).expand(x.shape[0], 3, 3)
+    if spec.align == "yaw":
+        side = (main[:, :, spec.sides[0]] - main[:, :, spec.sides[1]]).mean(dim=1)  # [B, 3]
+        a, b = (axis for axis in range(3) if axis != spec.up)
+        size = torch.sqrt(side[:, a] ** 2 + side[:, b] ** 2)
+        turns = size >= 1e-6
+        size = size.clamp(min=1e-6)
+        c = torch.where(turns, side[:, a] / size, 1.0)
+        s = torch.where(turns, side[:, b] / size, 0.0)
+        turn = turn.clone()
+        turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = c, s, -s, c
+    if u is not None and any(spec.rotate):
+        angles = (2.0 * u[:, ANGLE : ANGLE + 3] - 1.0) * torch.tensor(spec.rotate, device=x.device)
+        turn = rotation(angles) @ turn
+    factor = torch.ones(x.shape[0], device=x.device)
+    if spec.scale == "torso":
+        length = (main[:, :, spec.torso[1]] - main[:, :, spec.torso[0]]).square().sum(-1).sqrt().mean(dim=1)
+        factor = torch.where(length > 1e-6, 1.0 / length.clamp(min=1e-6), 1.0)
+    if u is not None:
+        factor = factor * (1.0 + spec.scale_jitter * (2.0 * u[:, SIZE] - 1.0))
+    # One matrix for all of it: x' = x (factor * turn)^T.
+    matrix = (turn * factor[:, None, None]).transpose(1, 2)
+    return (x.reshape(x.shape[0], -1, 3) @ matrix).reshape(x.shape)
+
+
+_op = register("clip_sample", reference=_reference, torch=_torch)

@@ -1,0 +1,58 @@
+"""The teacher's contextual features as a target. Contract: `s2vfast.reference.teacher_target`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2vfast.ops._dispatch import register, require
+from s2vfast.reference.teacher_target import teacher_target as _reference
+
+NORMS = ("instance", "layer")
+
+
+def teacher_target(
+    hidden: list[Tensor],
+    masked: Tensor | None,
+    norm: str = "instance",
+    eps: float = 1e-5,
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Normalise each hidden state, average them, layer-normalise the mean.
+
+    Args:
+        hidden: outputs of the last k blocks, each [N, L, D].
+        masked: int32 [N, M] token ids whose targets are wanted; None for all L.
+        norm: ``instance`` (over the tokens of a track, per channel) or ``layer`` (over the channels of a token).
+        eps: added to variances.
+        impl: implementation; None: see `use_impl`.
+
+    Returns:
+        [N, M, D], without gradient.
+    """
+    require(len(hidden) > 0, "teacher_target", "hidden", "at least one state", "none")
+    for state in hidden:
+        require(state.shape == hidden[0].shape, "teacher_target", "hidden", str(list(hidden[0].shape)), state)
+    require(norm in NORMS, "teacher_target", "norm", " or ".join(NORMS), repr(norm))
+    with torch.no_grad():
+        return _op(impl, hidden[0].device, hidden, masked, norm, eps)
+
+
+def _torch(hidden: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:
+    D = hidden[0].shape[-1]
+    index = None if masked is None else masked.long()[..., None].expand(-1, -1, D)
+    total = None
+    for state in hidden:
+        rows = state if index is None else state.gather(1, index)  # [N, M, D]
+        if norm == "instance":
+            variance, mean = torch.var_mean(state, dim=1, correction=0, keepdim=True)  # [N, 1, D]
+            rows = (rows - mean) * torch.rsqrt(variance + eps)
+        else:
+            rows = F.layer_norm(rows, (D,), eps=eps)
+        total = rows if total is None else total.add_(rows)
+    return F.layer_norm(total / len(hidden), (D,), eps=eps)
+
+
+_op = register("teacher_target", reference=_reference, torch=_torch)

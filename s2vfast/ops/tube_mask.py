@@ -1,0 +1,112 @@
+"""Motion-aware tube masking. Contract: `s2vfast.reference.tube_mask`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s2vfast import _extension
+from s2vfast.ops._dispatch import register, require
+from s2vfast.reference.tube_mask import tube_mask as _reference
+
+
+def tube_mask(
+    clips: Tensor,
+    *,
+    segment_frames: int,
+    tube_len: int,
+    keep: int,
+    motion_weight: float,
+    noise: Tensor | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    ids: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Visible and masked tokens: of every tube the joints with the lowest noise + weighted motion stay.
+
+    Args:
+        clips: [N, T, V, C], float32 or float64.
+        segment_frames: s, frames a token; T = S * s.
+        tube_len: segments a tube; divides S.
+        keep: visible joints a tube, 1 to V.
+        motion_weight: w in score = u + w * intensity.
+        noise: [N, S / tube_len, V], u in [0, 1); None draws it from (seed, epoch, ids).
+        seed: seed of the draws.
+        epoch: epoch of the draws.
+        ids: int64 [N], ids of the tracks (`s2vfast.reference.philox.track_ids`).
+        impl: implementation; None: see `use_impl`.
+
+    Returns:
+        visible int32 [N, K] and masked int32 [N, S * V - K], token ids (segment * V + joint) in ascending order.
+        All implementations choose the same tokens, bit for bit.
+    """
+    require(clips.ndim == 4, "tube_mask", "clips", "[N, T, V, C]", clips)
+    require(clips.dtype in (torch.float32, torch.float64), "tube_mask", "clips", "float32 or float64", clips)
+    N, T, V, _ = clips.shape
+    require(segment_frames >= 1, "tube_mask", "segment_frames", "1 or more", segment_frames)
+    require(tube_len >= 1, "tube_mask", "tube_len", "1 or more", tube_len)
+    tube_frames = segment_frames * tube_len
+    require(T % tube_frames == 0, "tube_mask", "clips", f"a multiple of {tube_frames} frames", clips)
+    require(1 <= keep <= V, "tube_mask", "keep", f"1 to {V}", keep)
+    if noise is None:
+        good = ids is not None and ids.shape == (N,) and ids.dtype == torch.int64
+        require(good, "tube_mask", "ids", f"int64 [{N}] where no noise is given", ids)
+    else:
+        require(noise.shape == (N, T // tube_frames, V), "tube_mask", "noise", f"[{N}, {T // tube_frames}, {V}]", noise)
+    options = {"segment_frames": segment_frames, "tube_len": tube_len, "keep": keep, "motion_weight": motion_weight}
+    return _op(impl, clips.device, clips, **options, noise=noise, seed=seed, epoch=epoch, ids=ids)
+
+
+def _native(
+    clips: Tensor,
+    *,
+    segment_frames: int,
+    tube_len: int,
+    keep: int,
+    motion_weight: float,
+    noise: Tensor | None,
+    seed: int,
+    epoch: int,
+    ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    N, T, V, C = clips.shape
+    S = T // segment_frames
+    visible = torch.empty(N, S * keep, dtype=torch.int32)
+    masked = torch.empty(N, S * (V - keep), dtype=torch.int32)
+    clips = clips.contiguous()
+    noise = None if noise is None else noise.to(clips.dtype).contiguous()
+    ids = None if ids is None else ids.contiguous()
+    _extension.load().tube_mask(
+        clips=clips.data_ptr(),
+        itemsize=clips.element_size(),
+        tracks=N,
+        frames=T,
+        joints=V,
+        channels=C,
+        segment_frames=segment_frames,
+        tube_len=tube_len,
+        keep=keep,
+        motion_weight=motion_weight,
+        noise=0 if noise is None else noise.data_ptr(),
+        seed=seed,
+        epoch=epoch,
+        ids=0 if ids is None or noise is not None else ids.data_ptr(),
+        visible=visible.data_ptr(),
+        masked=masked.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return visible, masked
+
+
+def _native_reasons(device: str, *args: object, **kwargs: object) -> list[str]:
+    reasons = []
+    if device != "cpu":
+        reasons.append(f"its tube_mask is for the CPU, not for {device}")
+    if missing := _extension.why_not():
+        reasons.append(missing)
+    return reasons
+
+
+# A stable sort is the best that PyTorch offers for this, so its own implementation is the reference.
+_op = register("tube_mask", reference=_reference, torch=_reference, native=_native, reasons={"native": _native_reasons})

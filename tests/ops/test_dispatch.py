@@ -1,0 +1,86 @@
+import threading
+
+import pytest
+import torch
+
+from s2vfast import errors, ops
+from s2vfast.ops import _dispatch
+
+X = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the implementations of masked_mse that were run."""
+    ran = []
+
+    def spy(name):
+        def run(prediction, target):
+            ran.append(name)
+            return prediction.sum()
+
+        return run
+
+    op = _dispatch._OPS["masked_mse"]
+    monkeypatch.setattr(op, "implementations", {name: spy(name) for name in ("reference", "torch", "native")})
+    monkeypatch.setattr(op, "reasons", {"native": lambda device, *a, **k: ["no wings"] if X[0] is a[0] else []} | {})
+    monkeypatch.delenv("S2VFAST_IMPL", raising=False)
+    return ran
+
+
+def test_auto_takes_the_first_that_can(calls, monkeypatch):
+    monkeypatch.setitem(_dispatch.PREFERENCE["cpu"], "masked_mse", ("native", "torch"))
+    ops.masked_mse(*X)
+    ops.masked_mse(X[0].clone(), X[1])
+    assert calls == ["torch", "native"]
+
+
+def test_a_name_never_falls_back(calls):
+    with pytest.raises(errors.ImplementationError, match="masked_mse: impl='native' cannot run here: no wings"):
+        ops.masked_mse(*X, impl="native")
+    with pytest.raises(errors.ImplementationError, match="masked_mse has no triton implementation"):
+        ops.masked_mse(*X, impl="triton")
+    assert calls == []
+
+
+def test_the_innermost_choice_wins(calls, monkeypatch):
+    monkeypatch.setenv("S2VFAST_IMPL", "reference")
+    ops.masked_mse(*X)
+    with ops.use_impl("torch"):
+        ops.masked_mse(*X)
+        with ops.use_impl("torch,masked_mse=reference"):
+            ops.masked_mse(*X)
+            ops.masked_mse(*X, impl="torch")
+        with ops.use_impl("tube_mask=reference"):
+            ops.masked_mse(*X)
+        with ops.use_impl("auto"):
+            ops.masked_mse(*X)
+    ops.masked_mse(*X)
+    assert calls == ["reference", "torch", "reference", "torch", "torch", "torch", "reference"]
+
+
+def test_use_impl_holds_in_other_threads_and_ends(calls):
+    with ops.use_impl("reference"):
+        thread = threading.Thread(target=ops.masked_mse, args=X)
+        thread.start()
+        thread.join()
+    ops.masked_mse(*X)
+    assert calls == ["reference", "torch"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("tube_mask=cuda", "no implementation 'cuda'"), ("tube=torch", "no operation 'tube'")]
+)
+def test_unknown_names(text, message):
+    with pytest.raises(errors.ImplementationError, match=message):
+        ops.parse_choice(text)
+
+
+def test_availability_names_every_operation_and_reason():
+    found = ops.availability("cpu")
+    assert set(found) == set(_dispatch._OPS)
+    for reasons in found.values():
+        assert reasons["reference"] == []
+        assert reasons["torch"] == []
+        assert list(reasons) == list(ops.IMPLEMENTATIONS)
+    assert ops.availability("cuda")["tube_mask"]["native"]

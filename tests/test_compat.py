@@ -1,0 +1,87 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s2vfast import compat, errors
+from s2vfast.config import Config
+from s2vfast.objectives import build_skeleton2vec
+
+SMALL = Path(__file__).parent / "data" / "golden_small.npz"
+# The large file stands beside the datasets, where it stands at all.
+LARGE = Path(os.environ.get("S2VFAST_DATA", "missing")).parent / "golden" / "golden_a.npz"
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("path", [SMALL, LARGE], ids=["small", "a"])
+def test_golden(path, impl):
+    if not path.is_file():
+        pytest.skip("golden_a.npz is not beside S2VFAST_DATA")
+    found = compat.check_golden(path, impl=impl)
+    assert set(found) == {
+        *("loss", "mask", "visible_latent", "prediction", "target", "gradients", "teacher_after_ema"),
+    }
+    assert found.pop("target") <= 1e-5
+    assert found.pop("mask") == 0
+    for name, error in found.items():
+        assert error <= 1e-6, name
+
+
+@pytest.mark.parametrize("name", ["student/encoder.layers.1.attn.values.weight", "src", "noise", "pred"])
+def test_golden_notices_a_change(tmp_path, name):
+    with np.load(SMALL) as file:
+        golden = {key: file[key] for key in file.files}
+    golden[name] = golden[name] * 1.001 if name != "noise" else golden[name][:, :, ::-1]
+    np.savez(tmp_path / "changed.npz", **golden)
+    assert max(compat.check_golden(tmp_path / "changed.npz", impl="torch").values()) > 1e-5
+
+
+def test_golden_refuses_other_files(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"no")
+    with pytest.raises(errors.DataError, match="x.npz: not a file of golden numbers"):
+        compat.check_golden(tmp_path / "x.npz")
+
+
+def golden_student():
+    with np.load(SMALL) as file:
+        meta = json.loads(str(file["meta"]))
+        return {k[8:]: torch.tensor(file[k]) for k in file.files if k.startswith("student/")}, meta
+
+
+def test_published_naming_both_ways_exactly():
+    published, meta = golden_student()
+    there = compat.from_published(published)
+    back = compat.to_published(there, meta["channels"])
+    assert back.keys() == published.keys()
+    assert all(torch.equal(back[k], published[k]) for k in published)
+
+
+def test_our_model_both_ways_exactly():
+    config = Config()
+    config.model.dim, config.model.heads, config.model.depth, config.objective.top_k = 16, 2, 2, 2
+    config.data.velocity = True
+    model = build_skeleton2vec(config, 25)
+    ours = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")}
+    back = compat.from_published(compat.to_published(ours, channels=6))
+    assert back.keys() == ours.keys()
+    assert all(torch.equal(back[k], ours[k]) for k in ours)
+
+
+def test_encoder_alone():
+    published, _ = golden_student()
+    encoder = {k: v for k, v in published.items() if k.startswith("encoder")}
+    assert all(k.startswith("encoder.") for k in compat.from_published(encoder))
+
+
+def test_unknown_and_missing_names():
+    published, _ = golden_student()
+    with pytest.raises(errors.CheckpointError, match="classifier.weight"):
+        compat.from_published(published | {"classifier.weight": torch.zeros(1)})
+    del published["encoder.layers.0.attn.keys.bias"]
+    with pytest.raises(errors.CheckpointError, match="encoder.layers.0.attn.keys.bias: missing"):
+        compat.from_published(published)
+    with pytest.raises(errors.CheckpointError, match="encoder.blocks.0.other"):
+        compat.to_published({"encoder.blocks.0.other": torch.zeros(1)})
