@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -60,6 +61,10 @@ class BlockStack(nn.ModuleList):
         self, depth: int, dim: int, heads: int, mlp_ratio: float, layer_scale: float, norm_eps: float = 1e-6
     ) -> None:
         super().__init__(Block(dim, heads, mlp_ratio, layer_scale, norm_eps) for _ in range(depth))
+
+    def forward(self, x: Tensor, final: nn.LayerNorm, rows: Tensor | None = None) -> Tensor:
+        """The normed stream after the last block; arguments as of `states`."""
+        return deque(self.states(x, final, rows), maxlen=1).pop()[1]
 
     def states(
         self, x: Tensor, final: nn.LayerNorm | None, rows: Tensor | None = None

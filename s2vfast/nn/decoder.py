@@ -47,7 +47,4 @@ class Decoder(nn.Module):
             [N, M, D], or [N, L, D].
         """
         x = ops.mask_fill(self.embed(latent), self.mask_token, token_positions(self.segment, self.joint), visible)
-        normed = None
-        for _, normed in self.blocks.states(x, self.norm, masked):
-            pass
-        return self.head(normed)
+        return self.head(self.blocks(x, self.norm, masked))

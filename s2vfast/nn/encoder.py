@@ -39,10 +39,7 @@ class Encoder(nn.Module):
         Returns:
             [N, K, D], or [N, L, D].
         """
-        normed = None
-        for _, normed in self.blocks.states(self.embedding(clips, visible), self.norm):
-            pass
-        return normed
+        return self.blocks(self.embedding(clips, visible), self.norm)
 
     def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
         """Outputs of the last ``last`` blocks, before the final norm, each [N, L, D]."""

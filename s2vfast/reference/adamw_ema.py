@@ -35,7 +35,7 @@ def adamw_ema(
     clip: float,
     tau: float,
 ) -> Tensor:
-    """AdamW (Loshchilov & Hutter, ICLR 2019) on clipped gradients, then theta_t <- tau theta_t + (1 - tau) theta_s, in place.
+    """Clip, AdamW (Loshchilov & Hutter, ICLR 2019), then teacher <- tau teacher + (1 - tau) student, all in place.
 
     Where the gradient's norm is not finite nothing is changed.
 

@@ -1,7 +1,7 @@
 """From ragged recordings to clips: which frames, how they are centred, scaled and turned.
 
-The published pipeline (arXiv 2401.00921, section 4.2) is sampling="bins", center="first", three random angles; the other
-choices are for small sets of short recordings.
+The published pipeline (arXiv 2401.00921, section 4.2) is sampling="bins", center="first", three random angles; the
+other choices are for small sets of short recordings.
 """
 
 from __future__ import annotations

@@ -13,8 +13,10 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
 
     Args:
         x: [N, L, D].
-        weight1: [E, D]; bias1: [E].
-        weight2: [D, E]; bias2: [D].
+        weight1: [E, D].
+        bias1: [E].
+        weight2: [D, E].
+        bias2: [D].
 
     Returns:
         [N, L, D].

@@ -1,7 +1,7 @@
 """Philox4x32-10: random numbers as a function of a counter (Salmon et al., SC 2011, "Parallel random numbers").
 
-Every draw of s2vfast is `words(seed, epoch, ids, stream, count)`: it depends on the seed, the epoch, the sample and what
-it is for, never on the device, the order of samples or the number of workers. The layout of the counter:
+Every draw of s2vfast is `words(seed, epoch, ids, stream, count)`: it depends on the seed, the epoch, the sample and
+what it is for, never on the device, the order of samples or the number of workers. The layout of the counter:
 
 ====  =====================================================
 word  meaning

@@ -38,9 +38,8 @@ def dataset(lengths, V=6, seed=0, second=True):
         if second and q % 2:
             parts.append(np.sort(rng.choice(2 * F, max(1, F // 2), replace=False)))
         for k, part in enumerate(parts):
-            joints = rng.normal(size=(len(part), V, 3)) + [0.5, 1.0, 3.0]
+            joints = rng.normal(size=(len(part), V, 3)) + np.array([0.5, 1.0, 3.0])
             joints[rng.random((len(part), V)) < (0.1 if V > 5 else 0)] = 0.0
-            joints[:, :5] += 0.0
             if k:
                 rows.append(at)
                 counts.append(len(part))

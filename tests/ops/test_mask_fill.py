@@ -31,6 +31,6 @@ def test_latents_return_to_their_tokens(numbers):
 
 
 def test_refuses_shapes_by_name(numbers):
+    given = case(numbers)
     with pytest.raises(errors.ShapeError, match="mask_fill: visible"):
-        given = case(numbers)
         mask_fill(**given | {"visible": given["visible"][:, 1:]})
