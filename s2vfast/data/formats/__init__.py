@@ -1,0 +1,45 @@
+"""Formats that datasets come in. One module each, with two functions.
+
+To add a format, write ``formats/<name>.py`` with::
+
+    def detect(src: Path) -> bool: ...
+        # Is src (a file or a folder) of this format? Look at names and first lines only.
+
+    def open_source(src: Path, layout: Layout | None) -> Source: ...
+        # List the recordings and say how to read one, as `base.Source` describes. `layout` is what the user asked
+        # for; a format with a skeleton of its own leaves it aside. Raise DataError if src as a whole is unusable.
+
+and add the module to `FORMATS`. Its ``read`` returns `Sequence` objects: bodies with the main one first, each with
+the frame numbers it was seen in, gaps left as gaps, and a note for everything that was dropped. Everything else is
+done for it: the importer runs ``read`` in parallel, refuses NaN, Inf and absurd coordinates, counts, reports, and
+writes the store. A recording that cannot be read raises ``BrokenRecording(file, reason, line)``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from s2vfast.data.formats import ctrgcn, ntu, nwucla, pkummd, pyskl
+from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.errors import DataError
+
+FORMATS: dict[str, ModuleType] = {"ntu": ntu, "pyskl": pyskl, "ctrgcn": ctrgcn, "nwucla": nwucla, "pkummd": pkummd}
+"""Modules by the name that ``--format`` takes."""
+
+__all__ = ["FORMATS", "BrokenRecording", "Source", "detect_format"]
+
+
+def detect_format(src: Path) -> str:
+    """The name of the one format that recognises ``src``.
+
+    Raises:
+        DataError: nothing there, no format or more than one recognises it.
+    """
+    if not src.exists():
+        raise DataError(f"{src}: no such file or folder")
+    found = [name for name, module in FORMATS.items() if module.detect(src)]
+    if len(found) == 1:
+        return found[0]
+    what = f"may be {' or '.join(found)}" if found else "of no known format"
+    raise DataError(f"{src}: {what}; name one with --format: {', '.join(FORMATS)}")

@@ -1,0 +1,83 @@
+"""What every format gives the importer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from s2vfast.data.layout import Layout
+from s2vfast.data.store import Sequence
+from s2vfast.data.store_writer import SequenceInfo, Splits
+from s2vfast.errors import DataError
+
+MAX_METRES = 20.0
+"""Largest believable coordinate of a depth camera's recording; the Kinects see no farther than 8 m."""
+MAX_PIXELS = 1e5
+"""Largest believable coordinate of a 2D pose."""
+MAX_FRAMES = 1_000_000
+"""Longest believable recording: 9 hours at 30 frames a second."""
+
+
+class BrokenRecording(DataError):
+    """One recording that cannot be read. The rest of the dataset is not affected."""
+
+    def __init__(self, file: str, reason: str, line: int | None = None, name: str | None = None) -> None:
+        self.file, self.reason, self.line = file, reason, line
+        self.name = name if name is not None else file
+        super().__init__(f"{file}{'' if line is None else f':{line}'}: {reason}")
+
+
+Read = Callable[[Any], "list[Sequence | BrokenRecording]"]
+
+
+@dataclass
+class Source:
+    """A dataset, opened: what is in it and how to read it."""
+
+    layout: Layout
+    """The skeleton of all its recordings."""
+    classes: list[str]
+    """Class names by label."""
+    items: Iterable[Any]
+    """Units of reading, in the order of their sequences in the store. With ``parallel`` a sorted list of paths."""
+    total: int
+    """Number of items."""
+    read: Read
+    """Item -> its sequences. A recording that cannot be read is a `BrokenRecording`, raised or in the list."""
+    splits: Callable[[list[SequenceInfo]], Splits]
+    """Named splits of the sequences that were kept; ones with an empty part are left out by the importer."""
+    parallel: bool = True
+    """Items may be read by other processes: ``read`` must be a function of a module."""
+    limit: float = MAX_METRES
+    """Largest believable absolute coordinate, in the format's units."""
+    notes: list[str] = field(default_factory=list)
+    """Said in the report: what was converted or left out for the whole dataset."""
+
+
+def find_absurd(joints: np.ndarray, limit: float) -> tuple[int, int, str] | None:
+    """The first joint in [n, V, 3] that no recording can have: (row, joint, what is wrong), or None."""
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(joints) <= limit)  # [n, V, 3]; catches NaN too
+    if not bad.any():
+        return None
+    row, joint, axis = (int(at) for at in np.argwhere(bad)[0])
+    value = float(joints[row, joint, axis])
+    coordinate = "xyz"[axis]
+    if not np.isfinite(value):
+        return row, joint, f"joint {joint}: {coordinate} is {value}, not a finite number"
+    return row, joint, f"joint {joint}: {coordinate} is {value:g}, absurd (more than {limit:g} from the camera)"
+
+
+def whole_number(text: bytes, what: str, file: str, line: int, low: int, high: int) -> int:
+    """A whole number in [low, high], or BrokenRecording."""
+    try:
+        value = int(text)
+    except ValueError:
+        shown = text[:40].decode("utf-8", "replace").strip()
+        raise BrokenRecording(file, f"{what}: expected a whole number, found {shown!r}", line) from None
+    if not low <= value <= high:
+        raise BrokenRecording(file, f"{what}: {value}, expected {low} to {high}", line)
+    return value

@@ -1,0 +1,169 @@
+"""The npz of CTR-GCN and MAMP: ``x_train``, ``x_test`` [n, T, 150] and ``y_train``, ``y_test``, one-hot or numbers.
+
+The 150 numbers are two bodies of 25 joints, x y z. A sequence ends with its last frame that is not all zero; frames in
+which a body is zero before that are gaps. Names are not in the file, so sequences are called train_000000 and
+test_000000. The split is named after the file: xsub (NTU60_CS, NTU120_CSub), xview (NTU60_CV), xset (NTU120_CSet),
+else "default". Arrays are streamed out of the zip archive, one sequence at a time; pickled objects are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.store import Body, Sequence
+from s2vfast.data.store_writer import SequenceInfo, Splits
+from s2vfast.errors import DataError
+
+BODIES, JOINTS = 2, 25
+MAX_FRAMES = 100_000
+MAX_SEQUENCES = 10_000_000
+PARTS = ("train", "test")
+
+
+def detect(src: Path) -> bool:
+    """A .npz file with x_train."""
+    if not src.is_file() or src.suffix != ".npz" or not zipfile.is_zipfile(src):
+        return False
+    with zipfile.ZipFile(src) as archive:
+        return "x_train.npy" in archive.namelist()
+
+
+def open_source(src: Path, layout: Layout | None) -> Source:
+    """Read the labels and the shapes. The layout is always kinect_v2.
+
+    Raises:
+        DataError: an array is missing or of another shape.
+    """
+    if not src.is_file() or not zipfile.is_zipfile(src):
+        raise DataError(f"{src}: expected one .npz file")
+    labels: dict[str, np.ndarray] = {}
+    classes = 1
+    for part in PARTS:
+        with _member(src, f"x_{part}") as member:
+            shape, _ = _skeletons_header(member, f"{src}: x_{part}")
+        labels[part], count = _labels(src, part)
+        classes = max(classes, count)
+        if len(labels[part]) != shape[0]:
+            raise DataError(f"{src}: {shape[0]} sequences in x_{part} but {len(labels[part])} labels in y_{part}")
+    return Source(
+        layout=LAYOUTS["kinect_v2"],
+        classes=[f"A{number:03d}" for number in range(1, classes + 1)],
+        items=_items(src, labels),
+        total=sum(map(len, labels.values())),
+        read=partial(read_row, file=src.name),
+        splits=partial(splits, split=split_name(src.stem)),
+        parallel=False,
+    )
+
+
+def split_name(stem: str) -> str:
+    """The split that a file like NTU60_CS.npz holds."""
+    ending = stem.lower().replace("-", "_").rpartition("_")[2]
+    known = {"xsub": ("cs", "csub", "xsub"), "xview": ("cv", "cview", "xview"), "xset": ("cset", "xset")}
+    return next((split for split, endings in known.items() if ending in endings), "default")
+
+
+def splits(infos: list[SequenceInfo], split: str) -> Splits:
+    """One split, by the array that a sequence comes from."""
+    return {split: {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}}
+
+
+def read_row(item: tuple[str, int, np.ndarray], file: str) -> list[Sequence | BrokenRecording]:
+    """One sequence from its numbers [T, 150].
+
+    Raises:
+        BrokenRecording: the label is not one class.
+    """
+    name, label, numbers = item
+    if label < 0:
+        raise BrokenRecording(file, "the label is not one-hot", name=name)
+    bodies_first = numbers.reshape(-1, BODIES, JOINTS, 3).transpose(1, 0, 2, 3)  # [M, T, V, 3]
+    seen = bodies_first.any(axis=(2, 3))  # [M, T]
+    frames = int(np.flatnonzero(seen.any(axis=0)).max(initial=-1)) + 1
+    bodies = [
+        Body(str(body), np.flatnonzero(seen[body]).astype(np.int32), bodies_first[body, seen[body]])
+        for body in range(BODIES)
+        if seen[body].any()
+    ]
+    return [Sequence(name, label, frames, bodies)]
+
+
+def _items(src: Path, labels: dict[str, np.ndarray]) -> Iterator[tuple[str, int, np.ndarray]]:
+    for part in sorted(PARTS):  # test before train: names ascend, as in every store
+        with _member(src, f"x_{part}") as member:
+            (count, frames, width), dtype = _skeletons_header(member, f"{src}: x_{part}")
+            size = frames * width * dtype.itemsize
+            for number in range(count):
+                data = member.read(size)
+                if len(data) != size:
+                    raise DataError(f"{src}: x_{part}: ends in sequence {number} of {count} (cut off?)")
+                name = f"{part}_{number:06d}"
+                yield name, int(labels[part][number]), np.frombuffer(data, dtype=dtype).reshape(frames, width)
+
+
+@contextlib.contextmanager
+def _member(src: Path, name: str) -> Iterator[IO[bytes]]:
+    """One array of the archive, as a stream of its .npy bytes."""
+    try:
+        with zipfile.ZipFile(src) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                raise DataError(f"{src}: no array {name}")
+            with archive.open(f"{name}.npy") as member:
+                yield member
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{src}: {name}: damaged ({error})") from error
+
+
+def _header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, dtype) at the beginning of a .npy stream."""
+    try:
+        version = np.lib.format.read_magic(member)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(member)
+    except Exception as error:  # what numpy raises for a damaged header has no common class
+        raise DataError(f"{where}: no readable numpy array ({type(error).__name__}: {error})") from error
+    if fortran and len(shape) > 1:
+        raise DataError(f"{where}: in Fortran order; save np.ascontiguousarray of it")
+    return shape, dtype
+
+
+def _skeletons_header(member: IO[bytes], where: str) -> tuple[tuple[int, int, int], np.dtype]:
+    shape, dtype = _header(member, where)
+    width = BODIES * JOINTS * 3
+    if len(shape) != 3 or shape[2] != width or shape[1] > MAX_FRAMES or shape[0] > MAX_SEQUENCES or min(shape) < 0:
+        raise DataError(f"{where}: shape {list(shape)}, expected [n, T, {width}]")
+    if dtype.kind != "f":
+        raise DataError(f"{where}: expected floating-point numbers, found {dtype}")
+    return shape, dtype
+
+
+def _labels(src: Path, part: str) -> tuple[np.ndarray, int]:
+    """(label per sequence, -1 where a row is not one-hot; number of classes)."""
+    name = f"{src}: y_{part}"
+    with _member(src, f"y_{part}") as member:
+        shape, dtype = _header(member, name)
+        if dtype.kind not in "iufb" or len(shape) not in (1, 2) or not 0 <= min(shape) <= max(shape) <= MAX_SEQUENCES:
+            raise DataError(f"{name}: {dtype} {list(shape)}, expected one-hot rows or numbers")
+        size = math.prod(shape) * dtype.itemsize
+        data = member.read(size)  # no more than there is
+    if len(data) != size:
+        raise DataError(f"{name}: {len(data)} bytes for shape {list(shape)} (cut off?)")
+    y = np.frombuffer(data, dtype=dtype).reshape(shape)
+    if y.ndim == 1:
+        labels = y.astype(np.int64)
+        if (labels != y).any() or (labels < 0).any():
+            raise DataError(f"{name}: expected whole numbers from 0")
+        return labels, int(labels.max(initial=-1)) + 1
+    one_hot = (y != 0).sum(axis=1) == 1
+    return np.where(one_hot, y.argmax(axis=1), -1), y.shape[1]

@@ -1,0 +1,134 @@
+"""Northwestern-UCLA Multiview Action 3D as JSON: one file a recording, ``{file_name, skeletons [T][20][3], label}``.
+
+Names are aAA_sSS_eEE_vVV: action, performer, repetition, camera. Labels run from 1 to 10 in the order of the actions,
+whose numbers have holes. Splits:
+
+- ``xview``, the published cross-view protocol: cameras 1 and 2 train, camera 3 is the test.
+- ``view12`` and ``view21``: camera 1 trains and camera 2 is the test, and the other way round. They touch the training
+  views of xview only, so hyperparameters can be chosen on them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.store import Body, Sequence
+from s2vfast.data.store_writer import SequenceInfo, Splits
+from s2vfast.errors import DataError
+
+ACTIONS = {
+    1: "pick up with one hand",
+    2: "pick up with two hands",
+    3: "drop trash",
+    4: "walk around",
+    5: "sit down",
+    6: "stand up",
+    8: "donning",
+    9: "doffing",
+    11: "throw",
+    12: "carry",
+}
+"""Action number -> class name, in the order of the labels."""
+
+JOINTS = 20
+_NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
+_PATTERN = "a[0-9][0-9]_s[0-9][0-9]_e[0-9][0-9]_v[0-9][0-9].json"
+
+
+def detect(src: Path) -> bool:
+    """A folder with aAA_sSS_eEE_vVV.json files, or one such file."""
+    if src.is_file():
+        return src.suffix == ".json" and _NAME.fullmatch(src.stem) is not None
+    return any(src.rglob(_PATTERN))
+
+
+def open_source(src: Path, layout: Layout | None) -> Source:
+    """All recordings below ``src``, in the order of their names. The layout is always kinect_v1."""
+    files = [src] if src.is_file() else sorted(src.rglob(_PATTERN), key=lambda path: (path.stem, path))
+    if not files:
+        raise DataError(f"{src}: no files named aAA_sSS_eEE_vVV.json below")
+    return Source(
+        layout=LAYOUTS["kinect_v1"],
+        classes=list(ACTIONS.values()),
+        items=files,
+        total=len(files),
+        read=read_file,
+        splits=splits,
+    )
+
+
+def splits(infos: list[SequenceInfo]) -> Splits:
+    """xview, view12 and view21 as above."""
+    by_view = {view: [info.name for info in infos if info.view == view] for view in (1, 2, 3)}
+    return {
+        "xview": {"train": by_view[1] + by_view[2], "test": by_view[3]},
+        "view12": {"train": by_view[1], "test": by_view[2]},
+        "view21": {"train": by_view[2], "test": by_view[1]},
+    }
+
+
+def read_file(path: Path) -> list[Sequence | BrokenRecording]:
+    """One recording.
+
+    Raises:
+        BrokenRecording: not such a file, or a label that does not fit its name.
+    """
+    name = _NAME.fullmatch(path.stem)
+    if name is None:
+        raise BrokenRecording(path.name, "the name is not aAA_sSS_eEE_vVV")
+    action, performer, repetition, camera = map(int, name.groups())
+    try:
+        data = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise BrokenRecording(path.name, f"not JSON: {error.msg}", error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        raise BrokenRecording(path.name, f"not JSON: {error}") from None
+    if not isinstance(data, dict) or not {"skeletons", "label"} <= data.keys():
+        raise BrokenRecording(path.name, "expected an object with file_name, skeletons and label")
+    if data.get("file_name", path.stem) != path.stem:
+        raise BrokenRecording(path.name, f"file_name inside is {data['file_name']!r}")
+    label, actions = data["label"], list(ACTIONS)
+    if not isinstance(label, int) or not 1 <= label <= len(actions) or actions[label - 1] != action:
+        expected = actions.index(action) + 1 if action in actions else "none (no such action)"
+        raise BrokenRecording(path.name, f"label {label!r}, expected {expected} for action a{action:02d}")
+    joints = _joints(data["skeletons"], path.name)
+    body = Body("1", np.arange(len(joints), dtype=np.int32), joints)
+    sequence = Sequence(
+        name=path.stem,
+        label=label - 1,
+        total_frames=len(joints),
+        bodies=[body],
+        subject=performer,
+        view=camera,
+        repetition=repetition,
+    )
+    return [sequence]
+
+
+def _joints(frames: Any, file: str) -> np.ndarray:
+    """[T, 20, 3], the first frame that is something else being named."""
+    if not isinstance(frames, list):
+        raise BrokenRecording(file, "skeletons is no list")
+    if not frames:
+        return np.zeros((0, JOINTS, 3), dtype=np.float32)
+    try:
+        joints = np.array(frames, dtype=np.float64)
+        if joints.shape == (len(frames), JOINTS, 3):
+            return joints
+    except (ValueError, TypeError, OverflowError):
+        pass
+    for number, frame in enumerate(frames):
+        try:
+            shape = np.array(frame, dtype=np.float64).shape
+        except (ValueError, TypeError, OverflowError):
+            raise BrokenRecording(file, f"frame {number}: not {JOINTS} joints of three numbers") from None
+        if shape != (JOINTS, 3):
+            raise BrokenRecording(file, f"frame {number}: shape {list(shape)}, expected [{JOINTS}, 3]")
+    raise BrokenRecording(file, f"skeletons is not [T][{JOINTS}][3]")

@@ -1,0 +1,183 @@
+"""PKU-MMD: long untrimmed recordings, cut here to one sequence per labelled action.
+
+A folder holds, anywhere below it, skeleton files of 150 numbers a line (two bodies of 25 joints, x y z in metres, zeros
+where a body is absent) and label files of the same names with ``class,start,end,confidence`` a line. Names end in the
+camera: 0002-L.txt, 0002-M.txt, 0002-R.txt (part 1), A01N01-L.txt (part 2, performer and number). Labels count classes
+from 1; an action covers frames start to end - 1, counted from 0. Sequences are named after the recording and the line
+of the label file, 0002-L.003. Views are 1 (L), 2 (M) and 3 (R).
+
+Splits come from ``cross-subject.txt`` and ``cross-view.txt`` where the folder has them. Without cross-view.txt, xview
+is made from the names as published: the middle and right cameras train, the left one is the test. Without
+cross-subject.txt there is no xsub, because the names of part 1 do not tell the performer.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from s2vfast.data.formats.base import MAX_METRES, BrokenRecording, Source, find_absurd, whole_number
+from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.store import Body, Sequence
+from s2vfast.data.store_writer import SequenceInfo, Splits
+from s2vfast.errors import DataError
+
+JOINTS = 25
+CLASSES = 51
+NUMBERS = 2 * JOINTS * 3
+VIEWS = {"L": 1, "M": 2, "R": 3}
+_NAME = re.compile(r"(?:A(\d{2,3})N\d{2,3}|\d{4})-([LMR])")
+_IN_LIST = re.compile(r"\b(?:A\d{2,3}N\d{2,3}|\d{4})-[LMR]\b")
+
+
+def detect(src: Path) -> bool:
+    """A folder with files like 0002-L.txt below it."""
+    return src.is_dir() and any(_NAME.fullmatch(path.stem) for path in src.rglob("*-[LMR].txt"))
+
+
+def open_source(src: Path, layout: Layout | None) -> Source:
+    """All recordings below ``src``, in the order of their names. The layout is always kinect_v2."""
+    skeletons, labels, empty = {}, {}, []
+    for path in sorted(src.rglob("*-[LMR].txt")):
+        if not _NAME.fullmatch(path.stem):
+            continue
+        with path.open("rb") as file:
+            first = file.readline(100_000)
+        if not first.strip():
+            empty.append(path)
+            continue
+        found = labels if b"," in first else skeletons
+        if path.stem in found:
+            raise DataError(f"{path}: a second file of this name and kind, the first is {found[path.stem]}")
+        found[path.stem] = path
+    for path in empty:  # without a line to tell which kind it is, it stands for the kind that is missing
+        (skeletons if path.stem not in skeletons else labels).setdefault(path.stem, path)
+    if not skeletons:
+        raise DataError(f"{src}: no skeleton files named like 0002-L.txt below")
+    lists = {key: _find_list(src, file) for key, file in (("xsub", "cross-subject.txt"), ("xview", "cross-view.txt"))}
+    notes = []
+    if lists["xview"] is None:
+        notes.append("no cross-view.txt: split xview made from the names, cameras M and R train, L is the test")
+    if lists["xsub"] is None:
+        notes.append("no cross-subject.txt: no split xsub")
+    return Source(
+        layout=LAYOUTS["kinect_v2"],
+        classes=[f"action {number}" for number in range(1, CLASSES + 1)],
+        items=[(skeletons[name], labels.get(name)) for name in sorted(skeletons)],
+        total=len(skeletons),
+        read=read_recording,
+        splits=partial(splits, lists=lists),
+        notes=notes,
+    )
+
+
+def splits(infos: list[SequenceInfo], lists: dict[str, dict[str, set[str]] | None]) -> Splits:
+    """Splits from the official lists (recordings by part), xview from the names without one."""
+    made: Splits = {}
+    for split, parts in lists.items():
+        if parts is not None:
+            made[split] = {
+                part: [info.name for info in infos if info.name.partition(".")[0] in recordings]
+                for part, recordings in parts.items()
+            }
+        elif split == "xview":
+            left = VIEWS["L"]
+            made[split] = {
+                "train": [info.name for info in infos if info.view != left],
+                "test": [info.name for info in infos if info.view == left],
+            }
+    return made
+
+
+def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
+    """Read an official split list: recordings after a line "Training videos" and after one "Validation videos"."""
+    path = next(iter(sorted(src.rglob(name))), None)
+    if path is None:
+        return None
+    parts: dict[str, set[str]] = {"train": set(), "test": set()}
+    part = None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        start = line.strip().lower()
+        if start.startswith("train"):
+            part = "train"
+        elif start.startswith(("valid", "test")):
+            part = "test"
+        recordings = _IN_LIST.findall(line)
+        if recordings and part is None:
+            raise DataError(f"{path}: recordings before a line 'Training videos' or 'Validation videos'")
+        if recordings:
+            parts[part].update(recordings)
+    if not parts["train"] or not parts["test"]:
+        raise DataError(f"{path}: expected lists of training and of validation videos")
+    return parts
+
+
+def read_recording(item: tuple[Path, Path | None]) -> list[Sequence | BrokenRecording]:
+    """The labelled actions of one recording; a label that cannot be used does not spoil the others.
+
+    Raises:
+        BrokenRecording: the skeleton file as a whole cannot be read.
+    """
+    path, label_path = item
+    if label_path is None:
+        raise BrokenRecording(path.name, "no label file of this name")
+    performer, camera = _NAME.fullmatch(path.stem).groups()
+    frames = parse(path.read_bytes(), path.name)  # [F, 2, V, 3]
+    made: list[Sequence | BrokenRecording] = []
+    for number, line in enumerate(label_path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = f"{path.stem}.{number:03d}"
+        try:
+            label, start, stop, notes = _label(line, label_path, number, len(frames))
+            clip = frames[start:stop]
+            for body in range(2):
+                if absurd := find_absurd(clip[:, body], MAX_METRES):
+                    row, _, reason = absurd
+                    raise BrokenRecording(path.name, f"body {body}, {reason}", start + row + 1)
+        except BrokenRecording as broken:
+            broken.name = name
+            made.append(broken)
+            continue
+        index = np.arange(stop - start, dtype=np.int32)
+        bodies = [Body(str(body), index, clip[:, body].astype(np.float32)) for body in range(2)]
+        bodies = [body for body in bodies if body.joints.any()]
+        subject = int(performer) if performer else -1
+        view = VIEWS[camera]
+        made.append(Sequence(name, label, stop - start, bodies, subject=subject, view=view, notes=notes))
+    return made
+
+
+def _label(line: bytes, path: Path, number: int, frames: int) -> tuple[int, int, int, list[str]]:
+    """(label from 0, start, stop, notes) of one line of a label file."""
+    file = f"{path.parent.name}/{path.name}"
+    fields = line.split(b",")
+    if len(fields) not in (3, 4):
+        raise BrokenRecording(file, f"expected class,start,end,confidence, found {len(fields)} fields", number)
+    action = whole_number(fields[0], "class", file, number, 1, CLASSES)
+    start = whole_number(fields[1], "start", file, number, 0, 2**31)
+    stop = whole_number(fields[2], "end", file, number, 0, 2**31)
+    if stop <= start or start >= frames:
+        raise BrokenRecording(file, f"action in frames {start} to {stop} of a recording of {frames}", number)
+    notes = [] if stop <= frames else [f"label ends at frame {stop}, the recording at {frames}: cut there"]
+    return action - 1, start, min(stop, frames), notes
+
+
+def parse(data: bytes, file: str) -> np.ndarray:
+    """The numbers of a skeleton file, float64 [F, 2, V, 3]; NaN and Inf are let through here and refused by action."""
+    lines = data.splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    values = np.empty((len(lines), NUMBERS))
+    for at, line in enumerate(lines):
+        fields = line.split()
+        if len(fields) != NUMBERS:
+            raise BrokenRecording(file, f"expected {NUMBERS} numbers, found {len(fields)}", at + 1)
+        try:
+            values[at] = [float(field) for field in fields]
+        except ValueError as error:
+            raise BrokenRecording(file, f"not a number ({error})", at + 1) from None
+    return values.reshape(-1, 2, JOINTS, 3)

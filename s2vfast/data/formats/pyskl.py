@@ -1,0 +1,169 @@
+"""The pickle of pyskl and MMAction2, and the way in for any other dataset.
+
+::
+
+    {'split': {'xsub_train': [names], 'xsub_val': [names], ...},
+     'annotations': [{'frame_dir': name, 'label': 3, 'total_frames': 90,
+                      'keypoint': array [M, T, V, C], float16, float32 or float64}, ...],
+     'classes': [names],     # may be left out
+     'layout': {...}}        # may be left out: the fields of s2vfast.data.layout.Layout
+
+C is 3 (metres) or 2 (pixels, z becomes 0). Frames in which a body is all zero are gaps. The skeleton is the one that
+``--layout`` names, else the pickle's own, else by V: 25 kinect_v2, 20 kinect_v1, 17 coco. Names like NTU's tell setup,
+camera, performer and replication. Split lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split X;
+without X the split is called "default", and a number at the end goes to the split (``train2``: split "default2"). Where
+a split has both val and test, val stays a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no
+code and makes no array larger than itself.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2vfast.data.formats.base import MAX_METRES, MAX_PIXELS, BrokenRecording, Source
+from s2vfast.data.formats.ntu import parse_name
+from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.safe_pickle import load_pickle
+from s2vfast.data.store import Body, Sequence
+from s2vfast.data.store_writer import Splits
+from s2vfast.errors import DataError
+
+LAYOUT_BY_JOINTS = {layout.num_joints: layout for layout in LAYOUTS.values()}
+_PART = re.compile(r"(?:(?P<split>.+?)[_-])?(?P<part>train|val|test)(?P<fold>\d*)")
+
+
+def detect(src: Path) -> bool:
+    """A file named .pkl or .pickle."""
+    return src.is_file() and src.suffix in (".pkl", ".pickle")
+
+
+def open_source(src: Path, layout: Layout | None) -> Source:
+    """Load the pickle and look at its annotations.
+
+    Raises:
+        DataError: refused or damaged, not such a dictionary, or a skeleton that needs a layout.
+    """
+    if not src.is_file():
+        raise DataError(f"{src}: expected one pickle file")
+    data = load_pickle(src)
+    if isinstance(data, list):
+        data = {"annotations": data}
+    if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
+        raise DataError(f"{src}: expected a dict with 'annotations', a list, and 'split'")
+    annotations = data["annotations"]
+    if not annotations:
+        raise DataError(f"{src}: 'annotations' is empty")
+    first = next((a["keypoint"] for a in annotations if _has_array(a)), None)
+    if first is None:
+        raise DataError(f"{src}: no annotation has a 'keypoint' array [M, T, V, C] with C 2 or 3")
+    notes: list[str] = []
+    if layout is None and data.get("layout") is not None:
+        layout = Layout.from_dict(data["layout"], where=f"{src}: layout")
+    if layout is None:
+        layout = LAYOUT_BY_JOINTS.get(first.shape[2])
+        if layout is None:
+            raise DataError(
+                f"{src}: skeletons of {first.shape[2]} joints; give their layout with --layout FILE.json "
+                "(name, joints, parents, root, torso, sides)"
+            )
+        notes.append(f"layout {layout.name} taken for {first.shape[2]} joints")
+    flat = first.shape[3] == 2
+    if flat:
+        notes.append("2 coordinates a joint: z set to 0")
+    splits, split_notes = _splits(data.get("split") or {}, src)
+    return Source(
+        layout=layout,
+        classes=_classes(data.get("classes"), annotations, src),
+        items=sorted(annotations, key=_name),
+        total=len(annotations),
+        read=partial(read_annotation, file=src.name, channels=first.shape[3]),
+        splits=lambda infos: splits,
+        parallel=False,
+        limit=MAX_PIXELS if flat else MAX_METRES,
+        notes=notes + split_notes,
+    )
+
+
+def read_annotation(annotation: Any, file: str, channels: int) -> list[Sequence | BrokenRecording]:
+    """One annotation as a sequence; its bodies keep their order.
+
+    Raises:
+        BrokenRecording: a field is missing or does not fit.
+    """
+    name = _name(annotation)
+    if not name:
+        raise BrokenRecording(file, "an annotation without 'frame_dir'")
+    label = annotation.get("label")
+    if not _is_label(label):
+        raise BrokenRecording(file, f"label {label!r}, expected a whole number from 0", name=name)
+    if not _has_array(annotation):
+        raise BrokenRecording(file, "no 'keypoint' array [M, T, V, C] with C 2 or 3", name=name)
+    keypoint = annotation["keypoint"]  # [M, T, V, C]
+    if keypoint.shape[3] != channels:
+        raise BrokenRecording(file, f"{keypoint.shape[3]} coordinates, the others have {channels}", name=name)
+    frames = annotation.get("total_frames", keypoint.shape[1])
+    if frames != keypoint.shape[1]:
+        raise BrokenRecording(file, f"total_frames {frames!r}, keypoint has {keypoint.shape[1]}", name=name)
+    joints = np.zeros((*keypoint.shape[:3], 3), dtype=np.float64 if keypoint.itemsize == 8 else np.float32)
+    joints[..., :channels] = keypoint
+    bodies = []
+    for body, track in enumerate(joints):  # [T, V, 3]
+        seen = track.any(axis=(1, 2))
+        if seen.any():
+            bodies.append(Body(str(body), np.flatnonzero(seen).astype(np.int32), track[seen]))
+    known = parse_name(name)
+    sequence = Sequence(name, int(label), keypoint.shape[1], bodies)
+    if known is not None:
+        sequence.subject, sequence.view = known.performer, known.camera
+        sequence.repetition, sequence.setup = known.replication, known.setup
+    return [sequence]
+
+
+def _name(annotation: Any) -> str:
+    name = annotation.get("frame_dir") if isinstance(annotation, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _has_array(annotation: Any) -> bool:
+    array = annotation.get("keypoint") if isinstance(annotation, dict) else None
+    return isinstance(array, np.ndarray) and array.ndim == 4 and array.shape[3] in (2, 3) and array.dtype.kind == "f"
+
+
+def _is_label(label: Any) -> bool:
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 100_000
+
+
+def _classes(given: Any, annotations: list[Any], src: Path) -> list[str]:
+    labels = [a["label"] for a in annotations if isinstance(a, dict) and _is_label(a.get("label"))]
+    count = max(labels, default=-1) + 1
+    if given is not None:
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given) or len(given) < count:
+            raise DataError(f"{src}: 'classes': expected a list of at least {count} names")
+        return given
+    if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
+        return [f"A{label:03d}" for label in range(1, count + 1)]
+    return [f"class {label}" for label in range(count)]
+
+
+def _splits(given: Any, src: Path) -> tuple[Splits, list[str]]:
+    if not isinstance(given, dict):
+        raise DataError(f"{src}: 'split': expected a dict of name: list of frame_dir")
+    splits: Splits = {}
+    notes = []
+    for key, names in given.items():
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{src}: 'split' {key!r}: expected a list of frame_dir")
+        match = _PART.fullmatch(str(key))
+        if match is None:
+            notes.append(f"split list {key!r} left out: its name does not end in train, val or test")
+            continue
+        splits.setdefault((match["split"] or "default") + match["fold"], {})[match["part"]] = list(names)
+    for parts in splits.values():
+        if "val" in parts and "test" not in parts:
+            parts["test"] = parts.pop("val")
+    return splits, notes

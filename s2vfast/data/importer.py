@@ -1,0 +1,271 @@
+"""Import a dataset into a store: list, read in parallel, check, write in order, count."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
+from s2vfast.data.layout import Layout, get_layout
+from s2vfast.data.store import Sequence, Store
+from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
+from s2vfast.errors import DataError
+
+CHUNK = 16  # recordings a task: small files cost more to hand over than to read
+MIN_FILES_FOR_WORKERS = 4096  # below that, starting processes takes longer than it saves
+
+
+@dataclass
+class ImportReport:
+    """What an import did."""
+
+    store: Path
+    format: str
+    sequences: int
+    rows: int
+    classes: int
+    splits: dict[str, dict[str, int]]
+    """split -> part -> sequences."""
+    dropped: list[dict[str, Any]]
+    """name, reason, kind ("broken" or "empty"), and file and line where known; in the order of the store."""
+    notes: list[str] = field(default_factory=list)
+    """What was converted or left out for the whole dataset."""
+    bodies_dropped: int = 0
+    """Notes on single sequences, most of them bodies left out."""
+
+    @property
+    def broken(self) -> list[dict[str, Any]]:
+        """The recordings that could not be read."""
+        return [entry for entry in self.dropped if entry["kind"] == "broken"]
+
+
+@dataclass
+class _Tally:
+    """Oddities that are kept but said."""
+
+    zero_joints: int = 0
+    repeated_frames: int = 0
+
+    def add(self, other: _Tally) -> None:
+        self.zero_joints += other.zero_joints
+        self.repeated_frames += other.repeated_frames
+
+
+Result = tuple["list[Sequence | dict[str, Any]]", _Tally]
+
+
+def import_dataset(
+    src: str | Path,
+    out: str | Path,
+    *,
+    format: str | None = None,
+    layout: str | Path | Layout | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
+    workers: int | None = None,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImportReport:
+    """Read the dataset at ``src`` and write a store at ``out``.
+
+    The store's bytes do not depend on the number of workers, on the order in which a folder lists its files, or on
+    where ``src`` lies; its name is kept.
+
+    Args:
+        src: a file or a folder.
+        out: the store's folder; see `write_store`.
+        format: a name in `FORMATS`; None: detected.
+        layout: name or JSON file of the skeleton, for formats that have none of their own.
+        on_error: ``skip`` leaves a broken recording out and reports it, ``fail`` stops at the first.
+        workers: processes that read; 0 reads in this one, None chooses by the number of files and cores.
+        dtype: of coordinates on disk, "float32" or "float16".
+        overwrite: replace an existing store.
+        progress: called with (items done, items) now and then.
+
+    Raises:
+        DataError: nothing usable at ``src``, ``out`` cannot be written, or a broken recording with ``fail``.
+    """
+    src = Path(src)
+    if not src.exists():
+        raise DataError(f"{src}: no such file or folder")
+    if format is not None and format not in FORMATS:
+        raise DataError(f"format {format!r}: unknown, expected one of {', '.join(FORMATS)}")
+    if on_error not in ("skip", "fail"):
+        raise DataError(f"on_error {on_error!r}: expected skip or fail")
+    if os.path.lexists(out) and not overwrite:  # said before the work, not after it
+        raise DataError(f"{out}: exists already; choose another place or allow overwriting")
+    name = format if format is not None else detect_format(src)
+    wanted = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
+    source = FORMATS[name].open_source(src, wanted)
+    if wanted is not None and wanted != source.layout:
+        raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {wanted.name}")
+
+    dropped: list[dict[str, Any]] = []
+    about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
+    write_store(
+        out,
+        _collect(source, workers, on_error, dropped, about, progress),
+        layout=source.layout,
+        classes=source.classes,
+        splits=lambda infos: _whole_splits(source.splits(infos), infos, about["notes"]),
+        source=about,
+        dropped=dropped,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+    store = Store.open(out)
+    return ImportReport(
+        store=Path(out),
+        format=name,
+        sequences=len(store),
+        rows=len(store.frames),
+        classes=len(store.classes),
+        splits={split: {part: len(ids) for part, ids in parts.items()} for split, parts in store.splits.items()},
+        dropped=store.dropped,
+        notes=list(about["notes"]),
+        bodies_dropped=sum(map(len, store.notes.values())),
+    )
+
+
+def _collect(
+    source: Source,
+    workers: int | None,
+    on_error: str,
+    dropped: list[dict[str, Any]],
+    about: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Sequence]:
+    """The good sequences, in order; the others go to ``dropped``, counts to ``about``."""
+    task = _Task(source.read, source.layout, len(source.classes), source.limit)
+    names: set[str] = set()
+    total = _Tally()
+    done = 0
+    for size, (made, tally) in _run(task, source, workers):
+        total.add(tally)
+        for entry in made:
+            if isinstance(entry, Sequence) and entry.name in names:
+                entry = _entry(BrokenRecording(entry.name, "a second recording of this name"))
+            if isinstance(entry, Sequence):
+                names.add(entry.name)
+                yield entry
+            elif on_error == "fail" and entry["kind"] == "broken":
+                raise DataError(entry["message"])
+            else:
+                dropped.append({key: value for key, value in entry.items() if key != "message"})
+        done += size
+        if progress is not None:
+            progress(done, source.total)
+    about["zero_joints"], about["repeated_frames"] = total.zero_joints, total.repeated_frames
+
+
+def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int, Result]]:
+    """Apply ``task`` to chunks of items, in their order whoever is faster; yields (items in the chunk, result)."""
+    items = iter(source.items)
+    chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
+    if workers is None:
+        workers = _cores() if source.total >= MIN_FILES_FOR_WORKERS else 0
+    if workers <= 0 or not source.parallel:
+        for chunk in chunks:
+            yield len(chunk), task(chunk)
+        return
+    # spawn: a fork of a process that has threads (torch has) may hang.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        waiting: deque[tuple[int, Future[Result]]] = deque()
+        for chunk in chunks:
+            waiting.append((len(chunk), pool.submit(task, chunk)))
+            if len(waiting) > 4 * workers:  # bounds what is in memory
+                size, future = waiting.popleft()
+                yield size, future.result()
+        while waiting:
+            size, future = waiting.popleft()
+            yield size, future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a reading process died (killed for memory, or started from a script without an "
+            'if __name__ == "__main__" guard); import with workers=0'
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Task:
+    """Reads and checks a chunk of items, here or in another process."""
+
+    read: Read
+    layout: Layout
+    classes: int
+    limit: float
+
+    def __call__(self, chunk: list[Any]) -> Result:
+        out: list[Sequence | dict[str, Any]] = []
+        tally = _Tally()
+        for item in chunk:
+            try:
+                made = self.read(item)
+            except BrokenRecording as broken:
+                made = [broken]
+            except OSError as error:
+                file = Path(error.filename or str(item)).name
+                made = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
+            out.extend(self.check(entry, tally) for entry in made)
+        return out, tally
+
+    def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
+        if isinstance(entry, BrokenRecording):
+            return _entry(entry)
+        for body in entry.bodies:
+            where = f"body {body.body_id}"
+            if body.joints.ndim == 3 and (absurd := find_absurd(body.joints, self.limit)):
+                row, _, reason = absurd
+                return _entry(BrokenRecording(entry.name, f"{where}, frame {body.frame_index[row]}, {reason}"))
+        try:
+            check_sequence(entry, self.layout, self.classes)
+        except DataError as error:
+            reason = str(error).removeprefix(entry.name).lstrip(":, ")
+            return _entry(BrokenRecording(entry.name, reason))
+        if not any(body.joints.any() for body in entry.bodies):
+            reason = "; ".join(["no body in any frame", *entry.notes])
+            return {"name": entry.name, "reason": reason, "kind": "empty"}
+        for body in entry.bodies:
+            present = body.joints[body.joints.any(axis=(1, 2))]  # [n, V, 3]
+            tally.zero_joints += int((~present.any(axis=2)).sum())
+            tally.repeated_frames += int((present[1:] == present[:-1]).all(axis=(1, 2)).sum())
+            body.joints = body.joints.astype(np.float32, copy=False)
+        return entry
+
+
+def _entry(broken: BrokenRecording) -> dict[str, Any]:
+    entry = {"name": broken.name, "reason": broken.reason, "kind": "broken", "file": broken.file}
+    if broken.line is not None:
+        entry["line"] = broken.line
+    return {**entry, "message": str(broken)}
+
+
+def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:
+    """Leave out splits that this data does not fill, with a note."""
+    names = {info.name for info in infos}
+    kept: Splits = {}
+    for split, parts in splits.items():
+        empty = [part for part in ("train", "test") if not names.intersection(parts.get(part, ()))]
+        if empty:
+            notes.append(f"split {split} left out: nothing in its {' and '.join(empty)} part")
+        else:
+            kept[split] = parts
+    return kept

@@ -1,0 +1,145 @@
+"""What `s2vfast data import`, `show` and `check` print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from s2vfast.data.store import FILES, HEADER, Store
+
+if TYPE_CHECKING:
+    from s2vfast.data.importer import ImportReport
+
+LISTED = 10  # entries of a long list that are printed; the store has them all
+
+
+def show(store: Store | str | Path) -> str:
+    """What is in a store: sequences, lengths, bodies, classes, splits, what was dropped and why.
+
+    Raises:
+        DataError: a path without a readable store.
+    """
+    if not isinstance(store, Store):
+        store = Store.open(store)
+    source = store.meta["source"]
+    size = sum(entry["size"] for entry in store.meta["files"].values())
+    lines = [
+        _line("store", f"{store.path}, identity {store.fingerprint[:16]}"),
+        _line("source", ", ".join(str(source[key]) for key in ("format", "name") if key in source) or "not said"),
+        _line("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints"),
+        _line("sequences", f"{len(store):,}"),
+        _line("rows", f"{len(store.frames):,} frames of bodies, {store.frames.dtype}, {size / 1e6:,.1f} MB in all"),
+        _line("length", _lengths(store.total_frames)),
+        _line("bodies", _bodies(store)),
+        _line("gaps", _gaps(store)),
+        _line("people", _people(store)),
+    ]
+    if oddities := _oddities(source):
+        lines.append(_line("oddities", oddities))
+    lines += [_line("note", note) for note in source.get("notes", ())]
+    lines += ["", "splits"]
+    for split, parts in store.splits.items():
+        counts = ", ".join(f"{part} {len(ids):,}" for part, ids in parts.items())
+        lost = store.meta["names_missing_from_splits"].get(split, {})
+        counts += "".join(f"; {number:,} names of {part} are not in the store" for part, number in lost.items())
+        lines.append(f"  {split:<12}{counts}")
+    lines.append(f"  {'all':<12}train {len(store):,}")
+    lines += ["", f"classes ({len(store.classes)})"]
+    counts = np.bincount(store.labels, minlength=len(store.classes))
+    width = max(map(len, store.classes))
+    lines += [f"  {name:<{width}} {count:>7,}" for name, count in zip(store.classes, counts, strict=True)]
+    lines += ["", *_dropped(store.dropped)]
+    if store.notes:
+        total = sum(map(len, store.notes.values()))
+        lines.append(f"left out of sequences that were kept: {total:,} times in {len(store.notes):,} sequences")
+        lines += [f"  {name}: {'; '.join(notes)}" for name, notes in list(store.notes.items())[:LISTED]]
+        lines += _more(len(store.notes))
+    return "\n".join(lines)
+
+
+def check(path: str | Path) -> str:
+    """Prove a store intact: every file against its SHA-256, and the tables against each other.
+
+    Raises:
+        DataError: names the file that is missing or differs.
+    """
+    store = Store.open(path)
+    store.verify()
+    size = sum(entry["size"] for entry in store.meta["files"].values())
+    return (
+        f"{store.path}: intact, {len(FILES) + 1} files, {size / 1e6:,.1f} MB, "
+        f"{len(store):,} sequences, {len(store.frames):,} rows, identity {store.fingerprint[:16]} ({HEADER})"
+    )
+
+
+def imported(report: ImportReport) -> str:
+    """What an import did: counts, splits, what was dropped and why."""
+    lines = [
+        f"imported {report.sequences:,} sequences, {report.rows:,} rows, {report.classes} classes "
+        f"({report.format}) to {report.store}"
+    ]
+    for split, parts in report.splits.items():
+        lines.append(f"split {split}: " + ", ".join(f"{part} {count:,}" for part, count in parts.items()))
+    lines += [f"note: {note}" for note in report.notes]
+    if report.bodies_dropped:
+        lines.append(f"left out of sequences that were kept: {report.bodies_dropped:,} (see `s2vfast data show`)")
+    return "\n".join(lines + _dropped(report.dropped))
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<11}{text}"
+
+
+def _lengths(frames: np.ndarray) -> str:
+    low, p5, median, p95, high = (int(x) for x in np.percentile(frames, [0, 5, 50, 95, 100]))
+    return f"{low} to {high} frames, median {median}, 5 % below {p5}, 5 % above {p95}"
+
+
+def _bodies(store: Store) -> str:
+    per_sequence = np.bincount(store.tracks["sequence"], minlength=len(store))
+    counts = sorted(Counter(per_sequence.tolist()).items())
+    return ", ".join(f"{bodies} in {number:,} sequences" for bodies, number in counts)
+
+
+def _gaps(store: Store) -> str:
+    _, count = store.track_table(1)
+    missing = store.total_frames - count[:, 0]
+    gaps = int((missing > 0).sum())
+    return f"main body absent in {int(missing.sum()):,} frames of {gaps:,} sequences" if gaps else "none in main bodies"
+
+
+def _people(store: Store) -> str:
+    columns = ((name, getattr(store, name)) for name in ("subjects", "views", "repetitions", "setups"))
+    known = [f"{len(np.unique(column[column >= 0]))} {name}" for name, column in columns if (column >= 0).any()]
+    return ", ".join(known) or "not known"
+
+
+def _oddities(source: dict[str, Any]) -> str:
+    parts = []
+    if zero := source.get("zero_joints"):
+        parts.append(f"{zero:,} joints at exactly (0, 0, 0)")
+    if repeated := source.get("repeated_frames"):
+        parts.append(f"{repeated:,} frames equal to the one before")
+    return ", ".join(parts)
+
+
+def _dropped(entries: list[dict[str, Any]]) -> list[str]:
+    if not entries:
+        return ["dropped: nothing"]
+    broken = [entry for entry in entries if entry.get("kind") == "broken"]
+    lines = [f"dropped: {len(entries):,} sequences or files, {len(broken):,} of them broken"]
+    for entry in entries[:LISTED]:
+        place = entry.get("file", entry["name"])
+        if "line" in entry:
+            place = f"{place}:{entry['line']}"
+        if entry["name"] not in place:
+            place = f"{entry['name']} ({place})"
+        lines.append(f"  {place}: {entry['reason']}")
+    return lines + _more(len(entries))
+
+
+def _more(number: int) -> list[str]:
+    return [f"  and {number - LISTED:,} more"] if number > LISTED else []

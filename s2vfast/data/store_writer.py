@@ -1,0 +1,312 @@
+"""Writing a store: sequences stream into a temporary folder, which takes the store's name only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from s2vfast.data.layout import Layout
+from s2vfast.data.store import FILES, FORMAT, HEADER, SEQUENCE_FIELDS, VERSION, Sequence, hash_file, header_bytes
+from s2vfast.errors import DataError
+
+HEADER_BYTES = 128  # room for the .npy header, written last because the number of rows is known last
+Splits = dict[str, dict[str, list[str]]]
+
+
+class SequenceInfo(NamedTuple):
+    """What a function that makes splits sees of a sequence."""
+
+    name: str
+    label: int
+    subject: int
+    view: int
+    repetition: int
+    setup: int
+    total_frames: int
+
+
+def write_store(
+    out: str | Path,
+    sequences: Iterable[Sequence],
+    *,
+    layout: Layout,
+    classes: list[str],
+    splits: Splits | Callable[[list[SequenceInfo]], Splits],
+    source: dict[str, Any],
+    dropped: list[dict[str, Any]],
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """Write a store; the numbers of sequences follow the order in which they come.
+
+    Frames in which every joint of a body is zero are not stored, they are gaps. A body without any frame left is left
+    out with a note; a sequence without any body left goes to the list of the dropped.
+
+    Args:
+        out: the store's folder, which must not exist unless ``overwrite``.
+        sequences: taken one at a time, never all in memory.
+        layout: the skeleton; every body has its V joints.
+        classes: class names; labels count into them.
+        splits: split -> part -> sequence names, or a function that makes it from the sequences that were kept.
+            Names that are not in the store are left out and counted in store.json.
+        source: where the data came from, as JSON. Part of the store's identity: no dates, no absolute paths.
+        dropped: sequences left out before this call, each with at least "name" and "reason". Like ``source`` it is
+            read after the last sequence was taken, so a producer may add to it while it runs.
+        dtype: "float32" or "float16" on disk.
+        overwrite: replace an existing store.
+
+    Returns:
+        The store's folder.
+
+    Raises:
+        DataError: a sequence that no store may hold (wrong shape, not finite, label out of range, name used twice),
+            an existing ``out``, or a disk that cannot take it. Nothing is left behind in any case.
+    """
+    out = Path(out)
+    if dtype not in ("float32", "float16"):
+        raise DataError(f"dtype: expected float32 or float16, found {dtype!r}")
+    if not overwrite and os.path.lexists(out):
+        raise DataError(f"{out}: exists already; choose another place or allow overwriting")
+    if os.path.lexists(out) and not (out / HEADER).is_file():
+        raise DataError(f"{out}: exists and is not a store, so it is not overwritten")
+    with _disk_errors(out):
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(out)
+        temporary = out.absolute().parent / f".{out.name}.tmp-{_host()}-{os.getpid()}"
+        temporary.mkdir()
+    writer = None
+    try:
+        with _disk_errors(out):
+            writer = _Writer(temporary, layout, classes, np.dtype(dtype))
+        for sequence in sequences:
+            check_sequence(sequence, layout, len(classes))
+            with _disk_errors(out):
+                writer.add(sequence)
+        with _disk_errors(out):
+            writer.finish(splits, source, list(dropped))
+            _replace(temporary, out)
+    except BaseException:  # also Ctrl-C: nothing half-written stays
+        if writer is not None:
+            writer.abandon()
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return out
+
+
+def check_sequence(sequence: Sequence, layout: Layout, num_classes: int) -> None:
+    """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``."""
+    name = sequence.name
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError(f"sequence name {name!r}: expected a non-empty text")
+    if not 0 <= sequence.label < num_classes:
+        raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}")
+    if not 0 <= sequence.total_frames < 2**31:
+        raise DataError(f"{name}: total_frames {sequence.total_frames}")
+    for body in sequence.bodies:
+        joints, at = np.asarray(body.joints), np.asarray(body.frame_index)
+        where = f"{name}, body {body.body_id}"
+        if joints.ndim != 3 or joints.shape[1:] != (layout.num_joints, 3):
+            expected = f"[frames, {layout.num_joints}, 3] for layout {layout.name}"
+            raise DataError(f"{where}: joints of shape {list(joints.shape)}, expected {expected}")
+        if at.shape != joints.shape[:1]:
+            raise DataError(f"{where}: {at.size} frame numbers for {len(joints)} frames")
+        if not np.isfinite(joints).all():
+            frame, joint = np.argwhere(~np.isfinite(joints))[0][:2]
+            raise DataError(f"{where}: frame {at[frame]}, joint {joint} is not a finite number")
+        if len(at) and (at[0] < 0 or at[-1] >= sequence.total_frames or (np.diff(at) <= 0).any()):
+            raise DataError(f"{where}: frame numbers must ascend from 0 to below {sequence.total_frames}")
+
+
+class _Writer:
+    """The open files of a store in the making, and the tables that are written at the end."""
+
+    def __init__(self, folder: Path, layout: Layout, classes: list[str], dtype: np.dtype) -> None:
+        self.folder, self.layout, self.classes, self.dtype = folder, layout, classes, dtype
+        self.rows = 0
+        self.info: list[SequenceInfo] = []
+        self.names: set[str] = set()
+        self.tracks: list[tuple[int, int, int, int, str]] = []
+        self.notes: dict[str, list[str]] = {}
+        self.dropped: list[dict[str, Any]] = []
+        self.frames: BinaryIO = open(folder / "frames.npy", "wb")  # noqa: SIM115 (closed by finish or abandon)
+        self.index: BinaryIO = open(folder / "frame_index.npy", "wb")  # noqa: SIM115
+        for file in (self.frames, self.index):
+            file.write(bytes(HEADER_BYTES))
+
+    def add(self, sequence: Sequence) -> None:
+        name = sequence.name
+        if name in self.names:
+            raise DataError(f"{name}: two sequences of this name")
+        notes, kept = list(sequence.notes), 0
+        for body in sequence.bodies:
+            with np.errstate(over="ignore"):  # float16: looked for in the next line
+                joints = np.asarray(body.joints, dtype=self.dtype)  # [n, V, 3]
+            if not np.isfinite(joints).all():
+                raise DataError(f"{name}, body {body.body_id}: a coordinate does not fit {self.dtype}; use float32")
+            seen = joints.any(axis=(1, 2))
+            count = int(seen.sum())
+            if count == 0:
+                notes.append(f"body {body.body_id}: dropped, all its frames are zero")
+                continue
+            joints, at = joints[seen], np.asarray(body.frame_index, dtype="<i4")[seen]
+            self.frames.write(np.ascontiguousarray(joints, dtype=self.dtype.newbyteorder("<")).data)
+            self.index.write(np.ascontiguousarray(at).data)
+            self.tracks.append((len(self.info), kept, self.rows, count, str(body.body_id)))
+            self.rows += count
+            kept += 1
+        if kept == 0:
+            reason = "no body in any frame" + "".join(f"; {note}" for note in notes)
+            self.dropped.append({"name": name, "reason": reason, "kind": "empty"})
+            return
+        self.names.add(name)
+        values = (int(getattr(sequence, key)) for key in SEQUENCE_FIELDS)
+        self.info.append(SequenceInfo(name=name, **dict(zip(SEQUENCE_FIELDS, values, strict=True))))
+        if notes:
+            self.notes[name] = notes
+
+    def finish(
+        self,
+        splits: Splits | Callable[[list[SequenceInfo]], Splits],
+        source: dict[str, Any],
+        dropped: list[dict[str, Any]],
+    ) -> None:
+        dropped = dropped + self.dropped
+        if not self.info:
+            first = f"; the first dropped: {dropped[0]['name']}: {dropped[0]['reason']}" if dropped else ""
+            raise DataError(f"no sequence to store{first}")
+        joints = self.layout.num_joints
+        _finish_npy(self.frames, self.dtype.newbyteorder("<"), (self.rows, joints, 3))
+        _finish_npy(self.index, np.dtype("<i4"), (self.rows,))
+        longest = max(1, max(len(track[-1]) for track in self.tracks))
+        record = [("sequence", "<i4"), ("slot", "<i2"), ("row", "<i8"), ("count", "<i4"), ("body", f"<U{longest}")]
+        with open(self.folder / "tracks.npy", "wb") as file:
+            np.save(file, np.array(self.tracks, dtype=record), allow_pickle=False)
+        columns = {key: np.array([getattr(info, key) for info in self.info], dtype="<i8") for key in SEQUENCE_FIELDS}
+        with open(self.folder / "sequences.npz", "wb") as file:
+            np.savez(file, name=np.array([info.name for info in self.info]), **columns)
+        by_id, missing = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
+        _write_json(self.folder / "splits.json", by_id)
+        _write_json(self.folder / "notes.json", self.notes)
+        files = {}
+        for name in FILES:
+            _fsync(self.folder / name)
+            path = self.folder / name
+            files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "layout": self.layout.to_dict(),
+            "classes": list(self.classes),
+            "counts": {"sequences": len(self.info), "rows": self.rows, "tracks": len(self.tracks)},
+            "dtype": self.dtype.name,
+            "source": source,
+            "dropped": dropped,
+            "names_missing_from_splits": missing,
+            "files": files,
+        }
+        (self.folder / HEADER).write_bytes(header_bytes(json.loads(json.dumps(meta))))
+        _fsync(self.folder / HEADER)
+        _fsync(self.folder)
+
+    def _split_ids(self, splits: Splits) -> tuple[dict[str, dict[str, list[int]]], dict[str, dict[str, int]]]:
+        number = {info.name: at for at, info in enumerate(self.info)}
+        by_id: dict[str, dict[str, list[int]]] = {}
+        missing: dict[str, dict[str, int]] = {}
+        for split, parts in splits.items():
+            by_id[split] = {}
+            for part, names in parts.items():
+                wanted = set(names)
+                by_id[split][part] = sorted(number[name] for name in wanted if name in number)
+                if lost := len(wanted) - len(by_id[split][part]):
+                    missing.setdefault(split, {})[part] = lost
+            both = set(by_id[split].get("train", ())) & set(by_id[split].get("test", ()))
+            if both:
+                raise DataError(f"split {split}: {self.info[min(both)].name} is in both train and test")
+        return by_id, missing
+
+    def abandon(self) -> None:
+        for file in (self.frames, self.index):
+            with contextlib.suppress(OSError, ValueError):  # closing flushes, which fails again on a full disk
+                file.close()
+
+
+def _finish_npy(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file (format 1.0) into the room left for it, and close the file."""
+    text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
+    prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
+    file.seek(0)
+    file.write(prefix + text.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n")
+    file.close()
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _host() -> str:
+    return "".join(character if character.isalnum() else "_" for character in socket.gethostname())
+
+
+def _remove_stale(out: Path) -> None:
+    """Tidy up after a killed writer of the same store; only one of this machine, whose process is gone."""
+    prefix = f".{out.name}.tmp-{_host()}-"
+    for folder in sorted(out.absolute().parent.iterdir()):
+        owner, _, suffix = folder.name.removeprefix(prefix).partition("-")
+        if not folder.name.startswith(prefix) or not owner.isdigit() or _alive(int(owner)):
+            continue
+        if suffix == "old" and not os.path.lexists(out):  # killed between the two renames of overwriting
+            os.rename(folder, out)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():  # the number was used again: this process has not begun to write yet
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    old = None
+    if os.path.lexists(out):
+        old = temporary.with_name(temporary.name + "-old")
+        os.rename(out, old)
+    try:
+        os.rename(temporary, out)
+    except OSError:
+        if old is not None:
+            os.rename(old, out)
+        raise
+    _fsync(out.absolute().parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{out}: the store could not be written: {error.strerror or error}") from error
