@@ -40,8 +40,9 @@ class DataConfig:
     """Largest random rotation about x, y and z in radians (training only)."""
     scale_jitter: float = 0.0
     """Random size change: a factor in 1 ± scale_jitter (training only)."""
-    velocity: bool = False
-    """Append the frame-to-frame difference to the coordinates: 6 input channels instead of 3."""
+    velocity: float = 0.0
+    """Append the frame-to-frame difference times this factor to the coordinates: 6 input channels; 0: coordinates
+    alone."""
     workers: int = 0
     """Threads that prepare batches ahead of the step; 0 prepares them in line. The numbers are the same."""
 
@@ -231,7 +232,7 @@ class Config:
         _refuse_unknown("", tree, known)
         sections = {}
         for name, section_class in known.items():
-            values = tree.get(name) or {}
+            values = {} if tree.get(name) is None else tree[name]
             if not isinstance(values, dict):
                 raise errors.ConfigError(f"{name}: a section of fields is expected, not {values!r}")
             _refuse_unknown(f"{name}.", values, {f.name: f for f in dataclasses.fields(section_class)})
@@ -276,7 +277,11 @@ def _check_types(config: Config) -> None:
                 if value not in allowed:
                     raise errors.ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, allowed))}")
             elif typing.get_origin(hint) is tuple:
-                if len(value) != len(allowed) or not all(_is_number(v) for v in value):
+                if (
+                    not isinstance(value, (tuple, list))
+                    or len(value) != len(allowed)
+                    or not all(_is_number(v) for v in value)
+                ):
                     raise errors.ConfigError(f"{path}: {value!r}; {len(allowed)} numbers are expected")
             else:
                 _check_scalar(path, value, allowed or (hint,))
@@ -312,8 +317,8 @@ _AT_LEAST_ONE = (
 ).split()
 _POSITIVE = "model.mlp_ratio model.init_std optim.lr optim.eps train.epochs".split()
 _NOT_NEGATIVE = (
-    "data.scale_jitter data.workers model.layer_scale mask.motion_weight optim.lr_min optim.warmup_epochs "
-    "optim.weight_decay optim.clip train.seed"
+    "data.scale_jitter data.velocity data.workers model.layer_scale mask.motion_weight optim.lr_min "
+    "optim.warmup_epochs optim.weight_decay optim.clip train.seed"
 ).split()
 
 

@@ -62,7 +62,7 @@ def test_published_naming_both_ways_exactly():
 def test_our_model_both_ways_exactly():
     config = Config()
     config.model.dim, config.model.heads, config.model.depth, config.objective.top_k = 16, 2, 2, 2
-    config.data.velocity = True
+    config.data.velocity = 1.0
     model = build_skeleton2vec(config, 25)
     ours = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")}
     back = compat.from_published(compat.to_published(ours, channels=6))

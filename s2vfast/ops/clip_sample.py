@@ -96,7 +96,7 @@ def _torch(
     if spec.velocity:
         step = torch.zeros_like(x)
         step[:, :, :-1] = torch.where(seen[:, :, 1:] & seen[:, :, :-1], x[:, :, 1:] - x[:, :, :-1], 0.0)
-        x = torch.cat([x, step], dim=-1)
+        x = torch.cat([x, spec.velocity * step], dim=-1)
     return x.reshape(B * M, T, V, spec.channels)
 
 

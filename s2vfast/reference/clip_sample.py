@@ -30,7 +30,7 @@ class ClipSpec:
     align: str = "none"
     rotate: tuple[float, float, float] = (0.0, 0.0, 0.0)
     scale_jitter: float = 0.0
-    velocity: bool = False
+    velocity: float = 0.0
     root: int = 0
     torso: tuple[int, int] = (0, 1)
     sides: tuple[int, int] = (0, 1)
@@ -161,7 +161,7 @@ def _clip(
     if spec.velocity:
         step = torch.zeros_like(x)
         step[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], x[:, 1:] - x[:, :-1], 0.0)
-        x = torch.cat([x, step], dim=-1)
+        x = torch.cat([x, spec.velocity * step], dim=-1)
     return x
 
 

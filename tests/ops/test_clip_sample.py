@@ -20,7 +20,7 @@ FULL = ClipSpec(
     align="yaw",
     rotate=(0.1, 0.5, 0.1),
     scale_jitter=0.1,
-    velocity=True,
+    velocity=2.0,
     root=1,
     torso=(0, 2),
     sides=(3, 4),
@@ -65,7 +65,7 @@ LENGTHS = [1, 2, 5, 11, 12, 13, 17, 23, 24, 25, 60, 200]
     [
         {},
         {"center": "first", "rotate": (0.3, 0.3, 0.3)},
-        {"center": "frame", "velocity": True},
+        {"center": "frame", "velocity": 0.5},
         {"sampling": "crop", "crop_min": 0.3},
         {"scale": "torso", "scale_jitter": 0.2},
         {"align": "yaw", "up": 1},

@@ -1,0 +1,65 @@
+# make install   the set-up alone: .venv, pinned packages, s2vfast itself (editable) with its compiled extension
+# make demo      set-up, then the whole way on synthetic data: pretrain, evaluate, a report
+# make test      set-up, then everything that CI runs
+# make lint      set-up, then the style checks alone
+# make gpu       doctor and the tests that need a GPU; results go to $(OUT)
+# make clean     removes what was built; .venv stays (make clean-all removes it too)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The interpreter of `make gpu`: give PY=python3 on a machine whose own packages are to be used.
+PY ?= $(BIN)/python
+OUT ?= benchmarks/results/local
+# More words for pip, for instance --find-links FOLDER.
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := install
+.PHONY: install demo test lint gpu clean clean-all
+.DELETE_ON_ERROR:
+
+install: $(VENV)/.installed
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; s2vfast needs Python 3.10 or newer (PYTHON=... names another)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); s2vfast needs Python 3.10 or newer (PYTHON=... names another)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The pin torch==2.13.0 is right with and without a GPU: on x86-64 Linux the registry's own wheel is the CUDA build, and a
+# CPU build that pip is shown (its version 2.13.0+cpu sorts higher) is preferred to it. With an NVIDIA GPU, or where no
+# CPU build is offered, pip takes the CUDA build.
+$(VENV)/.pins: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+# --no-deps: what is needed is pinned above, so pip never goes looking for another torch.
+$(VENV)/.installed: $(VENV)/.pins pyproject.toml setup.py s2vfast/__init__.py $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'from s2vfast import _extension; why = _extension.why_not(); print("warning: " + why if why else "s2vfast is installed with its compiled extension: .venv/bin/s2vfast --help")'
+	@touch $@
+
+demo: install
+	$(BIN)/s2vfast demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# S2VFAST_DATA, a folder that holds nw_ucla/, turns on the tests on real recordings.
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Nothing is installed where PY names another interpreter than the one of .venv.
+gpu: $(if $(filter $(BIN)/python,$(PY)),install)
+	@mkdir -p $(OUT)
+	$(PY) -m s2vfast.doctor | tee $(OUT)/doctor.txt
+	@$(PY) -m pytest -m gpu --junitxml=$(OUT)/tests.xml $(PYTEST_ARGS) > $(OUT)/tests.txt 2>&1; code=$$?; cat $(OUT)/tests.txt; \
+		if [ $$code -eq 5 ]; then echo "no test has the marker gpu"; else exit $$code; fi
+
+clean:
+	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_missing.txt .pytest_cache .ruff_cache .hypothesis $(VENV)/.installed
+
+clean-all: clean
+	rm -rf $(VENV)

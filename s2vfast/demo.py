@@ -1,0 +1,193 @@
+"""``s2vfast demo``: from nothing to a pretrained encoder and a statement of what it learned, in minutes on a laptop.
+
+Synthetic sequences, pretraining with the preset ``demo``, then the probes of the published evaluation on the trained
+encoder and on the same encoder untrained. Whatever an earlier call finished is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import s2vfast.errors as errors
+from s2vfast import presets
+from s2vfast.config import Config
+from s2vfast.train import checkpoint, rundir
+from s2vfast.train.progress import duration
+
+STORE, RUN, RESULTS, PICTURE = "store", "run", "results.json", "loss.png"
+MEASURES = (
+    ("linear probe, mean over tokens", {"protocol": "linear", "pool": "mean"}),
+    ("linear probe, joint and time means", {"protocol": "linear", "pool": "joint_time"}),
+    ("nearest neighbour, mean over tokens", {"protocol": "knn", "pool": "mean"}),
+)
+
+
+def demo(
+    out: str | Path = "runs/demo",
+    *,
+    fresh: bool = False,
+    config: Config | None = None,
+    synth: dict[str, Any] | None = None,
+    log: Callable[[str], Any] = print,
+) -> int | None:
+    """Do what is not done yet, and print the last screen.
+
+    Args:
+        out: Folder for everything the demo makes.
+        fresh: Throw away what an earlier demo made there.
+        config: Another config than the preset ``demo``.
+        synth: Keywords for `s2vfast.data.synth.generate`.
+        log: Called with each line.
+
+    Returns:
+        The signal that stopped the training; None where the demo came to its end.
+
+    Raises:
+        S2vfastError: A step failed; what was finished before it is kept.
+    """
+    place = Path(out)
+    config = config or presets.load("demo")
+    if fresh or _outdated(place, config, log):
+        _clear(place)
+    results = _read_results(place)
+    if results is None:
+        _generate(place, synth or {}, log)
+        if (stopped := _train(place, config, log)) is not None:
+            return stopped
+        results = _evaluate(place, log)
+    log(screen(place, results))
+    return None
+
+
+def screen(place: Path, results: dict[str, Any]) -> str:
+    """The last screen: what was learned, where the files are, what to try next."""
+    from s2vfast.view import curves
+
+    metrics = curves.read_metrics(place / RUN / rundir.METRICS)
+    if not (place / PICTURE).is_file():
+        curves.loss_curve(place / RUN / rundir.METRICS, place / PICTURE, title=f"s2vfast demo: {place / RUN}")
+    loss = metrics["loss"]
+    width = max(len(label) for label, _ in MEASURES)
+    lines = [
+        "",
+        f"What the encoder learned from {results['n_train']} unlabelled synthetic sequences of "
+        f"{results['classes']} actions, measured on",
+        f"{results['n_test']} sequences of other people (top-1 accuracy in per cent; guessing gives "
+        f"{100 / results['classes']:.1f}):",
+        "",
+        f"  {'':{width}}  untrained  pretrained",
+    ]
+    for label, _ in MEASURES:
+        before, after = results["untrained"][label], results["pretrained"][label]
+        lines.append(f"  {label:{width}}  {before:9.1f}  {after:10.1f}   {after - before:+.1f}")
+    lines += [
+        "",
+        f"  loss  {curves.sparkline(loss)}",
+        f"        {loss[0]:.3f} at step {int(metrics['step'][0])}, {loss[-1]:.3f} at step {int(metrics['step'][-1])}",
+        "",
+        f"  pretraining took     {duration(results['seconds'])} ({results['clips_per_second']:.0f} clips/s)",
+        f"  loss curve           {place / PICTURE}",
+        f"  sequences            {place / STORE}",
+        f"  config, numbers      {place / RUN / rundir.CONFIG}, {place / RUN / rundir.METRICS}",
+        f"  weights              {results['weights']}",
+        "",
+        "What to try next:",
+        f"  s2vfast data show {place / STORE}",
+        f"  s2vfast evaluate {place / RUN} --split xview --protocol knn",
+        f"  s2vfast pretrain --config demo --data {place / STORE} --out runs/mine --mask.ratio 0.7",
+        "Real recordings:",
+        "  s2vfast data import PATH/TO/NW-UCLA --out data/nwucla",
+        "  s2vfast pretrain --config nwucla --data data/nwucla --out runs/nwucla",
+        "  s2vfast data import PATH/TO/nturgb+d_skeletons --out data/ntu60",
+        "  s2vfast pretrain --config ntu60 --data data/ntu60 --out runs/ntu60",
+    ]
+    return "\n".join(lines)
+
+
+def _outdated(place: Path, config: Config, log: Callable[[str], Any]) -> bool:
+    """Whether a run is there that was made with other settings, by an older version perhaps."""
+    if not rundir.begun(place / RUN):
+        return False
+    if rundir.read_config(place / RUN) == config:
+        return False
+    log(f"{place}: made with other settings than this version's preset; it is made anew")
+    return True
+
+
+def _clear(place: Path) -> None:
+    # Only what a demo makes, by name: someone may keep other files beside it.
+    for name in (RUN, STORE):
+        if (place / name).is_dir():
+            shutil.rmtree(place / name)
+    for name in (RESULTS, PICTURE):
+        (place / name).unlink(missing_ok=True)
+
+
+def _read_results(place: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((place / RESULTS).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise errors.DataError(f"{place / RESULTS}: cannot be read: {error}; --fresh makes the demo anew") from error
+
+
+def _generate(place: Path, synth: dict[str, Any], log: Callable[[str], Any]) -> None:
+    if (place / STORE).exists():
+        return
+    from s2vfast.data.synth import generate
+
+    log(f"1/3  synthetic sequences into {place / STORE}")
+    generate(place / STORE, **synth)
+
+
+def _train(place: Path, config: Config, log: Callable[[str], Any]) -> int | None:
+    from s2vfast.train.loop import pretrain
+
+    log(f"2/3  pretraining without labels into {place / RUN}")
+    summary = pretrain(config, place / STORE, place / RUN, resume=True)
+    if summary.signal is not None:
+        log("or with: s2vfast demo" + ("" if place == Path("runs/demo") else f" --out {place}"))
+    return summary.signal
+
+
+def _evaluate(place: Path, log: Callable[[str], Any]) -> dict[str, Any]:
+    from s2vfast.data.store import Store
+    from s2vfast.evaluate.protocols import evaluate
+
+    log("3/3  probes of the encoder, untrained and pretrained")
+    results: dict[str, Any] = {"untrained": {}, "pretrained": {}}
+    for name, accuracies in results.items():
+        for label, options in MEASURES:
+            found = evaluate(place / RUN, place / STORE, untrained=name == "untrained", log=log, **options)
+            accuracies[label] = found["top1"]
+            log(f"     {name:10}  {label:36}  {found['top1']:5.1f}")
+    latest = checkpoint.folder(place / RUN) / f"step-{checkpoint.steps(place / RUN)[-1]:08d}"
+    results |= {
+        "n_train": found["n_train"],
+        "n_test": found["n_test"],
+        "classes": len(Store.open(place / STORE).classes),
+        "weights": str(latest / "model.safetensors"),
+        **_rates(place / RUN),
+    }
+    try:
+        rundir.write_atomic(place / RESULTS, json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise errors.TrainingError(f"{place / RESULTS}: cannot be written: {error.strerror or error}") from error
+    return results
+
+
+def _rates(run: Path) -> dict[str, float]:
+    """Time spent on steps, over all processes that worked on the run, and its mean rate."""
+    seconds, before, steps = 0.0, 0, 0
+    for line in (run / rundir.THROUGHPUT).read_text("utf-8").splitlines():
+        row = json.loads(line)
+        # Steps that a resumed run made again took their time twice.
+        new = row["step"] - before if row["step"] > before else 1
+        seconds, steps, before = seconds + new * row["step_ms"] / 1000, steps + new, row["step"]
+    clips = steps * rundir.read_config(run).train.batch
+    return {"seconds": round(seconds, 1), "clips_per_second": round(clips / seconds, 1)}

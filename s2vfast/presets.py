@@ -1,0 +1,139 @@
+"""Configs as files: the presets that come with the package, and the YAML a run keeps."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+import inspect
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import s2vfast.errors as errors
+from s2vfast import config as config_module
+from s2vfast.config import Config
+
+
+def folder() -> Any:
+    """Where the presets are: in the installed package, or ``configs/`` of the repository."""
+    try:
+        place = importlib.resources.files("s2vfast.configs")
+        if any(entry.name.endswith(".yaml") for entry in place.iterdir()):
+            return place
+    except (ModuleNotFoundError, FileNotFoundError):
+        pass
+    return Path(__file__).parents[1] / "configs"
+
+
+def names() -> list[str]:
+    """Names of the presets."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(name_or_file: str | Path) -> dict[str, Any]:
+    """The tree of sections and fields of a preset or of a YAML file.
+
+    Raises:
+        ConfigError: No such preset or file, no YAML, or no mapping of sections.
+    """
+    text = str(name_or_file)
+    if text in names():
+        return parse((folder() / f"{text}.yaml").read_text("utf-8"), f"preset {text}")
+    path = Path(text)
+    if not path.is_file():
+        close = difflib.get_close_matches(text, names(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise errors.ConfigError(f"--config {text}: neither a preset nor a file; {hint}presets: {', '.join(names())}")
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return parse(content, str(path))
+
+
+def load(name_or_file: str | Path) -> Config:
+    """The config of a preset or of a YAML file, checked."""
+    return Config.from_dict(read(name_or_file))
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """The tree in a YAML text; ``source`` names it in errors."""
+    import yaml
+
+    try:
+        tree = yaml.load(text, Loader=_loader())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise errors.ConfigError(f"{source}{where}: no valid YAML: {problem}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise errors.ConfigError(f"{source}: a mapping of sections is expected, not {type(tree).__name__}")
+    return tree
+
+
+def value(text: str) -> Any:
+    """One value as YAML reads it: ``3``, ``1e-3``, ``null``, ``[0.3, 0.3, 0.3]``, ``bins``."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError:
+        return text  # Whatever it is, the check of the field will say what was expected instead.
+
+
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``tree`` with single fields replaced: ``{"train": {"steps": 10}}``."""
+    merged = {name: dict(fields) if isinstance(fields, dict) else fields for name, fields in tree.items()}
+    for name, fields in changes.items():
+        section = merged.get(name)
+        merged[name] = {**section, **fields} if isinstance(section, dict) else dict(fields)
+    return merged
+
+
+def dump(config: Config, documented: bool = False) -> str:
+    """A config as YAML that `parse` reads back; ``documented`` puts each field's text above it."""
+    import yaml
+
+    lines = []
+    for name, fields in config.to_dict().items():
+        lines.append(f"{name}:")
+        for key, entry in fields.items():
+            if documented:
+                lines += [f"  # {line}" for line in documentation()[f"{name}.{key}"].splitlines()]
+            lines.append(f"  {key}: {yaml.safe_dump([entry], default_flow_style=True, width=1000).strip()[1:-1]}")
+    return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def documentation() -> dict[str, str]:
+    """The text under each field's definition in s2vfast/config.py, by the field's path."""
+    texts = {}
+    classes = {
+        node.name: node for node in ast.parse(inspect.getsource(config_module)).body if isinstance(node, ast.ClassDef)
+    }
+    for section in dataclasses.fields(Config):
+        body = classes[section.default_factory.__name__].body
+        for definition, text in itertools.pairwise(body):
+            if isinstance(definition, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[f"{section.name}.{definition.target.id}"] = inspect.cleandoc(text.value.value)
+    return texts
+
+
+@functools.cache
+def _loader() -> type:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.2's floats: PyYAML reads 1e-3, without a point, as text."""
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+    return Loader

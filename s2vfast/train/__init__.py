@@ -1,0 +1,1 @@
+"""Training: the step (`engine`), the loop around it (`loop`), and what is kept on the disk."""

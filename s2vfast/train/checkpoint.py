@@ -1,0 +1,272 @@
+"""Checkpoints: a folder of safetensors files and a manifest of hashes, there whole or not at all.
+
+``RUN/checkpoints/step-00000100/`` holds ``manifest.json`` and one ``<group>.safetensors`` a group of tensors. A
+checkpoint is written into a ``.tmp-`` folder beside its place, flushed to the disk and renamed, so that a kill or a
+full disk at any moment leaves the older ones as they were. Equal tensors and meta give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import s2vfast.errors as errors
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found intact."""
+
+    step: int
+    """Steps that were finished when it was saved."""
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """Tensors on the CPU by group and name."""
+    meta: dict[str, Any]
+    """What was saved beside the tensors."""
+    path: Path
+    """Its folder."""
+
+
+def folder(run_dir: str | Path) -> Path:
+    """Where the checkpoints of a run are."""
+    return Path(run_dir) / "checkpoints"
+
+
+def steps(run_dir: str | Path) -> list[int]:
+    """Steps of the checkpoints that are there, ascending; whether they are intact is not looked at."""
+    place = folder(run_dir)
+    if not place.is_dir():
+        return []
+    names = (entry.name for entry in place.iterdir() if entry.is_dir())
+    return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+
+
+def clean(run_dir: str | Path) -> None:
+    """Remove what an interrupted save left behind. Only while no other process writes to the run."""
+    for place in (Path(run_dir), folder(run_dir)):
+        if place.is_dir():
+            for stale in place.glob(f"{TEMPORARY}*"):
+                remove(stale)
+
+
+def save(
+    run_dir: str | Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    meta: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of ``step``, then remove all but the last ``keep``.
+
+    Args:
+        run_dir: The run's folder; its ``checkpoints`` folder is made where it is missing.
+        step: Finished steps.
+        groups: Tensors by group and name; a group becomes one file.
+        meta: Anything JSON holds.
+        keep: Checkpoints that stay, 1 or more.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        TrainingError: It could not be written (no space left, read-only ...); older checkpoints are as they were.
+    """
+    place = folder(run_dir)
+    final = _path(run_dir, step)
+    temporary = place / f"{TEMPORARY}{final.name}-{os.getpid()}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        _write(temporary, step, groups, meta)
+        if final.exists():  # A damaged one that training came past again: it goes only now that its successor is whole.
+            os.rename(final, place / f"{TEMPORARY}old-{final.name}-{os.getpid()}")
+        os.rename(temporary, final)
+        sync_folder(place)
+    except BaseException as error:
+        remove(temporary)
+        if isinstance(error, OSError):
+            raise errors.TrainingError(
+                f"{final}: the checkpoint of step {step} could not be written: {error.strerror or error}; "
+                f"older checkpoints are as they were. Mend that and go on with --resume"
+            ) from error
+        raise
+    prune(run_dir, step, keep)
+    return final
+
+
+def load_latest(
+    run_dir: str | Path, log: Callable[[str], Any] = print, groups: tuple[str, ...] | None = None
+) -> Checkpoint:
+    """Read the newest intact checkpoint; of each damaged one ``log`` is told the reason.
+
+    Args:
+        run_dir: The run's folder.
+        log: Called with one line for each checkpoint that is passed over.
+        groups: Groups to read and verify; all where None.
+
+    Raises:
+        CheckpointError: There is none, or none is intact.
+    """
+    found = steps(run_dir)
+    if not found:
+        raise errors.CheckpointError(
+            f"{run_dir}: no checkpoint here; a run folder of `s2vfast pretrain` that has been saved at least once "
+            f"is expected"
+        )
+    for step in reversed(found):
+        path = _path(run_dir, step)
+        try:
+            return _read(path, step, groups)
+        except _Damaged as damage:
+            log(f"{path}: damaged ({damage}); the checkpoint before it is used")
+    raise errors.CheckpointError(
+        f"{folder(run_dir)}: none of its {len(found)} checkpoints is intact; begin the run anew in another folder"
+    )
+
+
+def prune(run_dir: str | Path, step: int, keep: int) -> None:
+    """Remove all but the last ``keep`` checkpoints up to ``step``, as far as the file system lets us."""
+    place = folder(run_dir)
+    older = [other for other in steps(run_dir) if other <= step]
+    for other in older[:-keep]:
+        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
+        stale = place / f"{TEMPORARY}old-step-{other:08d}-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            os.rename(_path(run_dir, other), stale)
+        remove(stale)
+    for stale in place.glob(f"{TEMPORARY}old-*-{os.getpid()}"):
+        remove(stale)
+
+
+def set_aside(run_dir: str | Path, after: int) -> list[Path]:
+    """Rename checkpoints of steps above ``after`` (those that `load_latest` passed over) to ``damaged-step-…``."""
+    moved = []
+    for step in steps(run_dir):
+        if step > after:
+            target = folder(run_dir) / f"damaged-step-{step:08d}"
+            remove(target)
+            os.rename(_path(run_dir, step), target)
+            moved.append(target)
+    return moved
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a rename in it outlives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write and flush one file."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder as far as that can be done; never raises for a file system that refuses."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        # A read-only disk refuses even to unlink what is not there.
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+class _Damaged(Exception):
+    """The reason why a checkpoint cannot be used."""
+
+
+def _path(run_dir: str | Path, step: int) -> Path:
+    return folder(run_dir) / f"step-{step:08d}"
+
+
+def _write(place: Path, step: int, groups: Mapping, meta: Mapping) -> None:
+    import safetensors.torch
+
+    files = {}
+    for group, tensors in groups.items():
+        # Bytes first, so that the file is written by us: errors keep their errno, and the hash needs no second read.
+        content = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()})
+        name = f"{group}.safetensors"
+        write_file(place / name, content)
+        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = {"format": FORMAT, "step": step, "files": files, "meta": dict(meta)}
+    manifest["sha256"] = _digest(manifest)
+    write_file(place / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    sync_folder(place)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy on the CPU: views of one storage become tensors of their own, as safetensors asks."""
+    import torch
+
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, step: int, groups: tuple[str, ...] | None) -> Checkpoint:
+    import safetensors.torch
+
+    manifest = _read_manifest(path, step)
+    tensors = {}
+    for name, entry in manifest["files"].items():
+        group = name.removesuffix(".safetensors")
+        if groups is None or group in groups:
+            content = _read_bytes(path / name)
+            if len(content) != entry["bytes"]:
+                raise _Damaged(f"{name} has {len(content)} bytes, {entry['bytes']} are expected")
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise _Damaged(f"{name} is not what was written: its SHA-256 differs")
+            tensors[group] = safetensors.torch.load(content)
+    return Checkpoint(step, tensors, manifest["meta"], path)
+
+
+def _read_manifest(path: Path, step: int) -> dict[str, Any]:
+    content = _read_bytes(path / MANIFEST)
+    if not content:
+        raise _Damaged(f"{MANIFEST} is empty")
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise _Damaged(f"{MANIFEST} is no JSON") from error
+    if not isinstance(manifest, dict) or manifest.get("sha256") != _digest(manifest):
+        raise _Damaged(f"{MANIFEST} is not what was written: its SHA-256 differs")
+    if manifest["format"] != FORMAT:
+        raise errors.CheckpointError(
+            f"{path}: format {manifest['format']}, this version of s2vfast reads format {FORMAT}"
+        )
+    if manifest["step"] != step:
+        raise _Damaged(f"{MANIFEST} is of step {manifest['step']}")
+    return manifest
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise _Damaged(f"{path.name} is missing") from error
+    except OSError as error:
+        raise _Damaged(f"{path.name} cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,295 @@
+"""The training loop: steps, lines of numbers, checkpoints, and a way to stop and go on at any moment.
+
+Going on is bitwise: a checkpoint holds all tensors, every random draw is a function of (seed, epoch, sample id), and
+``metrics.jsonl``, which holds nothing that depends on time, is cut back to its length at the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import s2vfast.errors as errors
+from s2vfast.config import Config
+from s2vfast.train import checkpoint, progress, rundir
+
+COLLAPSED_VARIANCE = 0.01
+"""A teacher whose targets vary less than this over tokens has collapsed. Targets are layer-normed, so that 1 is the
+most there can be; data2vec's reference stops at a standard deviation of 0.1, which is the same."""
+
+FREE = ("data.workers", "train.log_every", "checkpoint.every", "checkpoint.keep")
+"""Fields that may change when a run goes on: they change no weight."""
+LAST_BITS = ("train.device", "train.impl", "train.threads")
+"""Fields that may change too, but then sums are rounded in another order."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `pretrain` ended."""
+
+    run_dir: Path
+    """The run's folder."""
+    step: int
+    """Finished steps."""
+    total_steps: int
+    """Steps of the whole run."""
+    loss: float | None
+    """Loss of the last step of this call; None where it made none."""
+    seconds: float
+    """Time this call spent on steps."""
+    clips_per_second: float
+    """Mean over this call."""
+    signal: int | None = None
+    """The signal that stopped it."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return self.step >= self.total_steps
+
+
+def pretrain(
+    config: Config | None,
+    store_path: str | Path | None,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    tensorboard: bool = False,
+    make_engine: Callable[[Config, Any], Any] | None = None,
+) -> Summary:
+    """Train a run to its end, or until a signal.
+
+    SIGINT, SIGTERM and SIGHUP let the step finish, save a checkpoint and return; a second one stops at once.
+
+    Args:
+        config: The run's config. With ``resume`` it may differ from the run's own in `FREE` and `LAST_BITS` only;
+            None takes the run's own.
+        store_path: The store; None, with ``resume``, takes the one the run began with.
+        run_dir: The run's folder: empty or missing without ``resume``.
+        resume: Go on from the newest intact checkpoint. Where no run has begun in the folder, begin one.
+        tensorboard: Write scalars for TensorBoard too.
+        make_engine: Builds the engine from (config, store); `s2vfast.train.engine.Pretrainer` where None.
+
+    Raises:
+        ConfigError: A field is impossible, or cannot change in this run.
+        DataError: The store cannot be used.
+        CheckpointError: The folder is not free, holds another run, or no checkpoint is intact.
+        TrainingError: Non-finite numbers, no space left, no such device.
+    """
+    from s2vfast.data.store import Store
+
+    run = Path(run_dir)
+    going_on = resume and rundir.begun(run)
+    if going_on:
+        config, notes = _agreed(rundir.read_config(run), config)
+        store_path = store_path or rundir.read(run)["store"]["path"]
+    else:
+        notes = [f"{run}: no run has begun here; beginning one"] if resume else []
+        rundir.check_free(run)
+        if config is None:
+            raise errors.ConfigError("--config: needed to begin a run")
+        if store_path is None:
+            raise errors.DataError("--data: a store is needed to begin a run")
+        config.validate()
+    store = Store.open(store_path)
+    if going_on:
+        rundir.check_store(run, store, store_path, exact=True)
+    config.validate(store.layout.num_joints)
+    with _Stop() as stop, contextlib.ExitStack() as stack:
+        _set_threads(config)
+        engine = (make_engine or _engine)(config, store)
+        if not going_on:
+            rundir.create(run, config, store)
+        stack.enter_context(rundir.lock(run))
+        return _Loop(run, config, engine, notes, tensorboard, stop, stack).run()
+
+
+class _Loop:
+    """One process's share of a run."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: Config,
+        engine: Any,
+        notes: list[str],
+        tensorboard: bool,
+        stop: _Stop,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.path, self.config, self.engine, self.stop = run, config, engine, stop
+        self.total = engine.total_steps
+        self.meter = progress.Meter(self.total)
+        self.progress = progress.make(self.meter, config.train.log_every)
+        for note in notes:
+            self.progress.message(note)
+        size = self._restore()
+        self.saved = engine.step
+        self.metrics = rundir.JsonLines(run / rundir.METRICS, size)
+        stack.callback(self.metrics.close)
+        if self.metrics.missing:
+            self.progress.message(
+                f"warning: {run / rundir.METRICS}: {self.metrics.missing} bytes shorter than at the checkpoint; lines "
+                f"of earlier steps are lost"
+            )
+        self.throughput = rundir.JsonLines(run / rundir.THROUGHPUT)
+        stack.callback(self.throughput.close)
+        self.tensorboard = progress.TensorBoard(run, engine.step) if tensorboard else None
+        if self.tensorboard:
+            stack.callback(self.tensorboard.close)
+        self.warned = False
+
+    def run(self) -> Summary:
+        """Steps until the end or a signal."""
+        engine, stop, first = self.engine, self.stop, self.engine.step
+        if first >= self.total:
+            self.progress.message(f"{self.path}: finished, {self.total} steps; nothing is left to do")
+            return Summary(self.path, first, self.total, None, 0.0, 0.0)
+        result, clips = None, 0
+        began = time.monotonic()
+        self.meter = self.progress.meter = progress.Meter(self.total)
+        with self.progress:
+            while engine.step < self.total and not stop.signum:
+                result = engine.run_step()
+                clips += result.clips
+                self.meter.add(result.clips)
+                self._after(engine.step, result)
+            seconds = time.monotonic() - began
+            if self.saved != engine.step:
+                self._save()
+        if stop.signum and engine.step < self.total:
+            self.progress.message(
+                f"stopped by {signal.Signals(stop.signum).name} after step {engine.step} of {self.total}, and saved; "
+                f"go on with: s2vfast pretrain --resume --out {self.path}"
+            )
+        return Summary(
+            self.path,
+            engine.step,
+            self.total,
+            result.loss if result else None,
+            seconds,
+            clips / seconds if seconds > 0 else 0.0,
+            stop.signum if engine.step < self.total else None,
+        )
+
+    def _after(self, step: int, result: Any) -> None:
+        if step == 1 or step == self.total or step % self.config.train.log_every == 0:
+            values = {
+                "step": step,
+                "epoch": result.epoch,
+                "loss": result.loss,
+                "lr": result.lr,
+                "ema_decay": result.ema_decay,
+                "grad_norm": result.grad_norm,
+                "target_var": result.target_var,
+                "pred_var": result.pred_var,
+            }
+            self.metrics.write(**values)
+            rates = {
+                "step": step,
+                "clips_per_second": round(self.meter.clips_per_second, 2),
+                "step_ms": round(1000 * self.meter.step_seconds, 3),
+                "time": round(time.time(), 3),
+            }
+            self.throughput.write(**rates)
+            if self.tensorboard:
+                self.tensorboard.write(values | {"clips_per_second": rates["clips_per_second"]})
+        self.progress.update(step, result)
+        if result.target_var < COLLAPSED_VARIANCE and not self.warned:
+            self.warned = True
+            self.progress.message(
+                f"warning: step {step}: the teacher has collapsed: its targets vary by {result.target_var:.2g} over "
+                f"tokens (1 at most, below {COLLAPSED_VARIANCE} is a collapse), so that there is nothing left to "
+                f"predict. A slower EMA (objective.ema_start, objective.ema_end), a lower optim.lr or "
+                f"objective.target_norm instance may help"
+            )
+        if step % self.config.checkpoint.every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        # The lines first: a checkpoint that is there must find all lines that were written before it.
+        meta = {"engine": self.engine.meta(), "metrics_bytes": self.metrics.sync()}
+        checkpoint.save(self.path, self.engine.step, self.engine.state(), meta, self.config.checkpoint.keep)
+        self.saved = self.engine.step
+
+    def _restore(self) -> int:
+        """Load the newest intact checkpoint; returns the length that metrics.jsonl had then."""
+        checkpoint.clean(self.path)
+        if not checkpoint.steps(self.path):
+            return 0
+        found = checkpoint.load_latest(self.path, log=lambda line: self.progress.message(f"warning: {line}"))
+        for moved in checkpoint.set_aside(self.path, after=found.step):
+            self.progress.message(f"{moved}: what is left of a damaged checkpoint; it may be removed")
+        # A kill may have come between a save and the removal of what it made superfluous.
+        checkpoint.prune(self.path, found.step, self.config.checkpoint.keep)
+        self.engine.load(found.tensors, found.meta["engine"])
+        if self.engine.step < self.total:
+            self.progress.message(f"{self.path}: going on from step {found.step} of {self.total}")
+        return found.meta["metrics_bytes"]
+
+
+class _Stop:
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``signum``; the second acts as ever."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # Ignored signals (nohup) stay ignored.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.signum = number
+        self.__exit__()
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\ns2vfast: stopping after this step; once more stops at once\n")
+
+
+def _agreed(own: Config, asked: Config | None) -> tuple[Config, list[str]]:
+    """The config to go on with, and what to say about it."""
+    if asked is None:
+        return own, []
+    notes = []
+    before, after = own.to_dict(), asked.to_dict()
+    for section, fields in before.items():
+        for name, value in fields.items():
+            path, new = f"{section}.{name}", after[section][name]
+            if new == value or path in FREE:
+                continue
+            if path not in LAST_BITS:
+                raise errors.ConfigError(
+                    f"{path}: {new!r} asked, but the run began with {value!r}, and --resume goes on with what a run "
+                    f"began with (only {', '.join(FREE + LAST_BITS)} may change); leave it out or begin another run"
+                )
+            notes.append(f"warning: {path}: {value} so far, {new} from here on; results may differ in the last bits")
+    return asked, notes
+
+
+def _set_threads(config: Config) -> None:
+    if config.train.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.train.threads)
+
+
+def _engine(config: Config, store: Any) -> Any:
+    from s2vfast.train.engine import Pretrainer
+
+    return Pretrainer(config, store)

@@ -1,0 +1,44 @@
+"""Which sequences make which batch: a function of (seed, epoch, sample id) alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from s2vfast.reference import philox
+
+
+class Order:
+    """Batches of equal size: the last one of an epoch is filled up from the epoch's beginning.
+
+    So shapes are static, and an epoch has as many steps as published.
+
+    Args:
+        ids: int64 [n], the training sequences.
+        batch: sequences a step, at most n.
+        seed: seed of the shuffles.
+    """
+
+    def __init__(self, ids: Tensor, batch: int, seed: int) -> None:
+        self.ids, self.batch, self.seed = ids, batch, seed
+        self.steps_per_epoch = -(-len(ids) // batch)
+        self._epoch, self._shuffled = -1, ids
+
+    def epoch(self, step: int) -> int:
+        """The epoch that step belongs to."""
+        return step // self.steps_per_epoch
+
+    def sample_ids(self, step: int) -> Tensor:
+        """int64 [batch], the sequences of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._shuffled = epoch, shuffle(self.ids, self.seed, epoch)
+        positions = torch.arange(place * self.batch, (place + 1) * self.batch) % len(self.ids)
+        return self._shuffled[positions]
+
+
+def shuffle(ids: Tensor, seed: int, epoch: int) -> Tensor:
+    """The ids in the order of their draws; a sample's draw does not depend on the others."""
+    draws = philox.words(seed, epoch, ids, philox.ORDER, 2)
+    keys = (draws[:, 0] << 31) | (draws[:, 1] >> 1)  # 63 bits, non-negative
+    return ids[torch.argsort(keys, stable=True)]

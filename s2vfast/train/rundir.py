@@ -1,0 +1,243 @@
+"""The folder of a run: its config, what it was made from, and its lines of numbers.
+
+``run.json`` is written last when a run begins, so a folder without it holds no run, whatever a kill left in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import platform
+from pathlib import Path
+from typing import IO, Any
+
+import s2vfast.errors as errors
+from s2vfast import presets
+from s2vfast.config import Config
+from s2vfast.train import checkpoint
+
+CONFIG = "config.yaml"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+THROUGHPUT = "throughput.jsonl"
+FORMAT = 1
+
+
+def begun(run_dir: str | Path) -> bool:
+    """Whether a run has begun in this folder."""
+    return (Path(run_dir) / RUN).is_file()
+
+
+def check_free(run_dir: str | Path) -> None:
+    """Raise `CheckpointError` unless a new run can begin in this folder."""
+    path = Path(run_dir)
+    if begun(path):
+        raise errors.CheckpointError(
+            f"{path}: holds a run already; go on with it by --resume, or name another folder with --out"
+        )
+    if path.exists() and not path.is_dir():
+        raise errors.CheckpointError(f"{path}: is a file; a folder is expected for --out")
+    if path.is_dir():
+        others = sorted(e.name for e in path.iterdir() if not _leftover(e.name))
+        if others:
+            raise errors.CheckpointError(
+                f"{path}: is not empty (it holds {others[0]}) and is no run; name an empty or new folder with --out"
+            )
+
+
+def create(run_dir: str | Path, config: Config, store: Any) -> None:
+    """Make the folder with ``config.yaml`` and ``run.json``; where that fails, nothing of it stays.
+
+    Args:
+        run_dir: A folder that `check_free` admits; it and its parents are made where missing.
+        config: The run's config.
+        store: The `s2vfast.data.store.Store` it trains on.
+
+    Raises:
+        TrainingError: The folder cannot be written.
+    """
+    path = Path(run_dir)
+    made = []
+    try:
+        for parent in [*reversed(path.parents), path]:
+            if not parent.exists():
+                parent.mkdir()
+                made.append(parent)
+        checkpoint.clean(path)
+        write_config(path, config)
+        write_atomic(path / RUN, json.dumps(_description(store), indent=1) + "\n")
+    except OSError as error:
+        for name in (RUN, CONFIG):
+            checkpoint.remove(path / name)
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise errors.TrainingError(
+            f"{path}: the run's folder cannot be written: {error.strerror or error}; mend that or name another "
+            f"folder with --out"
+        ) from error
+
+
+def read_config(run_dir: str | Path) -> Config:
+    """The config a run was begun with."""
+    path = Path(run_dir) / CONFIG
+    if not begun(run_dir):
+        raise errors.CheckpointError(f"{run_dir}: no run here; a folder made by `s2vfast pretrain` is expected")
+    return presets.load(path)
+
+
+def write_config(run_dir: str | Path, config: Config) -> None:
+    """Write ``config.yaml``."""
+    write_atomic(Path(run_dir) / CONFIG, presets.dump(config))
+
+
+def read(run_dir: str | Path) -> dict[str, Any]:
+    """What ``run.json`` says: the store's path, fingerprint and layout, the classes, the versions."""
+    path = Path(run_dir) / RUN
+    try:
+        described = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise errors.CheckpointError(
+            f"{run_dir}: no run here; a folder made by `s2vfast pretrain` is expected"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise errors.CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise errors.CheckpointError(f"{path}: not of a run that this version of s2vfast reads (format {FORMAT})")
+    return described
+
+
+def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: bool) -> None:
+    """Raise `CheckpointError` unless ``store`` fits the run.
+
+    Args:
+        run_dir: A run's folder.
+        store: An open `s2vfast.data.store.Store`.
+        store_path: Where it is, for the message.
+        exact: Whether it must be the very store the run began with, or only have the same joints.
+    """
+    described = read(run_dir)
+    ours, theirs = described["layout"], store.layout
+    if ours["name"] != theirs.name or len(ours["joints"]) != theirs.num_joints:
+        raise errors.CheckpointError(
+            f"{store_path}: its layout is {theirs.name} ({theirs.num_joints} joints); the run {run_dir} was made with "
+            f"{ours['name']} ({len(ours['joints'])} joints). Name a store of that layout with --data"
+        )
+    if exact and store.fingerprint != described["store"]["fingerprint"]:
+        raise errors.CheckpointError(
+            f"{store_path}: not the store that the run {run_dir} began with, which was {described['store']['path']} "
+            f"(fingerprint {described['store']['fingerprint'][:12]}, this one has {store.fingerprint[:12]}). Name that "
+            f"store with --data, or begin another run"
+        )
+
+
+def lock(run_dir: str | Path) -> IO:
+    """Keep other processes from training in this folder until the returned file is closed."""
+    file = open(Path(run_dir) / RUN, "rb")  # noqa: SIM115 - it stays open for as long as the run lasts
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some network file systems have no locks; only a lock that is held is a reason to stop.
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            file.close()
+            raise errors.CheckpointError(f"{run_dir}: another process is training in this folder") from error
+    return file
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was before."""
+    temporary = path.parent / f"{checkpoint.TEMPORARY}{path.name}-{os.getpid()}"
+    try:
+        checkpoint.write_file(temporary, text.encode())
+        os.replace(temporary, path)
+        checkpoint.sync_folder(path.parent)
+    except OSError:
+        checkpoint.remove(temporary)
+        raise
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that never ends in half a line.
+
+    Args:
+        path: The file; it is made where missing.
+        size: Bytes to keep of what is there; None keeps all whole lines.
+
+    Raises:
+        TrainingError: The file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, size: int | None = None) -> None:
+        self.path = Path(path)
+        try:
+            # Unbuffered: what `write` accepted is in the file, and what it did not accept can be taken back.
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            present = self._file.tell()
+            self.size = self._whole_lines() if size is None else min(size, present)
+            self.missing = max(0, (size or 0) - present)
+            """Bytes that were expected before ``size`` and are not there."""
+            self._file.truncate(self.size)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def write(self, **values: Any) -> None:
+        """Append one object."""
+        line = (json.dumps(values) + "\n").encode()
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError as error:
+            self._file.truncate(self.size)
+            raise self._failed(error) from error
+        self.size += len(line)
+
+    def sync(self) -> int:
+        """Flush to the disk; returns the file's size in bytes."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+        return self.size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _whole_lines(self) -> int:
+        return self.path.read_bytes().rfind(b"\n") + 1
+
+    def _failed(self, error: OSError) -> errors.TrainingError:
+        return errors.TrainingError(
+            f"{self.path}: cannot be written: {error.strerror or error}; checkpoints are as they were. Mend that and "
+            f"go on with --resume"
+        )
+
+
+def _leftover(name: str) -> bool:
+    return name == CONFIG or name.startswith(checkpoint.TEMPORARY)
+
+
+def _description(store: Any) -> dict[str, Any]:
+    import numpy
+    import torch
+
+    import s2vfast
+
+    return {
+        "format": FORMAT,
+        "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "store": {"path": str(Path(store.path).resolve()), "fingerprint": store.fingerprint},
+        "layout": store.layout.to_dict(),
+        "classes": list(store.classes),
+        "versions": {
+            "s2vfast": getattr(s2vfast, "__version__", "unknown"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+    }

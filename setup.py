@@ -1,0 +1,125 @@
+"""Packages and the compiled extension; everything else is in pyproject.toml.
+
+The extension needs a C++17 compiler, pybind11 and ninja, no torch headers and no GPU. Where one of these is missing, or
+compiling fails, the installation goes on without it: the reason is printed, and kept for `s2vfast doctor`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cpp"))
+HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.*h"))
+# Each operation is rounded on its own, in any implementation: no fused multiply-add, no fast math.
+COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread"]
+MISSING_NOTE = "_native_missing.txt"  # read by s2vfast/_extension.py
+
+
+class NotBuilt(Exception):
+    """Why there is no extension, in one line and maybe the compiler's own lines below it."""
+
+
+class NinjaBuild(build_ext):
+    """Builds through ninja in build/native, so that a second build compiles only what has changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link ``ext``."""
+        target = Path(self.get_ext_fullpath(ext.name)).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        note = target.parent / MISSING_NOTE
+        try:
+            built = _ninja(ext, target.name)
+        except NotBuilt as reason:
+            target.unlink(missing_ok=True)
+            note.write_text(f"{reason}\n", "utf-8")
+            print(f"warning: s2vfast is installed WITHOUT its compiled extension: {reason}", file=sys.stderr)
+            return
+        note.unlink(missing_ok=True)
+        shutil.copy2(built, target)
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable installation: the extension, or the reason why there is none, goes beside the sources."""
+        for ext in self.extensions:
+            built = Path(self.build_lib, *ext.name.split(".")[:-1])
+            package = Path(self.get_finalized_command("build_py").get_package_dir(ext.name.rpartition(".")[0]))
+            for name in (Path(self.get_ext_filename(ext.name)).name, MISSING_NOTE):
+                # Replaced, not written over: a process that has the old file loaded keeps it.
+                (package / name).unlink(missing_ok=True)
+                if (built / name).exists():
+                    shutil.copy2(built / name, package / name)
+
+
+def _ninja(ext: Extension, name: str) -> Path:
+    """The built library; raises `NotBuilt`."""
+    compiler, ninja = _tools()
+    try:
+        import pybind11
+    except ImportError:
+        raise NotBuilt("pybind11 is not installed") from None
+    folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = [sysconfig.get_path("include"), pybind11.get_include(), str(ROOT / "csrc")]
+    link = ["-shared", "-pthread"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
+    flags = [*COMPILE, *os.environ.get("CXXFLAGS", "").split(), *(f"-I{path}" for path in includes)]
+    lines = [
+        f"cxx = {_escape(compiler)}",
+        f"flags = {' '.join(map(_escape, flags))}",
+        "rule compile",
+        "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = $cxx {' '.join(link)} $in -o $out",
+    ]
+    objects = []
+    for source in ext.sources:
+        objects.append(f"{Path(source).stem}.o")
+        lines.append(f"build {objects[-1]}: compile {_escape(str(ROOT / source))}")
+    lines.append(f"build {name}: link {' '.join(objects)}")
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n", "utf-8")
+    run = subprocess.run([ninja, "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(run.stdout)
+    if run.returncode:
+        errors = [line for line in run.stdout.splitlines() if "error" in line] or run.stdout.splitlines()[-3:]
+        raise NotBuilt("\n".join([f"{compiler} failed", *errors[:5]]))
+    return folder / name
+
+
+def _tools() -> tuple[str, str]:
+    """The C++ compiler and ninja."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise NotBuilt(f"no C++ compiler ({', '.join(names)}) was found")
+    try:
+        import ninja
+
+        return compiler, str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        found = shutil.which("ninja")
+    if found is None:
+        raise NotBuilt("ninja is not installed")
+    return compiler, found
+
+
+def _escape(text: str) -> str:
+    return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(
+    # kernels/ and configs/ lie at the root, where readers look for them, and are installed inside the package.
+    packages=[*find_packages(include=["s2vfast", "s2vfast.*"]), "s2vfast.kernels", "s2vfast.configs"],
+    package_dir={"s2vfast.kernels": "kernels", "s2vfast.configs": "configs"},
+    package_data={"s2vfast.configs": ["*.yaml"], "s2vfast.kernels": ["README.md", "tuned/*.json"]},
+    ext_modules=[Extension("s2vfast._native", sources=SOURCES, depends=HEADERS)],
+    cmdclass={"build_ext": NinjaBuild},
+)

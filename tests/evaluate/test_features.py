@@ -1,0 +1,172 @@
+"""Features: which weights, which clips, which pooling."""
+
+import numpy as np
+import pytest
+import torch
+
+import s2vfast.errors as errors
+from s2vfast import nn, ops
+from s2vfast.evaluate import features
+from s2vfast.train import checkpoint
+
+JOINTS = 5  # of the store in conftest.py
+
+
+def _by_hand(encoder, made, store, ids, pool):
+    """One sequence and one body at a time, absent bodies through the encoder like any other."""
+    frames, index = torch.from_numpy(np.array(store.frames)), torch.from_numpy(np.array(store.frame_index))
+    row, count = map(torch.from_numpy, store.track_table(made.data.bodies))
+    spec = ops.ClipSpec(frames=12, root=0, torso=(0, 1), sides=(3, 4), up=1)
+    rows = []
+    for i in ids:
+        clips = ops.clip_sample(frames, index, row, count, torch.tensor([i]), spec, training=False)
+        bodies = []
+        for clip in clips:
+            tokens = encoder(clip[None])[0].reshape(4, JOINTS, -1)  # [S, V, D]
+            if pool == "mean":
+                bodies.append(tokens.mean(dim=(0, 1)))
+            else:
+                joints = [tokens[:, v].mean(dim=0) for v in range(JOINTS)]
+                segments = [tokens[s].mean(dim=0) for s in range(4)]
+                bodies.append(torch.cat(joints + segments))
+        rows.append(sum(bodies) / len(bodies))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("pool", ["mean", "joint_time"])
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_features_are_the_teachers_pooled(run, store, pool, batch):
+    path, made, teacher = run
+    encoder, read, step = features.load_encoder(path)
+    assert (read, step) == (made, 30)
+    ids = np.array([7, 0, 3, 4, 8, 23])  # two bodies: 0, 4, 8
+    with torch.no_grad():
+        expected = _by_hand(teacher, made, store, ids, pool)
+    found = features.extract(encoder, read, store, ids, pool=pool, batch=batch)
+    assert found.dtype == torch.float32
+    assert found.shape == (6, features.feature_width(made, JOINTS, pool))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (expected[1] - expected[2]).abs().max() > 1e-3  # the test would see a wrong order
+
+
+def test_pooled_values_of_known_tokens():
+    # Token = 100 * segment + joint, in both channels; V = 3, S = 2.
+    tokens = torch.tensor([[0.0, 1, 2, 100, 101, 102]])[..., None].repeat(2, 1, 2)
+    assert features.pool_tracks(tokens, 3, "mean").tolist() == [[51.0, 51.0]] * 2
+    expected = [50.0, 50, 51, 51, 52, 52, 1, 1, 101, 101]
+    assert features.pool_tracks(tokens, 3, "joint_time").tolist() == [expected] * 2
+
+
+def test_same_features_every_time(run, store):
+    encoder, made, _ = features.load_encoder(run[0])
+    ids = np.arange(9)
+    assert torch.equal(features.extract(encoder, made, store, ids), features.extract(encoder, made, store, ids))
+
+
+def test_draws_are_trainings_clips(run, store):
+    path, made, teacher = run
+    encoder, _, _ = features.load_encoder(path)
+    ids = np.array([4, 9])
+    frames, index = torch.from_numpy(np.array(store.frames)), torch.from_numpy(np.array(store.frame_index))
+    row, count = map(torch.from_numpy, store.track_table(2))
+    spec = ops.ClipSpec(frames=12, rotate=(0.3, 0.3, 0.3), root=0, torso=(0, 1), sides=(3, 4), up=1)
+    clips = ops.clip_sample(frames, index, row, count, torch.from_numpy(ids), spec, seed=5, epoch=2, training=True)
+    with torch.no_grad():
+        expected = teacher(clips).mean(dim=1).reshape(2, 2, -1).mean(dim=1)
+    found = features.extract(encoder, made, store, ids, draw=2, seed=5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (found - features.extract(encoder, made, store, ids)).abs().max() > 1e-3
+
+
+def test_untrained_is_what_the_run_started_from(run):
+    path, made, teacher = run
+    encoder, _, step = features.load_encoder(path, untrained=True)
+    start = nn.build_encoder(made, JOINTS)
+    assert step == 0
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], tensor)
+        assert not torch.equal(teacher.state_dict()[name], tensor)
+
+
+def test_untrained_needs_no_checkpoint(run):
+    path = run[0]
+    for folder in (path / "checkpoints").iterdir():
+        checkpoint.remove(folder)
+    features.load_encoder(path, untrained=True)
+    with pytest.raises(errors.CheckpointError, match="no checkpoint"):
+        features.load_encoder(path)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(run):
+    path, _, teacher = run
+    checkpoint.save(path, 40, {"model": {"teacher.norm.weight": torch.zeros(16)}}, {}, keep=2)
+    file = path / "checkpoints" / "step-00000040" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    said = []
+    encoder, _, step = features.load_encoder(path, log=said.append)
+    assert step == 30
+    assert "step-00000040" in said[0]
+    assert torch.equal(encoder.norm.weight, teacher.norm.weight)
+
+
+def test_a_checkpoint_of_another_network_is_one_line(run):
+    path = run[0]
+    checkpoint.save(path, 40, {"model": {"teacher.norm.weight": torch.zeros(16)}}, {}, keep=2)
+    with pytest.raises(errors.CheckpointError, match="step-00000040.*not the network of") as caught:
+        features.load_encoder(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_run_is_one_line(tmp_path):
+    with pytest.raises(errors.CheckpointError, match="nowhere"):
+        features.load_encoder(tmp_path / "nowhere")
+
+
+def test_features_that_are_not_finite_name_the_sequence(run, store):
+    path, made, _ = run
+    encoder, _, _ = features.load_encoder(path)
+    encoder.norm.weight[3] = float("nan")
+    with pytest.raises(errors.DataError, match=r"sequence s002 .*\(2 of 2 sequences\)"):
+        features.extract(encoder, made, store, np.array([2, 5]))
+
+
+def test_no_sequence_gives_no_row(run, store):
+    encoder, made, _ = features.load_encoder(run[0])
+    assert features.extract(encoder, made, store, np.zeros(0, dtype=np.int64)).shape == (0, 16)
+
+
+def test_progress_counts_sequences(run, store):
+    encoder, made, _ = features.load_encoder(run[0])
+    seen = []
+    features.extract(encoder, made, store, np.arange(7), batch=3, progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_the_clips_of_the_config(run, store, small, tmp_path):
+    """Every field of a clip that evaluation uses changes the features."""
+    ids = np.arange(8)
+    plain = features.extract(*features.load_encoder(run[0])[:2], store, ids)
+    changes = [
+        {"data__sampling": "crop"},
+        {"data__center": "frame"},
+        {"data__scale": "torso"},
+        {"data__align": "yaw"},
+        {"data__velocity": 1.0},
+        {"data__bodies": 1},
+    ]
+    for number, change in enumerate(changes):
+        path = tmp_path / f"run{number}"
+        small.make_run(path, store, **change)
+        found = features.extract(*features.load_encoder(path)[:2], store, ids)
+        assert (found - plain).abs().max() > 1e-3, change
+
+
+def test_devices():
+    assert features.resolve_device("cpu").type == "cpu"
+    assert features.resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(errors.ConfigError, match="^device: 'toaster'"):
+        features.resolve_device("toaster")
+    with pytest.raises(errors.ConfigError, match="^device: cuda:99"):
+        features.resolve_device("cuda:99")

@@ -1,0 +1,149 @@
+"""Configs: presets, YAML, and one line that starts with the field's path for everything that is wrong."""
+
+import dataclasses
+
+import pytest
+
+from s2vfast import presets
+from s2vfast.config import Config
+from s2vfast.errors import ConfigError
+
+WRONG = {
+    # unknown
+    "modle": ({"modle": {"dim": 8}}, "modle: no such field; did you mean model?"),
+    "model.dims": ({"model": {"dims": 8}}, "model.dims: no such field; did you mean model.dim?"),
+    "nothing like it": ({"qqq": {}}, "qqq: no such field; known: data, model,"),
+    "a number as a name": ({"data": {7: 1}}, "data.7: no such field"),
+    # of another type
+    "text for a number": ({"model": {"dim": "wide"}}, "model.dim: 'wide'; a whole number is expected"),
+    "fraction": ({"train": {"batch": 2.5}}, "train.batch: 2.5; a whole number is expected"),
+    "bool for a number": ({"train": {"steps": True}}, "train.steps: True; a whole number or null is expected"),
+    "bool for a number": ({"data": {"velocity": True}}, "data.velocity: True; a finite number is expected"),
+    "null": ({"model": {"dim": None}}, "model.dim: None; a whole number is expected"),
+    "nan": ({"optim": {"lr": float("nan")}}, "optim.lr: nan; a finite number is expected"),
+    "infinity": ({"train": {"epochs": float("inf")}}, "train.epochs: inf; a finite number is expected"),
+    "list for a number": ({"model": {"dim": [8]}}, "model.dim: [8]; a whole number is expected"),
+    "choice": ({"data": {"sampling": "bin"}}, "data.sampling: 'bin' is not one of bins, crop"),
+    "list for a choice": ({"data": {"sampling": ["bins"]}}, "data.sampling: ['bins'] is not one of bins, crop"),
+    "two angles": ({"data": {"rotate": [0.1, 0.2]}}, "data.rotate: (0.1, 0.2); 3 numbers are expected"),
+    "an angle of text": ({"data": {"rotate": [0.1, 0.2, "x"]}}, "data.rotate: (0.1, 0.2, 'x'); 3 numbers are expected"),
+    "one angle": ({"data": {"rotate": 0.3}}, "data.rotate: 0.3; 3 numbers are expected"),
+    "no angles": ({"data": {"rotate": None}}, "data.rotate: None; 3 numbers are expected"),
+    "text for a section": ({"data": "xsub"}, "data: a section of fields is expected, not 'xsub'"),
+    "list for a section": ({"data": []}, "data: a section of fields is expected, not []"),
+    # out of range
+    "no batch": ({"train": {"batch": 0}}, "train.batch: 0; 1 or more is expected"),
+    "negative seed": ({"train": {"seed": -1}}, "train.seed: -1; 0 or more is expected"),
+    "huge seed": ({"train": {"seed": 2**63}}, "train.seed: 9223372036854775808; a number below 2**63"),
+    "no rate": ({"optim": {"lr": 0}}, "optim.lr: 0; a positive number is expected"),
+    "mask all": ({"mask": {"ratio": 1.0}}, "mask.ratio: 1.0; a number in (0, 1) is expected"),
+    "no crop": ({"data": {"crop_min": 0.0}}, "data.crop_min: 0.0; a number in (0, 1] is expected"),
+    "beta": ({"optim": {"beta2": 1.0}}, "optim.beta2: 1.0; a number in [0, 1) is expected"),
+    "ema": ({"objective": {"ema_start": 1.1}}, "objective.ema_start: 1.1; a number in [0, 1] is expected"),
+    # that do not fit together
+    "segments": ({"data": {"frames": 91}}, "data.frames: 91 is no multiple of model.segment_frames = 3"),
+    "tubes": ({"mask": {"tube_len": 7}}, "mask.tube_len: 7 does not divide the 30 segments of a clip"),
+    "heads": ({"model": {"heads": 7}}, "model.dim: 256 is no multiple of model.heads = 7"),
+    "top_k": ({"objective": {"top_k": 9}}, "objective.top_k: 9 is more than model.depth = 8"),
+    "ema falls": ({"objective": {"ema_end": 0.5}}, "objective.ema_end: 0.5 is below objective.ema_start = 0.9999"),
+    "rate rises": ({"optim": {"lr_min": 0.1}}, "optim.lr_min: 0.1 is above optim.lr = 0.001"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named(name):
+    tree, message = WRONG[name]
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict(tree)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_visible_joints_are_checked_against_the_skeleton():
+    Config.from_dict({"mask": {"ratio": 0.9}}).validate(25)
+    with pytest.raises(ConfigError, match="mask.ratio: 0.97 leaves 0 of 25 joints visible"):
+        Config.from_dict({"mask": {"ratio": 0.97}}).validate(25)
+    with pytest.raises(ConfigError, match="mask.keep: 25 leaves 25 of 25 joints visible"):
+        Config.from_dict({"mask": {"keep": 25}}).validate(25)
+
+
+def test_visible_joints_do_not_suffer_from_rounding():
+    assert [Config.from_dict({"mask": {"ratio": 0.9}}).keep(joints) for joints in (17, 20, 25)] == [1, 2, 2]
+    assert Config.from_dict({"mask": {"keep": 5}}).keep(25) == 5
+
+
+def test_a_config_survives_dict_and_yaml():
+    config = Config.from_dict({"data": {"rotate": [0.0, 0.5, 0.1]}, "mask": {"keep": 3}, "optim": {"lr_min": 1e-7}})
+    assert Config.from_dict(config.to_dict()) == config
+    for documented in (False, True):
+        assert Config.from_dict(presets.parse(presets.dump(config, documented), "dump")) == config
+
+
+def test_every_field_is_documented():
+    paths = {
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Config)
+        for field in dataclasses.fields(section.default_factory)
+    }
+    assert set(presets.documentation()) == paths
+    assert all(len(text) > 3 for text in presets.documentation().values())
+
+
+def test_the_presets_are_these_and_good():
+    assert presets.names() == ["demo", "ntu120", "ntu60", "nwucla", "pkummd"]
+    joints = {"nwucla": 20}
+    for name in presets.names():
+        presets.load(name).validate(joints.get(name, 25))
+
+
+def test_the_presets_hold_what_was_published():
+    ntu60, ntu120 = presets.load("ntu60"), presets.load("ntu120")
+    # arXiv 2401.00921, and the numbers of its NTU RGB+D 60 x-sub run.
+    default = Config()
+    default.objective.ema_steps = 251200
+    assert ntu60 == default
+    assert (ntu60.mask.motion_weight, ntu120.mask.motion_weight) == (0.1, 0.2)
+    assert ntu60.keep(25) * ntu60.segments == 60
+
+
+def test_numbers_as_people_write_them():
+    tree = presets.parse("optim: {lr: 1e-3, lr_min: 1.e-5, eps: 1e-08}\ntrain: {steps: 10}", "x")
+    assert tree == {"optim": {"lr": 1e-3, "lr_min": 1e-5, "eps": 1e-8}, "train": {"steps": 10}}
+    assert [presets.value(text) for text in ("3", "1e-3", "null", "[1, 2]", "bins", "true", "[1")] == [
+        3,
+        1e-3,
+        None,
+        [1, 2],
+        "bins",
+        True,
+        "[1",
+    ]
+
+
+def test_files_that_are_no_configs(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for content, message in [
+        ("train:\n  batch: [1\n", "mine.yaml, line 3: no valid YAML"),
+        ("- 1\n", "mine.yaml: a mapping of sections is expected, not list"),
+        ("!!python/object/apply:os.system ['true']", "mine.yaml, line 1: no valid YAML: could not determine"),
+    ]:
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            presets.read(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="mine.yaml: cannot be read"):
+        presets.read(file)
+    file.write_text("")
+    assert presets.load(file) == Config()
+    with pytest.raises(ConfigError, match="--config ntu6: neither a preset nor a file; did you mean ntu60?"):
+        presets.read("ntu6")
+
+
+def test_merge_replaces_single_fields():
+    tree = {"train": {"steps": 5, "batch": 2}, "mask": None}
+    assert presets.merge(tree, {"train": {"steps": 7}, "mask": {"keep": 1}, "data": {"frames": 9}}) == {
+        "train": {"steps": 7, "batch": 2},
+        "mask": {"keep": 1},
+        "data": {"frames": 9},
+    }
+    assert tree == {"train": {"steps": 5, "batch": 2}, "mask": None}

@@ -1,0 +1,210 @@
+"""The house rules that a reader relies on: one stem everywhere, imports that point one way, short files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEMS = (
+    "clip_sample tube_mask embed_gather mask_fill attention add_norm mlp teacher_target masked_mse adamw_ema"
+).split()
+LONGEST = 420
+
+# What each part of the package may import of the package; every part may import itself, errors and config (config:
+# errors alone), except reference, which stands on its own.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "presets": {"configs"},
+    "reference": set(),
+    "kernels": set(),
+    "_extension": {"_native"},
+    "ops": {"reference", "kernels", "_extension"},
+    "nn": {"ops"},
+    "objectives": {"nn", "ops", "reference"},
+    "compat": {"objectives", "nn", "ops", "reference"},
+    "data": {"ops", "reference"},
+    "train": {"objectives", "nn", "ops", "reference", "data", "presets"},
+    "evaluate": {"train", "objectives", "nn", "ops", "data", "presets"},
+    "view": {"train", "evaluate", "objectives", "nn", "ops", "data", "presets"},
+    "doctor": {"ops", "_extension"},
+    "demo": {"train", "evaluate", "view", "data", "presets", "doctor"},
+    "cli": {"train", "evaluate", "view", "data", "presets", "compat", "doctor", "demo"},
+    "__main__": {"cli"},
+}
+FREE_OF = {"reference": {"errors", "config"}, "errors": {"config"}, "config": {"presets"}}
+# These run on a bare GPU machine.
+BARE = ("s2vfast/ops/", "s2vfast/nn/", "s2vfast/reference/", "s2vfast/train/engine.py", "kernels/", "benchmarks/")
+BARE_PACKAGES = {"torch", "triton", "numpy"}
+
+
+def tracked() -> list[str]:
+    """Paths of the repository's files, new ones included, ignored ones not."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is no git checkout: nothing says which files belong to the repository")
+    return [path for path in listed if (ROOT / path).is_file()]
+
+
+def source_files() -> list[str]:
+    """The Python files of the package: s2vfast/ and kernels/."""
+    return [path for path in tracked() if path.endswith(".py") and path.startswith(("s2vfast/", "kernels/"))]
+
+
+def imports(path: str, module_level: bool = False) -> list[str]:
+    """Dotted names of what a file imports; ``from a import b`` is ``a.b``, as b may be a module."""
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    nodes = _module_level(tree.body) if module_level else ast.walk(tree)
+    # Where a relative import starts: kernels/ is installed as s2vfast.kernels.
+    package = [*(["s2vfast"] if path.startswith("kernels/") else []), *Path(path).parent.parts]
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*home, *([node.module] if node.module else [])])
+            names += [f"{prefix}.{alias.name}" for alias in node.names]
+    return names
+
+
+def _module_level(body):
+    """Statements that run at import: not those inside functions, nor those for type checkers alone."""
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+            for block in ("body", "orelse", "finalbody"):
+                yield from _module_level(getattr(node, block, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _module_level(handler.body)
+
+
+def part_of(path: str) -> str:
+    return "kernels" if path.startswith("kernels/") else Path(path).parts[1].removesuffix(".py")
+
+
+def table() -> dict[str, dict[str, str]]:
+    """kernels/README.md's table: {stem: {column: cell}}."""
+    lines = [line for line in (ROOT / "kernels/README.md").read_text("utf-8").splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+
+
+def test_the_table_has_every_operation_and_no_other():
+    modules = {path.stem for path in (ROOT / "s2vfast/ops").glob("*.py") if not path.stem.startswith("_")}
+    assert set(table()) == modules
+    assert modules == set(STEMS)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_stem_is_the_same_everywhere(stem):
+    from s2vfast import ops
+
+    row = table()[stem]
+    registered = {name for name, reasons in ops.availability("cpu").items() if name == stem for name in reasons}
+    assert registered == set(ops.IMPLEMENTATIONS)
+    implemented = {name for name in registered if f"{stem} has no {name} implementation" not in _reasons(stem, name)}
+    files = {
+        "reference": f"s2vfast/reference/{stem}.py",
+        "triton": f"kernels/{stem}.py",
+        "native": f"csrc/{stem}.cpp",
+        "test": f"tests/ops/test_{stem}.py",
+        "benchmark": f"benchmarks/bench_{stem}.py",
+    }
+    for column in ("reference", "torch", "triton", "native", "test", "benchmark"):
+        said = row[column] != "–"
+        if column in files:
+            assert said == (ROOT / files[column]).is_file(), f"{stem}: {column} says {row[column]}: {files[column]}"
+        if column in registered:
+            assert said == (column in implemented), f"{stem}: {column} says {row[column]}: s2vfast/ops/{stem}.py"
+        if not said:
+            assert re.search(rf"\b{column}\b[^;]*:", row["why something is missing"]), f"{stem}: no reason for {column}"
+    assert row["reference"] == row["torch"] == row["test"] == "yes"
+    shared = (ROOT / f"csrc/{stem}.cuh").is_file()
+    assert shared == (row["native"] != "–"), f"csrc/{stem}.cuh holds what host and device share"
+
+
+def _reasons(stem, name):
+    from s2vfast import ops
+
+    return ops.availability("cpu")[stem][name]
+
+
+def test_kernels_and_sources_belong_to_a_stem():
+    known = {*STEMS, "philox", "parallel", "bindings"}
+    assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
+    assert {path.stem for path in (ROOT / "s2vfast/reference").glob("*.py")} <= {
+        *STEMS,
+        "__init__",
+        "philox",
+        "skeleton2vec",
+    }
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in source_files():
+        part = part_of(path)
+        if part == "__init__":
+            continue
+        assert part in MAY_IMPORT, f"{path}: a new part; say in MAY_IMPORT what it may import"
+        allowed = MAY_IMPORT[part] | ({part, "errors", "config", "__version__"} - FREE_OF.get(part, set()))
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "s2vfast" and len(parts) > 1 and parts[1] not in allowed:
+                wrong.append(f"{path} imports {name}")
+            if parts[0] == "kernels":
+                wrong.append(f"{path} imports {name}; kernels/ is installed as s2vfast.kernels")
+            if parts[0] == "jsonargparse" and part != "cli":
+                wrong.append(f"{path} imports jsonargparse; only s2vfast/cli.py does")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_imports_kernels_by_that_name():
+    files = [path for path in tracked() if path.endswith(".py")]
+    assert not [path for path in files for name in imports(path) if name.split(".")[0] == "kernels"]
+
+
+def test_the_numeric_core_needs_torch_triton_and_numpy_alone():
+    wrong = []
+    for path in tracked():
+        if path.endswith(".py") and path.startswith(BARE):
+            for name in imports(path, module_level=True):
+                top = name.split(".")[0]
+                if top not in BARE_PACKAGES | {"s2vfast"} and top not in sys.stdlib_module_names:
+                    wrong.append(f"{path} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_stay_readable():
+    code = [path for path in tracked() if path.endswith((".py", ".cpp", ".cu", ".cuh", ".h"))]
+    lengths = {path: len((ROOT / path).read_text("utf-8").splitlines()) for path in code}
+    assert not {path: length for path, length in lengths.items() if length > LONGEST}
+
+
+# Places on somebody's disk, and hosts that packages come from: a checkout must work anywhere. Written so that this file
+# does not match itself.
+ELSEWHERE = re.compile(
+    r"""(?<![\w.}$)*-])/(?:w[o]rk|r[o]ot|h[o]me|U[s]ers)/\w | files\.pyth[o]nhosted | \bpyp[i]\.org | npm[j]s\.org
+    | downl[o]ad\.pytorch""",
+    re.VERBOSE,
+)
+
+
+def test_no_file_speaks_of_one_machine():
+    wrong = []
+    for path in tracked():
+        try:
+            lines = (ROOT / path).read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue  # not text
+        wrong += [f"{path}:{number}: {line}" for number, line in enumerate(lines, 1) if ELSEWHERE.search(line)]
+    assert not wrong, "\n".join(wrong)

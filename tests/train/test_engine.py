@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+
+from s2vfast import errors
+from s2vfast.data.store import Store
+from s2vfast.train.engine import NonFiniteError, Pretrainer
+
+
+@pytest.fixture
+def make(tiny_store, tiny_config):
+    """make(**changes): an engine on the tiny store; changes are section__field."""
+
+    def engine(**changes):
+        config = tiny_config()
+        for path, value in changes.items():
+            section, name = path.split("__")
+            setattr(getattr(config, section), name, value)
+        return Pretrainer(config, Store.open(tiny_store))
+
+    return engine
+
+
+def copy_of(engine):
+    return {g: {k: v.clone() for k, v in tensors.items()} for g, tensors in engine.state().items()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[g][k], b[g][k]) for g in a for k in a[g])
+
+
+def test_a_run_learns_and_repeats(make):
+    first, second = make(train__steps=40, optim__lr=5e-3), make(train__steps=40, optim__lr=5e-3)
+    a = [first.run_step() for _ in range(40)]
+    b = [second.run_step() for _ in range(40)]
+    assert [r.loss for r in a] == [r.loss for r in b]
+    assert equal(first.state(), second.state())
+    assert np.mean([r.loss for r in a[-8:]]) < np.mean([r.loss for r in a[:8]])
+    assert a[-1].step == 40
+    assert a[-1].epoch == 20.0
+    assert all(r.target_var > 0 for r in a)
+
+
+def test_state_and_load_continue_bitwise(make):
+    whole = make()
+    for _ in range(5):
+        whole.run_step()
+    saved, meta = copy_of(whole), whole.meta()
+    rest = [whole.run_step().loss for _ in range(4)]
+    other = make(train__seed=1)
+    other.run_step()
+    other.load(saved, meta)
+    assert [other.run_step().loss for _ in range(4)] == rest
+    assert equal(other.state(), whole.state())
+
+
+def test_workers_change_nothing(make):
+    inline, ahead = make(), make(data__workers=2)
+    for _ in range(12):
+        a, b = inline.run_step(), ahead.run_step()
+        assert a.loss == b.loss
+        assert a.sample_ids.tolist() == b.sample_ids.tolist()
+    assert equal(inline.state(), ahead.state())
+
+
+def test_implementations_agree(make):
+    losses = {}
+    for impl in ("reference", "torch", "torch,tube_mask=reference"):
+        engine = make(train__impl=impl)
+        losses[impl] = [engine.run_step().loss for _ in range(6)]
+    assert losses["torch"] == losses["torch,tube_mask=reference"]
+    np.testing.assert_allclose(losses["torch"], losses["reference"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["clips", "weights"])
+def test_non_finite_numbers_stop_before_the_update(make, monkeypatch, where):
+    engine = make()
+    engine.run_step()
+    if where == "clips":
+        batch = engine.batch(1)
+        batch.clips[0, 0, 0, 0] = torch.nan
+        monkeypatch.setattr(engine, "batch", lambda step: batch)
+    else:  # a finite loss with an infinite gradient
+        monkeypatch.setattr(
+            type(engine.optimizer), "step", lambda self, *a, **k: torch.tensor(float("inf")), raising=True
+        )
+    before = copy_of(engine)
+    with pytest.raises(NonFiniteError) as stopped:
+        engine.run_step()
+    assert engine.step == 1
+    assert equal(engine.state(), before)
+    ids = engine.order.sample_ids(1).tolist()
+    assert str(ids[0]) in str(stopped.value)
+    assert "step 2" in str(stopped.value)
+
+
+def test_a_real_infinite_gradient_changes_nothing(make):
+    engine = make()
+    engine.run_step()
+    engine.model.decoder.head.weight.register_hook(lambda g: g * float("inf"))
+    before = copy_of(engine)
+    with pytest.raises(NonFiniteError, match="the gradient's norm is"):
+        engine.run_step()
+    assert equal(engine.state(), before)
+
+
+def test_the_teacher_follows_the_student(make):
+    engine = make(objective__ema_start=0.5, objective__ema_end=0.5)
+    before = {k: v.clone() for k, v in engine.model.teacher.state_dict().items()}
+    engine.run_step()
+    for k, v in engine.model.teacher.state_dict().items():
+        torch.testing.assert_close(v, 0.5 * before[k] + 0.5 * engine.model.encoder.state_dict()[k])
+
+
+def test_load_refuses_other_tensors(make):
+    engine = make()
+    state, meta = copy_of(engine), engine.meta()
+    gone = dict(state["model"])
+    name = next(iter(gone))
+    gone.pop(name)
+    with pytest.raises(errors.CheckpointError, match=f"model: {name}: missing"):
+        engine.load({**state, "model": gone}, meta)
+    wrong = state["model"] | {name: torch.zeros(3)}
+    with pytest.raises(errors.CheckpointError, match="shape"):
+        engine.load({**state, "model": wrong}, meta)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__batch": 100}, "train.batch: 100 is more than the 8 training sequences"),
+        ({"train__impl": "cuda"}, "train.impl: cuda: no implementation"),
+        ({"train__device": "cuda:7"}, "train.device: cuda:7: this machine has"),
+        ({"train__device": "gpu"}, "train.device: 'gpu' is not"),
+        ({"mask__keep": 25}, "mask.keep: 25 leaves 25 of 25"),
+        ({"data__split": "xview"}, "xview"),
+    ],
+)
+def test_refuses_what_cannot_be(make, changes, message):
+    with pytest.raises(errors.S2vfastError, match=message):
+        make(**changes)

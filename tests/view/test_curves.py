@@ -1,0 +1,68 @@
+"""What is drawn of a run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from s2vfast.errors import CheckpointError, TrainingError
+from s2vfast.view import curves
+
+KEYS = "step epoch loss lr ema_decay grad_norm target_var pred_var".split()
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    rows = [dict.fromkeys(KEYS, 1 / step) | {"step": step} for step in range(1, 41)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_columns_come_back_and_half_a_line_is_passed_over(metrics):
+    before = curves.read_metrics(metrics)
+    assert list(before) == KEYS
+    np.testing.assert_array_equal(before["loss"], 1 / np.arange(1, 41))
+    with open(metrics, "a") as file:
+        file.write('{"step": 41, "lo')
+    assert len(curves.read_metrics(metrics)["step"]) == 40
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(CheckpointError, match="metrics.jsonl: cannot be read: No such file"):
+        curves.read_metrics(path)
+    path.write_text("")
+    with pytest.raises(CheckpointError, match="holds no line yet"):
+        curves.read_metrics(path)
+    for line in ("{\n", "[1]\n", '{"a": 1}\n{"b": 1}\n', '{"a": "x"}\n'):
+        path.write_text(line)
+        with pytest.raises(CheckpointError, match="not the numbers of a run"):
+            curves.read_metrics(path)
+
+
+def test_smooth_is_a_mean_over_a_window_that_shrinks_at_the_ends():
+    values = np.array([1.0, 5.0, 3.0, 7.0, 9.0, 2.0])
+    np.testing.assert_allclose(curves.smooth(values, 3), [1, 3, 5, 19 / 3, 6, 2])
+    np.testing.assert_allclose(curves.smooth(values, 5), [1, 3, 5, 5.2, 6, 2])
+    np.testing.assert_allclose(curves.smooth(np.full(9, 4.0), 5), 4.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "line"),
+    [([], 5, ""), ([2.0], 5, "▁"), ([0, 1, 2, 3, 4, 5, 6, 7], 60, "▁▂▃▄▅▆▇█"), ([7, 7, 0, 0, np.nan], 2, "█▁")],
+)
+def test_sparkline(values, width, line):
+    assert curves.sparkline(values, width) == line
+
+
+def test_the_picture_is_there_whole_or_not_at_all(metrics, tmp_path):
+    from matplotlib.image import imread
+
+    out = curves.loss_curve(metrics, tmp_path / "loss.png", title="a run")
+    picture = imread(out)
+    assert picture.shape[0] > 300
+    assert picture[..., :3].std() > 0.05
+    with pytest.raises(TrainingError, match="loss.png: cannot be written: No such file"):
+        curves.loss_curve(metrics, tmp_path / "missing/loss.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
