@@ -18,7 +18,7 @@ WRONG = {
     "text for a number": ({"model": {"dim": "wide"}}, "model.dim: 'wide'; a whole number is expected"),
     "fraction": ({"train": {"batch": 2.5}}, "train.batch: 2.5; a whole number is expected"),
     "bool for a number": ({"train": {"steps": True}}, "train.steps: True; a whole number or null is expected"),
-    "bool for a number": ({"data": {"velocity": True}}, "data.velocity: True; a finite number is expected"),
+    "bool for a factor": ({"data": {"velocity": True}}, "data.velocity: True; a finite number is expected"),
     "null": ({"model": {"dim": None}}, "model.dim: None; a whole number is expected"),
     "nan": ({"optim": {"lr": float("nan")}}, "optim.lr: nan; a finite number is expected"),
     "infinity": ({"train": {"epochs": float("inf")}}, "train.epochs: inf; a finite number is expected"),
