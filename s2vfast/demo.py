@@ -149,7 +149,7 @@ def _train(place: Path, config: Config, log: Callable[[str], Any]) -> int | None
     from s2vfast.train.loop import pretrain
 
     log(f"2/3  pretraining without labels into {place / RUN}")
-    summary = pretrain(config, place / STORE, place / RUN, resume=True)
+    summary = pretrain(config, place / STORE, place / RUN, resume=rundir.begun(place / RUN))
     if summary.signal is not None:
         log("or with: s2vfast demo" + ("" if place == Path("runs/demo") else f" --out {place}"))
     return summary.signal
@@ -182,12 +182,9 @@ def _evaluate(place: Path, log: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _rates(run: Path) -> dict[str, float]:
-    """Time spent on steps, over all processes that worked on the run, and its mean rate."""
-    seconds, before, steps = 0.0, 0, 0
-    for line in (run / rundir.THROUGHPUT).read_text("utf-8").splitlines():
-        row = json.loads(line)
-        # Steps that a resumed run made again took their time twice.
-        new = row["step"] - before if row["step"] > before else 1
-        seconds, steps, before = seconds + new * row["step_ms"] / 1000, steps + new, row["step"]
-    clips = steps * rundir.read_config(run).train.batch
+    """Time spent on steps, over all processes that worked on the run, and the mean rate in that time."""
+    lines = (run / rundir.THROUGHPUT).read_text("utf-8").splitlines()
+    last = {row["process"]: row for row in map(json.loads, lines)}  # of each process
+    seconds = sum(row["seconds"] for row in last.values())
+    clips = sum(row["clips"] for row in last.values())
     return {"seconds": round(seconds, 1), "clips_per_second": round(clips / seconds, 1)}

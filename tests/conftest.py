@@ -1,6 +1,7 @@
 """What all tests share: the real recordings, the GPU marker, and how many threads a test may take."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import torch
 
 # Two threads at most: enough to exercise threaded code, few enough for a small machine.
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# A test run that was started in the background ignores these, and so would everything that is tested with them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items):

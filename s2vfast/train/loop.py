@@ -145,6 +145,8 @@ class _Loop:
         if self.tensorboard:
             stack.callback(self.tensorboard.close)
         self.warned = False
+        # Which process wrote a line of throughput.jsonl, and what it had done by then.
+        self.process, self.began, self.clips = round(time.time(), 3), time.monotonic(), 0
 
     def run(self) -> Summary:
         """Steps until the end or a signal."""
@@ -152,16 +154,16 @@ class _Loop:
         if first >= self.total:
             self.progress.message(f"{self.path}: finished, {self.total} steps; nothing is left to do")
             return Summary(self.path, first, self.total, None, 0.0, 0.0)
-        result, clips = None, 0
-        began = time.monotonic()
+        result = None
+        self.began = time.monotonic()
         self.meter = self.progress.meter = progress.Meter(self.total)
         with self.progress:
             while engine.step < self.total and not stop.signum:
                 result = engine.run_step()
-                clips += result.clips
+                self.clips += result.clips
                 self.meter.add(result.clips)
                 self._after(engine.step, result)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - self.began
             if self.saved != engine.step:
                 self._save()
         if stop.signum and engine.step < self.total:
@@ -175,7 +177,7 @@ class _Loop:
             self.total,
             result.loss if result else None,
             seconds,
-            clips / seconds if seconds > 0 else 0.0,
+            self.clips / seconds if seconds > 0 else 0.0,
             stop.signum if engine.step < self.total else None,
         )
 
@@ -196,7 +198,9 @@ class _Loop:
                 "step": step,
                 "clips_per_second": round(self.meter.clips_per_second, 2),
                 "step_ms": round(1000 * self.meter.step_seconds, 3),
-                "time": round(time.time(), 3),
+                "process": self.process,
+                "seconds": round(time.monotonic() - self.began, 3),
+                "clips": self.clips,
             }
             self.throughput.write(**rates)
             if self.tensorboard:

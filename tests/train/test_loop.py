@@ -145,8 +145,11 @@ def test_resume_of_a_crash_cuts_the_metrics_back(tmp_path, start):
         file.write('{"step": 9, "lo')
     start(tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
-    for line in (tmp_path / "run/throughput.jsonl").read_text().splitlines():
-        json.loads(line)
+    # Steps 1 to 8 by the first process, 6 to 12 by the second, of 4 clips each.
+    rates = [json.loads(line) for line in (tmp_path / "run/throughput.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rates] == [1, 2, 4, 6, 8, 6, 8, 10, 12]
+    assert [row["clips"] for row in rates] == [4, 8, 16, 24, 32, 4, 12, 20, 28]
+    assert [row["process"] == rates[0]["process"] for row in rates] == [True] * 5 + [False] * 4
 
 
 def test_resume_before_the_first_checkpoint_begins_at_0(tmp_path, start):
