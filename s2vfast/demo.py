@@ -6,6 +6,7 @@ encoder and on the same encoder untrained. Whatever an earlier call finished is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -112,8 +113,9 @@ def _outdated(place: Path, config: Config, log: Callable[[str], Any]) -> bool:
     """Whether a run is there that was made with other settings, by an older version perhaps."""
     if not rundir.begun(place / RUN):
         return False
-    if rundir.read_config(place / RUN) == config:
-        return False
+    with contextlib.suppress(errors.CheckpointError):  # of a version with other fields
+        if rundir.read_config(place / RUN) == config:
+            return False
     log(f"{place}: made with other settings than this version's preset; it is made anew")
     return True
 

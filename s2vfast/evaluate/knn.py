@@ -14,6 +14,8 @@ _CHUNK_ENTRIES = 1 << 24
 Transform = Literal["none", "center", "standardize"]
 TRANSFORMS: tuple[str, ...] = ("none", "center", "standardize")
 DEFAULT_TRANSFORM: Transform = "none"
+"""Plain cosine similarity, the usual protocol. None of the three is best everywhere: on NW-UCLA (untrained encoders,
+three seeds, 1-NN) centring gained 3 to 4 points on mean-pooled features and lost up to 3 on joint-wise ones."""
 
 
 def rank(

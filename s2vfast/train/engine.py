@@ -16,7 +16,7 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.clips import clip_spec
 from s2vfast.data.store import Store
-from s2vfast.objectives import build_skeleton2vec
+from s2vfast.objectives import build_objective
 from s2vfast.train.optim import FlatAdamW
 from s2vfast.train.order import Order
 from s2vfast.train.schedule import ema_decay, learning_rate
@@ -92,7 +92,7 @@ class Pretrainer:
         self.frame_index = torch.from_numpy(store.frame_index).to(self.device)
         self.row, self.count = torch.from_numpy(row).to(self.device), torch.from_numpy(count).to(self.device)
 
-        self.model = build_skeleton2vec(config, self.joints).to(self.device)
+        self.model = build_objective(config, self.joints).to(self.device)
         self.optimizer = FlatAdamW(self.model.encoder, [self.model.decoder], self.model.teacher)
         self.step = 0
         self._pool: ThreadPoolExecutor | None = None

@@ -87,7 +87,10 @@ def read_config(run_dir: str | Path) -> Config:
     path = Path(run_dir) / CONFIG
     if not begun(run_dir):
         raise errors.CheckpointError(f"{run_dir}: no run here; a folder made by `s2vfast pretrain` is expected")
-    return presets.load(path)
+    try:
+        return presets.load(path)
+    except errors.ConfigError as error:
+        raise errors.CheckpointError(f"{path}: of another version of s2vfast: {error}") from None
 
 
 def write_config(run_dir: str | Path, config: Config) -> None:
