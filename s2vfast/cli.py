@@ -134,7 +134,9 @@ def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
     _add_run(evaluate)
     evaluate.add_argument("--protocol", type=typing.Literal["linear", "knn"], default="linear", help="the measure")
     evaluate.add_argument("--k", type=int, default=1, help="neighbours of knn")
-    evaluate.add_argument("--transform", type=str, help="of features before knn: none, center or standardize")
+    evaluate.add_argument(
+        "--transform", type=str, help="of features before knn: center (the default), none or standardize"
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the linear probe")
     evaluate.add_argument("--epochs", type=int, default=100, help="epochs of the linear probe")
     evaluate.add_argument("--lr", type=float, default=0.1, help="first learning rate of the linear probe")
