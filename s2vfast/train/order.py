@@ -22,7 +22,7 @@ class Order:
     def __init__(self, ids: Tensor, batch: int, seed: int) -> None:
         self.ids, self.batch, self.seed = ids, batch, seed
         self.steps_per_epoch = -(-len(ids) // batch)
-        self._epoch, self._shuffled = -1, ids
+        self._last = (-1, ids)  # one attribute, so that another thread never sees half of a change
 
     def epoch(self, step: int) -> int:
         """The epoch that step belongs to."""
@@ -31,10 +31,12 @@ class Order:
     def sample_ids(self, step: int) -> Tensor:
         """int64 [batch], the sequences of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._shuffled = epoch, shuffle(self.ids, self.seed, epoch)
+        known, shuffled = self._last
+        if epoch != known:
+            shuffled = shuffle(self.ids, self.seed, epoch)
+            self._last = (epoch, shuffled)
         positions = torch.arange(place * self.batch, (place + 1) * self.batch) % len(self.ids)
-        return self._shuffled[positions]
+        return shuffled[positions]
 
 
 def shuffle(ids: Tensor, seed: int, epoch: int) -> Tensor:

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,3 +38,12 @@ def test_a_sequence_keeps_its_place_among_fewer():
     some = ids[::3]
     order = [i for i in shuffle(ids, 1, 4).tolist() if i % 3 == 0]
     assert shuffle(some, 1, 4).tolist() == order
+
+
+def test_threads_that_ask_for_different_epochs():
+    order = Order(torch.arange(40), 5, 1)
+    expected = {step: order.sample_ids(step).tolist() for step in range(400)}
+    with ThreadPoolExecutor(4) as pool:
+        steps = [step for k in range(8) for step in range(k, 400, 8)]
+        found = list(pool.map(lambda step: order.sample_ids(step).tolist(), steps))
+    assert found == [expected[step] for step in steps]
