@@ -96,7 +96,7 @@ def screen(place: Path, results: dict[str, Any]) -> str:
         f"  config, numbers      {place / RUN / rundir.CONFIG}, {place / RUN / rundir.METRICS}",
         f"  weights              {results['weights']}",
         "",
-        "What to try next:",
+        "What to try next" + ("" if shutil.which("s2vfast") else " (after: . .venv/bin/activate)") + ":",
         f"  s2vfast data show {place / STORE}",
         f"  s2vfast evaluate {place / RUN} --split xview --protocol knn",
         f"  s2vfast pretrain --config demo --data {place / STORE} --out runs/mine --mask.ratio 0.7",
