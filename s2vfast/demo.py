@@ -189,4 +189,4 @@ def _rates(run: Path) -> dict[str, float]:
     last = {row["process"]: row for row in map(json.loads, lines)}  # of each process
     seconds = sum(row["seconds"] for row in last.values())
     clips = sum(row["clips"] for row in last.values())
-    return {"seconds": round(seconds, 1), "clips_per_second": round(clips / seconds, 1)}
+    return {"seconds": round(seconds, 3), "clips_per_second": round(clips / seconds, 1)}
