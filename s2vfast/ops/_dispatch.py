@@ -99,11 +99,13 @@ def use_impl(choice: str) -> Iterator[None]:
     Args:
         choice: see the module's text.
     """
-    _overrides.append(parse_choice(choice))
+    parsed = parse_choice(choice)
+    _overrides.append(parsed)
     try:
         yield
     finally:
-        _overrides.pop()
+        # Another thread may have entered since and still be inside: take out one's own, not the last.
+        del _overrides[max(i for i, other in enumerate(_overrides) if other is parsed)]
 
 
 def _chosen(stem: str, impl: str | None) -> str:
