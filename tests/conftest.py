@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Where there is no GPU, Triton's kernels run in its interpreter: it asks for this before they are defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Two threads at most: enough to exercise threaded code, few enough for a small machine.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -1,0 +1,159 @@
+"""How every kernel is launched: its configuration, the device it runs on, and what it was launched with.
+
+Tile shapes, warps and stages are data: tuned/<stem>.json lists, for each kernel, configurations and when to use them.
+`python -m benchmarks.tune` writes these files on a GPU; nothing is tuned at import or at the first call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Triton decides when a kernel is defined whether it will be interpreted; so do we.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# What the interpreter, which has no architecture, takes its configurations from.
+_ANY_ARCH = 90
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel, as `capture` records it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class _State:
+    """What `capture` and `override` have set."""
+
+    launches: list[Launch] | None = None
+    arch: int | None = None
+    overrides: tuple[tuple[str, str, dict[str, Any]], ...] = ()
+
+
+_state = _State()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """kernel[grid](*args, **options) on the device of the first tensor; nothing for an empty grid.
+
+    Args:
+        kernel: a function decorated by triton.jit.
+        grid: one to three numbers of program instances.
+        args: the kernel's arguments in order; contiguous tensors, numbers, None.
+        options: constexpr arguments, num_warps, num_stages.
+    """
+    if _state.launches is not None:
+        _state.launches.append(Launch(kernel, grid, args, options))
+        return
+    if 0 in grid:
+        return
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with guard:
+        kernel[grid](*args, **options)
+
+
+@contextlib.contextmanager
+def capture(arch: int) -> Iterator[list[Launch]]:
+    """Record launches for an architecture (80, 90, 100) instead of making them; results are left uninitialised."""
+    before = _state.launches, _state.arch
+    _state.launches, _state.arch = [], arch
+    try:
+        yield _state.launches
+    finally:
+        _state.launches, _state.arch = before
+
+
+def capturing() -> bool:
+    """Whether launches are being recorded."""
+    return _state.launches is not None
+
+
+@contextlib.contextmanager
+def override(stem: str, kernel: str, **options: Any) -> Iterator[None]:
+    """Use these options for a kernel within a ``with`` block: for tests of small tiles, and for the tuner."""
+    before = _state.overrides
+    _state.overrides = (*before, (stem, kernel, options))
+    try:
+        yield
+    finally:
+        _state.overrides = before
+
+
+def configuration(stem: str, kernel: str, device: torch.device, **shape: int | str) -> dict[str, Any]:
+    """Constexprs, num_warps and num_stages of a kernel for a shape class.
+
+    Args:
+        stem: names the file, tuned/<stem>.json.
+        kernel: names the list in it.
+        device: gives the architecture.
+        shape: what the choice depends on, as the file's ``when`` names it: numbers, dtype names.
+
+    Returns:
+        The ``use`` of the first entry whose ``when`` fits: a number or text must be equal, [low, high] includes it.
+
+    Raises:
+        LookupError: no entry fits.
+    """
+    facts = {"arch": _arch(device), **shape}
+    for entry in _table(stem)[kernel]:
+        if all(_fits(condition, facts[name]) for name, condition in entry["when"].items()):
+            chosen = dict(entry["use"])
+            for *named, options in _state.overrides:
+                if named == [stem, kernel]:
+                    chosen.update(options)
+            return chosen
+    raise LookupError(f"tuned/{stem}.json: {kernel}: no entry for {facts}")
+
+
+def _fits(condition: Any, value: Any) -> bool:
+    if isinstance(condition, Sequence) and not isinstance(condition, str):
+        return condition[0] <= value <= condition[1]
+    return condition == value
+
+
+def _arch(device: torch.device) -> int:
+    if _state.arch is not None:
+        return _state.arch
+    if device.type != "cuda":
+        return _ANY_ARCH
+    return _capability(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+@functools.cache
+def _table(stem: str) -> dict[str, list[dict[str, Any]]]:
+    return json.loads((Path(__file__).parent / "tuned" / f"{stem}.json").read_text("utf-8"))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32``, ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def next_power_of_2(n: int, least: int = 16) -> int:
+    """The smallest power of two that is not below n or ``least``."""
+    return max(least, 1 << max(n - 1, 0).bit_length())
+
+
+def cdiv(a: int, b: int) -> int:
+    """Ceiling of a / b."""
+    return -(-a // b)

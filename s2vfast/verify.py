@@ -1,0 +1,226 @@
+"""Does an implementation compute what the reference computes? One rule, for tests and for anybody's own shapes.
+
+    python -m s2vfast.verify [STEM ...] [--impl NAME] [--shape tiny] [--sizes N=3,L=77,D=64] [--dtype bfloat16]
+
+Floating-point results: the largest error against the reference in float64 may be twice that of the plain implementation
+in the same dtype (three times for gradients, which are those of a random upstream gradient), plus a small floor.
+Results that are integers must be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2vfast import errors, ops
+from s2vfast.inputs import SHAPES, STEMS, Shape, inputs
+
+WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "teacher_target", "adamw_ema")
+_IN_PLACE = ("param", "grad", "exp_avg", "exp_avg_sq", "teacher")  # of adamw_ema
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One result of one operation beside the reference's."""
+
+    name: str
+    error: float  # largest absolute difference; of integers, how many differ
+    allowed: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the error is within what is allowed; not so for NaN."""
+        return self.error <= self.allowed
+
+
+def compare(
+    op: Callable[..., Any],
+    exact: Callable[..., Any],
+    plain: Callable[..., Any],
+    given: dict[str, Any],
+    *,
+    gradients: bool,
+    seed: int = 99,
+) -> list[Agreement]:
+    """The results of ``op`` beside those of ``exact`` on the same numbers in float64.
+
+    Args:
+        op: what is judged; called with ``given``.
+        exact: the specification; called with ``given`` in float64.
+        plain: whose error is the measure; called with ``given``.
+        given: arguments by name; every floating tensor (also in lists) is an input.
+        gradients: also compare the gradients of the floating inputs.
+        seed: of the upstream gradients. A plain sum as the loss would hide mistakes that cancel.
+    """
+    truth, names, count = _run(exact, given, torch.float64, gradients, seed)
+    measure = _run(plain, given, None, gradients, seed)[0]
+    found = _run(op, given, None, gradients, seed)[0]
+    if len(found) != len(truth):
+        raise AssertionError(f"{len(found)} results where the reference has {len(truth)}")
+    rows = []
+    for i, (name, t, m, f) in enumerate(zip(names, truth, measure, found, strict=True)):
+        if f.shape != t.shape:
+            raise AssertionError(f"{name}: shape {list(f.shape)} where the reference has {list(t.shape)}")
+        if not t.is_floating_point():
+            rows.append(Agreement(name, float((f != t).sum()), 0.0))
+            continue
+        if not t.numel():
+            rows.append(Agreement(name, 0.0, 0.0))
+            continue
+        # Plain code may be exact by luck: a few roundings of the largest number are always allowed.
+        floor = (2e-6 if f.dtype in (torch.float32, torch.float64) else 2.0**-9) * float(t.abs().max()) + 1e-12
+        factor = 2.0 if i < count else 3.0
+        error = float((f.double() - t).abs().max())
+        rows.append(Agreement(name, error, factor * float((m.double() - t).abs().max()) + floor))
+    return rows
+
+
+def _run(
+    function: Callable[..., Any], given: dict[str, Any], dtype: torch.dtype | None, gradients: bool, seed: int
+) -> tuple[list[Tensor], list[str], int]:
+    """Outputs, then gradients; their names; how many are outputs. ``dtype`` replaces every floating dtype."""
+    leaves: dict[str, Tensor] = {}
+
+    def typed(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = value.detach().to(dtype or value.dtype, copy=True)
+            leaves[name] = value.requires_grad_(gradients)
+            return value
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return [typed(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return value
+
+    outputs = function(**{name: typed(name, value) for name, value in given.items()})
+    outputs = [out for out in (outputs if isinstance(outputs, tuple) else (outputs,)) if out is not None]
+    names = [f"output {i}" for i in range(len(outputs))]
+    results = [out.detach() for out in outputs]
+    if gradients:
+        generator = torch.Generator().manual_seed(seed)
+        total = 0.0
+        for out in outputs:
+            upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+            # Through the coarsest dtype, so that all see the same numbers.
+            total = total + (out * upstream.bfloat16().to(out.device, out.dtype)).sum()
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        names += [f"gradient of {name}" for name in leaves]
+        results += [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves.values(), strict=True)]
+    return results, names, len(outputs)
+
+
+def verify(
+    stem: str,
+    impl: str,
+    shape: Shape = SHAPES["tiny"],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> list[Agreement]:
+    """An implementation beside the reference on random inputs of a shape.
+
+    Args:
+        stem: name of the operation.
+        impl: its implementation.
+        shape: sizes of the inputs.
+        dtype: of matrix operands.
+        device: where it runs.
+        seed: seed of the inputs.
+
+    Raises:
+        ImplementationError: it cannot run there.
+    """
+    given = inputs(stem, shape, dtype=dtype, device=device, seed=seed)
+    public = getattr(ops, stem)
+    if stem == "adamw_ema":
+        public = _returning_buffers(public)
+    # The reference is written for one dtype and the CPU; PyTorch's own kernels are the measure where dtypes are mixed.
+    plain = "reference" if dtype == torch.float32 and torch.device(device).type == "cpu" else "torch"
+    if stem in ("clip_sample", "tube_mask"):
+        return _compare_draws(stem, impl, given)
+    return compare(
+        lambda **kw: public(**kw, impl=impl),
+        lambda **kw: public(**kw, impl="reference"),
+        lambda **kw: public(**kw, impl=plain),
+        given,
+        gradients=stem not in WITHOUT_GRADIENT,
+    )
+
+
+def _returning_buffers(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    def run(**kw: Any) -> tuple[Tensor, ...]:
+        norm = op(**kw)
+        return (norm, *(kw[name] for name in _IN_PLACE))
+
+    return run
+
+
+def _compare_draws(stem: str, impl: str, given: dict[str, Any]) -> list[Agreement]:
+    """Masks are equal bit by bit; clips, whose frames must be the same, to the rounding of float32."""
+    public = getattr(ops, stem)
+    home = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
+    if stem == "clip_sample" and not len(home["ids"]):
+        expected = public(**home, impl="torch")
+    else:
+        expected = public(**home, impl="reference")
+    found = public(**given, impl=impl)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    found = found if isinstance(found, tuple) else (found,)
+    rows = []
+    for i, (e, f) in enumerate(zip(expected, found, strict=True)):
+        f = f.cpu()
+        if f.shape != e.shape:
+            raise AssertionError(f"output {i}: shape {list(f.shape)} where the reference has {list(e.shape)}")
+        if e.is_floating_point():
+            largest = float(e.abs().max()) if e.numel() else 0.0
+            error = float((f - e).abs().max()) if e.numel() else 0.0
+            rows.append(Agreement(f"output {i}", error, 1e-5 * max(largest, 1.0)))
+        else:
+            rows.append(Agreement(f"output {i}", float((f != e).sum()), 0.0))
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a line for every result; 1 if one is not good, 2 if something asked for cannot run."""
+    parser = argparse.ArgumentParser(prog="python -m s2vfast.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("--impl", help="implementation (default: all that can run)")
+    parser.add_argument("--shape", default="tiny", choices=SHAPES)
+    parser.add_argument("--sizes", default="", metavar="NAME=NUMBER,…", help="sizes that replace some of the shape's")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(arguments)
+    code = 0
+    try:
+        shape = SHAPES[asked.shape].with_sizes(asked.sizes)
+        if unknown := [stem for stem in asked.stems if stem not in STEMS]:
+            raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
+        for stem in asked.stems or STEMS:
+            can = [name for name, reasons in ops.availability(_kind(asked.device))[stem].items() if not reasons]
+            for impl in [asked.impl] if asked.impl else [name for name in can if name != "reference"]:
+                rows = verify(
+                    stem, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed
+                )
+                code = max([code, *(int(not row.good) for row in rows)])
+                for row in rows:
+                    verdict = "good" if row.good else "WRONG"
+                    numbers = f"error {row.error:9.2e}  allowed {row.allowed:9.2e}"
+                    print(f"{stem:<13} {impl:<8} {row.name:<28} {numbers}  {verdict}")
+    except errors.S2vfastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _kind(device: str) -> str:
+    return torch.device(device).type
+
+
+if __name__ == "__main__":
+    sys.exit(main())
