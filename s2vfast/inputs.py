@@ -291,3 +291,4 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
 }
 STEMS = tuple(_MAKERS)
 """Names of all operations, in the order of a step."""
+WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "teacher_target", "adamw_ema")

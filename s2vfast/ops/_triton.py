@@ -44,6 +44,7 @@ def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = F
     return check
 
 
+@torch.compiler.assume_constant_result
 def _machine(device: str) -> tuple[str, ...]:
     if device == "cuda":
         return _gpu()

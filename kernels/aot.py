@@ -1,0 +1,216 @@
+"""What the kernels compile to, without a GPU: registers, stack, shared memory, matrix instructions; and gates on these.
+
+    python -m s2vfast.kernels.aot [STEM ...] [--arch 80 90 100] [--dtype bfloat16] [--shape ntu] [--jobs 2] [--json]
+
+Every operation runs forward and backward at the shapes that the tuned tables are made for, but its launches are
+recorded instead of made; what was recorded is compiled exactly as the launch would have, with Triton's own ptxas.
+A kernel fails for stack or spilled registers, for more shared memory than a block can have, and for HMMA on sm_90,
+where its matrix products should be HGMMA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ARCHES = (80, 90, 100)
+DTYPES = ("bfloat16", "float32")
+MAIN_SHAPES = ("ntu", "ntu_student", "nwucla")
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block
+_MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as it was compiled, and what is wrong with it."""
+
+    stem: str
+    kernel: str
+    arch: int
+    dtype: str
+    shapes: list[str]  # names of the shapes that launch it
+    options: dict[str, Any]  # constexprs, num_warps, num_stages
+    registers: int  # a thread
+    stack: int  # bytes a thread
+    local: int  # instructions that touch local memory: spills
+    shared: int  # bytes a block
+    instructions: dict[str, int]  # HGMMA, HMMA, UTCHMMA, MUFU, FFMA, all
+    wrong: list[str] = field(default_factory=list)
+
+
+def compile_kernels(
+    stems: list[str], arches: list[int], dtypes: list[str], shapes: list[str], jobs: int = 2
+) -> list[Compiled]:
+    """Compile what the operations launch, in ``jobs`` processes.
+
+    Args:
+        stems: operations.
+        arches: 80, 90, 100.
+        dtypes: of matrix operands.
+        shapes: names in `s2vfast.inputs.SHAPES`.
+        jobs: processes.
+    """
+    work = [(stem, arch, dtype, tuple(shapes)) for stem in stems for arch in arches for dtype in dtypes]
+    if jobs == 1:
+        return [kernel for item in work for kernel in _compile_stem(*item)]
+    # spawn: a fork of a process with threads of PyTorch's may hang.
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return [kernel for found in pool.map(_compile_stem, *zip(*work, strict=True)) for kernel in found]
+
+
+def _compile_stem(stem: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list[Compiled]:
+    import torch
+
+    torch.set_num_threads(1)
+    unique: dict[str, tuple[Any, list[str]]] = {}
+    for shape in shapes:
+        for launch in _record(stem, arch, dtype, shape):
+            source, options = _source(launch, arch)
+            key = f"{launch.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs} {options}"
+            _, users = unique.setdefault(key, ((launch, source, options), []))
+            if shape not in users:
+                users.append(shape)
+    return [_examine(stem, arch, dtype, found, users) for found, users in unique.values()]
+
+
+def _record(stem: str, arch: int, dtype: str, name: str) -> list[Any]:
+    """What the public operation launches, forward and backward, with two tracks of that shape."""
+    import torch
+    from torch import Tensor
+
+    from s2vfast import inputs as random
+    from s2vfast import ops
+    from s2vfast.kernels import _launch
+
+    shape = dataclasses.replace(random.SHAPES[name], N=2)
+    given = random.inputs(stem, shape, dtype=getattr(torch, dtype))
+    leaves = [value for value in given.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    differentiable = stem not in random.WITHOUT_GRADIENT
+    for leaf in leaves:
+        leaf.requires_grad_(differentiable)
+    with _launch.capture(arch) as launches:
+        outputs = getattr(ops, stem)(**given, impl="triton")
+        if differentiable:
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            sum(out.float().sum() for out in outputs if out is not None).backward()
+    return launches
+
+
+def _source(launch: Any, arch: int) -> tuple[Any, Any]:
+    """The kernel specialised as the launch would specialise it, and the compiler's options."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    kernel = launch.kernel
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    keywords = {**launch.options, "debug": False, "instrumentation_mode": ""}
+    bound, specialization, options = binder(*launch.args, **keywords)
+    options, signature, constexprs, attrs = kernel._pack_args(backend, keywords, bound, specialization, options)
+    return ASTSource(kernel, signature, constexprs, attrs), options
+
+
+def _examine(stem: str, arch: int, dtype: str, found: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    launch, source, options = found
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
+    sass, usage = _disassemble(compiled.asm["cubin"])
+    instructions = {name: len(re.findall(rf"\b{name}\b", sass)) for name in (*_MATRIX, "MUFU", "FFMA")}
+    instructions["all"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE))
+    result = Compiled(
+        stem=stem,
+        kernel=launch.kernel.fn.__name__.strip("_").removesuffix("_kernel"),
+        arch=arch,
+        dtype=dtype,
+        shapes=shapes,
+        options={name: value for name, value in launch.options.items() if isinstance(value, (int, float, str, bool))},
+        registers=int(usage["REG"]),
+        stack=int(usage["STACK"]),
+        local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        shared=compiled.metadata.shared,
+        instructions=instructions,
+    )
+    result.wrong.extend(_gates(result))
+    return result
+
+
+def _gates(kernel: Compiled) -> list[str]:
+    wrong = []
+    if kernel.stack or kernel.local:
+        wrong.append(f"{kernel.stack} bytes of stack, {kernel.local} instructions on local memory: registers spill")
+    if kernel.shared > SHARED_LIMIT[kernel.arch]:
+        wrong.append(f"{kernel.shared} bytes of shared memory, a block has {SHARED_LIMIT[kernel.arch]}")
+    if kernel.arch == 90 and kernel.instructions["HMMA"]:
+        wrong.append(f"{kernel.instructions['HMMA']} HMMA on sm_90, where matrix products should be HGMMA")
+    return wrong
+
+
+def _disassemble(cubin: bytes) -> tuple[str, dict[str, str]]:
+    """SASS, and the resources of the one function in it."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+
+        def dump(tool: str, *words: str) -> str:
+            return subprocess.run([tools / tool, *words, file], capture_output=True, text=True, check=True).stdout
+
+        usage = dump("cuobjdump", "--dump-resource-usage")
+        sass = dump("nvdisasm", "-c") if (tools / "nvdisasm").exists() else dump("cuobjdump", "-sass")
+    return sass, dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage.splitlines()[-1]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report; 1 if a kernel fails a gate."""
+    from s2vfast.inputs import SHAPES, STEMS
+
+    parser = argparse.ArgumentParser(prog="python -m s2vfast.kernels.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("--arch", nargs="+", type=int, choices=ARCHES, default=list(ARCHES))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(MAIN_SHAPES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    asked = parser.parse_args(arguments)
+    if unknown := [stem for stem in asked.stems if stem not in STEMS]:
+        parser.error(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
+    found = compile_kernels(asked.stems or list(STEMS), asked.arch, asked.dtype, asked.shape, asked.jobs)
+    if asked.json:
+        print(json.dumps([dataclasses.asdict(kernel) for kernel in found], indent=1))
+    else:
+        for kernel in found:
+            print(_line(kernel))
+    return int(any(kernel.wrong for kernel in found))
+
+
+def _line(kernel: Compiled) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in kernel.instructions.items() if count and name != "all")
+    options = " ".join(f"{name}={value}" for name, value in kernel.options.items())
+    head = f"{kernel.stem} {kernel.kernel} sm_{kernel.arch} {kernel.dtype} ({', '.join(kernel.shapes)})"
+    body = (
+        f"{kernel.registers} registers, {kernel.shared} bytes shared, {counts or 'no counted instruction'}; {options}"
+    )
+    return "\n".join([head, f"    {body}", *(f"    FAILS: {reason}" for reason in kernel.wrong)])
+
+
+if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        # The interpreter's kernels cannot be compiled.
+        sys.exit("error: TRITON_INTERPRET is set; unset it to compile")
+    sys.exit(main())
