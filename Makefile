@@ -2,7 +2,7 @@
 # make demo      set-up, then the whole way on synthetic data: pretrain, evaluate, a report
 # make test      set-up, then everything that CI runs
 # make lint      set-up, then the style checks alone
-# make gpu       doctor and the tests that need a GPU; results go to $(OUT)
+# make gpu       all that needs a GPU: tests, measurements, compute-sanitizer; results go to $(OUT)
 # make clean     removes what was built; .venv stays (make clean-all removes it too)
 
 PYTHON ?= python3
@@ -51,12 +51,9 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Nothing is installed where PY names another interpreter than the one of .venv.
+# Nothing is installed into .venv where PY names another interpreter than the one of .venv.
 gpu: $(if $(filter $(BIN)/python,$(PY)),install)
-	@mkdir -p $(OUT)
-	$(PY) -m s2vfast.doctor | tee $(OUT)/doctor.txt
-	@$(PY) -m pytest -m gpu --junitxml=$(OUT)/tests.xml $(PYTEST_ARGS) > $(OUT)/tests.txt 2>&1; code=$$?; cat $(OUT)/tests.txt; \
-		if [ $$code -eq 5 ]; then echo "no test has the marker gpu"; else exit $$code; fi
+	OUT="$(OUT)" $(PY) -m benchmarks.gpu
 
 clean:
 	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_missing.txt .pytest_cache .ruff_cache .hypothesis $(VENV)/.installed

@@ -1,6 +1,6 @@
 """The operations of the pretraining step, each with named implementations: see `s2vfast.ops._dispatch`."""
 
-from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, parse_choice, use_impl
+from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, parse_choice, use_impl
 from s2vfast.ops.adamw_ema import Span, adamw_ema
 from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
@@ -25,6 +25,7 @@ __all__ = [
     "mask_fill",
     "masked_mse",
     "mlp",
+    "operation",
     "parse_choice",
     "teacher_target",
     "tube_mask",

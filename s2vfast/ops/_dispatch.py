@@ -73,6 +73,11 @@ def register(stem: str, reasons: dict[str, Reasons] | None = None, **implementat
     return _OPS[stem]
 
 
+def operation(stem: str) -> Op:
+    """The operation of that name, to ask what it can run and why not."""
+    return _OPS[stem]
+
+
 def parse_choice(text: str) -> dict[str, str]:
     """``torch,tube_mask=native`` as {"": "torch", "tube_mask": "native"}.
 

@@ -16,7 +16,8 @@ from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, inputs
 
 CAN = [
     (stem, impl)
-    for stem in STEMS if stem in ops.availability("cpu")
+    for stem in STEMS
+    if stem in ops.availability("cpu")
     for impl, reasons in ops.availability("cpu")[stem].items()
     if not reasons and impl != "reference"
 ]
