@@ -35,10 +35,21 @@ class Launch:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Question:
+    """One look-up in a table, as `questions` records it."""
+
+    stem: str
+    kernel: str
+    facts: dict[str, Any]  # arch, dtype, sizes
+    use: dict[str, Any]  # the answer
+
+
 class _State:
-    """What `capture` and `override` have set."""
+    """What `capture`, `questions` and `override` have set."""
 
     launches: list[Launch] | None = None
+    questions: list[Question] | None = None
     arch: int | None = None
     overrides: tuple[tuple[str, str, dict[str, Any]], ...] = ()
 
@@ -75,6 +86,17 @@ def capture(arch: int) -> Iterator[list[Launch]]:
         yield _state.launches
     finally:
         _state.launches, _state.arch = before
+
+
+@contextlib.contextmanager
+def questions() -> Iterator[list[Question]]:
+    """Record what the tables are asked: what there is to tune."""
+    before = _state.questions
+    _state.questions = []
+    try:
+        yield _state.questions
+    finally:
+        _state.questions = before
 
 
 def capturing() -> bool:
@@ -115,6 +137,8 @@ def configuration(stem: str, kernel: str, device: torch.device, **shape: int | s
             for *named, options in _state.overrides:
                 if named == [stem, kernel]:
                     chosen.update(options)
+            if _state.questions is not None:
+                _state.questions.append(Question(stem, kernel, facts, chosen))
             return chosen
     raise LookupError(f"tuned/{stem}.json: {kernel}: no entry for {facts}")
 
@@ -139,9 +163,14 @@ def _capability(index: int) -> int:
     return 10 * major + minor
 
 
+def table_path(stem: str) -> Path:
+    """The file of configurations of an operation's kernels."""
+    return Path(__file__).parent / "tuned" / f"{stem}.json"
+
+
 @functools.cache
 def _table(stem: str) -> dict[str, list[dict[str, Any]]]:
-    return json.loads((Path(__file__).parent / "tuned" / f"{stem}.json").read_text("utf-8"))
+    return json.loads(table_path(stem).read_text("utf-8"))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

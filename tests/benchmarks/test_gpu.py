@@ -1,0 +1,39 @@
+"""`make gpu` as far as a machine without a GPU goes: it runs, and says what it skips and why."""
+
+import json
+
+import torch
+
+from benchmarks import gpu
+
+
+def test_without_a_gpu_every_step_that_needs_one_is_skipped_with_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
+    assert gpu.main() == 0
+    results = {result["step"]: result for result in json.loads((tmp_path / "summary.json").read_text())}
+    assert results["doctor"]["code"] == 0
+    assert "s2vfast" in (tmp_path / "doctor.txt").read_text()
+    assert all("no GPU" in results[name]["skipped"] for name in ("tests", "ops_ntu", "memcheck", "racecheck"))
+    assert "there is no GPU" in capsys.readouterr().out
+
+
+def test_all_steps_together_end_within_ten_minutes(tmp_path):
+    assert sum(step.seconds for step in gpu.steps(tmp_path)) <= 600
+
+
+def test_a_step_that_fails_is_shown_and_the_others_still_run(tmp_path, monkeypatch, capsys):
+    run = [gpu.PYTHON, "-c"]
+    made = [
+        gpu.Step("bad", [*run, "raise SystemExit('it went wrong')"], 60, gpu=False),
+        gpu.Step("slow", [*run, "import time; time.sleep(60)"], 1, gpu=False),
+        gpu.Step("tool", ["no-such-tool"], 1, gpu=False, needs="no-such-tool"),
+        gpu.Step("good", [*run, "print('fine')"], 60, gpu=False),
+    ]
+    monkeypatch.setattr(gpu, "steps", lambda out: made)
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
+    assert gpu.main() == 1
+    results = {result["step"]: result for result in json.loads((tmp_path / "summary.json").read_text())}
+    assert (results["bad"]["code"], results["slow"]["code"], results["good"]["code"]) == (1, 124, 0)
+    assert results["tool"]["skipped"] == "no-such-tool was not found"
+    assert "it went wrong" in capsys.readouterr().out
