@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,8 +125,10 @@ def to_published(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Te
     return published
 
 
-def check_golden(path: str | Path, impl: str = "reference") -> dict[str, float]:
-    """Relative errors of one Skeleton2vec step against a file of golden numbers, in float64.
+def check_golden(
+    path: str | Path, impl: str = "reference", dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Relative errors of one Skeleton2vec step against a file of golden numbers.
 
     The error of a quantity is its largest absolute difference over the golden quantity's largest absolute value
     (gradients: of that parameter, but no less than 1e-6 of the largest gradient, because the gradient of the keys'
@@ -134,7 +137,10 @@ def check_golden(path: str | Path, impl: str = "reference") -> dict[str, float]:
     Args:
         path: an .npz file with meta, inputs, parameters and results in the published naming.
         impl: ``reference`` runs both `s2vfast.reference.skeleton2vec` and the model of `s2vfast.objectives` on
-            reference operations and returns the larger errors; any other name runs the model with that implementation.
+            reference operations and returns the larger errors; any other name, or a choice such as
+            ``torch,tube_mask=native``, runs the model with that implementation.
+        dtype: of all numbers. Triton's kernels and some compiled ones take float32, not float64.
+        device: where it runs.
 
     Returns:
         Errors of loss, mask, visible_latent, prediction, target, gradients and teacher_after_ema.
@@ -146,9 +152,10 @@ def check_golden(path: str | Path, impl: str = "reference") -> dict[str, float]:
         meta = json.loads(str(golden["meta"]))
     except (OSError, ValueError, KeyError) as error:
         raise errors.DataError(f"{path}: not a file of golden numbers ({error})") from None
-    found = [_run_model(golden, meta, impl)]
+    inputs = tuple(_to(value, dtype, device) for value in _inputs(golden, meta))
+    found = [_run_model(*inputs, meta, impl)]
     if impl == "reference":
-        found.append(_run_reference(golden, meta))
+        found.append(_run_reference(*inputs, meta))
     results = [_compare(golden, meta, run) for run in found]
     return {name: max(result[name] for result in results) for name in results[0]}
 
@@ -172,12 +179,16 @@ def _inputs(golden: dict, meta: dict) -> tuple[dict[str, Tensor], dict[str, Tens
     return student, teacher, clips, torch.tensor(golden["noise"])
 
 
+def _to(value: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+    return {k: _to(v, dtype, device) for k, v in value.items()} if isinstance(value, dict) else value.to(device, dtype)
+
+
 def _keep(meta: dict) -> int:
     return int(np.floor(meta["joints"] * (1.0 - meta["mask_ratio"]) + 1e-9))
 
 
-def _run_reference(golden: dict, meta: dict) -> dict:
-    student, teacher, clips, noise = _inputs(golden, meta)
+def _run_reference(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta: dict) -> dict:
+    teacher = {name: value.clone() for name, value in teacher.items()}
     settings = reference.Settings(
         heads=meta["heads"],
         depth=meta["encoder_depth"],
@@ -191,7 +202,7 @@ def _run_reference(golden: dict, meta: dict) -> dict:
         norm_eps=meta["norm_eps"],
         placement="published",
     )
-    student = {name: value.requires_grad_() for name, value in student.items()}
+    student = {name: value.clone().requires_grad_() for name, value in student.items()}
     encoder_only = {k.removeprefix("encoder."): v for k, v in teacher.items() if k.startswith("encoder.")}
     out = reference.step(student, encoder_only, clips, settings, noise)
     out.loss.backward()
@@ -210,13 +221,12 @@ def _run_reference(golden: dict, meta: dict) -> dict:
     }
 
 
-def _run_model(golden: dict, meta: dict, impl: str) -> dict:
+def _run_model(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta: dict, impl: str) -> dict:
     from s2vfast import ops
     from s2vfast.nn.decoder import Decoder
     from s2vfast.nn.encoder import Encoder
     from s2vfast.objectives.skeleton2vec import Skeleton2vec
 
-    student, teacher, clips, noise = _inputs(golden, meta)
     shape = {
         "joints": meta["joints"],
         "segments": meta["frames"] // meta["segment_frames"],
@@ -238,7 +248,7 @@ def _run_model(golden: dict, meta: dict, impl: str) -> dict:
         top_k=meta["top_k"],
         target_norm=meta["layer_norm_of_targets"].removesuffix("_norm"),
         placement="published",
-    ).double()
+    ).to(clips)
     for module, prefix, state in (
         (model.encoder, "encoder.", student),
         (model.decoder, "decoder.", student),
@@ -268,6 +278,10 @@ def _run_model(golden: dict, meta: dict, impl: str) -> dict:
 
 
 def _compare(golden: dict, meta: dict, run: dict) -> dict[str, float]:
+    run = {
+        name: {key: tensor.cpu() for key, tensor in value.items()} if isinstance(value, dict) else value.cpu()
+        for name, value in run.items()
+    }
     N, L = golden["mask"].shape
     mask = np.ones((N, L))
     np.put_along_axis(mask, run["visible"].numpy().astype(np.int64), 0.0, axis=1)
