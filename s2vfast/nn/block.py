@@ -12,11 +12,7 @@ from s2vfast import ops
 
 
 class Block(nn.Module):
-    """x += gamma1 * proj(attention(norm1(x))); x += gamma2 * mlp(norm2(x)).
-
-    The norm that opens a block is computed by what precedes it, in one operation with the addition that closes that:
-    `forward` takes the normed stream and the norm that follows.
-    """
+    """x += gamma1 * proj(attention(norm1(x))); x += gamma2 * mlp(norm2(x)), in four operations."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, layer_scale: float, norm_eps: float = 1e-6) -> None:
         super().__init__()
@@ -30,28 +26,37 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(round(dim * mlp_ratio), dim)
         self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
 
-    def forward(
-        self, x: Tensor, normed: Tensor, following: nn.LayerNorm | None, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The stream after this block and its norm.
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The residual stream after this block.
 
         Args:
             x: [N, L, D], the residual stream.
-            normed: [N, L, D], norm1(x).
-            following: the norm to apply to the result; None for none.
             rows: int32 [N, M], tokens that are still wanted after attention; None for all.
 
         Returns:
-            The new stream and its norm, both [N, L, D] ([N, M, D] with ``rows``).
+            [N, L, D] ([N, M, D] with ``rows``).
         """
         N, L, D = x.shape
-        mixed = ops.attention(self.qkv(normed).view(N, L, 3, self.heads, D // self.heads)).reshape(N, L, D)
+        norm1, norm2 = self.norm1, self.norm2
+        qkv = ops.norm_linear(x, norm1.weight, norm1.bias, self.qkv.weight, self.qkv.bias, norm1.eps)
+        mixed = ops.attention(qkv.view(N, L, 3, self.heads, D // self.heads)).reshape(N, L, D)
         if rows is not None:  # what follows treats every token by itself
             index = rows.long()[..., None].expand(-1, -1, D)
             x, mixed = x.gather(1, index), mixed.gather(1, index)
-        x, normed = _add_norm(x, self.proj(mixed), self.gamma1, self.norm2)
-        branch = ops.mlp(normed, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return _add_norm(x, branch, self.gamma2, following)
+        x, _ = ops.add_norm(
+            x, mixed, self.gamma1, None, None, projection=self.proj.weight, projection_bias=self.proj.bias
+        )
+        return ops.mlp(
+            x,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            norm_weight=norm2.weight,
+            norm_bias=norm2.bias,
+            gamma=self.gamma2,
+            eps=norm2.eps,
+        )
 
 
 class BlockStack(nn.ModuleList):
@@ -62,30 +67,17 @@ class BlockStack(nn.ModuleList):
     ) -> None:
         super().__init__(Block(dim, heads, mlp_ratio, layer_scale, norm_eps) for _ in range(depth))
 
-    def forward(self, x: Tensor, final: nn.LayerNorm, rows: Tensor | None = None) -> Tensor:
-        """The normed stream after the last block; arguments as of `states`."""
-        return deque(self.states(x, final, rows), maxlen=1).pop()[1]
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The stream after the last block; arguments as of `states`."""
+        return deque(self.states(x, rows), maxlen=1).pop()
 
-    def states(
-        self, x: Tensor, final: nn.LayerNorm | None, rows: Tensor | None = None
-    ) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """The stream after each block and its norm (by the next block's norm1, at the end by ``final``).
+    def states(self, x: Tensor, rows: Tensor | None = None) -> Iterable[Tensor]:
+        """The stream after each block.
 
         Args:
             x: [N, L, D].
-            final: norm after the last block; None for none.
             rows: int32 [N, M], tokens wanted of the last block; None for all.
         """
-        _, normed = _add_norm(x, None, None, self[0].norm1)
         for i, block in enumerate(self):
-            last = i + 1 == len(self)
-            x, normed = block(x, normed, final if last else self[i + 1].norm1, rows if last else None)
-            yield x, normed
-
-
-def _add_norm(
-    x: Tensor, branch: Tensor | None, gamma: Tensor | None, norm: nn.LayerNorm | None
-) -> tuple[Tensor, Tensor | None]:
-    if norm is None:
-        return ops.add_norm(x, branch, gamma, None, None)
-    return ops.add_norm(x, branch, gamma, norm.weight, norm.bias, norm.eps)
+            x = block(x, rows if i + 1 == len(self) else None)
+            yield x

@@ -47,4 +47,5 @@ class Decoder(nn.Module):
             [N, M, D], or [N, L, D].
         """
         x = ops.mask_fill(self.embed(latent), self.mask_token, token_positions(self.segment, self.joint), visible)
-        return self.head(self.blocks(x, self.norm, masked))
+        x = self.blocks(x, masked)
+        return ops.norm_linear(x, self.norm.weight, self.norm.bias, self.head.weight, self.head.bias, self.norm.eps)

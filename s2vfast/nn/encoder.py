@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from s2vfast import ops
 from s2vfast.nn.block import BlockStack
 from s2vfast.nn.embedding import Embedding
 
@@ -39,12 +40,14 @@ class Encoder(nn.Module):
         Returns:
             [N, K, D], or [N, L, D].
         """
-        return self.blocks(self.embedding(clips, visible), self.norm)
+        x = self.blocks(self.embedding(clips, visible))
+        _, normed = ops.add_norm(x, None, None, self.norm.weight, self.norm.bias, self.norm.eps)
+        return normed
 
     def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
         """Outputs of the last ``last`` blocks, before the final norm, each [N, L, D]."""
         kept = []
-        for i, (x, _) in enumerate(self.blocks.states(self.embedding(clips), None)):
+        for i, x in enumerate(self.blocks.states(self.embedding(clips))):
             if i >= len(self.blocks) - last:
                 kept.append(x)
         return kept

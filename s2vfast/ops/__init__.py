@@ -9,6 +9,7 @@ from s2vfast.ops.embed_gather import embed_gather
 from s2vfast.ops.mask_fill import mask_fill
 from s2vfast.ops.masked_mse import masked_mse
 from s2vfast.ops.mlp import mlp
+from s2vfast.ops.norm_linear import norm_linear
 from s2vfast.ops.teacher_target import teacher_target
 from s2vfast.ops.tube_mask import tube_mask
 
@@ -25,6 +26,7 @@ __all__ = [
     "mask_fill",
     "masked_mse",
     "mlp",
+    "norm_linear",
     "operation",
     "parse_choice",
     "teacher_target",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +11,17 @@ from s2vfast.reference.mlp import mlp as _reference
 
 
 def mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, *, impl: str | None = None
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    eps: float = 1e-6,
+    impl: str | None = None,
 ) -> Tensor:
     """fc2(gelu(fc1(x))), exact (erf) GELU.
 
@@ -20,21 +31,47 @@ def mlp(
         bias1: [E].
         weight2: [D, E].
         bias2: [D].
+        norm_weight: [D] of a layer norm before fc1: the whole residual branch, x + gamma * mlp(layer_norm(x)), with x
+            the residual stream. None: the branch alone, of x as it is.
+        norm_bias: [D] of that norm.
+        gamma: [D], LayerScale of the branch; None adds it as it is.
+        eps: added to the variance.
         impl: implementation; None: see `use_impl`.
 
     Returns:
-        [N, L, D].
+        [N, L, D], in the dtype of x.
     """
     E, D = weight1.shape
     require(x.shape[-1] == D, "mlp", "x", f"[N, L, {D}]", x)
     require(bias1.shape == (E,), "mlp", "bias1", f"[{E}]", bias1)
     require(weight2.shape == (D, E), "mlp", "weight2", f"[{D}, {E}]", weight2)
     require(bias2.shape == (D,), "mlp", "bias2", f"[{D}]", bias2)
-    return _op(impl, x.device, x, weight1, bias1, weight2, bias2)
+    for name, vector in (("norm_weight", norm_weight), ("norm_bias", norm_bias), ("gamma", gamma)):
+        require(vector is None or vector.shape == (D,), "mlp", name, f"[{D}]", vector)
+    require(
+        (norm_weight is None) == (norm_bias is None), "mlp", "norm_bias", "one where there is norm_weight", norm_bias
+    )
+    require(gamma is None or norm_weight is not None, "mlp", "gamma", "None where there is no norm_weight", gamma)
+    return _op(impl, x.device, x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma, eps)
 
 
-def _torch(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+def _torch(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    gamma: Tensor | None,
+    eps: float,
+) -> Tensor:
+    dtype = weight1.dtype
+    rows = x if norm_weight is None else F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps).to(dtype)
+    branch = F.linear(F.gelu(F.linear(rows, weight1, bias1.to(dtype))), weight2, bias2.to(dtype))
+    if norm_weight is None:
+        return branch
+    return x + branch if gamma is None else torch.addcmul(x, gamma, branch)
 
 
 _op = register("mlp", reference=_reference, torch=_torch)
