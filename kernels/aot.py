@@ -85,7 +85,7 @@ def _compile_stem(stem: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> 
 
 
 def _record(stem: str, arch: int, dtype: str, name: str) -> list[Any]:
-    """What the public operation launches, forward and backward, with two tracks of that shape."""
+    """What the public operation launches, forward and backward, at that shape."""
     import torch
     from torch import Tensor
 
@@ -93,8 +93,7 @@ def _record(stem: str, arch: int, dtype: str, name: str) -> list[Any]:
     from s2vfast import ops
     from s2vfast.kernels import _launch
 
-    shape = dataclasses.replace(random.SHAPES[name], N=2)
-    given = random.inputs(stem, shape, dtype=getattr(torch, dtype))
+    given = random.inputs(stem, random.SHAPES[name], dtype=getattr(torch, dtype))
     leaves = [value for value in given.values() if isinstance(value, Tensor) and value.is_floating_point()]
     differentiable = stem not in random.WITHOUT_GRADIENT
     for leaf in leaves:

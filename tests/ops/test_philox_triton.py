@@ -9,33 +9,32 @@ import triton
 import triton.language as tl
 
 from s2vfast.kernels import _launch
-from s2vfast.kernels._philox import below, uniform, words
+from s2vfast.kernels._philox import below, key_and_epoch, uniform, words
 from s2vfast.kernels._rank import ranks
 from s2vfast.reference import philox
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@triton.jit(do_not_specialize=["seed", "epoch"])
-def _draw_kernel(ids, out, fractions, limited, seed, epoch, count, BLOCK: tl.constexpr, STREAM: tl.constexpr):
+@triton.jit(do_not_specialize=["low", "high", "epoch"])
+def _draw_kernel(ids, out, fractions, limited, low, high, epoch, count, BLOCK: tl.constexpr, STREAM: tl.constexpr):
     row = tl.program_id(0)
     index = tl.arange(0, BLOCK)
-    found = words(seed, epoch, tl.load(ids + row), index, STREAM)
+    found = words((low, high), epoch, tl.load(ids + row), index, STREAM)
     at = row * count + index
     tl.store(out + at, found.to(tl.int64), mask=index < count)
     tl.store(fractions + at, uniform(found), mask=index < count)
     tl.store(limited + at, below(found, 1000003), mask=index < count)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 16, 2**31, 2**32 - 1, 2**32, 0x123456789ABCDEF0, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("seed", [0, 1, 16, 2**31, 2**32 - 1, 2**32, 0x123456789ABCDEF0, 2**63, 2**64 - 1, -1])
 @pytest.mark.parametrize(("epoch", "stream"), [(0, philox.CLIP), (1, philox.FRAMES), (2**32 - 1, philox.MASK)])
 def test_words(seed, epoch, stream):
     ids = torch.tensor([0, 1, 2**31, 2**32 - 1, 2**32 | 5, (3 << 40) | (255 << 32) | 123456], device=DEVICE)
     count = 37
     out = torch.full((len(ids), count), -1, device=DEVICE)
     limited, fractions = torch.full_like(out, -1), torch.full(out.shape, -1.0, device=DEVICE)
-    signed = seed - 2**64 if seed >= 2**63 else seed
-    args = (ids, out, fractions, limited, signed, epoch, count)
+    args = (ids, out, fractions, limited, *key_and_epoch(seed, epoch), count)
     _launch.launch(_draw_kernel, (len(ids),), *args, BLOCK=64, STREAM=stream)
     expected = philox.words(seed, epoch, ids, stream, count)
     assert torch.equal(out, expected)
