@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.add_norm import add_norm as _reference
 
@@ -87,4 +90,131 @@ def _torch(
     return residual, F.layer_norm(residual, weight.shape, weight, bias, eps).to(dtype)
 
 
-_op = register("add_norm", reference=_run_reference, torch=_torch)
+@torch.library.custom_op("s2vfast::add_norm_triton", mutates_args=())
+def _forward(
+    residual: Tensor,
+    branch: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+) -> list[Tensor]:
+    """The new stream (if there is a branch), the norm, mean and rstd (if there is a norm)."""
+    rows = [t if t is None else t.contiguous().view(-1, t.shape[-1]) for t in (residual, branch)]
+    others = [t if t is None else t.contiguous() for t in (gamma, weight, bias)]
+    maps = [t if t is None else t.contiguous() for t in (projection, projection_bias)]
+    out, normed, *statistics = _triton.kernels("add_norm").forward(*rows, *others, eps, *maps)
+    streams = [t if t is None else t.view(residual.shape) for t in (out, normed)]
+    return [t for t in (*streams, *statistics) if t is not None]
+
+
+@_forward.register_fake
+def _(
+    residual: Tensor,
+    branch: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+) -> list[Tensor]:
+    found = [] if branch is None else [residual.new_empty(residual.shape)]
+    if weight is not None:
+        dtype = residual.dtype if branch is None else branch.dtype
+        rows = residual.shape[:-1].numel()
+        found.append(residual.new_empty(residual.shape, dtype=dtype))
+        found += [residual.new_empty(rows, dtype=torch.float32) for _ in range(2)]
+    return found
+
+
+@torch.library.custom_op("s2vfast::add_norm_triton_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor | None,
+    grad_normed: Tensor | None,
+    out: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    branch: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of residual and of those of the others that there are, in the order of the operation's arguments."""
+    grads = [t if t is None else t.contiguous().view(-1, t.shape[-1]) for t in (grad_out, grad_normed, out)]
+    added = None if branch is None else branch.contiguous().view(-1, branch.shape[-1])
+    others = [t if t is None else t.contiguous() for t in (gamma, weight, bias, projection, projection_bias)]
+    by_residual, by_branch, *rest = _triton.kernels("add_norm").backward(*grads, mean, rstd, added, *others)
+    found = [by_residual.view(out.shape), by_branch if branch is None else by_branch.view(branch.shape), *rest]
+    return [t for t in found if t is not None]
+
+
+@_backward.register_fake
+def _(
+    grad_out: Tensor | None,
+    grad_normed: Tensor | None,
+    out: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    branch: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+) -> list[Tensor]:
+    tensors = (out, branch, gamma, weight, bias, projection, projection_bias)
+    return [t.new_empty(t.shape) for t in tensors if t is not None]
+
+
+def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    residual, branch, gamma, weight, bias, _, projection, projection_bias = inputs
+    ctx.with_branch, ctx.with_norm = branch is not None, weight is not None
+    out = output[0] if ctx.with_branch else residual
+    mean, rstd = output[-2:] if ctx.with_norm else (None, None)
+    # LayerScale without a projection needs the branch as it was; the projection's gradient needs it as well.
+    ctx.save_for_backward(out, mean, rstd, branch, gamma, weight, bias, projection, projection_bias)
+
+
+def _gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    grad_out = grads[0] if ctx.with_branch else None
+    grad_normed = grads[int(ctx.with_branch)] if ctx.with_norm else None
+    tensors = ctx.saved_tensors
+    found = iter(_backward(grad_out, grad_normed, *tensors))
+    by_residual = next(found)
+    branch, *others = (None if t is None else next(found) for t in tensors[3:])
+    gamma, weight, bias, projection, projection_bias = others
+    return by_residual, branch, gamma, weight, bias, None, projection, projection_bias
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _run_triton(
+    residual: Tensor,
+    branch: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    projection: Tensor | None,
+    projection_bias: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    if branch is None and weight is None:
+        return residual, None
+    found = _forward(residual, branch, gamma, weight, bias, eps, projection, projection_bias)
+    # Without a branch the stream is what it was: an operator may not return what it was given.
+    return residual if branch is None else found[0], None if weight is None else found[int(branch is not None)]
+
+
+_op = register(
+    "add_norm",
+    reference=_run_reference,
+    torch=_torch,
+    triton=_run_triton,
+    reasons={"triton": _triton.reasons()},
+)
