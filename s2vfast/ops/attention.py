@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.attention import attention as _reference
 
@@ -40,4 +43,54 @@ def _torch(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     return out, lse
 
 
-_op = register("attention", reference=_run_reference, torch=_torch)
+@torch.library.custom_op("s2vfast::attention_triton", mutates_args=())
+def _forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    return _triton.kernels("attention").forward(qkv.contiguous())
+
+
+@_forward.register_fake
+def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    N, L, _, H, d = qkv.shape
+    return qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
+
+
+@torch.library.custom_op("s2vfast::attention_triton_backward", mutates_args=())
+def _backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    return _triton.kernels("attention").backward(qkv.contiguous(), out, lse, grad_out.contiguous(), grad_lse)
+
+
+@_backward.register_fake
+def _(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor:
+    qkv, out, lse = ctx.saved_tensors
+    return _backward(qkv, out, lse, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse)
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _run_triton(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
+    return _forward(qkv)
+
+
+def _widths(qkv: Tensor, *_: object) -> list[str]:
+    width = qkv.shape[-1]
+    return [] if width <= 128 else [f"it takes heads up to 128 wide, not {width}"]
+
+
+_op = register(
+    "attention",
+    reference=_run_reference,
+    torch=_torch,
+    triton=_run_triton,
+    reasons={"triton": _triton.reasons(_widths)},
+)

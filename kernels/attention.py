@@ -1,0 +1,315 @@
+"""Flash attention, forward and backward, straight from the packed queries, keys and values (Dao et al., 2022 and 2023).
+
+Forward: a program owns a tile of queries of one head and goes through all keys; scores never leave the chip. Reads the
+keys and values once for each tile of queries (from the second-level cache but for the first), writes the output and the
+log-sum-exp. Softmax runs in base 2, scale and log2(e) folded into one multiply-add. At head width 32 the exponentials
+bind, not the matrix products: POLYNOMIAL computes every fourth on the multiply-add units. Only the tail is masked.
+Backward: two kernels; one owns keys and goes through the queries, one owns queries and goes through the keys. Nothing
+is added atomically, so the bits are the same every time.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
+
+_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _load(base, start, stride, L, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr):
+    """Rows [start, start + BLOCK) of one head, [BLOCK, BLOCK_W]; 0 beyond WIDTH, and beyond L where TAIL."""
+    rows, w = start + tl.arange(0, BLOCK), tl.arange(0, BLOCK_W)
+    at = base + rows[:, None] * stride + w[None, :]
+    if TAIL:
+        return tl.load(at, mask=(rows < L)[:, None] & (w < WIDTH)[None, :], other=0.0)
+    elif WIDTH == BLOCK_W:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(w < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def _exp2_polynomial(x):
+    """2**x for x <= 0 on the multiply-add units, relative error 1e-4: less than half a unit of bfloat16's last place.
+
+    Adding 1.5 * 2**23 rounds to an integer and leaves that in the low bits; the rest, in [-0.5, 0.5], goes into a
+    polynomial of degree 3 (minimax), and the integer into the exponent.
+    """
+    x = tl.maximum(x, -126.0)
+    shifted = x + 12582912.0
+    rest = x - (shifted - 12582912.0)
+    value = 0.99992483 + rest * (0.69314718 + rest * (0.24261529 + rest * 0.05548245))
+    return (value.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exp2(x, POLYNOMIAL: tl.constexpr):
+    """2**x, [BLOCK_M, BLOCK_N]; with POLYNOMIAL every fourth column by `_exp2_polynomial`."""
+    if POLYNOMIAL:
+        even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+        first, second = tl.split(tl.reshape(odd, [odd.shape[0], odd.shape[1] // 2, 2]))
+        odd = tl.reshape(tl.join(tl.exp2(first), _exp2_polynomial(second)), [x.shape[0], x.shape[1] // 2])
+        return tl.reshape(tl.join(tl.exp2(even), odd), [x.shape[0], x.shape[1]])
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def _attend(
+    q, keys, values, start, stride, L, acc, top, total, scale, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr, TAIL: tl.constexpr, POLYNOMIAL: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys and values: the new accumulator, largest score (times scale) and sum of exponentials."""
+    k = _load(keys, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # [m, n]
+    if TAIL:
+        scores = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1) * scale)
+    p = _exp2(scores * scale - new_top[:, None], POLYNOMIAL)
+    shrink = tl.exp2(top - new_top)
+    total = total * shrink + tl.sum(p, axis=1)
+    v = _load(values, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, new_top, total
+
+
+@triton.jit
+def _forward_kernel(
+    qkv,
+    out,
+    lse,
+    L,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
+):
+    """out [n, m, h] and lse [n, h, m] for a tile of queries m of one head."""
+    tiles = tl.cdiv(L, BLOCK_M)
+    head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    n, h = (head // H).to(tl.int64), head % H
+    stride: tl.constexpr = 3 * H * WIDTH
+    queries = qkv + n * L * stride + h * WIDTH
+    keys, values = queries + H * WIDTH, queries + 2 * H * WIDTH
+    q = _load(queries, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    scale = _LOG2_E * (1.0 / tl.sqrt(WIDTH + 0.0))
+    acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    whole = L // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        acc, top, total = _attend(
+            q, keys, values, start, stride, L, acc, top, total, scale, WIDTH, BLOCK_N, BLOCK_W, False, POLYNOMIAL
+        )
+    if whole < L:
+        acc, top, total = _attend(
+            q, keys, values, whole, stride, L, acc, top, total, scale, WIDTH, BLOCK_N, BLOCK_W, True, POLYNOMIAL
+        )
+    m, w = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W)
+    at = (n * L + m[:, None]) * (H * WIDTH) + h * WIDTH + w[None, :]
+    tl.store(out + at, acc / total[:, None], mask=(m < L)[:, None] & (w < WIDTH)[None, :])
+    tl.store(lse + head.to(tl.int64) * L + m, (top + tl.log2(total)) * _LN_2, mask=m < L)
+
+
+@triton.jit
+def _delta_kernel(
+    out,
+    grad_out,
+    grad_lse,
+    delta,
+    L,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """delta [n, h, m]: the rows' sums of out * grad_out, less the gradient of the log-sum-exp."""
+    tiles = tl.cdiv(L, BLOCK_M)
+    head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    base = (head // H).to(tl.int64) * L * (H * WIDTH) + head % H * WIDTH
+    start = tile * BLOCK_M
+    o = _load(out + base, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True).to(tl.float32)
+    g = _load(grad_out + base, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True).to(tl.float32)
+    m = start + tl.arange(0, BLOCK_M)
+    at = head.to(tl.int64) * L + m
+    result = tl.sum(o * g, axis=1)
+    if grad_lse is not None:
+        result -= tl.load(grad_lse + at, mask=m < L, other=0.0).to(tl.float32)
+    tl.store(delta + at, result, mask=m < L)
+
+
+@triton.jit
+def _from_queries(
+    k, v, queries, grads, lse, delta, start, stride, L, grad_k, grad_v, scale, H: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """What one tile of queries adds to the gradients of a tile of keys and values."""
+    m = start + tl.arange(0, BLOCK_M)
+    q = _load(queries, start, stride, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
+    g = _load(grads, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
+    if TAIL:  # queries beyond the last attend to nothing
+        level = tl.load(lse + m, mask=m < L, other=float("inf")) * _LOG2_E
+        shift = tl.load(delta + m, mask=m < L, other=0.0)
+    else:
+        level = tl.load(lse + m) * _LOG2_E
+        shift = tl.load(delta + m)
+    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * scale - level[None, :])  # [n, m]
+    grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
+    grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")  # [n, m]
+    grad_s = p * (grad_p - shift[None, :])
+    grad_k = tl.dot(grad_s.to(q.dtype), q, grad_k, input_precision="ieee")
+    return grad_k, grad_v
+
+
+@triton.jit
+def _grad_keys_kernel(
+    qkv,
+    grad_out,
+    lse,
+    delta,
+    grad_qkv,
+    L,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Gradients of a tile of keys and values of one head."""
+    tiles = tl.cdiv(L, BLOCK_N)
+    head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    n, h = (head // H).to(tl.int64), head % H
+    stride: tl.constexpr = 3 * H * WIDTH
+    first = n * L * stride + h * WIDTH
+    queries, grads = qkv + first, grad_out + n * L * (H * WIDTH) + h * WIDTH
+    lse += head.to(tl.int64) * L
+    delta += head.to(tl.int64) * L
+    k = _load(queries + H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
+    v = _load(queries + 2 * H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
+    natural = 1.0 / tl.sqrt(WIDTH + 0.0)
+    grad_k = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
+    grad_v = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
+    whole = L // BLOCK_M * BLOCK_M
+    for start in range(0, whole, BLOCK_M):
+        grad_k, grad_v = _from_queries(
+            k, v, queries, grads, lse, delta, start, stride, L, grad_k, grad_v, natural * _LOG2_E, H, WIDTH, BLOCK_M,
+            BLOCK_W, False,
+        )  # fmt: skip
+    if whole < L:
+        grad_k, grad_v = _from_queries(
+            k, v, queries, grads, lse, delta, whole, stride, L, grad_k, grad_v, natural * _LOG2_E, H, WIDTH, BLOCK_M,
+            BLOCK_W, True,
+        )  # fmt: skip
+    rows, w = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
+    inside = (rows < L)[:, None] & (w < WIDTH)[None, :]
+    to = grad_qkv + first + rows[:, None] * stride + w[None, :]
+    tl.store(to + H * WIDTH, grad_k * natural, mask=inside)
+    tl.store(to + 2 * H * WIDTH, grad_v, mask=inside)
+
+
+@triton.jit
+def _from_keys(
+    q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """What one tile of keys and values adds to the gradient of a tile of queries."""
+    k = _load(keys, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    v = _load(values, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * scale - level[:, None])  # [m, n]
+    if TAIL:
+        # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
+        p = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], p, 0.0)
+    grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - shift[:, None])
+    return tl.dot(grad_s.to(k.dtype), k, acc, input_precision="ieee")
+
+
+@triton.jit
+def _grad_queries_kernel(
+    qkv,
+    grad_out,
+    lse,
+    delta,
+    grad_qkv,
+    L,
+    H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Gradient of a tile of queries of one head."""
+    tiles = tl.cdiv(L, BLOCK_M)
+    head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    n, h = (head // H).to(tl.int64), head % H
+    stride: tl.constexpr = 3 * H * WIDTH
+    first = n * L * stride + h * WIDTH
+    queries = qkv + first
+    keys, values = queries + H * WIDTH, queries + 2 * H * WIDTH
+    m, w = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W)
+    q = _load(queries, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    grads = grad_out + n * L * (H * WIDTH) + h * WIDTH
+    g = _load(grads, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    at = head.to(tl.int64) * L + m
+    level = tl.load(lse + at, mask=m < L, other=float("inf")) * _LOG2_E
+    shift = tl.load(delta + at, mask=m < L, other=0.0)
+    natural = 1.0 / tl.sqrt(WIDTH + 0.0)
+    acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
+    whole = L // BLOCK_N * BLOCK_N
+    scale = natural * _LOG2_E
+    for start in range(0, whole, BLOCK_N):
+        acc = _from_keys(q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, False)
+    if whole < L:
+        acc = _from_keys(q, g, level, shift, keys, values, whole, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, True)
+    to = grad_qkv + first + m[:, None] * stride + w[None, :]
+    tl.store(to, acc * natural, mask=(m < L)[:, None] & (w < WIDTH)[None, :])
+
+
+def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [N, L, H, d] in the dtype of qkv, and log-sum-exp of the scaled scores, float32 [N, H, L].
+
+    Args:
+        qkv: [N, L, 3, H, d], contiguous.
+    """
+    N, L, _, H, width = qkv.shape
+    out = torch.empty(N, L, H, width, dtype=qkv.dtype, device=qkv.device)
+    lse = torch.empty(N, H, L, dtype=torch.float32, device=qkv.device)
+    block_w = next_power_of_2(width)
+    options = configuration("attention", "forward", qkv.device, dtype=dtype_name(qkv.dtype), width=block_w, L=L)
+    grid = (cdiv(L, options["BLOCK_M"]) * N * H,)
+    launch(_forward_kernel, grid, qkv, out, lse, L, H=H, WIDTH=width, BLOCK_W=block_w, **options)
+    return out, lse
+
+
+def backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
+    """Gradient of qkv, [N, L, 3, H, d].
+
+    Args:
+        qkv: [N, L, 3, H, d], contiguous, as are all others.
+        out: [N, L, H, d], from `forward`.
+        lse: float32 [N, H, L], from `forward`.
+        grad_out: [N, L, H, d].
+        grad_lse: [N, H, L], or None.
+    """
+    N, L, _, H, width = qkv.shape
+    device, block_w = qkv.device, next_power_of_2(width)
+    facts = {"dtype": dtype_name(qkv.dtype), "width": block_w, "L": L}
+    sizes = {"H": H, "WIDTH": width, "BLOCK_W": block_w}
+    delta = torch.empty_like(lse)
+    options = configuration("attention", "delta", device, **facts)
+    grid = (cdiv(L, options["BLOCK_M"]) * N * H,)
+    launch(_delta_kernel, grid, out, grad_out, grad_lse, delta, L, **sizes, **options)
+    grad_qkv = torch.empty_like(qkv)
+    given = (qkv, grad_out, lse, delta, grad_qkv, L)
+    options = configuration("attention", "grad_keys", device, **facts)
+    launch(_grad_keys_kernel, (cdiv(L, options["BLOCK_N"]) * N * H,), *given, **sizes, **options)
+    options = configuration("attention", "grad_queries", device, **facts)
+    launch(_grad_queries_kernel, (cdiv(L, options["BLOCK_M"]) * N * H,), *given, **sizes, **options)
+    return grad_qkv
