@@ -1,7 +1,12 @@
 // The contents page of the compiled extension s2vfast._native: what Python can call. Addresses come in as integers
 // (tensor.data_ptr()); shapes, dtypes and devices are checked in Python before a call.
+#include <stdexcept>
+
 #include <pybind11/pybind11.h>
 
+#include "adamw_ema.h"
+#include "embed_gather.h"
+#include "mask_fill.h"
 #include "parallel.h"
 #include "tube_mask.h"
 
@@ -23,6 +28,81 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
                                   pointer<int32_t>(masked), threads};
   const py::gil_scoped_release release;
   s2v::tube_mask(call);
+}
+
+// Runs a call on the host's threads (device -1) or on a stream of a device.
+#if defined(S2V_CUDA)
+#define S2V_RUN(name, call, device, stream, threads)                                  \
+  if (device < 0) s2v::name(call, threads);                                           \
+  else s2v::name##_cuda(call, s2v::CudaTarget{device, pointer<void>(stream)})
+#else
+#define S2V_RUN(name, call, device, stream, threads)                                  \
+  if (device >= 0) throw std::invalid_argument(#name ": built without CUDA");         \
+  (void)stream;                                                                       \
+  s2v::name(call, threads)
+#endif
+
+void embed_gather(int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
+                  int64_t segment_frames, int64_t width, int64_t kept, uintptr_t clips, uintptr_t weight_t,
+                  uintptr_t bias, uintptr_t positions, uintptr_t visible, uintptr_t out, int device,
+                  uintptr_t stream, int threads) {
+  const s2v::EmbedGatherCall call = {itemsize, tracks, frames, joints, channels, segment_frames, width, kept,
+                                     pointer<const float>(clips), pointer<const float>(weight_t),
+                                     pointer<const float>(bias), pointer<const float>(positions),
+                                     pointer<const int32_t>(visible), pointer<void>(out)};
+  const py::gil_scoped_release release;
+  S2V_RUN(embed_gather, call, device, stream, threads);
+}
+
+void embed_gather_backward(int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
+                           int64_t segment_frames, int64_t width, int64_t kept, uintptr_t clips, uintptr_t weight_t,
+                           uintptr_t visible, uintptr_t grad, uintptr_t d_map, uintptr_t d_positions,
+                           uintptr_t d_clips, uintptr_t partial, int64_t map_tiles, uintptr_t places, int device,
+                           uintptr_t stream, int threads) {
+  const s2v::EmbedGatherBackwardCall call = {itemsize, tracks, frames, joints, channels, segment_frames, width, kept,
+                                             pointer<const float>(clips), pointer<const float>(weight_t),
+                                             pointer<const int32_t>(visible), pointer<const void>(grad),
+                                             pointer<float>(d_map), pointer<float>(d_positions),
+                                             pointer<float>(d_clips), pointer<float>(partial), map_tiles,
+                                             pointer<int32_t>(places)};
+  const py::gil_scoped_release release;
+  S2V_RUN(embed_gather_backward, call, device, stream, threads);
+}
+
+void mask_fill(int itemsize, int64_t tracks, int64_t kept, int64_t tokens, int64_t width, uintptr_t latents,
+               uintptr_t mask_token, uintptr_t positions, uintptr_t visible, uintptr_t out, int device,
+               uintptr_t stream, int threads) {
+  const s2v::MaskFillCall call = {itemsize, tracks, kept, tokens, width, pointer<const void>(latents),
+                                  pointer<const float>(mask_token), pointer<const float>(positions),
+                                  pointer<const int32_t>(visible), pointer<void>(out)};
+  const py::gil_scoped_release release;
+  S2V_RUN(mask_fill, call, device, stream, threads);
+}
+
+void mask_fill_backward(int itemsize, int64_t tracks, int64_t kept, int64_t tokens, int64_t width, uintptr_t grad,
+                        uintptr_t visible, uintptr_t d_latents, uintptr_t d_mask_token, uintptr_t d_positions,
+                        uintptr_t masked_sums, uintptr_t has_latent, int device,
+                        uintptr_t stream, int threads) {
+  const s2v::MaskFillBackwardCall call = {itemsize, tracks, kept, tokens, width, pointer<const void>(grad),
+                                          pointer<const int32_t>(visible), pointer<void>(d_latents),
+                                          pointer<float>(d_mask_token), pointer<float>(d_positions),
+                                          pointer<float>(masked_sums), pointer<uint8_t>(has_latent)};
+  const py::gil_scoped_release release;
+  S2V_RUN(mask_fill_backward, call, device, stream, threads);
+}
+
+void adamw_ema(uintptr_t param, uintptr_t grad, uintptr_t exp_avg, uintptr_t exp_avg_sq, uintptr_t teacher,
+               int64_t numel, int64_t teacher_numel, uintptr_t spans, int64_t span_count, uintptr_t step_at,
+               uintptr_t lr_at, uintptr_t tau_at, double step, double lr, double tau, double beta1, double beta2,
+               double eps, double weight_decay, double clip, uintptr_t partial, uintptr_t norm, int device,
+               uintptr_t stream, int threads) {
+  const s2v::AdamwEmaCall call = {pointer<float>(param), pointer<float>(grad), pointer<float>(exp_avg),
+                                  pointer<float>(exp_avg_sq), pointer<float>(teacher), numel, teacher_numel,
+                                  pointer<const int64_t>(spans), span_count, pointer<const double>(step_at),
+                                  pointer<const double>(lr_at), pointer<const double>(tau_at), step, lr, tau, beta1,
+                                  beta2, eps, weight_decay, clip, pointer<double>(partial), pointer<float>(norm)};
+  const py::gil_scoped_release release;
+  S2V_RUN(adamw_ema, call, device, stream, threads);
 }
 
 #define S2V_TEXT_(x) #x
@@ -60,4 +140,36 @@ PYBIND11_MODULE(_native, module) {
              py::arg("keep"), py::arg("motion_weight"), py::arg("noise") = 0, py::arg("seed") = 0, py::arg("epoch") = 0,
              py::arg("ids") = 0, py::arg("visible"), py::arg("masked"), py::arg("threads") = 0,
              "Visible and masked token ids of every track; see s2vfast.ops.tube_mask.");
+  module.def("embed_gather", &embed_gather, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("frames"),
+             py::arg("joints"), py::arg("channels"), py::arg("segment_frames"), py::arg("width"), py::arg("kept"),
+             py::arg("clips"), py::arg("weight_t"), py::arg("bias"), py::arg("positions"),
+             py::arg("visible") = 0, py::arg("out"), py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0, "Tokens of the chosen pieces; see s2vfast.ops.embed_gather.");
+  module.def("embed_gather_map_tiles", &s2v::embed_gather_map_tiles, py::arg("rows"),
+             "Partial sums that the gradient of the linear map needs room for.");
+  module.def("embed_gather_backward", &embed_gather_backward, py::kw_only(), py::arg("itemsize"), py::arg("tracks"),
+             py::arg("frames"), py::arg("joints"), py::arg("channels"), py::arg("segment_frames"), py::arg("width"),
+             py::arg("kept"), py::arg("clips"), py::arg("weight_t"), py::arg("visible") = 0, py::arg("grad"),
+             py::arg("d_map") = 0, py::arg("d_positions") = 0, py::arg("d_clips") = 0, py::arg("partial") = 0,
+             py::arg("map_tiles") = 0, py::arg("places") = 0, py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
+  module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),
+             py::arg("tokens"), py::arg("width"), py::arg("latents"), py::arg("mask_token"), py::arg("positions"),
+             py::arg("visible"), py::arg("out"), py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0,
+             "Latents at their places, the mask token elsewhere; see s2vfast.ops.mask_fill.");
+  module.def("mask_fill_backward", &mask_fill_backward, py::kw_only(), py::arg("itemsize"), py::arg("tracks"),
+             py::arg("kept"), py::arg("tokens"), py::arg("width"), py::arg("grad"), py::arg("visible"),
+             py::arg("d_latents") = 0, py::arg("d_mask_token") = 0, py::arg("d_positions") = 0,
+             py::arg("masked_sums") = 0, py::arg("has_latent") = 0, py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
+  module.def("adamw_ema_partials", &s2v::adamw_ema_partials, py::arg("numel"),
+             "Partial sums that the norm needs room for.");
+  module.def("adamw_ema", &adamw_ema, py::kw_only(), py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
+             py::arg("exp_avg_sq"), py::arg("teacher"), py::arg("numel"), py::arg("teacher_numel"), py::arg("spans"),
+             py::arg("span_count"), py::arg("step_at") = 0, py::arg("lr_at") = 0, py::arg("tau_at") = 0,
+             py::arg("step"), py::arg("lr"), py::arg("tau"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
+             py::arg("weight_decay"), py::arg("clip"), py::arg("partial"), py::arg("norm"), py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0,
+             "Clip, AdamW, EMA over flat buffers in place; see s2vfast.ops.adamw_ema.");
 }

@@ -63,7 +63,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     Args:
         kernel: a function decorated by triton.jit.
         grid: one to three numbers of program instances.
-        args: the kernel's arguments in order; contiguous tensors, numbers, None.
+        args: the kernel's arguments in order; contiguous tensors, tuples of them, numbers, None.
         options: constexpr arguments, num_warps, num_stages.
     """
     if _state.launches is not None:
@@ -71,7 +71,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         return
     if 0 in grid:
         return
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    flat = (item for arg in args for item in (arg if isinstance(arg, tuple) else (arg,)))
+    device = next(item.device for item in flat if isinstance(item, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
         kernel[grid](*args, **options)

@@ -44,7 +44,7 @@ def _exp2_polynomial(x):
     x = tl.maximum(x, -126.0)
     shifted = x + 12582912.0
     rest = x - (shifted - 12582912.0)
-    value = 0.99992483 + rest * (0.69314718 + rest * (0.24261529 + rest * 0.05548245))
+    value = 0.99992807 + rest * (0.69326099 + rest * (0.24261112 + rest * 0.05517167))
     return (value.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
 
 

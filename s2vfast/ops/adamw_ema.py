@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from s2vfast import _extension
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.adamw_ema import Span
 from s2vfast.reference.adamw_ema import adamw_ema as _reference
@@ -21,17 +27,20 @@ def adamw_ema(
     teacher: Tensor,
     spans: list[Span],
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor,
+    lr: float | Tensor,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     clip: float,
-    tau: float,
+    tau: float | Tensor,
     impl: str | None = None,
 ) -> Tensor:
     """Clip by the global norm, AdamW, EMA of the teacher, in place. A non-finite norm changes nothing.
+
+    AdamW: Loshchilov & Hutter, ICLR 2019. step, lr and tau may be scalars on the device of the parameters: a captured
+    CUDA graph then reads what they are at each replay.
 
     Args:
         param: [P], parameters; the teacher's counterparts come first.
@@ -40,14 +49,14 @@ def adamw_ema(
         exp_avg_sq: [P], second moments.
         teacher: [Q], Q <= P, the average of param[:Q].
         spans: cover [0, P) in ascending order.
-        step: 1 for the first step.
-        lr: learning rate.
+        step: 1 for the first step; a number or a tensor of no dimension.
+        lr: learning rate, likewise.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled decay of spans with ``decay``.
         clip: largest global norm; 0 for none.
-        tau: the teacher's decay.
+        tau: the teacher's decay, likewise.
         impl: implementation; None: see `use_impl`.
 
     Returns:
@@ -59,6 +68,9 @@ def adamw_ema(
     ends = [0, *(span.stop for span in spans)]
     covered = ends[-1] == param.numel() and [span.start for span in spans] == ends[:-1]
     require(covered, "adamw_ema", "spans", f"spans that cover [0, {param.numel()}) in order", spans)
+    for name, value in (("step", step), ("lr", lr), ("tau", tau)):
+        good = not isinstance(value, Tensor) or (value.ndim == 0 and value.device == param.device)
+        require(good, "adamw_ema", name, f"a number or a tensor [] on {param.device}", value)
     options = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
     options |= {"weight_decay": weight_decay, "clip": clip, "tau": tau}
     return _op(impl, param.device, param, grad, exp_avg, exp_avg_sq, teacher, spans, **options)
@@ -110,4 +122,186 @@ def _torch(
     return norm
 
 
-_op = register("adamw_ema", reference=_reference, torch=_torch)
+def _on_host(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with step, lr and tau as numbers, wherever they were."""
+
+    @functools.wraps(function)
+    def run(*buffers: Any, step: int | Tensor, lr: float | Tensor, tau: float | Tensor, **options: float) -> Tensor:
+        return function(*buffers, step=int(step), lr=float(lr), tau=float(tau), **options)
+
+    return run
+
+
+@torch.library.custom_op(
+    "s2vfast::adamw_ema_triton", mutates_args=("param", "grad", "exp_avg", "exp_avg_sq", "teacher")
+)
+def _triton_op(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    teacher: Tensor,
+    spans: list[int],
+    step: Tensor | None,
+    lr: Tensor | None,
+    tau: Tensor | None,
+    step_number: float,
+    lr_number: float,
+    tau_number: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip: float,
+) -> Tensor:
+    given = (param, grad, exp_avg, exp_avg_sq, teacher)
+    buffers = [buffer.contiguous() for buffer in given]
+    norm = _triton.kernels("adamw_ema").forward(
+        *buffers,
+        tuple(zip(spans[::3], spans[1::3], spans[2::3], strict=True)),
+        step=step_number if step is None else step,
+        lr=lr_number if lr is None else lr,
+        tau=tau_number if tau is None else tau,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        clip=clip,
+    )
+    for buffer, updated in zip(given, buffers, strict=True):
+        if updated is not buffer:
+            buffer.copy_(updated)
+    return norm
+
+
+@_triton_op.register_fake
+def _(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    teacher: Tensor,
+    spans: list[int],
+    step: Tensor | None,
+    lr: Tensor | None,
+    tau: Tensor | None,
+    step_number: float,
+    lr_number: float,
+    tau_number: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip: float,
+) -> Tensor:
+    return param.new_empty(())
+
+
+def _run(
+    op: Callable[..., Tensor],
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    teacher: Tensor,
+    spans: list[Span],
+    *,
+    step: int | Tensor,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip: float,
+    tau: float | Tensor,
+) -> Tensor:
+    # A schema has no unions: each of these travels as a tensor, or as None and a number.
+    scalars = [value if isinstance(value, Tensor) else None for value in (step, lr, tau)]
+    numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in (step, lr, tau)]
+    flat = [number for span in spans for number in (span.start, span.stop, int(span.decay))]
+    buffers = (param, grad, exp_avg, exp_avg_sq, teacher)
+    return op(*buffers, flat, *scalars, *numbers, beta1, beta2, eps, weight_decay, clip)
+
+
+@torch.library.custom_op(
+    "s2vfast::adamw_ema_native", mutates_args=("param", "grad", "exp_avg", "exp_avg_sq", "teacher")
+)
+def _native_op(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    teacher: Tensor,
+    spans: list[int],
+    step: Tensor | None,
+    lr: Tensor | None,
+    tau: Tensor | None,
+    step_number: float,
+    lr_number: float,
+    tau_number: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip: float,
+) -> Tensor:
+    given = {"param": param, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "teacher": teacher}
+    buffers = {name: buffer.contiguous() for name, buffer in given.items()}
+    table = _span_table(tuple(spans), param.device)
+    # Held here until the call has been made.
+    scalars = {
+        name: None if value is None else value.to(torch.float64)
+        for name, value in {"step_at": step, "lr_at": lr, "tau_at": tau}.items()
+    }
+    extension = _extension.load()
+    partial = param.new_empty((extension.adamw_ema_partials(param.numel()),), dtype=torch.float64)
+    norm = param.new_empty(())
+    extension.adamw_ema(
+        **_native.addresses(**buffers, spans=table, partial=partial, norm=norm),
+        numel=param.numel(),
+        teacher_numel=teacher.numel(),
+        span_count=len(table),
+        **_native.addresses(**scalars),
+        step=step_number,
+        lr=lr_number,
+        tau=tau_number,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        clip=clip,
+        **_native.place(param),
+    )
+    for name, buffer in given.items():
+        if buffers[name] is not buffer:
+            buffer.copy_(buffers[name])
+    return norm
+
+
+@functools.lru_cache(maxsize=16)
+def _span_table(spans: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 [spans, 3]: start, stop, whether it decays; made once, as a step of a captured graph copies nothing."""
+    return torch.tensor(spans, dtype=torch.int64).reshape(-1, 3).to(device)
+
+
+@_native_op.register_fake
+def _(param: Tensor, *_: Any) -> Tensor:
+    return param.new_empty(())
+
+
+def _float32_buffers(*buffers: object, **_: object) -> list[str]:
+    dtypes = {str(buffer.dtype)[6:] for buffer in buffers if isinstance(buffer, Tensor)} - {"float32"}
+    return [f"it takes float32 buffers, not {' and '.join(sorted(dtypes))}"] if dtypes else []
+
+
+_op = register(
+    "adamw_ema",
+    reference=_on_host(_reference),
+    torch=_on_host(_torch),
+    triton=functools.partial(_run, _triton_op),
+    native=functools.partial(_run, _native_op),
+    reasons={
+        "triton": _triton.reasons(_float32_buffers, floats=(torch.float16, *_triton.FLOATS, torch.float64)),
+        "native": _native.reasons(_float32_buffers, floats=(torch.float16, *_native.FLOATS, torch.float64)),
+    },
+)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
+from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference import philox
 from s2vfast.reference.clip_sample import ANGLE, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, rotation
@@ -178,4 +182,87 @@ def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
     return (x.reshape(x.shape[0], -1, 3) @ matrix).reshape(x.shape)
 
 
-_op = register("clip_sample", reference=_reference, torch=_torch)
+# A schema knows no dataclass: a ClipSpec travels as its fields in their order.
+@torch.library.custom_op("s2vfast::clip_sample_triton", mutates_args=())
+def _triton_op(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    ids: Tensor,
+    length: int,
+    sampling: str,
+    crop_min: float,
+    center: str,
+    scale: str,
+    align: str,
+    rotate: Sequence[float],
+    scale_jitter: float,
+    velocity: float,
+    root: int,
+    torso: Sequence[int],
+    sides: Sequence[int],
+    up: int,
+    seed: int,
+    epoch: int,
+    training: bool,
+) -> Tensor:
+    rest = (scale_jitter, velocity, root, tuple(torso), tuple(sides), up)
+    spec = ClipSpec(length, sampling, crop_min, center, scale, align, tuple(rotate), *rest)
+    tensors = [tensor.contiguous() for tensor in (frames, frame_index, row, count, ids)]
+    return _triton.kernels("clip_sample").forward(*tensors, spec, seed, epoch, training)
+
+
+@_triton_op.register_fake
+def _(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    ids: Tensor,
+    length: int,
+    sampling: str,
+    crop_min: float,
+    center: str,
+    scale: str,
+    align: str,
+    rotate: Sequence[float],
+    scale_jitter: float,
+    velocity: float,
+    root: int,
+    torso: Sequence[int],
+    sides: Sequence[int],
+    up: int,
+    seed: int,
+    epoch: int,
+    training: bool,
+) -> Tensor:
+    tracks = ids.shape[0] * row.shape[1]
+    return frames.new_empty((tracks, length, frames.shape[1], 6 if velocity else 3), dtype=torch.float32)
+
+
+def _run_triton(
+    frames: Tensor,
+    frame_index: Tensor,
+    row: Tensor,
+    count: Tensor,
+    ids: Tensor,
+    spec: ClipSpec,
+    *,
+    seed: int,
+    epoch: int,
+    training: bool,
+) -> Tensor:
+    # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
+    seed = (seed + 2**63) % 2**64 - 2**63
+    flat = [getattr(spec, field.name) for field in fields(spec)]
+    return _triton_op(frames, frame_index, row, count, ids, *flat, seed, epoch, training)
+
+
+_op = register(
+    "clip_sample",
+    reference=_reference,
+    torch=_torch,
+    triton=_run_triton,
+    reasons={"triton": _triton.reasons(floats=(torch.float16, *_triton.FLOATS))},
+)

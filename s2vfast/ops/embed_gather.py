@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2vfast import _extension
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.embed_gather import embed_gather as _reference
 
@@ -42,10 +47,176 @@ def _torch(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visib
     s = weight.shape[1] // C
     pieces = clips.reshape(N, T // s, s, V, C).permute(0, 1, 3, 2, 4).reshape(N, T // s * V, s * C)  # [N, L, s*C]
     if visible is None:
-        return F.linear(pieces, weight, bias) + positions
+        return F.linear(pieces.to(weight.dtype), weight, bias.to(weight.dtype)) + positions.to(weight.dtype)
     index = visible.long()
     pieces = pieces.gather(1, index[..., None].expand(-1, -1, s * C))  # [N, K, s*C]
-    return F.linear(pieces, weight, bias) + F.embedding(index, positions)
+    return F.linear(pieces.to(weight.dtype), weight, bias.to(weight.dtype)) + F.embedding(
+        index, positions.to(weight.dtype)
+    )
 
 
-_op = register("embed_gather", reference=_reference, torch=_torch)
+def _output_shape(clips: Tensor, weight: Tensor, positions: Tensor, visible: Tensor | None) -> tuple[int, int, int]:
+    kept = positions.shape[0] if visible is None else visible.shape[1]
+    return clips.shape[0], kept, weight.shape[0]
+
+
+@torch.library.custom_op("s2vfast::embed_gather_triton", mutates_args=())
+def _triton_op(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+    visible = None if visible is None else visible.to(torch.int32).contiguous()
+    tensors = (clips.contiguous(), weight.contiguous(), bias.contiguous(), positions.contiguous())
+    return _triton.kernels("embed_gather").forward(*tensors, visible)
+
+
+@_triton_op.register_fake
+def _(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+    return weight.new_empty(_output_shape(clips, weight, positions, visible))
+
+
+@torch.library.custom_op("s2vfast::embed_gather_triton_backward", mutates_args=())
+def _triton_backward(
+    grad: Tensor, clips: Tensor, weight: Tensor, visible: Tensor | None, tokens: int, need_clips: bool
+) -> list[Tensor]:
+    """Gradients of weight, bias, positions (float32) and, where needed, clips."""
+    visible = None if visible is None else visible.to(torch.int32).contiguous()
+    tensors = (grad.contiguous(), clips.contiguous(), weight.contiguous(), visible)
+    by_clips, *others = _triton.kernels("embed_gather").backward(*tensors, tokens, need_clips)
+    return [*others, *([by_clips] if need_clips else [])]
+
+
+@_triton_backward.register_fake
+def _(
+    grad: Tensor, clips: Tensor, weight: Tensor, visible: Tensor | None, tokens: int, need_clips: bool
+) -> list[Tensor]:
+    D = weight.shape[0]
+    others = [weight.new_empty(shape, dtype=torch.float32) for shape in (weight.shape, (D,), (tokens, D))]
+    return [*others, *([clips.new_empty(clips.shape)] if need_clips else [])]
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    clips, weight, bias, positions, visible = inputs
+    ctx.save_for_backward(clips, weight, visible)
+    ctx.tokens = positions.shape[0]
+    ctx.dtypes = bias.dtype, positions.dtype
+
+
+def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    clips, weight, visible = ctx.saved_tensors
+    need_clips, *need, _ = ctx.needs_input_grad
+    found = _triton_backward(upstream, clips, weight, visible, ctx.tokens, need_clips)
+    dtypes = (weight.dtype, *ctx.dtypes)
+    others = [g.to(dtype) if n else None for g, n, dtype in zip(found[:3], need, dtypes, strict=True)]
+    return found[3] if need_clips else None, *others, None
+
+
+_triton_op.register_autograd(_triton_gradients, setup_context=_save)
+
+
+@torch.library.custom_op("s2vfast::embed_gather_native", mutates_args=())
+def _native_op(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+    out = weight.new_empty(_output_shape(clips, weight, positions, visible))
+    sizes, held = _native_inputs(clips, weight, visible, out)
+    bias, positions = bias.float().contiguous(), positions.float().contiguous()
+    pointers = _native.addresses(**held, bias=bias, positions=positions, out=out)
+    _extension.load().embed_gather(**sizes, **pointers, **_native.place(out))
+    return out
+
+
+@_native_op.register_fake
+def _(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+    return weight.new_empty(_output_shape(clips, weight, positions, visible))
+
+
+def _native_inputs(
+    clips: Tensor, weight: Tensor, visible: Tensor | None, rows: Tensor
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Sizes, and what both passes read as they read it; ``rows`` are the tokens [N, K, D] or their gradient."""
+    N, T, V, C = clips.shape
+    sizes = {
+        "itemsize": rows.element_size(),
+        "tracks": N,
+        "frames": T,
+        "joints": V,
+        "channels": C,
+        "segment_frames": weight.shape[1] // C,
+        "width": weight.shape[0],
+        "kept": rows.shape[1],
+    }
+    held = {"clips": clips.float().contiguous(), "weight_t": weight.float().t().contiguous()}
+    if visible is not None:
+        held["visible"] = visible.to(torch.int32).contiguous()
+    return sizes, held
+
+
+@torch.library.custom_op("s2vfast::embed_gather_native_backward", mutates_args=())
+def _native_backward(
+    grad: Tensor,
+    clips: Tensor,
+    weight: Tensor,
+    visible: Tensor | None,
+    need_map: bool,
+    need_positions: bool,
+    need_clips: bool,
+) -> list[Tensor]:
+    """d_weight transposed with d_bias below it [s * C + 1, D], d_positions, d_clips, float32; those that are needed."""
+    grad = grad.contiguous()
+    sizes, held = _native_inputs(clips, weight, visible, grad)
+    D, numbers = weight.shape
+    L = clips.shape[1] * clips.shape[3] // numbers * clips.shape[2]
+    made: dict[str, Tensor] = {}
+    scratch: dict[str, Tensor] = {}
+    if need_map:
+        tiles = _extension.load().embed_gather_map_tiles(grad.shape[0] * grad.shape[1])
+        sizes["map_tiles"] = tiles
+        made["d_map"] = grad.new_empty((numbers + 1, D), dtype=torch.float32)
+        scratch["partial"] = grad.new_empty((tiles, numbers + 1, D), dtype=torch.float32)
+    if need_positions:
+        made["d_positions"] = grad.new_empty((L, D), dtype=torch.float32)
+    if need_clips:
+        made["d_clips"] = grad.new_empty(clips.shape, dtype=torch.float32)
+    if visible is not None and (need_positions or need_clips):
+        scratch["places"] = grad.new_empty((L, clips.shape[0]), dtype=torch.int32)
+    pointers = _native.addresses(grad=grad, **held, **made, **scratch)
+    _extension.load().embed_gather_backward(**sizes, **pointers, **_native.place(grad))
+    return list(made.values())
+
+
+@_native_backward.register_fake
+def _(
+    grad: Tensor,
+    clips: Tensor,
+    weight: Tensor,
+    visible: Tensor | None,
+    need_map: bool,
+    need_positions: bool,
+    need_clips: bool,
+) -> list[Tensor]:
+    D, numbers = weight.shape
+    L = clips.shape[1] * clips.shape[3] // numbers * clips.shape[2]
+    shapes = ((numbers + 1, D), need_map), ((L, D), need_positions), (tuple(clips.shape), need_clips)
+    return [grad.new_empty(shape, dtype=torch.float32) for shape, needed in shapes if needed]
+
+
+def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    clips, weight, visible = ctx.saved_tensors
+    need_clips, need_weight, need_bias, need_positions, _ = ctx.needs_input_grad
+    need_map = need_weight or need_bias
+    found = iter(_native_backward(upstream, clips, weight, visible, need_map, need_positions, need_clips))
+    d_map = next(found) if need_map else None
+    d_weight = d_map[:-1].t().to(weight.dtype) if need_weight else None
+    d_bias = d_map[-1].to(ctx.dtypes[0]) if need_bias else None
+    d_positions = next(found).to(ctx.dtypes[1]) if need_positions else None
+    d_clips = next(found).to(clips.dtype) if need_clips else None
+    return d_clips, d_weight, d_bias, d_positions, None
+
+
+_native_op.register_autograd(_native_gradients, setup_context=_save)
+
+
+_op = register(
+    "embed_gather",
+    reference=_reference,
+    torch=_torch,
+    triton=_triton_op,
+    native=_native_op,
+    reasons={"triton": _triton.reasons(), "native": _native.reasons()},
+)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import _extension
+from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.tube_mask import tube_mask as _reference
 
@@ -108,5 +109,79 @@ def _native_reasons(device: str, *args: object, **kwargs: object) -> list[str]:
     return reasons
 
 
+@torch.library.custom_op("s2vfast::tube_mask_triton", mutates_args=())
+def _triton_op(
+    clips: Tensor,
+    noise: Tensor | None,
+    ids: Tensor | None,
+    segment_frames: int,
+    tube_len: int,
+    keep: int,
+    motion_weight: float,
+    seed: int,
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    return _triton.kernels("tube_mask").forward(
+        clips.contiguous(),
+        segment_frames,
+        tube_len,
+        keep,
+        motion_weight,
+        None if noise is None else noise.to(clips.dtype).contiguous(),
+        seed,
+        epoch,
+        None if ids is None else ids.contiguous(),
+    )
+
+
+@_triton_op.register_fake
+def _(
+    clips: Tensor,
+    noise: Tensor | None,
+    ids: Tensor | None,
+    segment_frames: int,
+    tube_len: int,
+    keep: int,
+    motion_weight: float,
+    seed: int,
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    N, T, V, _ = clips.shape
+    S = T // segment_frames
+    visible = clips.new_empty((N, S * keep), dtype=torch.int32)
+    return visible, clips.new_empty((N, S * (V - keep)), dtype=torch.int32)
+
+
+def _run_triton(
+    clips: Tensor,
+    *,
+    segment_frames: int,
+    tube_len: int,
+    keep: int,
+    motion_weight: float,
+    noise: Tensor | None,
+    seed: int,
+    epoch: int,
+    ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
+    seed = (seed + 2**63) % 2**64 - 2**63
+    return _triton_op(clips, noise, ids, segment_frames, tube_len, keep, motion_weight, seed, epoch)
+
+
+def _float32_clips(clips: Tensor, **_: object) -> list[str]:
+    return [] if clips.dtype == torch.float32 else [f"it takes float32 clips, not {str(clips.dtype)[6:]}"]
+
+
 # A stable sort is the best that PyTorch offers for this, so its own implementation is the reference.
-_op = register("tube_mask", reference=_reference, torch=_reference, native=_native, reasons={"native": _native_reasons})
+_op = register(
+    "tube_mask",
+    reference=_reference,
+    torch=_reference,
+    triton=_run_triton,
+    native=_native,
+    reasons={
+        "triton": _triton.reasons(_float32_clips, floats=(torch.float16, *_triton.FLOATS, torch.float64)),
+        "native": _native_reasons,
+    },
+)

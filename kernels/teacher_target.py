@@ -1,0 +1,115 @@
+"""The teacher's contextual features: every hidden state normalised, their mean, its layer norm; masked tokens alone.
+
+``instance`` normalises over the tokens of a track: one kernel reads every state once for mean and deviation of every
+channel, a second reads the masked rows of all states and writes the target. ``layer`` needs the second alone. Bound by
+bandwidth: the states are read at most twice, only masked rows are written.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
+
+
+@triton.jit
+def _statistics_kernel(state, mean, rstd, L, eps, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Mean and reciprocal deviation over the tokens of a track, for a tile of channels: [n, d].
+
+    Tiles are joined by the formula of Chan et al. (1979), which stays exact where the mean is large.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    in_d = d < D
+    centre = tl.zeros([BLOCK_D], dtype=tl.float32)
+    spread = tl.zeros([BLOCK_D], dtype=tl.float32)
+    for start in range(0, L, BLOCK_L):
+        token = start + tl.arange(0, BLOCK_L)
+        inside = (token < L)[:, None] & in_d[None, :]
+        x = tl.load(state + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        count = tl.minimum(L - start, BLOCK_L).to(tl.float32)
+        here = tl.sum(x, axis=0) / count
+        apart = tl.where(inside, x - here[None, :], 0.0)
+        both = start + count
+        step = here - centre
+        centre += step * (count / both)
+        spread += tl.sum(apart * apart, axis=0) + step * step * (start * count / both)
+    tl.store(mean + n * D + d, centre, mask=in_d)
+    tl.store(rstd + n * D + d, 1.0 / tl.sqrt(spread / L + eps), mask=in_d)
+
+
+@triton.jit
+def _standardised(x, inside, eps, D: tl.constexpr):
+    """Rows [m, d] less their mean, over their deviation."""
+    mu = tl.sum(x, axis=1) / D
+    centred = tl.where(inside, x - mu[:, None], 0.0)
+    return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / D + eps))[:, None]
+
+
+@triton.jit
+def _target_kernel(
+    states,
+    masked,
+    mean,
+    rstd,
+    out,
+    N,
+    L,
+    M,
+    eps,
+    COUNT: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """out[n, m] for a tile of wanted tokens of one track; mean and rstd [states, n, d] are None for layer norms."""
+    tiles = tl.cdiv(M, BLOCK_M)
+    n, m = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    in_m, in_d = m < M, d < D
+    inside = in_m[:, None] & in_d[None, :]
+    token = m
+    if masked is not None:
+        token = tl.load(masked + n * M + m, mask=in_m, other=0)
+    at = (n * L + token[:, None]) * D + d[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    for i in tl.static_range(COUNT):
+        x = tl.load(states[i] + at, mask=inside, other=0.0).to(tl.float32)
+        if mean is not None:
+            row = (i * N + n) * D + d
+            mu = tl.load(mean + row, mask=in_d, other=0.0)
+            total += tl.where(inside, (x - mu[None, :]) * tl.load(rstd + row, mask=in_d, other=0.0)[None, :], 0.0)
+        else:
+            total += _standardised(x, inside, eps, D)
+    target = _standardised(total / COUNT, inside, eps, D)
+    tl.store(out + (n * M + m[:, None]) * D + d[None, :], target, mask=inside)
+
+
+def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:
+    """[N, M, D] in the states' dtype.
+
+    Args:
+        states: k tensors [N, L, D], contiguous, of one dtype.
+        masked: int32 [N, M], or None for all L.
+        norm: ``instance`` or ``layer``.
+        eps: added to variances.
+    """
+    N, L, D = states[0].shape
+    dtype, device = states[0].dtype, states[0].device
+    M = L if masked is None else masked.shape[1]
+    out = torch.empty(N, M, D, dtype=dtype, device=device)
+    mean = rstd = None
+    if norm == "instance":
+        mean, rstd = (torch.empty(len(states), N, D, dtype=torch.float32, device=device) for _ in range(2))
+        options = configuration("teacher_target", "statistics", device, dtype=dtype_name(dtype), D=D, L=L)
+        grid = (N, cdiv(D, options["BLOCK_D"]))
+        for i, state in enumerate(states):
+            launch(_statistics_kernel, grid, state, mean[i], rstd[i], L, eps, D=D, **options)
+    options = configuration("teacher_target", "target", device, dtype=dtype_name(dtype), D=D, L=L)
+    grid = (cdiv(M, options["BLOCK_M"]) * N,)
+    sizes = {"COUNT": len(states), "D": D, "BLOCK_D": next_power_of_2(D)}
+    launch(_target_kernel, grid, tuple(states), masked, mean, rstd, out, N, L, M, eps, **sizes, **options)
+    return out
