@@ -138,12 +138,11 @@ def _clip_sample(make: _Maker) -> dict[str, Any]:
             start += n
     frames = make.normal(start, shape.V, 3, dtype=torch.float32)
     frames[::7, 0] = 0.0  # a missing joint
-    spec = ops.ClipSpec(
-        frames=T, scale="torso", align="yaw", rotate=(0.3, 0.3, 0.3), scale_jitter=0.1, velocity=float(shape.C == 6)
-    )
+    spec = ops.ClipSpec(frames=T, rotate=(0.3, 0.3, 0.3), scale_jitter=0.1, velocity=float(shape.C == 6))
     if shape.V > 1:
-        spec = dataclasses.replace(spec, torso=(0, shape.V - 1), sides=(0, shape.V - 1))
-    ids = torch.randint(sequences, (shape.N // bodies,), generator=make.generator)
+        ends = (0, shape.V - 1)
+        spec = dataclasses.replace(spec, scale="torso", align="yaw", torso=ends, sides=ends)
+    ids = torch.randint(sequences, ((shape.N + 1) // bodies,), generator=make.generator)
     return {
         "frames": frames,
         "frame_index": torch.cat(index).to(make.device),

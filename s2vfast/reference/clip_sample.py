@@ -73,7 +73,8 @@ def clip_sample(
     Returns:
         float32 [B * M, T, V, C], bodies of a sequence next to each other.
     """
-    return torch.cat([_clip(frames, frame_index, row[i], count[i], int(i), spec, seed, epoch, training) for i in ids])
+    clips = [_clip(frames, frame_index, row[i], count[i], int(i), spec, seed, epoch, training) for i in ids]
+    return torch.cat(clips) if clips else torch.zeros(0, spec.frames, frames.shape[1], spec.channels)
 
 
 def picks(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
