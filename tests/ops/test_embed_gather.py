@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from s2vfast import errors
+from s2vfast.kernels import _launch
 from s2vfast.ops import embed_gather
 from s2vfast.reference.embed_gather import embed_gather as reference
 
@@ -25,6 +26,19 @@ def test_agrees(agree, numbers, impl, shape):
 
 def test_all_tokens(agree, numbers, impl):
     agree(embed_gather, reference, case(numbers) | {"visible": None}, impl)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_small_tiles(agree, numbers, every):
+    """Several tiles of rows, tokens and channels, several splits, lists longer than what is compared at once."""
+    with (
+        _launch.override("embed_gather", "forward", BLOCK_M=16, BLOCK_D=16),
+        _launch.override("embed_gather", "grad_weight", BLOCK_M=16, BLOCK_D=16, SPLITS=2),
+        _launch.override("embed_gather", "grad_positions", BLOCK_L=4, BLOCK_K=4, SPLITS=2),
+        _launch.override("embed_gather", "grad_clips", BLOCK_L=16, BLOCK_K=4, BLOCK_D=16),
+    ):
+        given = case(numbers, N=3, T=24, D=48, K=11)
+        agree(embed_gather, reference, given | ({"visible": None} if every else {}), "triton")
 
 
 def test_a_token_is_one_joint_over_one_segment(numbers):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from s2vfast import errors
+from s2vfast.kernels import _launch
 from s2vfast.ops import mask_fill
 from s2vfast.reference.mask_fill import mask_fill as reference
 
@@ -19,6 +20,16 @@ def case(numbers, N=3, L=12, K=4, D=8):
 @pytest.mark.parametrize("shape", [{}, {"K": 12}, {"K": 1, "N": 1}, {"L": 1, "K": 1}])
 def test_agrees(agree, numbers, impl, shape):
     agree(mask_fill, reference, case(numbers, **shape), impl)
+
+
+def test_small_tiles(agree, numbers):
+    """Several tiles of tokens, several shares of the tracks, lists longer than what is compared at once."""
+    with (
+        _launch.override("mask_fill", "forward", BLOCK_L=4, BLOCK_K=4),
+        _launch.override("mask_fill", "grad_latents", BLOCK_M=4),
+        _launch.override("mask_fill", "grad_shared", BLOCK_L=4, BLOCK_K=4, SPLITS=2),
+    ):
+        agree(mask_fill, reference, case(numbers, N=3, L=21, K=9, D=48), "triton")
 
 
 def test_latents_return_to_their_tokens(numbers):

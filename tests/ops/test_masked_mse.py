@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from s2vfast import errors
+from s2vfast.kernels import _launch
 from s2vfast.ops import masked_mse
 from s2vfast.reference.masked_mse import masked_mse as reference
 
@@ -9,6 +10,12 @@ from s2vfast.reference.masked_mse import masked_mse as reference
 @pytest.mark.parametrize("shape", [(3, 7, 8), (1, 1, 1), (2, 13, 5)])
 def test_agrees(agree, numbers, impl, shape):
     agree(masked_mse, reference, {"prediction": numbers(*shape, seed=0), "target": numbers(*shape, seed=1)}, impl)
+
+
+def test_small_blocks(agree, numbers):
+    given = {"prediction": numbers(3, 7, 5, seed=0), "target": numbers(3, 7, 5, seed=1)}
+    with _launch.override("masked_mse", "forward", BLOCK=16), _launch.override("masked_mse", "backward", BLOCK=16):
+        agree(masked_mse, reference, given, "triton")
 
 
 def test_by_hand():

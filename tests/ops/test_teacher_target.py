@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from s2vfast import errors
+from s2vfast.kernels import _launch
 from s2vfast.ops import teacher_target
 from s2vfast.reference.teacher_target import teacher_target as reference
 
@@ -17,6 +18,18 @@ def case(numbers, N=3, L=10, D=8, k=3, M=4, norm="instance"):
 def test_agrees(agree, numbers, impl, norm, shape):
     agree(teacher_target, reference, case(numbers, norm=norm, **shape), impl, gradients=False)
     agree(teacher_target, reference, case(numbers, norm=norm, **shape) | {"masked": None}, impl, gradients=False)
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer"])
+def test_small_tiles(agree, numbers, norm):
+    """Several tiles of tokens and channels; means a hundred times the deviation; a dozen states."""
+    given = case(numbers, N=2, L=37, D=48, k=12, M=11, norm=norm)
+    given["hidden"] = [numbers(2, 37, 48, seed=i) + 100.0 for i in range(12)]
+    with (
+        _launch.override("teacher_target", "statistics", BLOCK_L=8, BLOCK_D=16),
+        _launch.override("teacher_target", "target", BLOCK_M=4),
+    ):
+        agree(teacher_target, reference, given, "triton", gradients=False)
 
 
 def test_reference_against_torch(numbers):

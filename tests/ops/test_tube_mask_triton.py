@@ -129,7 +129,7 @@ for stem in ("tube_mask", "clip_sample"):
     for launch in launches:
         source, options = aot._source(launch, 90)
         ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options.__dict__).asm["ptx"]
-        words = ("fma.rn.f32", "fma.rn.ftz", "add.ftz", "mul.ftz", "div.full", "div.approx", "sqrt.approx", "div.rn.f32")
+        words = "fma.rn.f32 fma.rn.ftz add.ftz mul.ftz div.full div.approx sqrt.approx div.rn.f32".split()
         found[stem + launch.kernel.fn.__name__] = {word: ptx.count(word) for word in words}
 print(json.dumps(found))
 """
