@@ -56,7 +56,7 @@ gpu: $(if $(filter $(BIN)/python,$(PY)),install)
 	OUT="$(OUT)" $(PY) -m benchmarks.gpu
 
 clean:
-	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_missing.txt .pytest_cache .ruff_cache .hypothesis $(VENV)/.installed
+	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_*.txt .pytest_cache .ruff_cache .hypothesis $(VENV)/.installed
 
 clean-all: clean
 	rm -rf $(VENV)

@@ -7,13 +7,6 @@
 #include "adamw_ema.cuh"
 #include "parallel.h"
 
-// One copy of a function for each instruction set, chosen when the library is loaded; all give the same bits.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define S2V_CLONES __attribute__((target_clones("avx2", "default"), flatten))
-#else
-#define S2V_CLONES
-#endif
-
 namespace s2v {
 namespace {
 

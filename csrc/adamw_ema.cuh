@@ -1,8 +1,8 @@
 // adamw_ema, the work for one range of numbers, shared by the host (one lane) and the device (a block's lanes).
 //
-// Clip by the global norm, AdamW (Loshchilov & Hutter, ICLR 2019), then teacher <- tau teacher + (1 - tau) student, over
-// flat buffers in place. Two passes: the norm needs the whole gradient before the first number can change. What is the
-// same for all numbers (bias corrections, factors) is computed in double, as 1 - beta^step loses digits in float.
+// Clip by the global norm, AdamW (Loshchilov & Hutter, ICLR 2019), then teacher <- tau teacher + (1 - tau) student,
+// over flat buffers in place. Two passes: the norm needs the whole gradient before the first number can change. What is
+// the same for all numbers (bias corrections, factors) is computed in double, as 1 - beta^step loses digits in float.
 //
 // Memory: the first pass reads the gradient; the second reads five buffers and writes four, and the gradient too where
 // it is clipped. Bound by bandwidth.
@@ -112,14 +112,13 @@ S2V_HD void adamw_ema_stretch(const AdamwEmaFactors& factors, bool decays, const
   for (int64_t at = begin + int64_t(lane) * kWidth; at < end; at += int64_t(lanes) * kWidth) {
     Pack<kWidth> param = load<kWidth>(buffers.param + at), grad = load<kWidth>(buffers.grad + at);
     Pack<kWidth> first = load<kWidth>(buffers.exp_avg + at), second = load<kWidth>(buffers.exp_avg_sq + at);
+    Pack<kWidth> teacher = {};
+    if (kTeaches) teacher = load<kWidth>(buffers.teacher + at);
     if (kClips) grad = grad * f.clip;
     first = first * f.beta1 + grad * f.rest1;
     second = second * f.beta2 + grad * f.rest2 * grad;
     param = param * keep - first * f.rate / (roots(second) * f.root + f.eps);
-    if (kTeaches) {
-      const Pack<kWidth> teacher = load<kWidth>(buffers.teacher + at) * f.tau + param * f.rest_tau;
-      store<kWidth>(buffers.teacher + at, teacher);
-    }
+    if (kTeaches) store<kWidth>(buffers.teacher + at, teacher * f.tau + param * f.rest_tau);
     store<kWidth>(buffers.param + at, param);
     if (kClips) store<kWidth>(buffers.grad + at, grad);
     store<kWidth>(buffers.exp_avg + at, first);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda_launch.h"
+
 namespace s2v {
 
 struct AdamwEmaCall {
@@ -24,5 +26,8 @@ int64_t adamw_ema_partials(int64_t numel);
 // On the host, on `threads` threads (0: one for each core). Throws std::invalid_argument for sizes or pointers that
 // cannot be, and for spans that do not cover 0 ... P in order.
 void adamw_ema(const AdamwEmaCall& call, int threads);
+
+// On a device, where all addresses are the device's; in a build with CUDA.
+void adamw_ema_cuda(const AdamwEmaCall& call, const CudaTarget& target);
 
 }  // namespace s2v

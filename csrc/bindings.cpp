@@ -126,7 +126,11 @@ py::dict features() {
 #endif
   facts["vectors"] = vectors;
   facts["threads"] = s2v::available_threads();
+#if defined(S2V_CUDA)
+  facts["cuda"] = true;
+#else
   facts["cuda"] = false;
+#endif
   return facts;
 }
 
@@ -144,7 +148,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("joints"), py::arg("channels"), py::arg("segment_frames"), py::arg("width"), py::arg("kept"),
              py::arg("clips"), py::arg("weight_t"), py::arg("bias"), py::arg("positions"),
              py::arg("visible") = 0, py::arg("out"), py::arg("device") = -1,
-             py::arg("stream") = 0, py::arg("threads") = 0, "Tokens of the chosen pieces; see s2vfast.ops.embed_gather.");
+             py::arg("stream") = 0, py::arg("threads") = 0,
+             "Tokens of the chosen pieces; see s2vfast.ops.embed_gather.");
   module.def("embed_gather_map_tiles", &s2v::embed_gather_map_tiles, py::arg("rows"),
              "Partial sums that the gradient of the linear map needs room for.");
   module.def("embed_gather_backward", &embed_gather_backward, py::kw_only(), py::arg("itemsize"), py::arg("tracks"),

@@ -9,13 +9,6 @@
 #include "embed_gather.cuh"
 #include "parallel.h"
 
-// One copy of a function for each instruction set, chosen when the library is loaded; all give the same bits.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define S2V_CLONES __attribute__((target_clones("avx2", "default"), flatten))
-#else
-#define S2V_CLONES
-#endif
-
 namespace s2v {
 namespace {
 
@@ -78,21 +71,20 @@ S2V_HD void tiles(const EmbedGatherShape& shape, const EmbedGatherBackwardCall& 
 template <class T>
 S2V_HD void positions(const EmbedGatherShape& shape, const EmbedGatherBackwardCall& call, int64_t begin, int64_t end) {
   const T* grad = static_cast<const T*>(call.grad);
-  const int32_t* places = call.visible != nullptr ? call.places : nullptr;
+  const int32_t* places = embed_gather_takes_all(shape, call.visible) ? nullptr : call.places;
   const int32_t most = shape.width / (8 * kLanes) * (8 * kLanes), full = shape.width / kLanes * kLanes;
   for (int64_t token = begin; token < end; ++token) {
-    embed_gather_position_sums<kLanes, 8>(shape, grad, places, int32_t(token), 0, most, call.d_positions, HostLane());
-    embed_gather_position_sums<kLanes, 1>(shape, grad, places, int32_t(token), most, full, call.d_positions,
-                                          HostLane());
-    embed_gather_position_sums<1, 1>(shape, grad, places, int32_t(token), full, shape.width, call.d_positions,
-                                     HostLane());
+    const int32_t l = int32_t(token);
+    embed_gather_position_sums<kLanes, 8, 1>(shape, grad, places, l, 0, most, call.d_positions, HostLane());
+    embed_gather_position_sums<kLanes, 1, 1>(shape, grad, places, l, most, full, call.d_positions, HostLane());
+    embed_gather_position_sums<1, 1, 1>(shape, grad, places, l, full, shape.width, call.d_positions, HostLane());
   }
 }
 
 template <class T>
 S2V_HD void clip_gradients(const EmbedGatherShape& shape, const EmbedGatherBackwardCall& call, int64_t begin,
                            int64_t end) {
-  const int32_t* places = call.visible != nullptr ? call.places : nullptr;
+  const int32_t* places = embed_gather_takes_all(shape, call.visible) ? nullptr : call.places;
   for (int64_t item = begin; item < end; ++item)
     embed_gather_clip_gradient<kLanes>(shape, static_cast<const T*>(call.grad), call.weight_t, places,
                                        item / shape.tokens(), int32_t(item % shape.tokens()), call.d_clips,
@@ -134,14 +126,15 @@ EmbedGatherShape checked(const Call& call) {
   require(call.itemsize == 4 || call.itemsize == 2, "embed_gather: itemsize is 4 (float32) or 2 (bfloat16)");
   require(call.tracks >= 0 && call.kept >= 0 && call.width >= 0, "embed_gather: a negative size");
   require(call.frames >= 1 && call.joints >= 1 && call.channels >= 1, "embed_gather: frames, joints, channels >= 1");
-  require(call.frames <= most && call.joints <= most / call.frames && call.channels <= most / (call.frames * call.joints),
+  require(call.frames <= most && call.joints <= most / call.frames &&
+              call.channels <= most / (call.frames * call.joints),
           "embed_gather: a clip of 2**31 numbers or more");
   require(call.kept <= most && call.width <= most, "embed_gather: a size of 2**31 or more");
   require(call.segment_frames >= 1 && call.frames % call.segment_frames == 0,
           "embed_gather: frames is no multiple of segment_frames");
   const EmbedGatherShape shape = {call.tracks, int32_t(call.frames), int32_t(call.joints), int32_t(call.channels),
                                   int32_t(call.segment_frames), int32_t(call.width), int32_t(call.kept)};
-  require(call.visible != nullptr || shape.rows() == 0 || shape.kept == shape.tokens(),
+  require(call.visible != nullptr || shape.rows() == 0 || embed_gather_takes_all(shape, call.visible),
           "embed_gather: without visible, all tokens are kept");
   for (int64_t row = 0; call.visible != nullptr && row < shape.rows(); ++row)
     require(embed_gather_exists(shape, call.visible[row]), "embed_gather: visible has an id that is no token");
@@ -181,7 +174,7 @@ void embed_gather_backward(const EmbedGatherBackwardCall& call, int threads) {
                  [&](int64_t begin, int64_t end) { total_range(call, columns, begin, end); });
   }
   if (call.d_positions == nullptr && call.d_clips == nullptr) return;
-  if (call.visible != nullptr) {
+  if (!embed_gather_takes_all(shape, call.visible)) {
     require(call.places != nullptr || shape.tracks == 0, "embed_gather: places is a null pointer");
     std::fill_n(call.places, shape.tokens() * shape.tracks, -1);
     for (int64_t row = 0; row < shape.rows(); ++row)

@@ -1,8 +1,8 @@
 // embed_gather and its gradient, the work for a few rows, one token or one block of sums, shared by the host (one lane)
 // and the device (a warp's lanes are columns).
 //
-// A token is one joint over s frames (Skeleton2vec, arXiv 2401.00921, section 3.1): its s * C numbers, a linear map to D
-// columns, a bias and the position's row. Row r of the output is token visible[r] (or r % L) of track r / K. The map
+// A token is one joint over s frames (Skeleton2vec, arXiv 2401.00921, section 3.1): its s * C numbers, a linear map to
+// D columns, a bias and the position's row. Row r of the output is token visible[r] (or r % L) of track r / K. The map
 // comes transposed, [s * C, D], so that neighbouring columns lie together.
 //
 // Memory: reads the pieces of the chosen tokens, writes each output once. The map stays in the cache; writing binds.
@@ -28,6 +28,11 @@ S2V_HD int64_t embed_gather_tile_rows(int64_t rows) { return rows > 64 * 256 ? (
 // The token of a row.
 S2V_HD int32_t embed_gather_token(const EmbedGatherShape& shape, const int32_t* __restrict__ visible, int64_t row) {
   return visible != nullptr ? visible[row] : int32_t(row % shape.kept);
+}
+
+// Whether the rows of a track are all its tokens in order. (The address of no visible tokens may be null too.)
+S2V_HD bool embed_gather_takes_all(const EmbedGatherShape& shape, const int32_t* visible) {
+  return visible == nullptr && shape.kept == shape.tokens();
 }
 
 S2V_HD bool embed_gather_exists(const EmbedGatherShape& shape, int32_t token) {
@@ -77,8 +82,8 @@ S2V_HD void embed_gather_rows(const EmbedGatherShape& shape, const float* __rest
 }
 
 // Sums over rows [first, last) of (number `number` + i of the token) * grad[row], i < kNumbers, or of grad alone where
-// kBias; columns [begin, end), kPacks packs of them at a time. grad: [rows, D]; piece(row): where the row's token begins
-// in the clips; to: [., D].
+// kBias; columns [begin, end), kPacks packs of them at a time. grad: [rows, D]; piece(row): where the row's token
+// begins in the clips; to: [., D].
 template <bool kBias, int kNumbers, int kWidth, int kPacks, class T, class Piece, class Lanes>
 S2V_HD void embed_gather_map_sums(const EmbedGatherShape& shape, const float* __restrict__ clips,
                                   const T* __restrict__ grad, const Piece& piece, int64_t first, int64_t last,
@@ -89,7 +94,7 @@ S2V_HD void embed_gather_map_sums(const EmbedGatherShape& shape, const float* __
     offset[i] = (number + i) / shape.channels * shape.joints * shape.channels + (number + i) % shape.channels;
   for (int32_t c = begin + lanes.first() * kWidth * kPacks; c < end; c += lanes.step() * kWidth * kPacks) {
     Pack<kWidth> sums[kNumbers][kPacks] = {};
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll 4
 #endif
     for (int64_t row = first; row < last; ++row) {
@@ -115,23 +120,35 @@ S2V_HD int32_t embed_gather_place(const EmbedGatherShape& shape, const int32_t* 
   return places != nullptr ? places[token * shape.tracks + track] : token;
 }
 
+// Adds the token's rows of tracks n ... n + kTracks, all of them read before they are added.
+template <int kWidth, int kPacks, int kTracks, class T>
+S2V_HD void embed_gather_add(const EmbedGatherShape& shape, const T* __restrict__ grad,
+                             const int32_t* __restrict__ places, int32_t token, int64_t n, int32_t column,
+                             Pack<kWidth>* sums) {
+  int32_t place[kTracks];
+  Pack<kWidth> read[kTracks][kPacks] = {};
+  for (int i = 0; i < kTracks; ++i) place[i] = embed_gather_place(shape, places, token, n + i);
+  for (int i = 0; i < kTracks; ++i) {
+    if (place[i] < 0) continue;
+    const T* __restrict__ from = grad + ((n + i) * shape.kept + place[i]) * shape.width + column;
+    for (int p = 0; p < kPacks; ++p) read[i][p] = load<kWidth>(from + p * kWidth);
+  }
+  for (int i = 0; i < kTracks; ++i)
+    for (int p = 0; p < kPacks; ++p) sums[p] = sums[p] + read[i][p];
+}
+
 // d_positions[token] = the sum over tracks, in ascending order, of the token's gradient; columns [begin, end), kPacks
 // packs of them at a time.
-template <int kWidth, int kPacks, class T, class Lanes>
+template <int kWidth, int kPacks, int kTracks, class T, class Lanes>
 S2V_HD void embed_gather_position_sums(const EmbedGatherShape& shape, const T* __restrict__ grad,
                                        const int32_t* __restrict__ places, int32_t token, int32_t begin, int32_t end,
                                        float* __restrict__ d_positions, const Lanes& lanes) {
   for (int32_t c = begin + lanes.first() * kWidth * kPacks; c < end; c += lanes.step() * kWidth * kPacks) {
     Pack<kWidth> sums[kPacks] = {};
-#if defined(__CUDACC__)
-#pragma unroll 8
-#endif
-    for (int64_t n = 0; n < shape.tracks; ++n) {
-      const int32_t place = embed_gather_place(shape, places, token, n);
-      if (place < 0) continue;
-      const T* __restrict__ from = grad + (n * shape.kept + place) * shape.width + c;
-      for (int p = 0; p < kPacks; ++p) sums[p] = sums[p] + load<kWidth>(from + p * kWidth);
-    }
+    int64_t n = 0;
+    for (; n + kTracks <= shape.tracks; n += kTracks)
+      embed_gather_add<kWidth, kPacks, kTracks>(shape, grad, places, token, n, c, sums);
+    for (; n < shape.tracks; ++n) embed_gather_add<kWidth, kPacks, 1>(shape, grad, places, token, n, c, sums);
     for (int p = 0; p < kPacks; ++p)
       store<kWidth>(d_positions + int64_t(token) * shape.width + c + p * kWidth, sums[p]);
   }

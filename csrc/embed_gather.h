@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cuda_launch.h"
+
 namespace s2v {
 
 struct EmbedGatherCall {
@@ -39,5 +41,9 @@ int64_t embed_gather_map_tiles(int64_t rows);
 // cannot be, and for ids outside 0 ... L - 1.
 void embed_gather(const EmbedGatherCall& call, int threads);
 void embed_gather_backward(const EmbedGatherBackwardCall& call, int threads);
+
+// On a device, where all addresses are the device's; in a build with CUDA. The row of an id that is no token is NaN.
+void embed_gather_cuda(const EmbedGatherCall& call, const CudaTarget& target);
+void embed_gather_backward_cuda(const EmbedGatherBackwardCall& call, const CudaTarget& target);
 
 }  // namespace s2v

@@ -8,13 +8,6 @@
 #include "mask_fill.cuh"
 #include "parallel.h"
 
-// One copy of a function for each instruction set, chosen when the library is loaded; all give the same bits.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define S2V_CLONES __attribute__((target_clones("avx2", "default"), flatten))
-#else
-#define S2V_CLONES
-#endif
-
 namespace s2v {
 namespace {
 
@@ -22,17 +15,10 @@ constexpr int kLanes = 8;          // columns in a register
 constexpr int32_t kTile = 64;      // tokens an item of the forward pass
 constexpr int32_t kTaken = 64;     // latents an item of the backward pass
 
-// Calls columns(width of a pack, begin, end) for the columns that fill packs, then for the rest one by one.
-template <class Wide, class Single>
-S2V_HD void over_columns(int32_t width, const Wide& wide, const Single& single) {
-  const int32_t full = width / kLanes * kLanes;
-  if (full > 0) wide(0, full);
-  if (full < width) single(full, width);
-}
-
 template <class T>
 S2V_HD void tiles(const MaskFillShape& shape, const MaskFillCall& call, int64_t begin, int64_t end) {
   const int64_t per_track = (shape.tokens + kTile - 1) / kTile;
+  const int32_t full = shape.width / kLanes * kLanes;
   int32_t places[kTile];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / per_track;
@@ -41,22 +27,17 @@ S2V_HD void tiles(const MaskFillShape& shape, const MaskFillCall& call, int64_t 
     mask_fill_places(shape, call.visible + n * shape.kept, first, count, places, HostLane());
     const T* latents = static_cast<const T*>(call.latents) + n * shape.kept * shape.width;
     T* out = static_cast<T*>(call.out) + n * shape.tokens * shape.width;
-    over_columns(
-        shape.width,
-        [&](int32_t c, int32_t stop) {
-          mask_fill_tile<kLanes>(shape, latents, call.mask_token, call.positions, places, first, count, c, stop, out,
-                                 HostLane());
-        },
-        [&](int32_t c, int32_t stop) {
-          mask_fill_tile<1>(shape, latents, call.mask_token, call.positions, places, first, count, c, stop, out,
-                            HostLane());
-        });
+    mask_fill_tile<kLanes>(shape, latents, call.mask_token, call.positions, places, first, count, 0, full, out,
+                           HostLane());
+    mask_fill_tile<1>(shape, latents, call.mask_token, call.positions, places, first, count, full, shape.width, out,
+                      HostLane());
   }
 }
 
 template <class T>
 S2V_HD void takes(const MaskFillShape& shape, const MaskFillBackwardCall& call, int64_t begin, int64_t end) {
   const int64_t per_track = (shape.kept + kTaken - 1) / kTaken;
+  const int32_t full = shape.width / kLanes * kLanes;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / per_track;
     const int32_t first = int32_t(item % per_track) * kTaken;
@@ -64,33 +45,24 @@ S2V_HD void takes(const MaskFillShape& shape, const MaskFillBackwardCall& call, 
     const T* grad = static_cast<const T*>(call.grad) + n * shape.tokens * shape.width;
     const int32_t* visible = call.visible + n * shape.kept;
     T* d_latents = static_cast<T*>(call.d_latents) + n * shape.kept * shape.width;
-    over_columns(
-        shape.width,
-        [&](int32_t c, int32_t stop) {
-          mask_fill_take<kLanes>(shape, grad, visible, first, last, c, stop, d_latents, HostLane());
-        },
-        [&](int32_t c, int32_t stop) {
-          mask_fill_take<1>(shape, grad, visible, first, last, c, stop, d_latents, HostLane());
-        });
+    mask_fill_take<kLanes>(shape, grad, visible, first, last, 0, full, d_latents, HostLane());
+    mask_fill_take<1>(shape, grad, visible, first, last, full, shape.width, d_latents, HostLane());
   }
 }
 
 template <class T>
 S2V_HD void token_sums(const MaskFillShape& shape, const MaskFillBackwardCall& call, int64_t begin, int64_t end) {
   const T* grad = static_cast<const T*>(call.grad);
-  // Eight registers of sums are whole cache lines of a row; narrower rows go one register at a time.
-  const int32_t most = shape.width / (8 * kLanes) * (8 * kLanes);
+  // Four registers of each sum are whole cache lines of a row; what is left goes one register at a time.
+  const int32_t most = shape.width / (4 * kLanes) * (4 * kLanes), full = shape.width / kLanes * kLanes;
   for (int64_t token = begin; token < end; ++token) {
-    if (most > 0)
-      mask_fill_token_sums<kLanes, 8>(shape, grad, call.has_latent, int32_t(token), 0, most, call.masked_sums,
-                                      call.d_positions, HostLane());
-    const int32_t full = shape.width / kLanes * kLanes;
-    if (most < full)
-      mask_fill_token_sums<kLanes, 1>(shape, grad, call.has_latent, int32_t(token), most, full, call.masked_sums,
-                                      call.d_positions, HostLane());
-    if (full < shape.width)
-      mask_fill_token_sums<1, 1>(shape, grad, call.has_latent, int32_t(token), full, shape.width, call.masked_sums,
-                                 call.d_positions, HostLane());
+    const int32_t l = int32_t(token);
+    mask_fill_token_sums<kLanes, 4, 1>(shape, grad, call.has_latent, l, 0, most, call.masked_sums, call.d_positions,
+                                       HostLane());
+    mask_fill_token_sums<kLanes, 1, 1>(shape, grad, call.has_latent, l, most, full, call.masked_sums, call.d_positions,
+                                       HostLane());
+    mask_fill_token_sums<1, 1, 1>(shape, grad, call.has_latent, l, full, shape.width, call.masked_sums,
+                                  call.d_positions, HostLane());
   }
 }
 

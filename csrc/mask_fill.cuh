@@ -71,28 +71,43 @@ S2V_HD void mask_fill_take(const MaskFillShape& shape, const T* __restrict__ gra
   }
 }
 
-// Sums over tracks of one token's gradient [N, L, D], columns [begin, end), kPacks packs of them at a time: first over
-// the tracks where the token is masked, in ascending order (into masked), then over the others too (into all).
-// has_latent: [L, N], whether a latent lies there. masked, all: [L, D].
-template <int kWidth, int kPacks, class T, class Lanes>
+template <int kWidth, int kPacks, int kTracks, class T>
+S2V_HD void mask_fill_add(const uint8_t* __restrict__ flags, const T* __restrict__ from, int64_t track,
+                          Pack<kWidth>* sums, Pack<kWidth>* masked_sums) {
+  Pack<kWidth> read[kTracks][kPacks];
+  uint8_t has_latent[kTracks];
+  for (int n = 0; n < kTracks; ++n) {
+    has_latent[n] = flags[n];
+    for (int p = 0; p < kPacks; ++p) read[n][p] = load<kWidth>(from + n * track + p * kWidth);
+  }
+  for (int n = 0; n < kTracks; ++n) {
+    for (int p = 0; p < kPacks; ++p) {
+      sums[p] = sums[p] + read[n][p];
+      if (!has_latent[n]) masked_sums[p] = masked_sums[p] + read[n][p];
+    }
+  }
+}
+
+// Sums over tracks, in ascending order, of one token's gradient [N, L, D]: over those where the token is masked (into
+// masked), and over all; columns [begin, end), kPacks packs of them at a time, kTracks tracks read before they are
+// added. has_latent: [L, N], whether a latent lies there. masked, all: [L, D].
+template <int kWidth, int kPacks, int kTracks, class T, class Lanes>
 S2V_HD void mask_fill_token_sums(const MaskFillShape& shape, const T* __restrict__ grad,
                                  const uint8_t* __restrict__ has_latent, int32_t token, int32_t begin, int32_t end,
                                  float* __restrict__ masked, float* __restrict__ all, const Lanes& lanes) {
   const uint8_t* __restrict__ flags = has_latent + token * shape.tracks;
   const int64_t track = int64_t(shape.tokens) * shape.width, row = int64_t(token) * shape.width;
   for (int32_t c = begin + lanes.first() * kWidth * kPacks; c < end; c += lanes.step() * kWidth * kPacks) {
-    Pack<kWidth> sums[kPacks] = {};
-    for (int visible = 0; visible < 2; ++visible) {
-#if defined(__CUDACC__)
-#pragma unroll 8
-#endif
-      for (int64_t n = 0; n < shape.tracks; ++n) {
-        if (flags[n] != visible) continue;
-        const T* __restrict__ from = grad + n * track + row + c;
-        for (int p = 0; p < kPacks; ++p) sums[p] = sums[p] + load<kWidth>(from + p * kWidth);
-      }
-      float* __restrict__ to = (visible ? all : masked) + row + c;
-      for (int p = 0; p < kPacks; ++p) store<kWidth>(to + p * kWidth, sums[p]);
+    const T* __restrict__ from = grad + row + c;
+    Pack<kWidth> sums[kPacks] = {}, masked_sums[kPacks] = {};
+    int64_t n = 0;
+    for (; n + kTracks <= shape.tracks; n += kTracks)
+      mask_fill_add<kWidth, kPacks, kTracks>(flags + n, from + n * track, track, sums, masked_sums);
+    for (; n < shape.tracks; ++n)
+      mask_fill_add<kWidth, kPacks, 1>(flags + n, from + n * track, track, sums, masked_sums);
+    for (int p = 0; p < kPacks; ++p) {
+      store<kWidth>(all + row + c + p * kWidth, sums[p]);
+      store<kWidth>(masked + row + c + p * kWidth, masked_sums[p]);
     }
   }
 }

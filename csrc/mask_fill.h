@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda_launch.h"
+
 namespace s2v {
 
 struct MaskFillCall {
@@ -31,5 +33,9 @@ struct MaskFillBackwardCall {
 // cannot be, and for ids outside 0 ... L - 1.
 void mask_fill(const MaskFillCall& call, int threads);
 void mask_fill_backward(const MaskFillBackwardCall& call, int threads);
+
+// On a device, where all addresses are the device's; in a build with CUDA. An id that is no token is left out.
+void mask_fill_cuda(const MaskFillCall& call, const CudaTarget& target);
+void mask_fill_backward_cuda(const MaskFillBackwardCall& call, const CudaTarget& target);
 
 }  // namespace s2v

@@ -12,7 +12,16 @@
 #endif
 #endif
 
+#include "cuda_launch.h"
 #include "philox.cuh"  // S2V_HD
+
+// On the host, one copy of a function for each instruction set, chosen when the library is loaded. No fused
+// multiply-add is made in any of them (-ffp-contract=off), so all give the same bits.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define S2V_CLONES __attribute__((target_clones("avx2", "default"), flatten))
+#else
+#define S2V_CLONES
+#endif
 
 namespace s2v {
 
@@ -210,7 +219,7 @@ S2V_HD void sum_rows_item(const float* __restrict__ partial, int64_t rows, int64
                           float* __restrict__ out, const Lanes& lanes) {
   for (int64_t c = begin + lanes.first() * kWidth; c < end; c += lanes.step() * kWidth) {
     Pack<kWidth> sum = {};
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll 4
 #endif
     for (int64_t r = lanes.row(); r < rows; r += lanes.rows()) sum = sum + load<kWidth>(partial + r * columns + c);
@@ -221,12 +230,12 @@ S2V_HD void sum_rows_item(const float* __restrict__ partial, int64_t rows, int64
 #if defined(__CUDACC__)
 constexpr int kSumWarps = 32;
 
-// out[c] = sum of partial[r][c] over all rows. A block takes 32 packs of columns: each of its warps every 32nd row, then
-// one of them the warps' sums.
+// out[c] = sum of partial[r][c] over all rows. A block takes 32 packs of columns: each of its warps every 32nd row,
+// then one of them the warps' sums.
 template <int kWidth>
 __global__ void __launch_bounds__(32 * kSumWarps)
     sum_rows_kernel(const float* __restrict__ partial, int64_t rows, int64_t columns, float* __restrict__ out) {
-  __shared__ alignas(16) float sums[kSumWarps][32 * kWidth];
+  alignas(16) __shared__ float sums[kSumWarps][32 * kWidth];
   const int64_t begin = int64_t(blockIdx.x) * 32 * kWidth, width = 32 * kWidth;
   const int64_t count = columns - begin < width ? columns - begin : width;
   sum_rows_item<kWidth>(partial, rows, columns, begin, begin + count, sums[threadIdx.y], BlockLanes());
@@ -234,10 +243,21 @@ __global__ void __launch_bounds__(32 * kSumWarps)
   if (threadIdx.y == 0) sum_rows_item<kWidth>(sums[0], kSumWarps, width, 0, count, out + begin, WarpLanes());
 }
 
-// Whether packs of kWidth numbers can be read from all of these addresses; rows are a multiple of them apart.
+// Whether packs of kWidth numbers can be read from all of these addresses, whose rows are `columns` numbers apart.
 template <int kWidth, class... T>
 bool packs_fit(int64_t columns, const T*... addresses) {
   return columns % kWidth == 0 && ((reinterpret_cast<uintptr_t>(addresses) % (kWidth * sizeof(T)) == 0) && ...);
+}
+
+inline int64_t cuda_blocks(int64_t items, int64_t a_block) { return (items + a_block - 1) / a_block; }
+
+// out [columns] = the sum of partial [rows, columns] over its rows.
+inline void sum_rows(const CudaCall& cuda, const float* partial, int64_t rows, int64_t columns, float* out) {
+  const dim3 block(32, kSumWarps);
+  if (packs_fit<4>(columns, partial, out))
+    cuda.launch(sum_rows_kernel<4>, cuda_blocks(columns, 32 * 4), 1, block, partial, rows, columns, out);
+  else
+    cuda.launch(sum_rows_kernel<1>, cuda_blocks(columns, 32), 1, block, partial, rows, columns, out);
 }
 #endif
 

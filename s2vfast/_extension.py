@@ -10,8 +10,9 @@ from typing import Any
 
 from s2vfast import errors
 
-# Written by the installation where the extension could not be built.
+# Written by the installation where the extension, or its part for GPUs, could not be built.
 _NOTE = Path(__file__).with_name("_native_missing.txt")
+_NO_CUDA_NOTE = Path(__file__).with_name("_native_no_cuda.txt")
 
 
 @functools.cache
@@ -49,8 +50,14 @@ def load() -> ModuleType:
 
 
 def facts() -> dict[str, Any]:
-    """``path`` and what the build can do (compiler, vectors, threads, cuda), or ``missing``: the reason."""
+    """``path`` and what the build can do (compiler, vectors, threads, cuda), or ``missing``: the reason.
+
+    Without a part for GPUs ``no cuda`` says why.
+    """
     module, reason = _attempt()
     if module is None:
         return {"missing": reason}
-    return {"path": module.__file__, **module.features()}
+    found = {"path": module.__file__, **module.features()}
+    if not found["cuda"] and _NO_CUDA_NOTE.is_file():
+        found["no cuda"] = _NO_CUDA_NOTE.read_text("utf-8").strip()
+    return found

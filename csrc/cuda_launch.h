@@ -1,0 +1,80 @@
+// Where a call on a GPU runs and, for the .cu files, how its kernels are launched: on that device and stream, nothing
+// allocated, nothing waited for; what CUDA refuses becomes an exception that names the operation.
+#pragma once
+
+namespace s2v {
+
+struct CudaTarget {
+  int device;
+  void* stream;  // a cudaStream_t; null: the default stream
+};
+
+}  // namespace s2v
+
+#if defined(__CUDACC__)
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <cuda_runtime.h>
+
+namespace s2v {
+
+class CudaCall {
+ public:
+  // name: the operation, a text that outlives the call.
+  CudaCall(const char* name, const CudaTarget& target) : name_(name), stream_(cudaStream_t(target.stream)) {
+    check(cudaGetDevice(&before_));
+    if (before_ != target.device) check(cudaSetDevice(target.device));
+    changed_ = before_ != target.device;
+  }
+  ~CudaCall() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  CudaCall(const CudaCall&) = delete;
+  CudaCall& operator=(const CudaCall&) = delete;
+
+  // kernel<<<(x, y), block>>>(arguments...); nothing for an empty grid.
+  template <class... Parameters, class... Arguments>
+  void launch(void (*kernel)(Parameters...), int64_t x, int64_t y, dim3 block, const Arguments&... arguments) const {
+    static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter");
+    if (x <= 0 || y <= 0) return;
+    if (x > INT32_MAX || y > 65535) throw std::invalid_argument(std::string(name_) + ": too large for one launch");
+    std::tuple<Parameters...> values(arguments...);
+    launch_with(reinterpret_cast<const void*>(kernel), dim3(unsigned(x), unsigned(y)), block, values,
+                std::index_sequence_for<Parameters...>());
+  }
+
+  void fill(void* at, int byte, int64_t bytes) const {
+    if (bytes > 0) check(cudaMemsetAsync(at, byte, size_t(bytes), stream_));
+  }
+
+  int multiprocessors() const {
+    int device = 0, count = 1;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+  }
+
+ private:
+  template <class Values, size_t... at>
+  void launch_with(const void* kernel, dim3 grid, dim3 block, Values& values, std::index_sequence<at...>) const {
+    void* pointers[] = {&std::get<at>(values)...};
+    check(cudaLaunchKernel(kernel, grid, block, pointers, 0, stream_));
+  }
+  void check(cudaError_t error) const {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // it has been told: the next call starts afresh
+    throw std::runtime_error(std::string(name_) + ": " + cudaGetErrorString(error));
+  }
+
+  const char* name_;
+  cudaStream_t stream_;
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+}  // namespace s2v
+#endif
