@@ -1,10 +1,14 @@
 // The contents page of the compiled extension s2vfast._native: what Python can call. Addresses come in as integers
 // (tensor.data_ptr()); shapes, dtypes and devices are checked in Python before a call.
+#include <array>
 #include <stdexcept>
+#include <string>
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "adamw_ema.h"
+#include "clip_sample.h"
 #include "embed_gather.h"
 #include "mask_fill.h"
 #include "parallel.h"
@@ -19,17 +23,6 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
-               int64_t segment_frames, int64_t tube_len, int64_t keep, double motion_weight, uintptr_t noise,
-               uint64_t seed, uint32_t epoch, uintptr_t ids, uintptr_t visible, uintptr_t masked, int threads) {
-  const s2v::TubeMaskCall call = {pointer<const void>(clips), itemsize, tracks, frames, joints, channels,
-                                  segment_frames, tube_len, keep, motion_weight, pointer<const void>(noise), seed,
-                                  epoch, pointer<const int64_t>(ids), pointer<int32_t>(visible),
-                                  pointer<int32_t>(masked), threads};
-  const py::gil_scoped_release release;
-  s2v::tube_mask(call);
-}
-
 // Runs a call on the host's threads (device -1) or on a stream of a device.
 #if defined(S2V_CUDA)
 #define S2V_RUN(name, call, device, stream, threads)                                  \
@@ -41,6 +34,58 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
   (void)stream;                                                                       \
   s2v::name(call, threads)
 #endif
+
+void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
+               int64_t segment_frames, int64_t tube_len, int64_t keep, double motion_weight, uintptr_t noise,
+               uint64_t seed, uint32_t epoch, uintptr_t ids, uintptr_t visible, uintptr_t masked, int device,
+               uintptr_t stream, int threads) {
+  const s2v::TubeMaskCall call = {pointer<const void>(clips), itemsize, tracks, frames, joints, channels,
+                                  segment_frames, tube_len, keep, motion_weight, pointer<const void>(noise), seed,
+                                  epoch, pointer<const int64_t>(ids), pointer<int32_t>(visible),
+                                  pointer<int32_t>(masked)};
+  const py::gil_scoped_release release;
+  S2V_RUN(tube_mask, call, device, stream, threads);
+}
+
+void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t row, uintptr_t count, uintptr_t ids,
+                 int64_t samples, int64_t bodies, int64_t joints, int64_t length, bool crop, double crop_min,
+                 const std::string& center, bool torso, bool yaw, const std::array<double, 3>& rotate, double scale_jitter,
+                 double velocity, int root, const std::array<int, 2>& ends, const std::array<int, 2>& sides, int up,
+                 uint64_t seed, uint32_t epoch, bool training, uintptr_t out, int device, uintptr_t stream, int threads) {
+  s2v::ClipSampleCall call = {};
+  call.frames = pointer<const void>(frames);
+  call.kind = kind;
+  call.frame_index = pointer<const int32_t>(frame_index);
+  call.row = pointer<const int64_t>(row);
+  call.count = pointer<const int32_t>(count);
+  call.ids = pointer<const int64_t>(ids);
+  call.samples = samples;
+  call.out = pointer<float>(out);
+  s2v::ClipSampleSpec& spec = call.spec;
+  spec.bodies = int32_t(bodies);
+  spec.joints = int32_t(joints);
+  spec.length = int32_t(length);
+  spec.crop = crop;
+  spec.crop_min = float(crop_min);
+  spec.crop_rest = float(1.0 - crop_min);
+  spec.center = center == "first" ? s2v::kCenterFirst : center == "frame" ? s2v::kCenterFrame : s2v::kCenterNone;
+  spec.torso = torso;
+  spec.yaw = yaw;
+  for (int i = 0; i < 3; ++i) spec.rotate[i] = float(rotate[i]);
+  spec.scale_jitter = float(scale_jitter);
+  spec.velocity = float(velocity);
+  spec.root = root;
+  spec.lower = ends[0];
+  spec.upper = ends[1];
+  spec.left = sides[0];
+  spec.right = sides[1];
+  spec.up = up;
+  spec.seed = seed;
+  spec.epoch = epoch;
+  spec.training = training;
+  const py::gil_scoped_release release;
+  S2V_RUN(clip_sample, call, device, stream, threads);
+}
 
 void embed_gather(int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
                   int64_t segment_frames, int64_t width, int64_t kept, uintptr_t clips, uintptr_t weight_t,
@@ -139,11 +184,18 @@ py::dict features() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled implementations of s2vfast's operations: raw addresses and sizes in, nothing returned.";
   module.def("features", &features, "What this build can do: compiler, vectors, threads, cuda.");
+  module.def("clip_sample", &clip_sample, py::kw_only(), py::arg("frames"), py::arg("kind"), py::arg("frame_index"),
+             py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("bodies"), py::arg("joints"),
+             py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),
+             py::arg("yaw"), py::arg("rotate"), py::arg("scale_jitter"), py::arg("velocity"), py::arg("root"),
+             py::arg("ends"), py::arg("sides"), py::arg("up"), py::arg("seed"), py::arg("epoch"), py::arg("training"),
+             py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             "Clips of the sequences ids; see s2vfast.ops.clip_sample.");
   module.def("tube_mask", &tube_mask, py::kw_only(), py::arg("clips"), py::arg("itemsize"), py::arg("tracks"),
              py::arg("frames"), py::arg("joints"), py::arg("channels"), py::arg("segment_frames"), py::arg("tube_len"),
              py::arg("keep"), py::arg("motion_weight"), py::arg("noise") = 0, py::arg("seed") = 0, py::arg("epoch") = 0,
-             py::arg("ids") = 0, py::arg("visible"), py::arg("masked"), py::arg("threads") = 0,
-             "Visible and masked token ids of every track; see s2vfast.ops.tube_mask.");
+             py::arg("ids") = 0, py::arg("visible"), py::arg("masked"), py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("threads") = 0, "Visible and masked token ids of every track; see s2vfast.ops.tube_mask.");
   module.def("embed_gather", &embed_gather, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("frames"),
              py::arg("joints"), py::arg("channels"), py::arg("segment_frames"), py::arg("width"), py::arg("kept"),
              py::arg("clips"), py::arg("weight_t"), py::arg("bias"), py::arg("positions"),

@@ -39,11 +39,19 @@ class CudaCall {
   // kernel<<<(x, y), block>>>(arguments...); nothing for an empty grid.
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t x, int64_t y, dim3 block, const Arguments&... arguments) const {
+    launch_sharing(0, kernel, x, y, block, arguments...);
+  }
+
+  // The same with so many bytes of shared memory, whose size is known only now.
+  template <class... Parameters, class... Arguments>
+  void launch_sharing(int64_t bytes, void (*kernel)(Parameters...), int64_t x, int64_t y, dim3 block,
+                      const Arguments&... arguments) const {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter");
     if (x <= 0 || y <= 0) return;
     if (x > INT32_MAX || y > 65535) throw std::invalid_argument(std::string(name_) + ": too large for one launch");
     std::tuple<Parameters...> values(arguments...);
-    launch_with(reinterpret_cast<const void*>(kernel), dim3(unsigned(x), unsigned(y)), block, values,
+    if (bytes > kPlainShared) allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+    launch_with(reinterpret_cast<const void*>(kernel), dim3(unsigned(x), unsigned(y)), block, size_t(bytes), values,
                 std::index_sequence_for<Parameters...>());
   }
 
@@ -59,10 +67,22 @@ class CudaCall {
   }
 
  private:
+  static constexpr int64_t kPlainShared = 48 * 1024;  // what a kernel has without asking
+
   template <class Values, size_t... at>
-  void launch_with(const void* kernel, dim3 grid, dim3 block, Values& values, std::index_sequence<at...>) const {
+  void launch_with(const void* kernel, dim3 grid, dim3 block, size_t shared, Values& values,
+                   std::index_sequence<at...>) const {
     void* pointers[] = {&std::get<at>(values)...};
-    check(cudaLaunchKernel(kernel, grid, block, pointers, 0, stream_));
+    check(cudaLaunchKernel(kernel, grid, block, pointers, shared, stream_));
+  }
+  void allow_shared(const void* kernel, int64_t bytes) const {
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    if (bytes > most)
+      throw std::invalid_argument(std::string(name_) + ": needs " + std::to_string(bytes) +
+                                  " bytes of shared memory, a block of this GPU has " + std::to_string(most));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
   }
   void check(cudaError_t error) const {
     if (error == cudaSuccess) return;

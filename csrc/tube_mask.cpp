@@ -102,7 +102,7 @@ void range(const Task<double>& task, Buffers<double>& buffers, int64_t begin, in
 }
 
 template <class T>
-void run(const TubeMaskCall& call) {
+void run(const TubeMaskCall& call, int threads) {
   Task<T> task;
   task.shape = {int32_t(call.frames), int32_t(call.joints), int32_t(call.channels),
                 int32_t(call.segment_frames), int32_t(call.tube_len), int32_t(call.keep)};
@@ -117,7 +117,7 @@ void run(const TubeMaskCall& call) {
   // About 64 KB of coordinates a range: a fraction of what waking a thread costs, small enough to share out evenly.
   const int64_t clip_bytes = call.frames * call.joints * call.channels * int64_t(sizeof(T));
   const int64_t grain = clip_bytes >= 65536 ? 1 : 65536 / clip_bytes;
-  parallel_for(call.tracks, grain, call.threads, [&task](int64_t begin, int64_t end) {
+  parallel_for(call.tracks, grain, threads, [&task](int64_t begin, int64_t end) {
     Buffers<T> buffers(task.shape, task.noise == nullptr);
     range(task, buffers, begin, end);
   });
@@ -129,7 +129,7 @@ void require(bool good, const char* message) {
 
 }  // namespace
 
-void tube_mask(const TubeMaskCall& call) {
+void tube_mask_check(const TubeMaskCall& call) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   require(call.itemsize == 4 || call.itemsize == 8, "tube_mask: itemsize is 4 (float32) or 8 (float64)");
   require(call.tracks >= 0, "tube_mask: a negative number of tracks");
@@ -146,8 +146,13 @@ void tube_mask(const TubeMaskCall& call) {
   require(call.visible != nullptr || call.keep == 0, "tube_mask: visible is a null pointer");
   require(call.masked != nullptr || call.keep == call.joints, "tube_mask: masked is a null pointer");
   require((call.noise != nullptr) != (call.ids != nullptr), "tube_mask: give either noise or ids");
-  if (call.itemsize == 4) run<float>(call);
-  else run<double>(call);
+}
+
+void tube_mask(const TubeMaskCall& call, int threads) {
+  tube_mask_check(call);
+  if (call.tracks == 0) return;
+  if (call.itemsize == 4) run<float>(call, threads);
+  else run<double>(call, threads);
 }
 
 }  // namespace s2v

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda_launch.h"
+
 namespace s2v {
 
 struct TubeMaskCall {
@@ -17,10 +19,16 @@ struct TubeMaskCall {
   const int64_t* ids;  // [N]; null where noise is given
   int32_t* visible;    // out [N, K]
   int32_t* masked;     // out [N, L - K]
-  int threads;         // 0: one for each core
 };
 
-// Throws std::invalid_argument for sizes or pointers that cannot be.
-void tube_mask(const TubeMaskCall& call);
+// On the host, on `threads` threads (0: one for each core). Throws std::invalid_argument for sizes or pointers that
+// cannot be.
+void tube_mask(const TubeMaskCall& call, int threads);
+
+// On a device, where all addresses are the device's; in a build with CUDA. float32 clips.
+void tube_mask_cuda(const TubeMaskCall& call, const CudaTarget& target);
+
+// What both refuse.
+void tube_mask_check(const TubeMaskCall& call);
 
 }  // namespace s2v

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from s2vfast.ops import _triton
+from s2vfast import _extension
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference import philox
 from s2vfast.reference.clip_sample import ANGLE, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, rotation
@@ -214,7 +215,7 @@ def _triton_op(
 
 
 @_triton_op.register_fake
-def _(
+def _fake(
     frames: Tensor,
     frame_index: Tensor,
     row: Tensor,
@@ -241,28 +242,98 @@ def _(
     return frames.new_empty((tracks, length, frames.shape[1], 6 if velocity else 3), dtype=torch.float32)
 
 
-def _run_triton(
+@torch.library.custom_op("s2vfast::clip_sample_native", mutates_args=())
+def _native_op(
     frames: Tensor,
     frame_index: Tensor,
     row: Tensor,
     count: Tensor,
     ids: Tensor,
-    spec: ClipSpec,
-    *,
+    length: int,
+    sampling: str,
+    crop_min: float,
+    center: str,
+    scale: str,
+    align: str,
+    rotate: Sequence[float],
+    scale_jitter: float,
+    velocity: float,
+    root: int,
+    torso: Sequence[int],
+    sides: Sequence[int],
+    up: int,
     seed: int,
     epoch: int,
     training: bool,
 ) -> Tensor:
-    # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
-    seed = (seed + 2**63) % 2**64 - 2**63
-    flat = [getattr(spec, field.name) for field in fields(spec)]
-    return _triton_op(frames, frame_index, row, count, ids, *flat, seed, epoch, training)
+    Q, bodies = row.shape
+    if not ids.is_cuda and ids.numel():  # a look at a GPU's ids would wait for it
+        within = int(ids.min()) >= 0 and int(ids.max()) < Q
+        require(within, "clip_sample", "ids", f"numbers of sequences, 0 to {Q - 1}", ids.tolist())
+    joints = frames.shape[1]
+    out = frames.new_empty((len(ids) * bodies, length, joints, 6 if velocity else 3), dtype=torch.float32)
+    given = {"frames": frames, "frame_index": frame_index.int(), "row": row.long(), "count": count.int()}
+    held = {name: tensor.contiguous() for name, tensor in (given | {"ids": ids.long()}).items()}
+    _extension.load().clip_sample(
+        **_native.addresses(**held, out=out),
+        **_native.place(frames),
+        kind=_KINDS.index(frames.dtype),
+        samples=len(ids),
+        bodies=bodies,
+        joints=joints,
+        length=length,
+        crop=sampling == "crop",
+        crop_min=crop_min,
+        center=center,
+        torso=scale == "torso",
+        yaw=align == "yaw",
+        rotate=list(rotate),
+        scale_jitter=scale_jitter,
+        velocity=velocity,
+        root=root,
+        # Joints that are not looked at may be those of another skeleton.
+        ends=list(torso) if scale == "torso" else [0, 0],
+        sides=list(sides) if align == "yaw" else [0, 0],
+        up=up,
+        seed=seed % 2**64,
+        epoch=epoch,
+        training=training,
+    )
+    return out
 
 
+_native_op.register_fake(_fake)
+
+
+def _flat(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The implementation that calls a custom operator, which takes a ClipSpec as its fields in their order."""
+
+    def run(
+        frames: Tensor,
+        frame_index: Tensor,
+        row: Tensor,
+        count: Tensor,
+        ids: Tensor,
+        spec: ClipSpec,
+        *,
+        seed: int,
+        epoch: int,
+        training: bool,
+    ) -> Tensor:
+        # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
+        seed = (seed + 2**63) % 2**64 - 2**63
+        flat = [getattr(spec, field.name) for field in fields(spec)]
+        return op(frames, frame_index, row, count, ids, *flat, seed, epoch, training)
+
+    return run
+
+
+_KINDS = (torch.float32, torch.float16, torch.bfloat16)  # in the order of FrameKind in csrc/clip_sample.h
 _op = register(
     "clip_sample",
     reference=_reference,
     torch=_torch,
-    triton=_run_triton,
-    reasons={"triton": _triton.reasons(floats=(torch.float16, *_triton.FLOATS))},
+    triton=_flat(_triton_op),
+    native=_flat(_native_op),
+    reasons={"triton": _triton.reasons(floats=_KINDS), "native": _native.reasons(floats=_KINDS)},
 )

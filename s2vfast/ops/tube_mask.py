@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from s2vfast import _extension
-from s2vfast.ops import _triton
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.tube_mask import tube_mask as _reference
 
@@ -59,27 +61,33 @@ def tube_mask(
     return _op(impl, clips.device, clips, **options, noise=noise, seed=seed, epoch=epoch, ids=ids)
 
 
-def _native(
+def _results(clips: Tensor, segment_frames: int, keep: int) -> tuple[Tensor, Tensor]:
+    """Room for visible and masked."""
+    N, T, V, _ = clips.shape
+    S = T // segment_frames
+    return tuple(clips.new_empty((N, S * kept), dtype=torch.int32) for kept in (keep, V - keep))
+
+
+@torch.library.custom_op("s2vfast::tube_mask_native", mutates_args=())
+def _native_op(
     clips: Tensor,
-    *,
+    noise: Tensor | None,
+    ids: Tensor | None,
     segment_frames: int,
     tube_len: int,
     keep: int,
     motion_weight: float,
-    noise: Tensor | None,
     seed: int,
     epoch: int,
-    ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     N, T, V, C = clips.shape
-    S = T // segment_frames
-    visible = torch.empty(N, S * keep, dtype=torch.int32)
-    masked = torch.empty(N, S * (V - keep), dtype=torch.int32)
+    visible, masked = _results(clips, segment_frames, keep)
     clips = clips.contiguous()
     noise = None if noise is None else noise.to(clips.dtype).contiguous()
-    ids = None if ids is None else ids.contiguous()
+    ids = None if ids is None or noise is not None else ids.contiguous()
     _extension.load().tube_mask(
-        clips=clips.data_ptr(),
+        **_native.addresses(clips=clips, noise=noise, ids=ids, visible=visible, masked=masked),
+        **_native.place(clips),
         itemsize=clips.element_size(),
         tracks=N,
         frames=T,
@@ -89,24 +97,25 @@ def _native(
         tube_len=tube_len,
         keep=keep,
         motion_weight=motion_weight,
-        noise=0 if noise is None else noise.data_ptr(),
-        seed=seed,
+        seed=seed % 2**64,
         epoch=epoch,
-        ids=0 if ids is None or noise is not None else ids.data_ptr(),
-        visible=visible.data_ptr(),
-        masked=masked.data_ptr(),
-        threads=torch.get_num_threads(),
     )
     return visible, masked
 
 
-def _native_reasons(device: str, *args: object, **kwargs: object) -> list[str]:
-    reasons = []
-    if device != "cpu":
-        reasons.append(f"its tube_mask is for the CPU, not for {device}")
-    if missing := _extension.why_not():
-        reasons.append(missing)
-    return reasons
+@_native_op.register_fake
+def _(
+    clips: Tensor,
+    noise: Tensor | None,
+    ids: Tensor | None,
+    segment_frames: int,
+    tube_len: int,
+    keep: int,
+    motion_weight: float,
+    seed: int,
+    epoch: int,
+) -> tuple[Tensor, Tensor]:
+    return _results(clips, segment_frames, keep)
 
 
 @torch.library.custom_op("s2vfast::tube_mask_triton", mutates_args=())
@@ -146,42 +155,50 @@ def _(
     seed: int,
     epoch: int,
 ) -> tuple[Tensor, Tensor]:
-    N, T, V, _ = clips.shape
-    S = T // segment_frames
-    visible = clips.new_empty((N, S * keep), dtype=torch.int32)
-    return visible, clips.new_empty((N, S * (V - keep)), dtype=torch.int32)
+    return _results(clips, segment_frames, keep)
 
 
-def _run_triton(
-    clips: Tensor,
-    *,
-    segment_frames: int,
-    tube_len: int,
-    keep: int,
-    motion_weight: float,
-    noise: Tensor | None,
-    seed: int,
-    epoch: int,
-    ids: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
-    seed = (seed + 2**63) % 2**64 - 2**63
-    return _triton_op(clips, noise, ids, segment_frames, tube_len, keep, motion_weight, seed, epoch)
+def _flat(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The implementation that calls a custom operator, whose schema has no keywords without a default."""
+
+    def run(
+        clips: Tensor,
+        *,
+        segment_frames: int,
+        tube_len: int,
+        keep: int,
+        motion_weight: float,
+        noise: Tensor | None,
+        seed: int,
+        epoch: int,
+        ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
+        seed = (seed + 2**63) % 2**64 - 2**63
+        return op(clips, noise, ids, segment_frames, tube_len, keep, motion_weight, seed, epoch)
+
+    return run
 
 
 def _float32_clips(clips: Tensor, **_: object) -> list[str]:
     return [] if clips.dtype == torch.float32 else [f"it takes float32 clips, not {str(clips.dtype)[6:]}"]
 
 
+def _on_a_gpu(clips: Tensor, **options: object) -> list[str]:
+    return _float32_clips(clips) if clips.is_cuda else []
+
+
+# The noise may be of any dtype: it is made that of the clips.
+_ANY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # A stable sort is the best that PyTorch offers for this, so its own implementation is the reference.
 _op = register(
     "tube_mask",
     reference=_reference,
     torch=_reference,
-    triton=_run_triton,
-    native=_native,
+    triton=_flat(_triton_op),
+    native=_flat(_native_op),
     reasons={
-        "triton": _triton.reasons(_float32_clips, floats=(torch.float16, *_triton.FLOATS, torch.float64)),
-        "native": _native_reasons,
+        "triton": _triton.reasons(_float32_clips, floats=_ANY),
+        "native": _native.reasons(_on_a_gpu, floats=_ANY),
     },
 )
