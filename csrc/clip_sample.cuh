@@ -13,6 +13,12 @@
 #include "clip_sample.h"
 #include "pack.cuh"
 
+#if defined(__CUDACC__) || defined(__clang__)
+#define S2V_UNROLL _Pragma("unroll")
+#else
+#define S2V_UNROLL _Pragma("GCC unroll 9")
+#endif
+
 namespace s2v {
 
 struct Half {
@@ -32,6 +38,16 @@ S2V_HD float widen(Half value) {
   bits |= (magnitude >= (0x7C00u << 13) ? 0x7F800000u : 0u) | (uint32_t(value.bits & 0x8000u) << 16);
   memcpy(&number, &bits, sizeof number);
   return number;
+}
+
+// sinf of a device keeps an array in memory for huge angles; in half turns there is none, at the cost of one rounding.
+S2V_HD void sine_cosine(float angle, float* sine, float* cosine) {
+#if defined(__CUDA_ARCH__)
+  sincospif(angle * 0.318309886183790672f, sine, cosine);
+#else
+  *sine = sinf(angle);
+  *cosine = cosf(angle);
+#endif
 }
 
 // Room for one sequence.
@@ -84,8 +100,8 @@ S2V_HD void clip_picks(const ClipSampleSpec& spec, uint64_t id, int32_t count, c
     for (int32_t block = lanes.first(); 4 * block <= T; block += lanes.step()) {
       const Words4 words = philox_block(spec.seed, spec.epoch, id, kStreamFrames, uint32_t(block));
       const uint32_t four[4] = {words.w0, words.w1, words.w2, words.w3};
-      for (int32_t i = 0; i < 4 && 4 * block + i <= T; ++i)
-        scratch.order[4 * block + i] = (uint64_t(four[i]) << 32) | uint32_t(4 * block + i);
+      S2V_UNROLL for (int32_t i = 0; i < 4; ++i)
+        if (4 * block + i <= T) scratch.order[4 * block + i] = (uint64_t(four[i]) << 32) | uint32_t(4 * block + i);
     }
     lanes.sync();
     for (int32_t t = lanes.first(); t <= T; t += lanes.step()) {
@@ -106,10 +122,10 @@ S2V_HD void clip_picks(const ClipSampleSpec& spec, uint64_t id, int32_t count, c
     for (int32_t block = lanes.first(); 4 * block < T; block += lanes.step()) {
       const Words4 words = philox_block(spec.seed, spec.epoch, id, kStreamFrames, uint32_t(block));
       const uint32_t four[4] = {words.w0, words.w1, words.w2, words.w3};
-      for (int32_t i = 0; i < 4 && 4 * block + i < T; ++i) {
+      S2V_UNROLL for (int32_t i = 0; i < 4; ++i) {
         const int64_t t = 4 * block + i;
         const int32_t low = int32_t(t * count / T), high = int32_t((t + 1) * count / T);
-        scratch.lower[t] = low + draw_below(four[i], high - low);
+        if (t < T) scratch.lower[t] = low + draw_below(four[i], high - low);
       }
     }
   }
@@ -180,35 +196,37 @@ S2V_HD void clip_matrix(const ClipSampleSpec& spec, const T* __restrict__ frames
   float factor = spec.torso && length > 1e-6f ? 1.0f / length : 1.0f;
   float turn[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1};
   if (spec.yaw) {
-    const float along[3] = {side.x * factor, side.y * factor, side.z * factor};
-    const int32_t a = spec.up == 0 ? 1 : 0, b = spec.up == 2 ? 1 : 2;
-    const float size = sqrtf(along[a] * along[a] + along[b] * along[b]);
+    // The two horizontal axes; no index that is known only at run time, which would put the matrix into memory.
+    const float a = (spec.up == 0 ? side.y : side.x) * factor, b = (spec.up == 2 ? side.y : side.z) * factor;
+    const float size = sqrtf(a * a + b * b);
     if (size >= 1e-6f) {
-      const float c = along[a] / size, s = along[b] / size;
-      turn[3 * a + a] = c;
-      turn[3 * a + b] = s;
-      turn[3 * b + a] = -s;
-      turn[3 * b + b] = c;
+      const float c = a / size, s = b / size;
+      turn[0] = spec.up == 0 ? 1.0f : c;
+      turn[4] = spec.up == 1 ? 1.0f : c;
+      turn[8] = spec.up == 2 ? 1.0f : c;
+      turn[1] = spec.up == 2 ? s : 0.0f;
+      turn[3] = -turn[1];
+      turn[2] = spec.up == 1 ? s : 0.0f;
+      turn[6] = -turn[2];
+      turn[5] = spec.up == 0 ? s : 0.0f;
+      turn[7] = -turn[5];
     }
   }
   if (spec.training) {
     float sine[3], cosine[3];
-    for (int i = 0; i < 3; ++i) {
-      const float angle = (2.0f * u[1 + i] - 1.0f) * spec.rotate[i];
-      sine[i] = sinf(angle);
-      cosine[i] = cosf(angle);
-    }
+    S2V_UNROLL for (int i = 0; i < 3; ++i)
+      sine_cosine((2.0f * u[1 + i] - 1.0f) * spec.rotate[i], &sine[i], &cosine[i]);
     const float sx = sine[0], sy = sine[1], sz = sine[2], cx = cosine[0], cy = cosine[1], cz = cosine[2];
     const float rotation[9] = {cy * cz, sx * sy * cz - cx * sz, cx * sy * cz + sx * sz,
                                cy * sz, sx * sy * sz + cx * cz, cx * sy * sz - sx * cz,
                                -sy,     sx * cy,                cx * cy};
     factor *= 1.0f + spec.scale_jitter * (2.0f * u[4] - 1.0f);
-    for (int i = 0; i < 3; ++i)
-      for (int j = 0; j < 3; ++j)
+    S2V_UNROLL for (int i = 0; i < 3; ++i)
+      S2V_UNROLL for (int j = 0; j < 3; ++j)
         matrix[3 * i + j] = (rotation[3 * i] * turn[j] + rotation[3 * i + 1] * turn[3 + j] +
                              rotation[3 * i + 2] * turn[6 + j]) * factor;
   } else {
-    for (int i = 0; i < 9; ++i) matrix[i] = turn[i] * factor;
+    S2V_UNROLL for (int i = 0; i < 9; ++i) matrix[i] = turn[i] * factor;
   }
 }
 
@@ -222,7 +240,7 @@ S2V_HD void clip_item(const ClipSampleSpec& spec, const T* __restrict__ frames, 
   const Words4 first = philox_block(spec.seed, spec.epoch, id, kStreamClip, 0);
   const Words4 second = philox_block(spec.seed, spec.epoch, id, kStreamClip, 1);
   const uint32_t words[6] = {first.w0, first.w1, first.w2, first.w3, second.w0, second.w1};
-  for (int i = 0; i < 6; ++i) u[i] = philox_uniform(words[i]);
+  S2V_UNROLL for (int i = 0; i < 6; ++i) u[i] = philox_uniform(words[i]);
   clip_picks(spec, id, count[0], u, scratch, lanes);
   lanes.sync();
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "presets": {"configs"},
     "reference": set(),
-    "kernels": set(),
+    "kernels": {"reference"},  # what the draws are for, and where they stand in the counter
     "kernels.aot": {"kernels", "ops", "inputs"},
     "_extension": {"_native"},
     "ops": {"reference", "kernels", "_extension"},
@@ -145,6 +145,8 @@ def test_a_stem_is_the_same_everywhere(stem):
     assert row["reference"] == row["torch"] == row["test"] == "yes"
     shared = (ROOT / f"csrc/{stem}.cuh").is_file()
     assert shared == (row["native"] != "–"), f"csrc/{stem}.cuh holds what host and device share"
+    assert row["native"] in ("–", "cpu", "cpu, cuda")
+    assert (ROOT / f"csrc/{stem}.cu").is_file() == ("cuda" in row["native"]), f"csrc/{stem}.cu launches it on a GPU"
 
 
 def _reasons(stem, name):
@@ -154,8 +156,12 @@ def _reasons(stem, name):
 
 
 def test_kernels_and_sources_belong_to_a_stem():
-    known = {*STEMS, "philox", "parallel", "bindings"}
+    known = {*STEMS, "philox", "parallel", "bindings", "pack", "cuda_launch"}
     assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
+    # What starts with an underscore is shared by kernels, aot is the program that compiles them all.
+    kernels = {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")}
+    assert kernels <= {*STEMS, "aot"}
+    assert {path.stem for path in (ROOT / "kernels/tuned").glob("*.json")} == kernels - {"aot"}
     assert {path.stem for path in (ROOT / "s2vfast/reference").glob("*.py")} <= {
         *STEMS,
         "__init__",
@@ -194,7 +200,7 @@ def test_the_numeric_core_needs_torch_triton_and_numpy_alone():
         if path.endswith(".py") and path.startswith(BARE):
             for name in imports(path, module_level=True):
                 top = name.split(".")[0]
-                if top not in BARE_PACKAGES | {"s2vfast"} and top not in sys.stdlib_module_names:
+                if top not in BARE_PACKAGES | {"s2vfast", "benchmarks"} and top not in sys.stdlib_module_names:
                     wrong.append(f"{path} imports {name}")
     assert not wrong, "\n".join(wrong)
 

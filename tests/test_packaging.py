@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def checkout(tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, copy)
     if (ROOT / "README.md").exists():
         shutil.copy(ROOT / "README.md", copy)
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_native_missing.txt")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_native_*.txt")
     for name in ("s2vfast", "kernels", "configs", "csrc", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     return copy
@@ -146,6 +147,44 @@ def test_without_a_compiler_the_installation_goes_on_and_says_so(checkout, tmp_p
     reason = "no C++ compiler" if broken == "no compiler" else "this compiler knows no C++17"
     assert reason in why
     assert reason in report
+
+
+@pytest.mark.skipif(
+    not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="there is no nvcc here"
+)
+def test_with_nvcc_no_kernel_spills(checkout, wheel, tmp_path):
+    code = f"from s2vfast import _extension; {USE}; print(_extension.facts()['cuda'])"
+    assert python(code, tmp_path, unpacked(wheel, tmp_path / "site")).strip().endswith("True")
+    reports = list(checkout.glob("build/native-cuda-*/*.cu.o.ptxas.txt"))
+    assert {path.name.split(".")[0] for path in reports} == {path.stem for path in (ROOT / "csrc").glob("*.cu")}
+    for report in reports:
+        frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", report.read_text())
+        assert frames, report.name
+        assert set(frames) == {("0", "0", "0")}, report.name
+        assert all(f"for 'sm_{arch}'" in report.read_text() for arch in ("80", "90a")), report.name
+
+
+def stub_nvcc(folder, script):
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["off", "broken"])
+def test_without_nvcc_the_part_for_gpus_is_left_out_with_the_reason(checkout, tmp_path, kind):
+    source = tmp_path / "source"
+    shutil.copytree(checkout, source, ignore=shutil.ignore_patterns("build"))
+    broken = {"CUDACXX": stub_nvcc(tmp_path, "echo 'error: this nvcc is broken' >&2; exit 1")}
+    built, said = build_wheel(source, tmp_path, **({"S2VFAST_CUDA": "0"} if kind == "off" else broken))
+    assert "WITHOUT its part for GPUs" in said
+    where = unpacked(built, tmp_path / "site")
+    code = f"from s2vfast import _extension as e, ops; {USE}; print(e.facts(), ops.availability('cuda')['mask_fill'])"
+    printed = python(code, tmp_path, where)
+    assert "'cuda': False" in printed
+    assert ("S2VFAST_CUDA=0" if kind == "off" else "this nvcc is broken") in printed
+    assert "built without CUDA" in printed
 
 
 @pytest.mark.parametrize("blocked", ["triton", "s2vfast._native", "triton s2vfast._native"])

@@ -25,7 +25,9 @@ IMPLEMENTATIONS = ("reference", "torch", "triton", "native")
 
 _TORCH = ("torch",)
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": {"tube_mask": ("native", "torch")},
+    "cpu": {
+        stem: ("native", "torch") for stem in ("clip_sample", "tube_mask", "embed_gather", "mask_fill", "adamw_ema")
+    },
     "cuda": {},
 }
 

@@ -59,7 +59,10 @@ def _machine(device: str) -> tuple[str, ...]:
 
 @functools.cache
 def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:
+        return False
 
 
 @functools.cache
