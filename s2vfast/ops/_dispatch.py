@@ -25,9 +25,7 @@ IMPLEMENTATIONS = ("reference", "torch", "triton", "native")
 
 _TORCH = ("torch",)
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": {
-        stem: ("native", "torch") for stem in ("clip_sample", "tube_mask", "embed_gather", "mask_fill", "adamw_ema")
-    },
+    "cpu": dict.fromkeys(("clip_sample", "tube_mask", "embed_gather", "mask_fill", "adamw_ema"), ("native", "torch")),
     "cuda": {},
 }
 
@@ -51,6 +49,7 @@ class Op:
 
     def __call__(self, impl: str | None, device: torch.device, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen implementation."""
+        _one_device(self.stem, args, kwargs)
         name = _chosen(self.stem, impl)
         if name == "auto":
             name = self._preferred(device.type, args, kwargs)
@@ -63,6 +62,17 @@ class Op:
             if not self.why_not(name, device, *args, **kwargs):
                 return name
         return "torch"
+
+
+def _one_device(stem: str, args: tuple, kwargs: dict) -> None:
+    """Refuse tensors of several devices, of which only a number may be on the CPU beside a GPU's."""
+    devices = set()
+    for value in (*args, *kwargs.values()):
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, torch.Tensor) and item.ndim:
+                devices.add(str(item.device))
+    if len(devices) > 1:
+        raise errors.ShapeError(f"{stem}: its tensors are on {' and '.join(sorted(devices))}; put them on one device")
 
 
 _OPS: dict[str, Op] = {}

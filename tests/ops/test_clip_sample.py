@@ -70,6 +70,7 @@ LENGTHS = [1, 2, 5, 11, 12, 13, 17, 23, 24, 25, 60, 200]
         {"scale": "torso", "scale_jitter": 0.2},
         {"align": "yaw", "up": 1},
         {"align": "yaw", "up": 2},
+        {"align": "yaw", "up": 0},
     ],
 )
 def test_agrees_with_reference(impl, change, training):
@@ -208,3 +209,22 @@ def test_refuses_by_name():
     frames, index, row, count = dataset([5, 6])
     with pytest.raises(errors.ShapeError, match="clip_sample: count"):
         clip_sample(frames, index, row, count[:1], torch.tensor([0]), PLAIN)
+
+
+def test_the_number_of_threads_does_not_matter():
+    given = dataset([9, 30, 61, 17] * 5)
+    spec = ClipSpec(frames=20, scale="torso", align="yaw", rotate=(0.2, 0.2, 0.2), velocity=2.0, sides=(2, 3))
+    ids, found = torch.arange(20), []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(clip_sample(*given, ids, spec, seed=1, epoch=2, impl="native"))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_ids_of_no_sequence_are_refused(wrong):
+    given = dataset([9, 30, 61, 17])
+    with pytest.raises(errors.ShapeError, match="clip_sample: ids: expected numbers of sequences, 0 to 3"):
+        clip_sample(*given, torch.tensor([0, wrong]), ClipSpec(frames=8), impl="native")

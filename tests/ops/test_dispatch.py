@@ -84,3 +84,12 @@ def test_availability_names_every_operation_and_reason():
         assert reasons["torch"] == []
         assert list(reasons) == list(ops.IMPLEMENTATIONS)
     assert ops.availability("cuda")["tube_mask"]["native"]
+
+
+@pytest.mark.parametrize("impl", ops.IMPLEMENTATIONS)
+def test_tensors_of_two_devices_are_refused_before_anything_runs(impl):
+    here, there = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4, device="meta")
+    with pytest.raises(errors.ShapeError, match="masked_mse: its tensors are on cpu and meta; put them on one device"):
+        ops.masked_mse(here, there, impl=impl)
+    with pytest.raises(errors.ShapeError, match="teacher_target: its tensors are on cpu and meta"):
+        ops.teacher_target([here, there], None, impl=impl)
