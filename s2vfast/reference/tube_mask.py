@@ -88,13 +88,18 @@ def tube_scores(
     for f in range(segment_frames):
         for c in range(C):
             token = token + motion[:, :, :, f, :, c]
-    token = token / (segment_frames * C)
+    token = token / _number(segment_frames * C, clips)
     tube = torch.zeros(N, tubes, V, dtype=clips.dtype, device=clips.device)
     for j in range(tube_len):
         tube = tube + token[:, :, j]
-    tube = tube / tube_len
+    tube = tube / _number(tube_len, clips)
     largest = tube.amax(dim=-1, keepdim=True)  # [N, tubes, 1]
     return noise + motion_weight * (tube / (largest + 1e-6))
+
+
+def _number(value: float, like: Tensor) -> Tensor:
+    """A divisor that every device divides by: by a Python number, CUDA multiplies with the reciprocal."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def published_places(score: Tensor, tube_len: int, keep: int) -> Tensor:
