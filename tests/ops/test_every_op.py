@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2vfast import errors, ops, verify
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, inputs
+from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
 
 CAN = [
     (stem, impl)
@@ -33,6 +35,34 @@ def names(pairs):
 @pytest.mark.parametrize(("stem", "impl"), CAN, ids=names(CAN))
 def test_agrees_with_the_reference(stem, impl, shape):
     for row in verify.verify(stem, impl, SHAPES[shape]):
+        assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
+
+
+@st.composite
+def shapes(draw):
+    """Small and odd: any number of tracks, joints, channels; tubes of any length that fits."""
+    tube_len, tubes, V = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    H, width = draw(st.integers(1, 3)), draw(st.sampled_from([8, 16, 24]))
+    return Shape(
+        N=draw(st.integers(1, 4)),
+        S=tube_len * tubes,
+        V=V,
+        s=draw(st.integers(1, 4)),
+        C=draw(st.sampled_from([3, 6])),
+        D=H * width,
+        H=H,
+        E=draw(st.integers(1, 70)),
+        k=draw(st.integers(1, 4)),
+        tube_len=tube_len,
+        keep=draw(st.integers(1, V)),
+    )
+
+
+@pytest.mark.parametrize(("stem", "impl"), OURS, ids=names(OURS))
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(shape=shapes(), seed=st.integers(0, 1000))
+def test_agrees_at_any_shape(stem, impl, shape, seed):
+    for row in verify.verify(stem, impl, shape, seed=seed):
         assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
 
 
