@@ -26,7 +26,7 @@ struct Block {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)  // registers for all that is held: no stack
+__global__ void __launch_bounds__(kThreads, 3)  // registers for all that is held: no stack
     clip_sample_kernel(ClipSampleSpec spec, const T* __restrict__ frames, const int32_t* __restrict__ frame_index,
                        const int64_t* __restrict__ row, const int32_t* __restrict__ count,
                        const int64_t* __restrict__ ids, float* __restrict__ out) {
