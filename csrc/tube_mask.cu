@@ -39,7 +39,7 @@ __host__ __device__ int64_t scratch_words(const TubeMaskShape& shape) {
 }
 
 template <int kChannels>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, 8)  // registers for all that is held: no stack
     tube_mask_kernel(TubeMaskShape shape, int64_t tracks, const float* __restrict__ clips, float motion_weight,
                      const float* __restrict__ noise, uint64_t seed, uint32_t epoch, const int64_t* __restrict__ ids,
                      int32_t* __restrict__ visible, int32_t* __restrict__ masked) {
