@@ -43,11 +43,11 @@ def steps(out: Path) -> list[Step]:
     measure = [PYTHON, "-m", "benchmarks.bench_ops", "--out", str(out)]
     return [
         Step("doctor", [PYTHON, "-m", "s2vfast.doctor"], 60, gpu=False),
-        Step("tests", [PYTHON, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={out}/tests.xml"], 240),
-        Step("ops_ntu", [*measure, "--shape", "ntu"], 100),
-        Step("ops_ntu_student", [*measure, "--shape", "ntu_student"], 60),
-        Step("memcheck", [*sanitizer, "memcheck", *verify], 70, needs="compute-sanitizer", env=bare),
-        Step("racecheck", [*sanitizer, "racecheck", *verify], 70, needs="compute-sanitizer", env=bare),
+        Step("tests", [PYTHON, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={out}/tests.xml"], 300),
+        Step("ops_ntu", [*measure, "--shape", "ntu"], 80),
+        Step("ops_ntu_student", [*measure, "--shape", "ntu_student"], 40),
+        Step("memcheck", [*sanitizer, "memcheck", *verify], 60, needs="compute-sanitizer", env=bare),
+        Step("racecheck", [*sanitizer, "racecheck", *verify], 60, needs="compute-sanitizer", env=bare),
     ]
 
 

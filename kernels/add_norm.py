@@ -100,7 +100,7 @@ def _project_kernel(
         in_e = e < E
         b = tl.load(branch + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)  # [m, e]
         w = tl.load(projection + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
-        acc = tl.dot(b, w, acc, input_precision="ieee")
+        acc = tl.dot(b.to(w.dtype), w, acc, input_precision="ieee")
     if projection_bias is not None:
         acc += tl.load(projection_bias + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
     if gamma is not None:

@@ -17,7 +17,9 @@ PAIRS = [
     if impl in ops.operation(stem).implementations
 ]
 ids = [f"{stem}-{impl}" for stem, impl in PAIRS]
-both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+# Every shape is compiled anew: what matters most, in what is used most.
+CASES = [(name, torch.bfloat16) for name in ("ntu", "ntu_student", "odd", "wide", "one", "empty")]
+CASES += [(name, torch.float32) for name in ("ntu_student", "odd")]
 
 
 def runnable(stem, impl):
@@ -32,8 +34,7 @@ def on_device(given):
     return given | {name: torch.tensor(float(x), dtype=torch.float64, device="cuda") for name, x in changing.items()}
 
 
-@both_dtypes
-@pytest.mark.parametrize("name", ["ntu", "ntu_student", "nwucla", "wide", "odd", "one", "empty"])
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{name}-{str(dtype)[6:]}" for name, dtype in CASES])
 @pytest.mark.parametrize(("stem", "impl"), PAIRS, ids=ids)
 def test_agrees_with_the_reference(stem, impl, name, dtype):
     runnable(stem, impl)
