@@ -1,6 +1,6 @@
 """The whole model on every implementation: a step, compiled, functional, and on two processes."""
 
-import socket
+import faulthandler
 
 import pytest
 import torch
@@ -105,9 +105,11 @@ class _Loss(nn.Module):
         return self.module(x, seed=1, epoch=0, sample_ids=torch.arange(first, first + len(x))).loss
 
 
-def _rank(rank, port, impl, queue):
+def _rank(rank, store, impl, queue):
+    faulthandler.dump_traceback_later(40, exit=True)  # a rank that hangs says where
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    # They meet in a file: a free port may be taken by somebody else before it is used.
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     parallel = nn.parallel.DistributedDataParallel(_Loss(model()))
     with ops.use_impl(impl):
         parallel(clips(4)[2 * rank : 2 * rank + 2], 2 * rank).backward()
@@ -118,13 +120,10 @@ def _rank(rank, port, impl, queue):
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_two_processes_average_their_gradients(name):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_processes_average_their_gradients(name, tmp_path):
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    ranks = [context.Process(target=_rank, args=(rank, port, choice(name), queue)) for rank in range(2)]
+    ranks = [context.Process(target=_rank, args=(rank, tmp_path / "store", choice(name), queue)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     found = [None if g is None else torch.from_numpy(g) for g in queue.get()]
