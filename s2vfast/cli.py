@@ -24,6 +24,7 @@ import s2vfast
 import s2vfast.errors as errors
 from s2vfast import presets
 from s2vfast.config import Config
+from s2vfast.train import torchrun
 
 Handler = Callable[[Any], int]
 
@@ -45,15 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except errors.ConfigError as error:
-        return _fail(f"error: {error}", 2)
+        return _fail(f"error: {error}", 2, error)
     except errors.S2vfastError as error:
-        return _fail(f"error: {error}", 1)
+        return _fail(f"error: {error}", 1, error)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"error: {name}{error.strerror or error}", 1)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, error: errors.S2vfastError | None = None) -> int:
+    # All ranks find the same fault in a config, and only one of them need say it.
+    if error is not None and (error.elsewhere or (isinstance(error, errors.ConfigError) and not torchrun.speaks())):
+        return code
     if os.environ.get("S2VFAST_DEBUG") == "1":
         import traceback
 
@@ -224,10 +228,11 @@ def _pretrain(options: Any) -> int:
     from s2vfast.train.loop import pretrain
     from s2vfast.train.progress import duration
 
-    resumed = options.resume and options.out is not None and rundir.begun(options.out)
+    resume = options.resume or torchrun.restarted()
+    resumed = resume and options.out is not None and rundir.begun(options.out)
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
-        if options.config is not None:
+        if options.config is not None and torchrun.speaks():
             print(f"--config {options.config} is left aside: --resume takes {options.out}/{rundir.CONFIG}")
     elif options.config is None:
         raise errors.ConfigError(f"--config: needed, a YAML file or one of {', '.join(presets.names())}")
@@ -241,9 +246,11 @@ def _pretrain(options: Any) -> int:
     for name, value in (("--data", options.store or resumed), ("--out", options.out)):
         if not value:
             raise errors.ConfigError(f"{name}: needed")
-    summary = pretrain(config, options.store, options.out, resume=options.resume, tensorboard=options.tensorboard)
+    summary = pretrain(config, options.store, options.out, resume=resume, tensorboard=options.tensorboard)
     if summary.signal is not None:
         return 128 + summary.signal
+    if not torchrun.speaks():
+        return 0
     if summary.loss is not None:
         print(
             f"done: {summary.total_steps} steps, these in {duration(summary.seconds)} "

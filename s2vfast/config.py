@@ -45,6 +45,10 @@ class DataConfig:
     alone."""
     workers: int = 0
     """Threads that prepare batches ahead of the step; 0 prepares them in line. The numbers are the same."""
+    resident: Literal["auto", "device", "host"] = "auto"
+    """Where the recordings lie during training: on the ``device``, which makes its clips itself, or on the ``host``,
+    whose threads send clips ahead through pinned memory. ``auto``: on the device where they fit into half of what is
+    free there."""
 
 
 @dataclass
@@ -142,7 +146,9 @@ class TrainConfig:
     steps: int | None = None
     """Length of the run in optimizer steps; null: from epochs."""
     batch: int = 128
-    """Clips a step."""
+    """Clips a step, over all ranks and parts."""
+    accumulate: int = 1
+    """Parts that a rank's share of a step is done in, one after the other, to need less memory."""
     seed: int = 1
     """Seed of weights, order, clips and masks."""
     device: str = "auto"
@@ -150,6 +156,12 @@ class TrainConfig:
     impl: str = "auto"
     """Implementation of the operations: ``auto``, ``reference``, ``torch``, ``triton`` or ``native``; for single
     operations as in ``torch,tube_mask=native``."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Operands of matrix products; the residual stream, statistics, parameters and moments are float32 always.
+    ``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    mode: Literal["auto", "eager", "graph", "compile"] = "auto"
+    """How a step is run: ``eager``, operation by operation; ``graph``, captured once as a CUDA graph and replayed, with
+    the same numbers; ``compile``, by torch.compile (and captured, on a GPU). ``auto``: graph on a GPU, else eager."""
     threads: int | None = None
     """CPU threads; null: PyTorch's own choice."""
     log_every: int = 10
@@ -313,7 +325,7 @@ def _check_scalar(path: str, value: Any, types: tuple[type, ...]) -> None:
 _AT_LEAST_ONE = (
     "data.bodies data.frames model.segment_frames model.dim model.heads model.depth model.decoder_depth "
     "mask.keep mask.tube_len mask.masks_per_clip objective.top_k objective.ema_steps train.steps train.batch "
-    "train.threads train.log_every checkpoint.every checkpoint.keep"
+    "train.accumulate train.threads train.log_every checkpoint.every checkpoint.keep"
 ).split()
 _POSITIVE = "model.mlp_ratio model.init_std optim.lr optim.eps train.epochs".split()
 _NOT_NEGATIVE = (

@@ -4,6 +4,9 @@
 class S2vfastError(Exception):
     """Something the user can mend: the message names the file, line or field, what was expected and what to do."""
 
+    elsewhere = False
+    """Whether another process of the same run says it."""
+
 
 class ConfigError(S2vfastError, ValueError):
     """A field of a config that is unknown or has an impossible value; the message starts with its path."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
@@ -46,6 +47,8 @@ class Decoder(nn.Module):
         Returns:
             [N, M, D], or [N, L, D].
         """
-        x = ops.mask_fill(self.embed(latent), self.mask_token, token_positions(self.segment, self.joint), visible)
+        operand = self.embed.weight.dtype
+        embedded = F.linear(latent.to(operand), self.embed.weight, self.embed.bias.to(operand)).to(latent.dtype)
+        x = ops.mask_fill(embedded, self.mask_token, token_positions(self.segment, self.joint), visible)
         x = self.blocks(x, masked)
         return ops.norm_linear(x, self.norm.weight, self.norm.bias, self.head.weight, self.head.bias, self.norm.eps)

@@ -18,11 +18,35 @@ from s2vfast.reference.tube_mask import published_places, tube_scores
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step reports: scalars, on the device."""
+    """What a step reports, on the device."""
 
-    loss: Tensor  # with gradient
-    target_var: Tensor  # variance of the target over masked tokens, mean over channels; near 0: the teacher collapsed
-    pred_var: Tensor  # the same of the prediction
+    loss: Tensor  # scalar with gradient: the mean over `count` clips' masked tokens
+    count: int | Tensor  # clips (tracks times masks) that the mean is over
+    target: tuple[Tensor, Tensor]  # [D] each: variance and mean of the target's channels over masked tokens
+    prediction: tuple[Tensor, Tensor]  # the same of the prediction
+
+    @property
+    def target_var(self) -> Tensor:
+        """Mean variance of the target's channels; near 0: the teacher has collapsed."""
+        return self.target[0].mean()
+
+    @property
+    def pred_var(self) -> Tensor:
+        """Mean variance of the prediction's channels."""
+        return self.prediction[0].mean()
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which tokens of a batch are seen: masks_per_clip times N rows, mask after mask."""
+
+    visible: Tensor  # int32 [r * N, K]
+    masked: Tensor  # int32 [r * N, M]
+    places: Tensor  # int32 [r * N, K], where the decoder gets the latents
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The different tensors among them."""
+        return (self.visible, self.masked, *(() if self.places is self.visible else (self.places,)))
 
 
 class Skeleton2vec(nn.Module):
@@ -55,7 +79,9 @@ class Skeleton2vec(nn.Module):
     def forward(
         self,
         clips: Tensor,
+        masks: Masks | None = None,
         *,
+        filled: int | None = None,
         noise: Tensor | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -65,6 +91,9 @@ class Skeleton2vec(nn.Module):
 
         Args:
             clips: [N, T, V, C], bodies of a sample next to each other.
+            masks: what `draw` gave for these clips; None draws it from the arguments below.
+            filled: a number that no fewer than the tracks with a body are; None counts them, which makes the host
+                wait for the device. With it all shapes are known beforehand.
             noise: [masks_per_clip * N, tubes, V] draws of the masks; None draws them from (seed, epoch, sample_ids).
             seed: seed of the masks.
             epoch: epoch of the masks.
@@ -73,25 +102,46 @@ class Skeleton2vec(nn.Module):
         Returns:
             Loss and variances.
         """
-        tracks = torch.arange(clips.shape[0], device=clips.device)
-        empty = (clips == 0).flatten(1).all(dim=1)  # [N]
-        if self.empty_bodies == "drop":
-            tracks = tracks[~empty]
-        ids = None if sample_ids is None else self._track_ids(sample_ids, clips.shape[0])
-        draws = {"noise": noise, "seed": seed, "epoch": epoch, "ids": ids}
-        visible, masked = self.draw_mask(clips, **draws)  # [r * N, K], [r * N, M]
-        places = visible if self.placement == "token" else self.places(clips, **draws)
-        r = self.masks_per_clip
-        rows = (torch.arange(r, device=clips.device)[:, None] * clips.shape[0] + tracks).reshape(-1)
-        visible, masked, places = visible[rows], masked[rows], places[rows]
-        clips, empty = clips[tracks], empty[tracks]
+        if masks is None:
+            masks = self.draw(clips, noise=noise, seed=seed, epoch=epoch, sample_ids=sample_ids)
+        visible, masked, places = masks.visible, masks.masked, masks.places
+        r, count = self.masks_per_clip, clips.shape[0]
+        bodies = None if self.empty_bodies == "compute" else _Bodies.of(clips, filled)
+        kept = None
+        if self.empty_bodies == "drop" and bodies.filled < count:
+            chosen = bodies.order[: bodies.filled]
+            kept = ~bodies.empty[chosen].repeat(r)  # [r * n], False where ``filled`` was more than there are
+            rows = (torch.arange(r, device=clips.device)[:, None] * count + chosen).reshape(-1)
+            visible, masked, places = visible[rows], masked[rows], places[rows]
+            clips, bodies = clips[chosen], None
 
-        target = self.target(clips, masked, empty)  # [r * N, M, D]
+        target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None)  # [r * N, M, D]
         latent = self.encoder(clips.repeat(r, 1, 1, 1) if r > 1 else clips, visible)
         prediction = self.decoder(latent, places, masked)
-        loss = ops.masked_mse(prediction, target)
+        if kept is None:
+            loss, number = ops.masked_mse(prediction, target), masked.shape[0]
+        else:
+            # What is there too much differs from nothing, and the mean is over the others.
+            whole = torch.where(kept[:, None, None], prediction, target.to(prediction.dtype))
+            number = kept.sum()
+            loss = ops.masked_mse(whole, target) * (kept.numel() / number.clamp(min=1))
         with torch.no_grad():
-            return Losses(loss, _variance(target), _variance(prediction))
+            return Losses(loss, number, _moments(target, kept), _moments(prediction, kept))
+
+    def draw(
+        self,
+        clips: Tensor,
+        *,
+        noise: Tensor | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        sample_ids: Tensor | None = None,
+    ) -> Masks:
+        """The masks of clips [N, T, V, C]; arguments as of `forward`."""
+        ids = None if sample_ids is None else self._track_ids(sample_ids, clips.shape[0])
+        draws = {"noise": noise, "seed": seed, "epoch": epoch, "ids": ids}
+        visible, masked = self.draw_mask(clips, **draws)
+        return Masks(visible, masked, visible if self.placement == "token" else self.places(clips, **draws))
 
     def _track_ids(self, sample_ids: Tensor, tracks: int) -> Tensor:
         bodies = tracks // sample_ids.shape[0]
@@ -123,34 +173,48 @@ class Skeleton2vec(nn.Module):
         }
 
     @torch.no_grad()
-    def target(self, clips: Tensor, masked: Tensor | None, empty: Tensor | None = None) -> Tensor:
+    def target(self, clips: Tensor, masked: Tensor | None, bodies: _Bodies | None = None) -> Tensor:
         """The teacher's features.
 
         Args:
             clips: [N, T, V, C].
             masked: int32 [r * N, M], the tokens wanted, mask after mask; None for all L.
-            empty: bool [N], tracks of zeros. With ``empty_bodies="share"`` the teacher sees one of them.
+            bodies: which tracks are empty, all of which then share what the teacher says of one.
 
         Returns:
             [r * N, M, D], or [N, L, D].
         """
         places = None
-        if self.empty_bodies == "share" and empty is not None and int(empty.sum()) > 1:
-            # Bodies first, one empty track after them: place of every track among these.
-            full = torch.nonzero(~empty).flatten()
-            chosen = torch.cat([full, torch.nonzero(empty).flatten()[:1]])
-            places = torch.where(empty, full.numel(), torch.cumsum(~empty, 0) - 1)
-            clips = clips[chosen]
+        # One row for the empty ones; without a second there is nothing to share.
+        if bodies is not None and bodies.filled + 1 < clips.shape[0]:
+            clips, places = clips[bodies.order[: bodies.filled + 1]], bodies.places
         hidden = self.teacher.hidden(clips, self.top_k)
         if places is None and (masked is None or masked.shape[0] == clips.shape[0]):
             return ops.teacher_target(hidden, masked, self.target_norm)
         target = ops.teacher_target(hidden, None, self.target_norm)  # [N', L, D]
-        if places is not None:
-            target = target[places]
         if masked is None:
-            return target
-        target = target.repeat(masked.shape[0] // target.shape[0], 1, 1)
-        return target.gather(1, masked.long()[..., None].expand(-1, -1, target.shape[-1]))
+            return target if places is None else target[places]
+        track = torch.arange(target.shape[0], device=target.device) if places is None else places
+        track = track.repeat(masked.shape[0] // track.shape[0])[:, None]  # [r * N, 1]
+        return target[track, masked.long()]
+
+
+@dataclass(frozen=True)
+class _Bodies:
+    """The tracks of a batch, those with a body first."""
+
+    empty: Tensor  # bool [N]
+    order: Tensor  # int64 [N]
+    places: Tensor  # int64 [N], each track's place in `order`, which for all empty ones is that of the first of them
+    filled: int  # no fewer than have a body
+
+    @classmethod
+    def of(cls, clips: Tensor, filled: int | None) -> _Bodies:
+        empty = (clips == 0).flatten(1).all(dim=1)
+        filled = int((~empty).sum()) if filled is None else min(filled, clips.shape[0])
+        rank = torch.cumsum(~empty, 0)
+        places = torch.where(empty, rank[-1] if len(rank) else 0, rank - 1)
+        return cls(empty, torch.argsort(empty.to(torch.uint8), stable=True), places, filled)
 
 
 def build_skeleton2vec(config: Config, joints: int) -> Skeleton2vec:
@@ -169,6 +233,11 @@ def build_skeleton2vec(config: Config, joints: int) -> Skeleton2vec:
     )
 
 
-def _variance(x: Tensor) -> Tensor:
-    """Variance over all tokens, mean over channels, of [N, M, D]."""
-    return torch.var(x.reshape(-1, x.shape[-1]), dim=0, correction=0).mean()
+def _moments(x: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Variance and mean over all tokens of each channel of [N, M, D], of the rows ``kept`` where that is given."""
+    x = x if x.dtype == torch.float64 else x.float()
+    if kept is None:
+        return torch.var_mean(x.reshape(-1, x.shape[-1]), dim=0, correction=0)
+    weight = (kept / (kept.sum().clamp(min=1) * x.shape[1]))[:, None, None]  # [N, 1, 1]
+    mean = (x * weight).sum((0, 1))
+    return ((x - mean).square() * weight).sum((0, 1)), mean

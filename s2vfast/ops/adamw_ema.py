@@ -84,20 +84,23 @@ def _torch(
     teacher: Tensor,
     spans: list[Span],
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor,
+    lr: float | Tensor,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     clip: float,
-    tau: float,
+    tau: float | Tensor,
 ) -> Tensor:
     norm = torch.linalg.vector_norm(grad)
-    if not torch.isfinite(norm):
-        return norm
+    # No question to the host: where the norm is not finite, everything is multiplied by one or added zero times.
+    bad = ~torch.isfinite(norm)
     if clip:
-        grad.mul_((clip / (norm + 1e-6)).clamp_(max=1.0))
+        grad.mul_((clip / (norm + 1e-6)).clamp_(max=1.0).masked_fill_(bad, 1.0))
+    found_inf = bad.to(torch.float32)
+    # The function counts up before it computes.
+    taken = torch.as_tensor(step, device=param.device).to(torch.float32) - 1.0
     for decay in (True, False):
         parts = [slice(span.start, span.stop) for span in spans if span.decay == decay]
         if parts:
@@ -107,18 +110,19 @@ def _torch(
                 [exp_avg[p] for p in parts],
                 [exp_avg_sq[p] for p in parts],
                 [],
-                # The function counts up before it computes.
-                [torch.tensor(float(step - 1), device=param.device) for _ in parts],
+                [taken.clone() for _ in parts],
                 fused=True,
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,
-                lr=lr,
+                lr=lr.to(torch.float32) if isinstance(lr, Tensor) else lr,
                 weight_decay=weight_decay if decay else 0.0,
                 eps=eps,
                 maximize=False,
+                found_inf=found_inf,
             )
-    teacher.lerp_(param[: teacher.numel()], 1.0 - tau)
+    share = torch.as_tensor(1.0 - tau, device=param.device).to(param.dtype).masked_fill(bad, 0.0)
+    teacher.lerp_(param[: teacher.numel()], share)
     return norm
 
 
@@ -297,7 +301,7 @@ def _float32_buffers(*buffers: object, **_: object) -> list[str]:
 _op = register(
     "adamw_ema",
     reference=_on_host(_reference),
-    torch=_on_host(_torch),
+    torch=_torch,
     triton=functools.partial(_run, _triton_op),
     native=functools.partial(_run, _native_op),
     reasons={

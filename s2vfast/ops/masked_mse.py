@@ -29,7 +29,8 @@ def masked_mse(prediction: Tensor, target: Tensor, *, impl: str | None = None) -
 
 
 def _torch(prediction: Tensor, target: Tensor) -> Tensor:
-    return F.mse_loss(prediction, target)
+    # Its backward pass wants both in one dtype.
+    return F.mse_loss(prediction.to(target.dtype), target)
 
 
 @torch.library.custom_op("s2vfast::masked_mse_triton", mutates_args=())

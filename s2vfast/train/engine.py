@@ -1,25 +1,29 @@
-"""One pretraining step, and everything that decides its numbers."""
+"""A run's model, optimizer and data, and its steps one after the other."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from s2vfast import errors, ops
 from s2vfast.config import Config
-from s2vfast.data.clips import clip_spec
 from s2vfast.data.store import Store
 from s2vfast.objectives import build_objective
+from s2vfast.train.distributed import Ranks
+from s2vfast.train.feed import Batch, Feed
 from s2vfast.train.optim import FlatAdamW
-from s2vfast.train.order import Order
 from s2vfast.train.schedule import ema_decay, learning_rate
+from s2vfast.train.step import CONTROLS, REPORTS, Captured, Step, room
+
+LAG = 2
+"""Steps that a GPU is ahead of what the host has read of it."""
 
 
 class NonFiniteError(errors.TrainingError):
@@ -39,16 +43,20 @@ class StepResult:
     target_var: float
     pred_var: float
     clips: int
-    sample_ids: np.ndarray  # int64 [B]
+    sample_ids: np.ndarray  # int64 [B], of all ranks
+    stop: bool = False  # whether a rank wanted to stop when it began
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The input of one step."""
+class _Pending:
+    """A step that has been started and not yet read."""
 
-    clips: Tensor  # float32 [B * M, T, V, C]
-    sample_ids: Tensor  # int64 [B]
-    epoch: int
+    step: int
+    lr: float
+    tau: float
+    sample_ids: np.ndarray
+    report: Tensor
+    done: torch.cuda.Event | None
 
 
 class Pretrainer:
@@ -58,137 +66,145 @@ class Pretrainer:
         config: the run.
         store: its sequences.
         device: overrides config.train.device.
+        ranks: the processes that share the run; each of them makes one of these.
 
     Raises:
-        ConfigError: values that do not fit the store or the machine.
+        ConfigError: values that do not fit the store, the machine or the number of ranks.
         DataError: a split that the store does not have.
     """
 
-    def __init__(self, config: Config, store: Store, device: torch.device | None = None) -> None:
+    def __init__(
+        self, config: Config, store: Store, device: torch.device | None = None, ranks: Ranks | None = None
+    ) -> None:
         self.joints = store.layout.num_joints
         config.validate(self.joints)
-        self.config, self.store = config, store
-        self.device = device or pick_device(config.train.device)
+        self.config, self.store, self.ranks = config, store, ranks or Ranks()
+        self.device = device or pick_device(config.train.device, self.ranks)
+        on_gpu = self.device.type == "cuda"
+        mode = config.train.mode
+        if mode == "graph" and not on_gpu:
+            raise errors.ConfigError(f"train.mode: graph needs a GPU, not {self.device}; give eager or auto")
         try:
             ops.parse_choice(config.train.impl)
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
-        ids = torch.from_numpy(store.select(config.data.split, "train"))
-        if config.train.batch > len(ids):
-            raise errors.ConfigError(
-                f"train.batch: {config.train.batch} is more than the {len(ids)} training sequences "
-                f"of split {config.data.split}"
-            )
-        self.order = Order(ids, config.train.batch, config.train.seed)
+        self.model = build_objective(config, self.joints).to(self.device)
+        self.feed = Feed(config, store, self.model, self.device, self.ranks)
+        self.order = self.feed.order
         self.steps_per_epoch = self.order.steps_per_epoch
         self.total_steps = config.train.steps or max(1, round(config.train.epochs * self.steps_per_epoch))
         self.warmup_steps = min(round(config.optim.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.ema_steps = config.objective.ema_steps or self.total_steps
 
-        self.spec = clip_spec(config.data, store.layout)
-        row, count = store.track_table(config.data.bodies)
-        self.frames = _readable(store.frames).to(self.device)
-        self.frame_index = torch.from_numpy(store.frame_index).to(self.device)
-        self.row, self.count = torch.from_numpy(row).to(self.device), torch.from_numpy(count).to(self.device)
-
-        self.model = build_objective(config, self.joints).to(self.device)
-        self.optimizer = FlatAdamW(self.model.encoder, [self.model.decoder], self.model.teacher)
+        parts, width = config.train.accumulate, self.model.decoder.head.out_features
+        self.optimizer = FlatAdamW(
+            self.model.encoder,
+            [self.model.decoder],
+            self.model.teacher,
+            operands=operand_dtype(config.train.precision, self.device),
+            room=room(self.ranks.world * parts, width),
+        )
+        self.body = Step(self.model, self.optimizer, config.optim, self.ranks, parts, compiled=mode == "compile")
+        self._advance = Captured(self.body) if on_gpu and mode != "eager" else self.body
+        self.lag = LAG if on_gpu else 0
+        pinned = {"pin_memory": True} if on_gpu else {}
+        # One more than there are steps on their way, so that none is written to while it is read.
+        self._controls = torch.zeros(self.lag + 2, len(CONTROLS), dtype=torch.float64, **pinned)
+        self._reports = torch.zeros(self.lag + 2, self.body.report.numel(), **pinned)
+        self._pending: deque[_Pending] = deque()
         self.step = 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._ahead: dict[int, Future[Batch]] = {}
+        self.stopping = False
+        """Set where this rank wants to stop; a result's ``stop`` says so on all ranks alike."""
 
-    def batch(self, step: int) -> Batch:
-        """The clips of a step: a function of the config, the store and the step."""
-        ids, epoch = self.order.sample_ids(step).to(self.device), self.order.epoch(step)
-        with self._impl():
-            clips = ops.clip_sample(
-                self.frames,
-                self.frame_index,
-                self.row,
-                self.count,
-                ids,
-                self.spec,
-                seed=self.config.train.seed,
-                epoch=epoch,
-            )
-        return Batch(clips, ids, epoch)
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say about how the run is done."""
+        return [self.feed.note] if self.feed.note else []
 
-    def run_step(self) -> StepResult:
-        """Take the next step.
+    def run_step(self) -> StepResult | None:
+        """Start the next step.
+
+        Returns:
+            The oldest step that has been started and not yet reported, where there are more than `lag` of them: on a
+            CPU the step itself. `drain` gives the others.
 
         Raises:
-            NonFiniteError: loss or gradient is not finite; nothing has been updated.
+            NonFiniteError: loss or gradient of the step that was to be reported is not finite; nothing has been updated
+                since before it, and the next step is that one again.
+            TrainingError: another rank is gone.
         """
-        config, step = self.config, self.step
-        batch = self._next_batch(step)
+        step, config = self.step, self.config
+        with record_function("s2vfast: data"):
+            batch = self.feed.next(step, self.total_steps)
         lr = learning_rate(step, self.total_steps, self.warmup_steps, config.optim.lr, config.optim.lr_min)
         tau = ema_decay(step, self.ema_steps, config.objective.ema_start, config.objective.ema_end)
-        with self._impl():
-            self.optimizer.zero_grad()
-            losses = self.model(batch.clips, seed=config.train.seed, epoch=batch.epoch, sample_ids=batch.sample_ids)
-            loss = float(losses.loss.detach())
-            if not math.isfinite(loss):
-                raise self._non_finite("the loss", loss, batch)
-            losses.loss.backward()
-            norm = float(
-                self.optimizer.step(
-                    step + 1,
-                    lr=lr,
-                    beta1=config.optim.beta1,
-                    beta2=config.optim.beta2,
-                    eps=config.optim.eps,
-                    weight_decay=config.optim.weight_decay,
-                    clip=config.optim.clip,
-                    tau=tau,
-                )
-            )
-        if not math.isfinite(norm):
-            raise self._non_finite("the gradient's norm", norm, batch)
+        self._start(batch, step, lr, tau)
         self.step = step + 1
+        return self._read() if len(self._pending) > self.lag else None
+
+    def drain(self) -> list[StepResult]:
+        """Wait for all steps that have been started; what `run_step` has not reported of them, in order."""
+        return [self._read() for _ in range(len(self._pending))]
+
+    def _start(self, batch: Batch, step: int, lr: float, tau: float) -> None:
+        slot = step % (self.lag + 2)
+        self._controls[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
+        self.body.control.copy_(self._controls[slot], non_blocking=True)
+        choice = self.config.train.impl
+        with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice):
+            self._advance(batch.parts)
+        self._reports[slot].copy_(self.body.report, non_blocking=True)
+        done = None
+        if self.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+        self._pending.append(_Pending(step, lr, tau, batch.sample_ids, self._reports[slot], done))
+
+    def _read(self) -> StepResult:
+        pending = self._pending.popleft()
+        if pending.done is not None:
+            pending.done.synchronize()
+        values = pending.report.tolist()
+        found = dict(zip(REPORTS, values, strict=False))
+        for name, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
+            if not math.isfinite(found[name]):
+                error = self._non_finite(what, found[name], pending, values[len(REPORTS) :])
+                self._pending.clear()
+                self.step = pending.step
+                self.feed.forget()
+                self.body.mend()
+                raise error
         return StepResult(
-            step=self.step,
-            epoch=self.step / self.steps_per_epoch,
-            loss=loss,
-            lr=lr,
-            ema_decay=tau,
-            grad_norm=norm,
-            target_var=float(losses.target_var),
-            pred_var=float(losses.pred_var),
-            clips=len(batch.sample_ids),
-            sample_ids=batch.sample_ids.cpu().numpy(),
+            step=pending.step + 1,
+            epoch=(pending.step + 1) / self.steps_per_epoch,
+            loss=found["loss"],
+            lr=pending.lr,
+            ema_decay=pending.tau,
+            grad_norm=found["grad_norm"],
+            target_var=found["target_var"],
+            pred_var=found["pred_var"],
+            clips=len(pending.sample_ids),
+            sample_ids=pending.sample_ids,
+            stop=found["stop"] > 0,
         )
 
-    def _non_finite(self, what: str, value: float, batch: Batch) -> NonFiniteError:
-        ids = batch.sample_ids.tolist()
+    def _non_finite(self, what: str, value: float, pending: _Pending, losses: list[float]) -> NonFiniteError:
+        ids = pending.sample_ids.reshape(len(losses), -1)
+        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+        ids = (ids[bad] if bad else ids).reshape(-1).tolist()
         names = ", ".join(f"{i} ({self.store.names[i]})" for i in ids[:8])
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-        return NonFiniteError(
-            f"step {self.step + 1}: {what} is {value}; weights are as they were before. Sample ids: {names}{more}. "
+        error = NonFiniteError(
+            f"step {pending.step + 1}: {what} is {value}; weights are as they were before. Sample ids: {names}{more}. "
             f"Look at them with `s2vfast data show`, or lower optim.lr"
         )
-
-    def _impl(self) -> contextlib.AbstractContextManager[None]:
-        choice = self.config.train.impl
-        return contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice)
-
-    def _next_batch(self, step: int) -> Batch:
-        workers = self.config.data.workers
-        if workers == 0:
-            return self.batch(step)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(workers, thread_name_prefix="s2vfast-data")
-        for ahead in range(step, min(step + workers + 1, self.total_steps)):
-            if ahead not in self._ahead:
-                self._ahead[ahead] = self._pool.submit(self.batch, ahead)
-        return self._ahead.pop(step).result()
+        error.elsewhere = not self.ranks.first
+        return error
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor that the next step depends on: views, not copies."""
-        model = {f"student.encoder.{k}": v for k, v in self.model.encoder.state_dict().items()}
-        model |= {f"student.decoder.{k}": v for k, v in self.model.decoder.state_dict().items()}
-        model |= {f"teacher.{k}": v for k, v in self.model.teacher.state_dict().items()}
-        return {"model": model, "optimizer": self.optimizer.state()}
+        return {"model": self.optimizer.weights(), "optimizer": self.optimizer.moments()}
 
     def meta(self) -> dict[str, int]:
         """The numbers beside the tensors."""
@@ -215,19 +231,30 @@ class Pretrainer:
             for group, tensors in mine.items():
                 for name, tensor in tensors.items():
                     tensor.copy_(state[group][name])
+        self.optimizer.refresh()
         self.step = int(meta["step"])
-        self._ahead.clear()
+        self._pending.clear()
+        self.feed.forget()
+
+    def spread(self) -> None:
+        """Give every rank the state of rank 0."""
+        for buffer in self.optimizer.buffers():
+            self.ranks.spread(buffer)
+        self.optimizer.refresh()
+        self.step = self.ranks.tell(lambda: self.step)
 
 
-def _readable(array: np.ndarray) -> Tensor:
-    """A tensor on the memory of a read-only array: the frames are read where the file maps them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(array))
-
-
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, ranks: Ranks | None = None) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there; ConfigError otherwise."""
+    if ranks is not None and ranks.world > 1 and name != "cpu" and torch.cuda.is_available():
+        if name not in ("auto", "cuda"):
+            raise errors.ConfigError(f"train.device: {name} cannot serve {ranks.world} ranks; give auto, cuda or cpu")
+        if ranks.local >= torch.cuda.device_count():
+            raise errors.ConfigError(
+                f"train.device: {name}: rank {ranks.rank} wants GPU {ranks.local} and this machine has "
+                f"{torch.cuda.device_count()}; start one process a GPU (torchrun --nproc-per-node), or give cpu"
+            )
+        return torch.device("cuda", ranks.local)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -237,3 +264,10 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise errors.ConfigError(f"train.device: {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def operand_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the operands of matrix products: of the config's train.precision."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]

@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import s2vfast
 import s2vfast.errors as errors
 from s2vfast.config import Config
-from s2vfast.train import checkpoint, progress, rundir
+from s2vfast.train import checkpoint, distributed, progress, rundir, torchrun
 
 COLLAPSED_VARIANCE = 0.01
 """A teacher whose targets vary less than this over tokens has collapsed. Targets are layer-normed, so that 1 is the
 most there can be; data2vec's reference stops at a standard deviation of 0.1, which is the same."""
 
-FREE = ("data.workers", "train.log_every", "checkpoint.every", "checkpoint.keep")
+FREE = ("data.workers", "data.resident", "train.log_every", "checkpoint.every", "checkpoint.keep")
 """Fields that may change when a run goes on: they change no weight."""
-LAST_BITS = ("train.device", "train.impl", "train.threads")
+LAST_BITS = ("train.device", "train.impl", "train.mode", "train.accumulate", "train.threads")
 """Fields that may change too, but then sums are rounded in another order."""
 
 
@@ -66,7 +67,8 @@ def pretrain(
 ) -> Summary:
     """Train a run to its end, or until a signal.
 
-    SIGINT, SIGTERM and SIGHUP let the step finish, save a checkpoint and return; a second one stops at once.
+    SIGINT, SIGTERM and SIGHUP let the step finish, save a checkpoint and return; a second one stops at once. Under
+    torchrun all ranks stop after the same step, and a process that torchrun started again goes on as with ``resume``.
 
     Args:
         config: The run's config. With ``resume`` it may differ from the run's own in `FREE` and `LAST_BITS` only;
@@ -83,9 +85,30 @@ def pretrain(
         CheckpointError: The folder is not free, holds another run, or no checkpoint is intact.
         TrainingError: Non-finite numbers, no space left, no such device.
     """
-    from s2vfast.data.store import Store
-
     run = Path(run_dir)
+    with distributed.start() as ranks:
+        plan = ranks.tell(lambda: _plan(run, config, store_path, resume or torchrun.restarted()))
+        store = ranks.each(lambda: _open(plan))
+        ranks.same("version", s2vfast.__version__)
+        ranks.same("store", store.fingerprint)
+        with _Stop(patient=torchrun.launched()) as stop, contextlib.ExitStack() as stack:
+            _set_threads(plan.config)
+            engine = ranks.each(lambda: (make_engine or _engine(ranks))(plan.config, store))
+            ranks.tell(lambda: _claim(run, plan, store, stack))
+            return _Loop(run, plan, engine, ranks, tensorboard, stop, stack).run()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What rank 0 found out before the run."""
+
+    config: Config
+    store_path: str | Path
+    going_on: bool
+    notes: list[str]
+
+
+def _plan(run: Path, config: Config | None, store_path: str | Path | None, resume: bool) -> _Plan:
     going_on = resume and rundir.begun(run)
     if going_on:
         config, notes = _agreed(rundir.read_config(run), config)
@@ -98,17 +121,24 @@ def pretrain(
         if store_path is None:
             raise errors.DataError("--data: a store is needed to begin a run")
         config.validate()
-    store = Store.open(store_path)
+    store = _open(_Plan(config, store_path, going_on, notes))
     if going_on:
         rundir.check_store(run, store, store_path, exact=True)
     config.validate(store.layout.num_joints)
-    with _Stop() as stop, contextlib.ExitStack() as stack:
-        _set_threads(config)
-        engine = (make_engine or _engine)(config, store)
-        if not going_on:
-            rundir.create(run, config, store)
-        stack.enter_context(rundir.lock(run))
-        return _Loop(run, config, engine, notes, tensorboard, stop, stack).run()
+    return _Plan(config, store_path, going_on, notes)
+
+
+def _open(plan: _Plan) -> Any:
+    from s2vfast.data.store import Store
+
+    return Store.open(plan.store_path)
+
+
+def _claim(run: Path, plan: _Plan, store: Any, stack: contextlib.ExitStack) -> None:
+    """Make the run's folder where it is to begin, and keep others out of it."""
+    if not plan.going_on:
+        rundir.create(run, plan.config, store)
+    stack.enter_context(rundir.lock(run))
 
 
 class _Loop:
@@ -117,36 +147,26 @@ class _Loop:
     def __init__(
         self,
         run: Path,
-        config: Config,
+        plan: _Plan,
         engine: Any,
-        notes: list[str],
+        ranks: distributed.Ranks,
         tensorboard: bool,
         stop: _Stop,
         stack: contextlib.ExitStack,
     ) -> None:
-        self.path, self.config, self.engine, self.stop = run, config, engine, stop
+        self.path, self.config, self.engine, self.ranks, self.stop = run, plan.config, engine, ranks, stop
         self.total = engine.total_steps
         self.meter = progress.Meter(self.total)
-        self.progress = progress.make(self.meter, config.train.log_every)
-        for note in notes:
+        self.progress = progress.make(self.meter, plan.config.train.log_every) if ranks.first else progress.Silent()
+        for note in [*plan.notes, *engine.notes]:
             self.progress.message(note)
-        size = self._restore()
+        size = ranks.tell(self._restore)
+        if ranks.world > 1:
+            engine.spread()
         self.saved = engine.step
-        self.metrics = rundir.JsonLines(run / rundir.METRICS, size)
-        stack.callback(self.metrics.close)
-        if self.metrics.missing:
-            self.progress.message(
-                f"warning: {run / rundir.METRICS}: {self.metrics.missing} bytes shorter than at the checkpoint; lines "
-                f"of earlier steps are lost"
-            )
-        self.throughput = rundir.JsonLines(run / rundir.THROUGHPUT)
-        stack.callback(self.throughput.close)
-        self.tensorboard = progress.TensorBoard(run, engine.step) if tensorboard else None
-        if self.tensorboard:
-            stack.callback(self.tensorboard.close)
-        self.warned = False
-        # Which process wrote a line of throughput.jsonl, and what it had done by then.
-        self.process, self.began, self.clips = round(time.time(), 3), time.monotonic(), 0
+        self.records = _Records(self, size, tensorboard, stack) if ranks.first else None
+        self.warned = self.stopped = False
+        self.began, self.clips, self.last = time.monotonic(), 0, None
 
     def run(self) -> Summary:
         """Steps until the end or a signal."""
@@ -154,57 +174,47 @@ class _Loop:
         if first >= self.total:
             self.progress.message(f"{self.path}: finished, {self.total} steps; nothing is left to do")
             return Summary(self.path, first, self.total, None, 0.0, 0.0)
-        result = None
         self.began = time.monotonic()
         self.meter = self.progress.meter = progress.Meter(self.total)
         with self.progress:
-            while engine.step < self.total and not stop.signum:
-                result = engine.run_step()
-                self.clips += result.clips
-                self.meter.add(result.clips)
-                self._after(engine.step, result)
+            while engine.step < self.total and not self.stopped:
+                if stop.signum:
+                    if self.ranks.world == 1:
+                        break
+                    # Together with the others, once all have heard of it.
+                    engine.stopping = True
+                self._take(engine.run_step())
+                if engine.step % self.config.checkpoint.every == 0:
+                    self._save()
             seconds = time.monotonic() - self.began
-            if self.saved != engine.step:
-                self._save()
-        if stop.signum and engine.step < self.total:
+            self._save()
+        signum = None
+        if engine.step < self.total:
+            signum = stop.signum or signal.SIGTERM
             self.progress.message(
-                f"stopped by {signal.Signals(stop.signum).name} after step {engine.step} of {self.total}, and saved; "
+                f"stopped by {signal.Signals(signum).name} after step {engine.step} of {self.total}, and saved; "
                 f"go on with: s2vfast pretrain --resume --out {self.path}"
             )
         return Summary(
             self.path,
             engine.step,
             self.total,
-            result.loss if result else None,
+            self.last.loss if self.last else None,
             seconds,
             self.clips / seconds if seconds > 0 else 0.0,
-            stop.signum if engine.step < self.total else None,
+            signum,
         )
 
-    def _after(self, step: int, result: Any) -> None:
-        if step == 1 or step == self.total or step % self.config.train.log_every == 0:
-            values = {
-                "step": step,
-                "epoch": result.epoch,
-                "loss": result.loss,
-                "lr": result.lr,
-                "ema_decay": result.ema_decay,
-                "grad_norm": result.grad_norm,
-                "target_var": result.target_var,
-                "pred_var": result.pred_var,
-            }
-            self.metrics.write(**values)
-            rates = {
-                "step": step,
-                "clips_per_second": round(self.meter.clips_per_second, 2),
-                "step_ms": round(1000 * self.meter.step_seconds, 3),
-                "process": self.process,
-                "seconds": round(time.monotonic() - self.began, 3),
-                "clips": self.clips,
-            }
-            self.throughput.write(**rates)
-            if self.tensorboard:
-                self.tensorboard.write(values | {"clips_per_second": rates["clips_per_second"]})
+    def _take(self, result: Any) -> None:
+        """What is to be done after a step, once its numbers are there."""
+        if result is None:
+            return
+        self.last, step = result, result.step
+        self.stopped = self.stopped or result.stop
+        self.clips += result.clips
+        self.meter.add(result.clips)
+        if self.records and (step == 1 or step == self.total or step % self.config.train.log_every == 0):
+            self.records.write(result)
         self.progress.update(step, result)
         if result.target_var < COLLAPSED_VARIANCE and not self.warned:
             self.warned = True
@@ -214,13 +224,17 @@ class _Loop:
                 f"predict. A slower EMA (objective.ema_start, objective.ema_end), a lower optim.lr or "
                 f"objective.target_norm instance may help"
             )
-        if step % self.config.checkpoint.every == 0:
-            self._save()
 
     def _save(self) -> None:
-        # The lines first: a checkpoint that is there must find all lines that were written before it.
-        meta = {"engine": self.engine.meta(), "metrics_bytes": self.metrics.sync()}
-        checkpoint.save(self.path, self.engine.step, self.engine.state(), meta, self.config.checkpoint.keep)
+        """A checkpoint of all steps that have been started, unless there is one."""
+        for result in self.engine.drain():
+            self._take(result)
+        if self.saved == self.engine.step:
+            return
+        if self.records:
+            # The lines first: a checkpoint that is there must find all lines that were written before it.
+            meta = {"engine": self.engine.meta(), "metrics_bytes": self.records.metrics.sync()}
+            checkpoint.save(self.path, self.engine.step, self.engine.state(), meta, self.config.checkpoint.keep)
         self.saved = self.engine.step
 
     def _restore(self) -> int:
@@ -239,10 +253,64 @@ class _Loop:
         return found.meta["metrics_bytes"]
 
 
-class _Stop:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``signum``; the second acts as ever."""
+class _Records:
+    """The lines of numbers that rank 0 keeps.
 
-    def __init__(self) -> None:
+    Args:
+        loop: whose steps they are.
+        size: bytes of metrics.jsonl that stay.
+        tensorboard: whether to write for TensorBoard too.
+        stack: closes the files.
+    """
+
+    def __init__(self, loop: _Loop, size: int, tensorboard: bool, stack: contextlib.ExitStack) -> None:
+        self.loop = loop
+        self.metrics = rundir.JsonLines(loop.path / rundir.METRICS, size)
+        stack.callback(self.metrics.close)
+        if self.metrics.missing:
+            loop.progress.message(
+                f"warning: {loop.path / rundir.METRICS}: {self.metrics.missing} bytes shorter than at the checkpoint; "
+                f"lines of earlier steps are lost"
+            )
+        self.throughput = rundir.JsonLines(loop.path / rundir.THROUGHPUT)
+        stack.callback(self.throughput.close)
+        self.tensorboard = progress.TensorBoard(loop.path, loop.engine.step) if tensorboard else None
+        if self.tensorboard:
+            stack.callback(self.tensorboard.close)
+        # Which process wrote a line of throughput.jsonl.
+        self.process = round(time.time(), 3)
+
+    def write(self, result: Any) -> None:
+        """A line of what was learned, and one of how long it took."""
+        loop = self.loop
+        names = ("step", "epoch", "loss", "lr", "ema_decay", "grad_norm", "target_var", "pred_var")
+        values = {name: getattr(result, name) for name in names}
+        self.metrics.write(**values)
+        rates = {
+            "step": result.step,
+            "clips_per_second": round(loop.meter.clips_per_second, 2),
+            "step_ms": round(1000 * loop.meter.step_seconds, 3),
+            "process": self.process,
+            "seconds": round(time.monotonic() - loop.began, 3),
+            "clips": loop.clips,
+        }
+        if loop.ranks.world > 1:
+            rates["ranks"] = loop.ranks.world
+        self.throughput.write(**rates)
+        if self.tensorboard:
+            self.tensorboard.write(values | {"clips_per_second": rates["clips_per_second"]})
+
+
+class _Stop:
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``signum``; the second acts as ever.
+
+    Args:
+        patient: whether the others are noted too. One Ctrl-C comes twice under torchrun, from the terminal and from
+            torchrun, which ends a process that does not end.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.signum: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -260,7 +328,11 @@ class _Stop:
         self._before = {}
 
     def _note(self, number: int, frame: Any) -> None:
-        self.signum = number
+        known, self.signum = self.signum, number
+        if self.patient:
+            if known is None and torchrun.speaks():
+                os.write(2, b"\ns2vfast: stopping after this step\n")
+            return
         self.__exit__()
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\ns2vfast: stopping after this step; once more stops at once\n")
@@ -293,7 +365,7 @@ def _set_threads(config: Config) -> None:
         torch.set_num_threads(config.train.threads)
 
 
-def _engine(config: Config, store: Any) -> Any:
+def _engine(ranks: distributed.Ranks) -> Callable[[Config, Any], Any]:
     from s2vfast.train.engine import Pretrainer
 
-    return Pretrainer(config, store)
+    return lambda config, store: Pretrainer(config, store, ranks=ranks)

@@ -146,6 +146,24 @@ class Bar:
         self._bar.update(self._task, completed=step, numbers=numbers)
 
 
+class Silent:
+    """Says nothing: for all ranks but the first."""
+
+    meter: Meter
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        """Rank 0 says it."""
+
+    def update(self, step: int, result: Result) -> None:
+        """Rank 0 shows it."""
+
+
 def make(meter: Meter, every: int) -> Plain | Bar:
     """A bar on a terminal, plain lines elsewhere."""
     return Bar(meter) if sys.stdout.isatty() else Plain(meter, every)

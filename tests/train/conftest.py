@@ -67,6 +67,10 @@ class FakeEngine:
         self.total_steps, self.step, self.joints = config.train.steps, 0, store.layout.num_joints
         self.weight = torch.full((64,), float(config.train.seed), dtype=torch.float64)
         self.moment = torch.zeros(64, dtype=torch.float64)
+        self.notes, self.stopping = [], False
+
+    def drain(self):
+        return []
 
     def run_step(self):
         if self.before is not None:
@@ -86,6 +90,7 @@ class FakeEngine:
             pred_var=0.1,
             clips=4,
             sample_ids=np.arange(4),
+            stop=self.stopping,
         )
 
     def state(self):

@@ -77,9 +77,9 @@ def test_non_finite_numbers_stop_before_the_update(make, monkeypatch, where):
     engine = make()
     engine.run_step()
     if where == "clips":
-        batch = engine.batch(1)
-        batch.clips[0, 0, 0, 0] = torch.nan
-        monkeypatch.setattr(engine, "batch", lambda step: batch)
+        batch = engine.feed.batch(1)
+        batch.parts[0].clips[0, 0, 0, 0] = torch.nan
+        monkeypatch.setattr(engine.feed, "batch", lambda step: batch)
     else:  # a finite loss with an infinite gradient
         monkeypatch.setattr(
             type(engine.optimizer), "step", lambda self, *a, **k: torch.tensor(float("inf")), raising=True

@@ -37,10 +37,9 @@ def test_is_torch_adamw_with_groups():
     named |= {f"decoder.{k}": p for k, p in decoder.named_parameters()}
     for step in (1, 2, 3):
         generator = torch.Generator().manual_seed(step)
-        flat.zero_grad()
         for name, p in named.items():
-            p.grad += torch.randn(p.shape, generator=generator)
-            plain[name].grad = p.grad.clone()
+            plain[name].grad = torch.randn(p.shape, generator=generator)
+        flat.collect([plain[name].grad for name in flat.names], add=False)
         expected_norm = torch.nn.utils.clip_grad_norm_(plain.values(), 1.0)
         torch_adamw.step()
         for k, t in expected_teacher.items():
@@ -69,7 +68,7 @@ def test_parameters_are_aligned_views():
     encoder, decoder, teacher = parts()
     flat = FlatAdamW(encoder, [decoder], teacher)
     for p in [*encoder.parameters(), *decoder.parameters()]:
+        assert 0 <= p.data_ptr() - flat.param.data_ptr() < 4 * flat.param.numel()
         assert (p.data_ptr() - flat.param.data_ptr()) % 64 == 0
-        assert (p.grad.data_ptr() - flat.grad.data_ptr()) % 64 == 0
     assert flat.spans[0].start == 0
     assert flat.spans[-1] == ops.Span(flat.spans[-1].start, flat.param.numel(), flat.spans[-1].decay)

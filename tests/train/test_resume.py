@@ -206,15 +206,15 @@ def test_numbers_that_are_not_finite_stop_before_the_update(tmp_path, tiny_store
 
     def engine(config, store):
         made.append(Pretrainer(config, store))
-        real = made[0].batch
+        real = made[0].feed.batch
 
         def poisoned(step):
             batch = real(step)
             if step == 7:
-                batch.clips[1] = float("nan")
+                batch.parts[0].clips[1] = float("nan")
             return batch
 
-        monkeypatch.setattr(made[0], "batch", poisoned)
+        monkeypatch.setattr(made[0].feed, "batch", poisoned)
         return made[0]
 
     config = tiny_config(log_every=1)

@@ -1,0 +1,162 @@
+"""The input of each step: clips and masks, made where the recordings lie."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2vfast import errors, ops
+from s2vfast.config import Config
+from s2vfast.data.clips import clip_spec
+from s2vfast.data.store import Store
+from s2vfast.train.distributed import Ranks
+from s2vfast.train.order import Order
+
+
+@dataclass(frozen=True)
+class Part:
+    """What goes through the network at once."""
+
+    clips: Tensor  # float32 [n * M, T, V, C]
+    masks: Any  # of the objective: whatever its `draw` gave
+    filled: int | None  # no fewer than the tracks with a body are, see the objective; None: it is not asked
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, always in the same order."""
+        return (self.clips, *self.masks.tensors())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The input of one step."""
+
+    parts: list[Part]  # this rank's share
+    sample_ids: np.ndarray  # int64 [B], of all ranks
+    epoch: int
+
+
+class Feed:
+    """Batches by step: a function of the config, the store and the step.
+
+    Args:
+        config: the run.
+        store: its sequences.
+        model: the objective, whose ``draw`` makes the masks.
+        device: where the step runs.
+        ranks: the processes that share a batch.
+
+    Raises:
+        ConfigError: a batch that does not fit the store or the ranks.
+        DataError: a split that the store does not have.
+        TrainingError: recordings that do not fit on the device they were to lie on.
+    """
+
+    def __init__(self, config: Config, store: Store, model: Any, device: torch.device, ranks: Ranks) -> None:
+        self.config, self.model, self.device, self.ranks = config, model, device, ranks
+        ids = torch.from_numpy(store.select(config.data.split, "train"))
+        batch, accumulate = config.train.batch, config.train.accumulate
+        if batch > len(ids):
+            raise errors.ConfigError(
+                f"train.batch: {batch} is more than the {len(ids)} training sequences of split {config.data.split}"
+            )
+        if batch % (ranks.world * accumulate):
+            raise errors.ConfigError(
+                f"train.batch: {batch} is no multiple of {ranks.world * accumulate}, which is {ranks.world} ranks "
+                f"times train.accumulate = {accumulate}"
+            )
+        self.order = Order(ids, batch, config.train.seed)
+        self.spec = clip_spec(config.data, store.layout)
+        row, count = store.track_table(config.data.bodies)
+        self._present = torch.from_numpy((count > 0).sum(axis=1))  # int64 [Q], bodies of a sequence
+        on_host, self.note = _stays_on_host(config.data.resident, store.frames.nbytes, device)
+        self._source = torch.device("cpu") if on_host else device
+        try:
+            self.frames = _readable(store.frames).to(self._source)
+        except torch.OutOfMemoryError:
+            raise errors.TrainingError(
+                f"data.resident: device: the recordings ({store.frames.nbytes / 1e9:.1f} GB) do not fit on {device}; "
+                f"give host or auto"
+            ) from None
+        self.frame_index = torch.from_numpy(store.frame_index).to(self._source)
+        self.row, self.count = torch.from_numpy(row).to(self._source), torch.from_numpy(count).to(self._source)
+        self._sends = self._source != device
+        self._threads = max(config.data.workers, 2) if self._sends else config.data.workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[Batch]] = {}
+        # Shapes that repeat can be captured or compiled once; exact ones save a little more.
+        varied = device.type == "cpu" and config.train.mode != "compile"
+        tracks = batch // (ranks.world * accumulate) * config.data.bodies
+        self._round = 1 if varied else max(1, tracks // 16)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of a step's clips and masks."""
+        ids, epoch = self.order.sample_ids(step), self.order.epoch(step)
+        mine = ids.view(self.ranks.world, -1)[self.ranks.rank]
+        choice = self.config.train.impl
+        with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice):
+            parts = [self._part(part, epoch) for part in mine.chunk(self.config.train.accumulate)]
+        return Batch(parts, ids.numpy(), epoch)
+
+    def _part(self, ids: Tensor, epoch: int) -> Part:
+        filled = None
+        if self.config.objective.empty_bodies != "compute":
+            filled = -(-int(self._present[ids].sum()) // self._round) * self._round
+        seed = self.config.train.seed
+        if self._source.type == "cuda":
+            ids = ids.pin_memory().to(self._source, non_blocking=True)
+        clips = ops.clip_sample(
+            self.frames, self.frame_index, self.row, self.count, ids, self.spec, seed=seed, epoch=epoch
+        )
+        masks = self.model.draw(clips, seed=seed, epoch=epoch, sample_ids=ids)
+        if self._sends:
+            clips = self._send(clips)
+            sent = {id(tensor): self._send(tensor) for tensor in masks.tensors()}
+            masks = type(masks)(**{name: sent[id(tensor)] for name, tensor in vars(masks).items()})
+        return Part(clips, masks, filled)
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def next(self, step: int, stop: int) -> Batch:
+        """The batch of ``step``, made ahead where there are threads, which do not go beyond ``stop``."""
+        if not self._threads:
+            return self.batch(step)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s2vfast-data")
+        for ahead in range(step, min(step + self._threads + 1, stop)):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._pool.submit(self.batch, ahead)
+        return self._ahead.pop(step).result()
+
+    def forget(self) -> None:
+        """Drop what was made ahead: the next step is another one."""
+        self._ahead.clear()
+
+
+def _stays_on_host(wish: str, size: int, device: torch.device) -> tuple[bool, str | None]:
+    """Whether recordings of ``size`` bytes stay in the host's memory, and what there is to say about it."""
+    if device.type == "cpu" or wish == "device":
+        return False, None
+    if wish == "host":
+        return True, None
+    free = torch.cuda.mem_get_info(device)[0]
+    if size <= free // 2:
+        return False, None
+    return True, (
+        f"the recordings ({size / 1e9:.1f} GB) take more than half of the {free / 1e9:.1f} GB that are free on "
+        f"{device}: they stay in the host's memory, from where clips are sent ahead"
+    )
+
+
+def _readable(array: np.ndarray) -> Tensor:
+    """A tensor on the memory of a read-only array: the frames are read where the file maps them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(array))

@@ -1,0 +1,20 @@
+"""What torchrun tells a process in its environment."""
+
+from __future__ import annotations
+
+import os
+
+
+def launched() -> bool:
+    """Whether torchrun, or something that speaks as it does, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def speaks() -> bool:
+    """Whether this process is the one of a run that prints."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process again, after one of the ranks had died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
