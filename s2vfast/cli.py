@@ -228,7 +228,7 @@ def _pretrain(options: Any) -> int:
     from s2vfast.train.loop import pretrain
     from s2vfast.train.progress import duration
 
-    resume = options.resume or torchrun.restarted()
+    resume = options.resume or torchrun.attempt() > 0
     resumed = resume and options.out is not None and rundir.begun(options.out)
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))

@@ -143,7 +143,10 @@ def start() -> Iterator[Ranks]:
     mine = not dist.is_initialized()
     if mine:
         with _peers():
-            dist.init_process_group(backend, timeout=PATIENCE)
+            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            # torchrun may keep its store when it starts ranks again, and the addresses of those that died with it.
+            store = dist.PrefixStore(f"s2vfast/{torchrun.attempt()}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     yield Ranks(rank, world, local)
     # Only where all went well: else the others may be waiting in another collective, and would be waited for in turn.
     if mine:

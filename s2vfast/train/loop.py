@@ -87,7 +87,7 @@ def pretrain(
     """
     run = Path(run_dir)
     with distributed.start() as ranks:
-        plan = ranks.tell(lambda: _plan(run, config, store_path, resume or torchrun.restarted()))
+        plan = ranks.tell(lambda: _plan(run, config, store_path, resume or torchrun.attempt() > 0))
         store = ranks.each(lambda: _open(plan))
         ranks.same("version", s2vfast.__version__)
         ranks.same("store", store.fingerprint)

@@ -15,6 +15,6 @@ def speaks() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
-def restarted() -> bool:
-    """Whether torchrun started this process again, after one of the ranks had died."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+def attempt() -> int:
+    """How many times torchrun has started the ranks again, after one of them had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") or 0)

@@ -1,0 +1,176 @@
+"""Runs of several processes, as torchrun starts them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from s2vfast import presets
+
+pytestmark = pytest.mark.slow
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_store, tiny_config):
+    """The beginning of a command that trains the tiny network, and where its runs may go."""
+    place = tmp_path_factory.mktemp("torchrun")
+    config = tiny_config(steps=STEPS, batch=4, log_every=1)
+    config.checkpoint.every = 4
+    config.optim.lr = 5e-3
+    (place / "config.yaml").write_text(presets.dump(config))
+    return place, ["pretrain", "--config", str(place / "config.yaml"), "--data", str(tiny_store)]
+
+
+def command(ranks, arguments, restarts=0):
+    start = ["-m", "s2vfast", *arguments]
+    if ranks == 1:
+        return [sys.executable, *start]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, *launcher, f"--max-restarts={restarts}", "--monitor-interval=0.1", *start]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(ranks, arguments):
+    done = subprocess.run(
+        command(ranks, arguments), env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    return done
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir):
+    return load_file(Path(run_dir) / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+
+
+def assert_close(one, other):
+    """Losses to 1e-6; weights after some steps to what AdamW makes of rounding."""
+    for a, b in zip(lines(one), lines(other), strict=True):
+        assert a["step"] == b["step"]
+        for name in ("loss", "grad_norm", "target_var", "pred_var"):
+            assert b[name] == pytest.approx(a[name], rel=1e-6), (a["step"], name)
+    a, b = weights(one), weights(other)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def alone(files):
+    place, arguments = files
+    done = run(1, [*arguments, "--out", str(place / "alone")])
+    assert done.returncode == 0, done.stderr
+    return place / "alone"
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_change_nothing(files, alone, ranks):
+    place, arguments = files
+    out = place / f"ranks{ranks}"
+    done = run(ranks, [*arguments, "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    assert_close(alone, out)
+    assert done.stdout.count("done: ") == 1
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(files, alone, tmp_path):
+    _, arguments = files
+    out = tmp_path / "run"
+    first = subprocess.Popen(command(2, [*arguments, "--out", str(out)]), env=environment(), stderr=subprocess.PIPE)
+    wait_for(out, 6, first)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=120)
+    reached = len(lines(out))
+    assert 6 <= reached < STEPS
+    checkpoints = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert checkpoints[-1] == f"step-{reached:08d}", "all ranks stopped after the same step, and it was saved"
+    for ranks in (4, 1):
+        done = run(ranks, [*arguments, "--resume", "--out", str(out), "--train.log_every", "1"])
+        assert done.returncode == 0, done.stderr
+    assert_close(alone, out)
+
+
+def wait_for(run_dir, step, process):
+    metrics = Path(run_dir) / "metrics.jsonl"
+    limit = time.monotonic() + 120
+    while not metrics.is_file() or len(metrics.read_bytes().splitlines()) < step:
+        assert process.poll() is None, "the run ended before it was to be disturbed"
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+
+
+def pid_of(rank, parent):
+    """The process of a rank among the descendants of torchrun's."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit() or f"RANK={rank}" not in (entry / "environ").read_text().split("\0"):
+                continue
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"rank {rank} is not there")
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("S2VFAST_KILLS", "2"))))
+def test_a_killed_rank_costs_nothing(files, tmp_path, seed):
+    """Ends equal to a run of as many ranks that nobody disturbed, to the last bit."""
+    place, arguments = files
+    whole = place / "undisturbed"
+    if not whole.exists():
+        assert run(2, [*arguments, "--out", str(whole)]).returncode == 0
+    draw = random.Random(seed)
+    step, rank, out = draw.randrange(1, STEPS - 2), draw.randrange(2), tmp_path / "run"
+    process = subprocess.Popen(
+        command(2, [*arguments, "--out", str(out)], restarts=2),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "stderr").open("w"),
+    )
+    wait_for(out, step, process)
+    os.kill(pid_of(rank, process.pid), signal.SIGKILL)
+    assert process.wait(timeout=180) == 0, (tmp_path / "stderr").read_text()
+    assert lines(out) == lines(whole)
+    a, b = weights(out), weights(whole)
+    assert all(a[name].equal(b[name]) for name in b)
+
+
+def test_a_number_that_is_not_finite_stops_all_ranks(files, tmp_path, tiny_store):
+    """One rank's clips are spoilt; both stop before the update, one of them says why, and the run goes on."""
+    place, arguments = files
+    spoil = tmp_path / "spoil.py"
+    spoil.write_text(
+        "import sys\n"
+        "from s2vfast import cli\n"
+        "from s2vfast.train.feed import Feed\n"
+        "real = Feed.batch\n"
+        "def batch(self, step):\n"
+        "    made = real(self, step)\n"
+        "    if step == 7 and self.ranks.rank == 1:\n"
+        "        made.parts[0].clips.fill_(float('nan'))\n"
+        "    return made\n"
+        "Feed.batch = batch\n"
+        "sys.exit(cli.main())\n"
+    )
+    out = tmp_path / "run"
+    full = command(2, [*arguments, "--out", str(out)])
+    spoilt = [*full[: full.index("-m", 3)], str(spoil), *full[full.index("s2vfast") + 1 :]]
+    done = subprocess.run(spoilt, env=environment(), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("s2vfast: error: step 8: the loss is nan; weights are as they were before") == 1
+    assert len(lines(out)) == 7
+    again = run(2, [*arguments, "--resume", "--out", str(out), "--train.log_every", "1"])
+    assert again.returncode == 0, again.stderr
+    if (place / "undisturbed").exists():
+        assert lines(out) == lines(place / "undisturbed")
