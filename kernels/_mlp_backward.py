@@ -1,9 +1,9 @@
 """The MLP branch's backward pass: the hidden state is recomputed, never read.
 
-Once for the stream's gradient, where programs own rows, and once for each weight's, where programs own a slice of the
-hidden state and go through a share of the rows; partial sums are added in a fixed order. Bound by matrix products. The
-first kernel leaves norm(x) and the incoming gradient in the operands' dtype for the others. LayerScale needs no branch:
-of gamma * (a @ weight2^T + bias2) by gamma it is the sum over columns of (gradient^T @ a) * weight2, plus the bias's.
+Three launches: one for the stream's gradient, where programs own rows; one for both weights', where programs own a
+slice of the hidden state and go through a share of the rows; and `_finish`, which adds up the shares in a fixed order.
+Bound by matrix products. The first leaves norm(x) and the incoming gradient, times LayerScale, in the operands' dtype
+for the second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._finish import LayerScale, Sum, away_from_zero, finish
 from s2vfast.kernels._gelu import normal_distribution
 from s2vfast.kernels._launch import cdiv, launch, next_power_of_2
 from s2vfast.kernels._mlp_rows import hidden, normed_rows, options_of
@@ -29,6 +30,7 @@ def _grad_stream_kernel(
     weight1,
     bias1,
     weight2,
+    gamma,
     grad_x,
     normed,
     upstream,
@@ -43,10 +45,10 @@ def _grad_stream_kernel(
     BLOCK_K: tl.constexpr,
     FAST_GELU: tl.constexpr,
 ):
-    """grad_x[rows], and for `_grad_weight_kernel` norm(x) and grad_out in the operands' dtype.
+    """grad_x[rows], and for `_grad_weight_kernel` norm(x) and s * grad_out in the operands' dtype.
 
-    weight2 is scaled by gamma. partial [programs, 3, D]: these rows' share of the sum of grad_out, and of what the
-    norm's bias and weight get.
+    s is gamma as `_finish.LayerScale` wants it. partial [programs, 3, D]: these rows' share of the sum of grad_out, and
+    of what the norm's bias and weight get.
     """
     operand = weight1.dtype.element_ty
     program = tl.program_id(0)
@@ -69,6 +71,8 @@ def _grad_stream_kernel(
     grad = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
     sums = partial + program.to(tl.int64) * 3 * D + d
     tl.store(sums, tl.sum(grad, axis=0), mask=in_d)
+    if gamma is not None:
+        grad *= away_from_zero(tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32))[None, :]
     if upstream is not None:
         tl.store(upstream + at, grad.to(operand), mask=inside)
     branch = tl.trans(grad.to(operand))  # [d, m]
@@ -83,12 +87,12 @@ def _grad_stream_kernel(
             grad_a = tl.dot(tl.trans(w2), branch, input_precision="ieee")
         else:
             h = hidden(
-                weight1, D, 1, e, in_e, x, mu, factor, norm_weight, norm_bias, m, in_m, NORM, D, BLOCK_M, BLOCK_E,
-                BLOCK_K,
+                weight1, D, 1, e, in_e, x, mu, factor, norm_weight, norm_bias, None, m, in_m, NORM, D, BLOCK_M,
+                BLOCK_E, BLOCK_K,
             )  # fmt: skip
             grad_a = hidden(
-                weight2, 1, E, e, in_e, grad_out, mu, factor, norm_weight, norm_bias, m, in_m, False, D, BLOCK_M,
-                BLOCK_E, BLOCK_K,
+                weight2, 1, E, e, in_e, grad_out, mu, factor, norm_weight, norm_bias, gamma, m, in_m, False, D,
+                BLOCK_M, BLOCK_E, BLOCK_K,
             )  # fmt: skip
         h += tl.load(bias1 + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
         share, density = normal_distribution(h, FAST_GELU)
@@ -109,29 +113,15 @@ def _grad_stream_kernel(
 
 
 @triton.jit
-def _grad_weight_kernel(
-    upstream,
-    normed,
-    weight1,
-    bias1,
-    weight2,
-    partial,
-    partial_bias,
-    M,
-    rows_a_split,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    FIRST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+def _share(
+    upstream, normed, weight1, bias1, weight2, partial, partial_bias, M, rows_a_split, D: tl.constexpr, E: tl.constexpr,
+    FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
     FAST_GELU: tl.constexpr,
-):
+):  # fmt: skip
     """One slice of the hidden state, one share of the rows: this share's part of the gradient of a weight.
 
-    FIRST: partial [e, d] is grad_h^T @ norm(x), and partial_bias [e] the sum of grad_h; weight2 is scaled by gamma.
-    Else: partial [e, d] is gelu(h)^T @ grad_out. Both at once would need more accumulators than there are registers.
+    FIRST: partial [e, d] is grad_h^T @ norm(x), and partial_bias [e] the sum of grad_h.
+    Else: partial [d, e] is upstream^T @ gelu(h).
     """
     operand = weight1.dtype.element_ty
     split = tl.program_id(1)
@@ -155,8 +145,9 @@ def _grad_weight_kernel(
             h = tl.dot(w1, tl.trans(rows), input_precision="ieee") + b1[:, None]  # [e, m]
         else:
             h = b1[:, None] + hidden(
-                weight1, D, 1, e, in_e, normed, b1, b1, None, None, m, m < end, False, D, BLOCK_M, BLOCK_E, BLOCK_K
-            )
+                weight1, D, 1, e, in_e, normed, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M, BLOCK_E,
+                BLOCK_K,
+            )  # fmt: skip
         share, density = normal_distribution(h, FAST_GELU)
         # Rows beyond the end have no gradient, so that what GELU makes of them does not matter.
         if FIRST:
@@ -165,7 +156,7 @@ def _grad_weight_kernel(
                 grad_a = tl.dot(tl.trans(w2), tl.trans(grad), input_precision="ieee")
             else:
                 grad_a = hidden(
-                    weight2, 1, E, e, in_e, upstream, b1, b1, None, None, m, m < end, False, D, BLOCK_M, BLOCK_E,
+                    weight2, 1, E, e, in_e, upstream, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M, BLOCK_E,
                     BLOCK_K,
                 )  # fmt: skip
             grad_h = grad_a * (share + h * density)
@@ -173,10 +164,46 @@ def _grad_weight_kernel(
             acc = tl.dot(grad_h.to(operand), rows, acc, input_precision="ieee")
         else:
             acc = tl.dot((h * share).to(operand), grad, acc, input_precision="ieee")
-    to = split.to(tl.int64) * E * D + e[:, None].to(tl.int64) * D + d[None, :]
-    tl.store(partial + to, acc, mask=in_e[:, None] & in_d[None, :])
+    partial += split.to(tl.int64) * E * D
+    inside = in_e[:, None] & in_d[None, :]
     if FIRST:
+        tl.store(partial + e[:, None] * D + d[None, :], acc, mask=inside)
         tl.store(partial_bias + split * E + e, total, mask=in_e)
+    else:
+        tl.store(partial + d[None, :] * E + e[:, None], acc, mask=inside)
+
+
+@triton.jit
+def _grad_weight_kernel(
+    upstream,
+    normed,
+    weight1,
+    bias1,
+    weight2,
+    partial1,
+    partial2,
+    partial_bias,
+    M,
+    rows_a_split,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FAST_GELU: tl.constexpr,
+):
+    """`_share` of weight1 and bias1, or of weight2: both at once would need more accumulators than registers."""
+    if tl.program_id(2) == 0:
+        _share(
+            upstream, normed, weight1, bias1, weight2, partial1, partial_bias, M, rows_a_split, D, E, True, BLOCK_M,
+            BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
+        )  # fmt: skip
+    else:
+        _share(
+            upstream, normed, weight1, bias1, weight2, partial2, partial_bias, M, rows_a_split, D, E, False, BLOCK_M,
+            BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
+        )  # fmt: skip
 
 
 def backward(
@@ -210,14 +237,14 @@ def backward(
     (M, D), E = x.shape, weight1.shape[0]
     norm, device = norm_weight is not None, x.device
     operand = weight1.dtype
-    scaled = weight2 if gamma is None else (weight2 * gamma[:, None]).to(operand)
     block_d = next_power_of_2(D)
 
     options = options_of("grad_stream", x, weight1)
     programs = cdiv(M, options["BLOCK_M"])
     grad_x = torch.empty_like(x)
     normed = torch.empty(M, D, dtype=operand, device=device) if norm else x
-    upstream = grad_out if grad_out.dtype == operand else torch.empty(M, D, dtype=operand, device=device)
+    as_it_is = gamma is None and grad_out.dtype == operand
+    upstream = grad_out if as_it_is else torch.empty(M, D, dtype=operand, device=device)
     partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
     launch(
         _grad_stream_kernel,
@@ -230,10 +257,11 @@ def backward(
         norm_bias,
         weight1,
         bias1,
-        scaled,
+        weight2,
+        gamma,
         grad_x,
         normed if norm else None,
-        None if upstream is grad_out else upstream,
+        None if as_it_is else upstream,
         partial,
         M,
         D=D,
@@ -246,45 +274,39 @@ def backward(
     options = options_of("grad_weight", x, weight1)
     splits = min(options.pop("SPLITS"), max(cdiv(M, options["BLOCK_M"]), 1))
     rows = cdiv(cdiv(M, splits), options["BLOCK_M"]) * options["BLOCK_M"]
-    partial_bias = torch.empty(splits, E, dtype=torch.float32, device=device)
-    by_weights = []
-    for first in (True, False):
-        shares = torch.empty(splits, E, D, dtype=torch.float32, device=device)
-        launch(
-            _grad_weight_kernel,
-            (cdiv(E, options["BLOCK_E"]), splits),
-            upstream,
-            normed,
-            weight1,
-            bias1,
-            scaled,
-            shares,
-            partial_bias,
-            M,
-            rows,
-            D=D,
-            E=E,
-            FIRST=first,
-            BLOCK_D=block_d,
-            **options,
-        )
-        by_weights.append(shares.sum(0))  # [E, D]
-    total = partial[:, 0].sum(0)  # [D], of grad_out over all rows
-    by_weight2 = by_weights[1].t()  # [D, E], without LayerScale
-    by_bias2 = total
-    by_gamma = None
-    if gamma is not None:
-        # Of gamma * (a @ weight2^T + bias2) by gamma, without a: grad_out^T @ a is there already.
-        by_gamma = ((by_weight2 * weight2).sum(1) + bias2 * total).to(gamma.dtype)
-        by_weight2 = by_weight2 * gamma[:, None]
-        by_bias2 = by_bias2 * gamma
-    return [
-        grad_x,
-        by_weights[0].to(weight1.dtype),
-        partial_bias.sum(0).to(bias1.dtype),
-        by_weight2.to(weight2.dtype).contiguous(),
-        by_bias2.to(bias2.dtype),
-        partial[:, 2].sum(0).to(norm_weight.dtype) if norm else None,
-        partial[:, 1].sum(0).to(norm_bias.dtype) if norm else None,
-        by_gamma,
+    partial1, partial2, partial_bias = (
+        torch.empty(splits, *shape, dtype=torch.float32, device=device) for shape in ((E, D), (D, E), (E,))
+    )
+    launch(
+        _grad_weight_kernel,
+        (cdiv(E, options["BLOCK_E"]), splits, 2),
+        upstream,
+        normed,
+        weight1,
+        bias1,
+        weight2,
+        partial1,
+        partial2,
+        partial_bias,
+        M,
+        rows,
+        D=D,
+        E=E,
+        BLOCK_D=block_d,
+        **options,
+    )
+
+    given = [
+        Sum(partial1, weight1.dtype),
+        Sum(partial_bias, bias1.dtype),
+        Sum(partial[:, 2], norm_weight.dtype) if norm else None,
+        Sum(partial[:, 1], norm_bias.dtype) if norm else None,
     ]
+    scaled = None
+    if gamma is None:
+        given += [Sum(partial2, weight2.dtype), Sum(partial[:, 0], bias2.dtype)]
+    else:
+        scaled = LayerScale(partial2, partial[:, 0], weight2, bias2, gamma)
+    by_weight1, by_bias1, by_norm_weight, by_norm_bias, *others = finish("mlp", given, scaled)
+    by_weight2, by_bias2, by_gamma = others if scaled else (*others, None)
+    return [grad_x, by_weight1, by_bias1, by_weight2, by_bias2, by_norm_weight, by_norm_bias, by_gamma]

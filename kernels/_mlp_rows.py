@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._finish import away_from_zero
 from s2vfast.kernels._launch import configuration, dtype_name, next_power_of_2
 
 
@@ -21,10 +22,13 @@ def normed_rows(tile, mu, factor, norm_weight, norm_bias, d, in_d):
 
 @triton.jit
 def hidden(
-    weight, e_stride, d_stride, e, in_e, source, mu, factor, norm_weight, norm_bias, m, in_m, NORM: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+    weight, e_stride, d_stride, e, in_e, source, mu, factor, norm_weight, norm_bias, gamma, m, in_m,
+    NORM: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """weight [e, d] @ rows^T [d, m] piece by piece, where rows are too wide to be kept; NORM: of the layer norm."""
+    """weight [e, d] @ rows^T [d, m] piece by piece, where rows are too wide to be kept; NORM: of the layer norm.
+
+    With gamma, rows are scaled as `_finish.LayerScale` wants them.
+    """
     operand = weight.dtype.element_ty
     acc = tl.zeros([BLOCK_E, BLOCK_M], dtype=tl.float32)
     for start in range(0, D, BLOCK_K):
@@ -34,6 +38,8 @@ def hidden(
         piece = tl.load(source + at, mask=in_m[:, None] & in_k[None, :], other=0.0).to(tl.float32)
         if NORM:
             piece = normed_rows(piece, mu, factor, norm_weight, norm_bias, k, in_k)
+        if gamma is not None:
+            piece *= away_from_zero(tl.load(gamma + k, mask=in_k, other=0.0).to(tl.float32))[None, :]
         w = tl.load(
             weight + e[:, None] * e_stride + k[None, :] * d_stride, mask=in_e[:, None] & in_k[None, :], other=0.0
         )

@@ -1,8 +1,8 @@
 """The gradient of a linear map's weight: left^T @ right over all rows, in a fixed order.
 
 Reads both matrices once for each tile of the other's columns, writes float32 partial sums, one for each split of the
-rows, which are added up in order: no atomics, the same bits every time. Bound by matrix products where both matrices
-are a few hundred columns wide. The layer norm that made ``right`` is recomputed from the stream on the fly.
+rows, which `_finish` adds up in order: no atomics, the same bits every time. Bound by matrix products where both
+matrices are a few hundred columns wide. The layer norm that made ``right`` is recomputed from the stream on the fly.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def weight_grad(
     norm: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     column_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """left^T @ right, and the sums of left's columns, in float32.
+    """left^T @ right, and the sums of left's columns: of every share of the rows, float32.
 
     Args:
         stem: whose table names the configuration (``weight_grad``).
@@ -88,7 +88,7 @@ def weight_grad(
         column_sums: whether the sums are wanted.
 
     Returns:
-        [R, C], and [R] or None.
+        [shares, R, C], and [shares, R] or None.
     """
     (M, R), C = left.shape, right.shape[1]
     options = configuration(stem, "weight_grad", left.device, dtype=dtype_name(operand), rows=M, R=R, C=C)
@@ -118,7 +118,7 @@ def weight_grad(
         SUM=column_sums,
         **options,
     )
-    return partial.sum(0), None if sums is None else sums.sum(0)
+    return partial, sums
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -3,9 +3,8 @@
 Without projection: reads the stream and the branch once, writes the new stream and its norm; bound by bandwidth.
 With one: a program owns whole rows of the result, so that LayerScale, addition and norm are the epilogue of the matrix
 product, and what the projection gives is never written. Backward: one kernel over rows makes the stream's gradient and
-the branch's; with a projection, one makes the product with it from there, and one the projection's own gradient without
-LayerScale, from which LayerScale's follows: of gamma * (b @ W^T) by gamma it is the sum over columns of
-(gradient^T @ b) * W. Sums over rows go through partial sums in a fixed order.
+the branch's, with a projection as its product; then one the projection's own gradient; `_finish` adds up their partial
+sums in a fixed order. Without a norm the stream's gradient is what came in, and is not written again.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._finish import LayerScale, Sum, away_from_zero, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
 from s2vfast.kernels._weight_grad import weight_grad
 
@@ -113,6 +113,33 @@ def _project_kernel(
 
 
 @triton.jit
+def _grad_stream(
+    grad_out, grad_normed, out, mean, rstd, weight, m, d, at, in_m, in_d, D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of rows [m, d]: the new stream's gradient, and what the norm's bias and weight get, [d]."""
+    inside = in_m[:, None] & in_d[None, :]
+    grad = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    by_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
+    by_weight = by_bias
+    if grad_out is not None:
+        grad += tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
+    if grad_normed is not None:
+        g = tl.load(grad_normed + at, mask=inside, other=0.0).to(tl.float32)
+        mu = tl.load(mean + m, mask=in_m, other=0.0)
+        factor = tl.load(rstd + m, mask=in_m, other=0.0)
+        hat = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+        hat = tl.where(inside, (hat - mu[:, None]) * factor[:, None], 0.0)
+        by_bias = tl.sum(g, axis=0)
+        by_weight = tl.sum(g * hat, axis=0)
+        g *= tl.load(weight + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        along = tl.sum(g * hat, axis=1) / D
+        level = tl.sum(g, axis=1) / D
+        grad += tl.where(inside, (g - level[:, None] - hat * along[:, None]) * factor[:, None], 0.0)
+    return grad, by_bias, by_weight
+
+
+@triton.jit
 def _grad_rows_kernel(
     grad_out,
     grad_normed,
@@ -131,58 +158,54 @@ def _grad_rows_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """grad_residual = grad_out + what comes through the norm; grad_branch = gamma * grad_residual, where wanted.
+    """grad_residual = grad_out + what comes through the norm; grad_branch = gamma * grad_residual; where wanted.
 
-    partial [programs, 4, D]: these rows' share of the gradients of the norm's bias and weight, of the sum of
-    grad_residual, and of gamma where the branch is there as it was added. A program goes through ``tiles`` tiles.
+    partial [programs, 3, D]: these rows' share of the gradients of the norm's bias and weight, and of gamma. A program
+    goes through ``tiles`` tiles.
     """
     program = tl.program_id(0)
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
     by_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
     by_weight = tl.zeros([BLOCK_D], dtype=tl.float32)
-    summed = tl.zeros([BLOCK_D], dtype=tl.float32)
     by_gamma = tl.zeros([BLOCK_D], dtype=tl.float32)
     for tile in range(program * tiles, program * tiles + tiles):
         m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_m = m < M
         inside = in_m[:, None] & in_d[None, :]
         at = m.to(tl.int64)[:, None] * D + d[None, :]
-        grad = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-        if grad_out is not None:
-            grad += tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
-        if grad_normed is not None:
-            g = tl.load(grad_normed + at, mask=inside, other=0.0).to(tl.float32)
-            mu = tl.load(mean + m, mask=in_m, other=0.0)
-            factor = tl.load(rstd + m, mask=in_m, other=0.0)
-            hat = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
-            hat = tl.where(inside, (hat - mu[:, None]) * factor[:, None], 0.0)
-            by_bias += tl.sum(g, axis=0)
-            by_weight += tl.sum(g * hat, axis=0)
-            g *= tl.load(weight + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-            along = tl.sum(g * hat, axis=1) / D
-            level = tl.sum(g, axis=1) / D
-            grad += tl.where(inside, (g - level[:, None] - hat * along[:, None]) * factor[:, None], 0.0)
-        tl.store(grad_residual + at, grad, mask=inside)
-        summed += tl.sum(grad, axis=0)
-        if branch is not None:
+        grad, to_bias, to_weight = _grad_stream(
+            grad_out, grad_normed, out, mean, rstd, weight, m, d, at, in_m, in_d, D, BLOCK_M, BLOCK_D
+        )
+        by_bias += to_bias
+        by_weight += to_weight
+        if grad_residual is not None:
+            tl.store(grad_residual + at, grad, mask=inside)
+        if gamma is not None:
             by_gamma += tl.sum(grad * tl.load(branch + at, mask=inside, other=0.0).to(tl.float32), axis=0)
+            grad *= tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
         if grad_branch is not None:
-            if gamma is not None:
-                grad *= tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
             tl.store(grad_branch + at, grad, mask=inside)
-    to = partial + program * 4 * D + d
+    to = partial + program.to(tl.int64) * 3 * D + d
     tl.store(to, by_bias, mask=in_d)
     tl.store(to + D, by_weight, mask=in_d)
-    tl.store(to + 2 * D, summed, mask=in_d)
-    tl.store(to + 3 * D, by_gamma, mask=in_d)
+    tl.store(to + 2 * D, by_gamma, mask=in_d)
 
 
 @triton.jit
-def _grad_branch_kernel(
-    grad,
+def _grad_project_kernel(
+    grad_out,
+    grad_normed,
+    out,
+    mean,
+    rstd,
+    weight,
     projection,
+    gamma,
+    grad_residual,
     grad_branch,
+    operand,
+    partial,
     M,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -190,19 +213,40 @@ def _grad_branch_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """grad_branch [M, E] = grad [M, D] @ projection [D, E], which is scaled by gamma."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
-    in_m, in_e = m < M, e < E
+    """As `_grad_rows_kernel`; grad_branch [m, e] is (gamma * grad_residual) @ projection.
+
+    operand is the left one of that product, for the projection's gradient; its gamma is as `_finish.LayerScale` wants
+    it. partial [programs, 3, D]: these rows' share of the gradients of the norm's bias and weight, and of the sum of
+    grad_residual.
+    """
+    program = tl.program_id(0)
+    m = program * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    in_m, in_d = m < M, d < D
+    inside = in_m[:, None] & in_d[None, :]
     row = m.to(tl.int64)
-    acc = tl.zeros([BLOCK_M, BLOCK_E], dtype=tl.float32)
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        in_d = d < D
-        g = tl.load(grad + row[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0)
-        w = tl.load(projection + d[:, None] * E + e[None, :], mask=in_d[:, None] & in_e[None, :], other=0.0)
-        acc = tl.dot(g, w, acc, input_precision="ieee")
-    tl.store(grad_branch + row[:, None] * E + e[None, :], acc, mask=in_m[:, None] & in_e[None, :])
+    at = row[:, None] * D + d[None, :]
+    grad, by_bias, by_weight = _grad_stream(
+        grad_out, grad_normed, out, mean, rstd, weight, m, d, at, in_m, in_d, D, BLOCK_M, BLOCK_D
+    )
+    if grad_residual is not None:
+        tl.store(grad_residual + at, grad, mask=inside)
+    to = partial + program.to(tl.int64) * 3 * D + d
+    tl.store(to, by_bias, mask=in_d)
+    tl.store(to + D, by_weight, mask=in_d)
+    tl.store(to + 2 * D, tl.sum(grad, axis=0), mask=in_d)
+    if gamma is not None:
+        grad *= away_from_zero(tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32))[None, :]
+    scaled = grad.to(projection.dtype.element_ty)
+    tl.store(operand + at, scaled, mask=inside)
+    # Transposed, so that what is made here is the right operand, which lies in shared memory, not in registers.
+    rows = tl.trans(scaled)  # [d, m]
+    for start in range(0, E, BLOCK_E):
+        e = start + tl.arange(0, BLOCK_E)
+        in_e = e < E
+        w = tl.load(projection + d[:, None] * E + e[None, :], mask=in_d[:, None] & in_e[None, :], other=0.0)  # [d, e]
+        result = tl.trans(tl.dot(tl.trans(w), rows, input_precision="ieee"))  # [m, e]
+        tl.store(grad_branch + row[:, None] * E + e[None, :], result, mask=in_m[:, None] & in_e[None, :])
 
 
 def forward(
@@ -274,82 +318,46 @@ def backward(
         rstd: [M], from `forward`, or None.
         branch: as of `forward`, as are the others.
         gamma: [D], or None.
-        weight: [D], or None.
+        weight: [D]; None: there was no norm, the residual's gradient is grad_out, and None is what is given for it.
         bias: [D], or None.
         projection: [D, E], or None.
         projection_bias: [D], or None.
     """
     M, D = out.shape
     device = out.device
-    plain = branch is not None and projection is None
-    dtype = dtype_name(out.dtype if branch is None else branch.dtype)
-    options = configuration("add_norm", "grad_rows", device, dtype=dtype, rows=M, D=D)
-    blocks = cdiv(M, options["BLOCK_M"])
-    programs = max(min(options.pop("PROGRAMS"), blocks), 1)
-    grad_residual = torch.empty_like(out)
-    # What matrix products read is in the operands' dtype, LayerScale being in the other operand.
-    operand = torch.empty(M, D, dtype=projection.dtype, device=device) if projection is not None else None
-    grad_branch = torch.empty_like(branch) if plain else operand
-    partial = torch.empty(programs, 4, D, dtype=torch.float32, device=device)
-    launch(
-        _grad_rows_kernel,
-        (programs,),
-        grad_out,
-        grad_normed,
-        out,
-        mean,
-        rstd,
-        weight,
-        branch if plain and gamma is not None else None,
-        gamma if plain else None,
-        grad_residual,
-        grad_branch,
-        partial,
-        M,
-        cdiv(blocks, programs),
-        D=D,
-        BLOCK_D=next_power_of_2(D),
-        **options,
-    )
-    by_gamma = partial[:, 3].sum(0) if plain else None
-    by_projection = by_projection_bias = None
-    if projection is not None:
-        grad_branch, by_projection, by_projection_bias, by_gamma = _through_projection(
-            operand, partial[:, 2].sum(0), branch, gamma, projection, projection_bias
-        )
-    return [
-        grad_residual,
-        grad_branch,
-        by_gamma.to(gamma.dtype) if gamma is not None else None,
-        partial[:, 1].sum(0).to(weight.dtype) if weight is not None else None,
-        partial[:, 0].sum(0).to(bias.dtype) if bias is not None else None,
-        by_projection,
-        by_projection_bias,
+    grads = (grad_out, grad_normed, out, mean, rstd, weight)
+    grad_residual = None if weight is None else torch.empty_like(out)
+    grad_branch = None if branch is None else torch.empty_like(branch)
+    if projection is None:
+        dtype = dtype_name(out.dtype if branch is None else branch.dtype)
+        options = configuration("add_norm", "grad_rows", device, dtype=dtype, rows=M, D=D)
+        blocks = cdiv(M, options["BLOCK_M"])
+        programs = max(min(options.pop("PROGRAMS"), blocks), 1)
+        partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
+        scale = None if branch is None else gamma
+        given = (*grads, branch, scale, grad_residual, grad_branch, partial, M, cdiv(blocks, programs))
+        launch(_grad_rows_kernel, (programs,), *given, D=D, BLOCK_D=next_power_of_2(D), **options)
+    else:
+        E = projection.shape[1]
+        facts = {"dtype": dtype_name(projection.dtype), "rows": M, "D": D, "E": E}
+        options = configuration("add_norm", "grad_project", device, **facts)
+        programs = cdiv(M, options["BLOCK_M"])
+        partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
+        operand = torch.empty(M, D, dtype=projection.dtype, device=device)
+        given = (*grads, projection, gamma, grad_residual, grad_branch, operand, partial, M)
+        launch(_grad_project_kernel, (programs,), *given, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
+        by_projection, _ = weight_grad("add_norm", operand, branch, projection.dtype)  # [shares, D, E]
+    summed, scaled = partial[:, 2], None
+    given = [
+        None if weight is None else Sum(partial[:, 1], weight.dtype),
+        None if bias is None else Sum(partial[:, 0], bias.dtype),
     ]
-
-
-def _through_projection(
-    grad: Tensor,
-    summed: Tensor,
-    branch: Tensor,
-    gamma: Tensor | None,
-    projection: Tensor,
-    projection_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of branch [M, E], projection [D, E], projection_bias [D] and gamma [D] from the stream's, ``grad``."""
-    (M, E), D = branch.shape, projection.shape[0]
-    scaled = projection if gamma is None else (projection * gamma[:, None]).to(projection.dtype)
-    facts = {"dtype": dtype_name(projection.dtype), "rows": M, "D": D, "E": E}
-    options = configuration("add_norm", "grad_branch", branch.device, **facts)
-    grad_branch = torch.empty_like(branch)
-    grid = (cdiv(M, options["BLOCK_M"]), cdiv(E, options["BLOCK_E"]))
-    launch(_grad_branch_kernel, grid, grad, scaled, grad_branch, M, D=D, E=E, **options)
-    unscaled, _ = weight_grad("add_norm", grad, branch, projection.dtype)  # [D, E]
-    by_bias, by_gamma = summed, None
-    if gamma is not None:
-        by_gamma = (unscaled * projection).sum(1)
-        if projection_bias is not None:
-            by_gamma = by_gamma + projection_bias * summed
-        unscaled, by_bias = unscaled * gamma[:, None], summed * gamma
-    by_bias = None if projection_bias is None else by_bias.to(projection_bias.dtype)
-    return grad_branch, unscaled.to(projection.dtype), by_bias, by_gamma
+    if projection is None:
+        given += [None, None, None if gamma is None else Sum(summed, gamma.dtype)]
+    elif gamma is None:
+        by_sum = None if projection_bias is None else Sum(summed, projection_bias.dtype)
+        given += [Sum(by_projection, projection.dtype), by_sum, None]
+    else:
+        scaled = LayerScale(by_projection, summed, projection, projection_bias, gamma)
+    by_weight, by_bias, *by_map, by_gamma = finish("add_norm", given, scaled)
+    return [grad_residual, grad_branch, by_gamma, by_weight, by_bias, *by_map]

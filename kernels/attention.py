@@ -4,8 +4,8 @@ Forward: a program owns a tile of queries of one head and goes through all keys;
 keys and values once for each tile of queries (from the second-level cache but for the first), writes the output and the
 log-sum-exp. Softmax runs in base 2, scale and log2(e) folded into one multiply-add. At head width 32 the exponentials
 bind, not the matrix products: POLYNOMIAL computes every fourth on the multiply-add units. Only the tail is masked.
-Backward: two kernels; one owns keys and goes through the queries, one owns queries and goes through the keys. Nothing
-is added atomically, so the bits are the same every time.
+Backward: two kernels; one owns queries and goes through the keys, one owns keys and goes through the queries, with the
+rows' sums that the first has left. Nothing is added atomically, so the bits are the same every time.
 """
 
 from __future__ import annotations
@@ -120,30 +120,69 @@ def _forward_kernel(
 
 
 @triton.jit
-def _delta_kernel(
+def _from_keys(
+    q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """What one tile of keys and values adds to the gradient of a tile of queries."""
+    k = _load(keys, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    v = _load(values, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * scale - level[:, None])  # [m, n]
+    if TAIL:
+        # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
+        p = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], p, 0.0)
+    grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - shift[:, None])
+    return tl.dot(grad_s.to(k.dtype), k, acc, input_precision="ieee")
+
+
+@triton.jit
+def _grad_queries_kernel(
+    qkv,
     out,
     grad_out,
+    lse,
     grad_lse,
     delta,
+    grad_qkv,
     L,
     H: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """delta [n, h, m]: the rows' sums of out * grad_out, less the gradient of the log-sum-exp."""
+    """Gradient of a tile of queries of one head, and delta [n, h, m] for `_grad_keys_kernel`.
+
+    delta: the rows' sums of out * grad_out, less the gradient of the log-sum-exp.
+    """
     tiles = tl.cdiv(L, BLOCK_M)
     head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    base = (head // H).to(tl.int64) * L * (H * WIDTH) + head % H * WIDTH
-    start = tile * BLOCK_M
-    o = _load(out + base, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True).to(tl.float32)
-    g = _load(grad_out + base, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True).to(tl.float32)
-    m = start + tl.arange(0, BLOCK_M)
+    n, h = (head // H).to(tl.int64), head % H
+    stride: tl.constexpr = 3 * H * WIDTH
+    first = n * L * stride + h * WIDTH
+    queries = qkv + first
+    keys, values = queries + H * WIDTH, queries + 2 * H * WIDTH
+    m, w = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W)
+    q = _load(queries, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    results = n * L * (H * WIDTH) + h * WIDTH
+    g = _load(grad_out + results, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    o = _load(out + results, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
     at = head.to(tl.int64) * L + m
-    result = tl.sum(o * g, axis=1)
+    level = tl.load(lse + at, mask=m < L, other=float("inf")) * _LOG2_E
+    shift = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
     if grad_lse is not None:
-        result -= tl.load(grad_lse + at, mask=m < L, other=0.0).to(tl.float32)
-    tl.store(delta + at, result, mask=m < L)
+        shift -= tl.load(grad_lse + at, mask=m < L, other=0.0).to(tl.float32)
+    tl.store(delta + at, shift, mask=m < L)
+    natural = 1.0 / tl.sqrt(WIDTH + 0.0)
+    acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
+    whole = L // BLOCK_N * BLOCK_N
+    scale = natural * _LOG2_E
+    for start in range(0, whole, BLOCK_N):
+        acc = _from_keys(q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, False)
+    if whole < L:
+        acc = _from_keys(q, g, level, shift, keys, values, whole, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, True)
+    to = grad_qkv + first + m[:, None] * stride + w[None, :]
+    tl.store(to, acc * natural, mask=(m < L)[:, None] & (w < WIDTH)[None, :])
 
 
 @triton.jit
@@ -215,63 +254,6 @@ def _grad_keys_kernel(
     tl.store(to + 2 * H * WIDTH, grad_v, mask=inside)
 
 
-@triton.jit
-def _from_keys(
-    q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
-    """What one tile of keys and values adds to the gradient of a tile of queries."""
-    k = _load(keys, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
-    v = _load(values, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
-    p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * scale - level[:, None])  # [m, n]
-    if TAIL:
-        # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
-        p = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], p, 0.0)
-    grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - shift[:, None])
-    return tl.dot(grad_s.to(k.dtype), k, acc, input_precision="ieee")
-
-
-@triton.jit
-def _grad_queries_kernel(
-    qkv,
-    grad_out,
-    lse,
-    delta,
-    grad_qkv,
-    L,
-    H: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """Gradient of a tile of queries of one head."""
-    tiles = tl.cdiv(L, BLOCK_M)
-    head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    n, h = (head // H).to(tl.int64), head % H
-    stride: tl.constexpr = 3 * H * WIDTH
-    first = n * L * stride + h * WIDTH
-    queries = qkv + first
-    keys, values = queries + H * WIDTH, queries + 2 * H * WIDTH
-    m, w = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W)
-    q = _load(queries, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
-    grads = grad_out + n * L * (H * WIDTH) + h * WIDTH
-    g = _load(grads, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
-    at = head.to(tl.int64) * L + m
-    level = tl.load(lse + at, mask=m < L, other=float("inf")) * _LOG2_E
-    shift = tl.load(delta + at, mask=m < L, other=0.0)
-    natural = 1.0 / tl.sqrt(WIDTH + 0.0)
-    acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
-    whole = L // BLOCK_N * BLOCK_N
-    scale = natural * _LOG2_E
-    for start in range(0, whole, BLOCK_N):
-        acc = _from_keys(q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, False)
-    if whole < L:
-        acc = _from_keys(q, g, level, shift, keys, values, whole, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, True)
-    to = grad_qkv + first + m[:, None] * stride + w[None, :]
-    tl.store(to, acc * natural, mask=(m < L)[:, None] & (w < WIDTH)[None, :])
-
-
 def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Output [N, L, H, d] in the dtype of qkv, and log-sum-exp of the scaled scores, float32 [N, H, L].
 
@@ -303,13 +285,11 @@ def backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: 
     facts = {"dtype": dtype_name(qkv.dtype), "width": block_w, "L": L}
     sizes = {"H": H, "WIDTH": width, "BLOCK_W": block_w}
     delta = torch.empty_like(lse)
-    options = configuration("attention", "delta", device, **facts)
-    grid = (cdiv(L, options["BLOCK_M"]) * N * H,)
-    launch(_delta_kernel, grid, out, grad_out, grad_lse, delta, L, **sizes, **options)
     grad_qkv = torch.empty_like(qkv)
+    given = (qkv, out, grad_out, lse, grad_lse, delta, grad_qkv, L)
+    options = configuration("attention", "grad_queries", device, **facts)
+    launch(_grad_queries_kernel, (cdiv(L, options["BLOCK_M"]) * N * H,), *given, **sizes, **options)
     given = (qkv, grad_out, lse, delta, grad_qkv, L)
     options = configuration("attention", "grad_keys", device, **facts)
     launch(_grad_keys_kernel, (cdiv(L, options["BLOCK_N"]) * N * H,), *given, **sizes, **options)
-    options = configuration("attention", "grad_queries", device, **facts)
-    launch(_grad_queries_kernel, (cdiv(L, options["BLOCK_M"]) * N * H,), *given, **sizes, **options)
     return grad_qkv

@@ -3,7 +3,7 @@
 Forward: a program reads the s * C numbers of each of its tokens straight from the clips, multiplies them with the
 weight and adds bias and positions; bound by the bandwidth of the result. Backward: a kernel for weight and bias, one
 for the positions, which looks up every token in every track's list, and one for the clips where somebody wants that.
-All sums go through partial sums in a fixed order.
+All sums go through partial sums, which `_finish` adds up in a fixed order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._finish import Sum, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
 from s2vfast.kernels._place import places
 
@@ -197,9 +198,16 @@ def forward(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visi
 
 
 def backward(
-    grad_out: Tensor, clips: Tensor, weight: Tensor, visible: Tensor | None, tokens: int, need_clips: bool
+    grad_out: Tensor,
+    clips: Tensor,
+    weight: Tensor,
+    visible: Tensor | None,
+    tokens: int,
+    bias: torch.dtype,
+    positions: torch.dtype,
+    need_clips: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Gradients of clips (their dtype; None if not needed), weight, bias and positions (float32).
+    """Gradients of clips (None if not needed), weight, bias and positions, each in its tensor's dtype.
 
     Args:
         grad_out: [N, K, D].
@@ -207,6 +215,8 @@ def backward(
         weight: [D, s * C].
         visible: int32 [N, K], or None.
         tokens: L.
+        bias: dtype of the bias.
+        positions: dtype of the positions.
         need_clips: whether the first is wanted.
     """
     (N, K, D), (_, _, V, C), width, L = grad_out.shape, clips.shape, weight.shape[1], tokens
@@ -236,4 +246,5 @@ def backward(
         by_clips = torch.empty_like(clips)
         grid = (cdiv(L, options["BLOCK_L"]) * N,)
         launch(_grad_clips_kernel, grid, grad_out, weight, visible, by_clips, L, K, V, **sizes, **options)
-    return by_clips, partial.sum(0), partial_bias.sum(0), by_positions.sum(0)
+    given = [Sum(partial, weight.dtype), Sum(partial_bias, bias), Sum(by_positions, positions)]
+    return (by_clips, *finish("embed_gather", given))

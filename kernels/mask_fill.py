@@ -1,8 +1,9 @@
 """The decoder's input: latents at their places, the mask token elsewhere, plus positions.
 
 Forward: one pass that writes every row once and reads every latent once; where a latent belongs is found by comparison
-with the track's list of visible tokens. Backward: one pass over the gradient for the positions' and the mask token's,
-whose sums over tracks go through partial sums in a fixed order, and one over the visible rows. Bound by bandwidth.
+with the track's list of visible tokens. Backward: one pass over the gradient, which is read once. Visible rows become
+the latents' gradient; the positions' and the mask token's are partial sums over tracks, which `_finish` adds up in a
+fixed order. Bound by bandwidth.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._finish import Sum, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
 from s2vfast.kernels._place import places
 
@@ -48,22 +50,10 @@ def _forward_kernel(
 
 
 @triton.jit
-def _grad_latents_kernel(
-    grad_out, visible, grad_latents, rows, L, K, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """grad_latents[n, k] = grad_out[n, visible[n, k]] for a tile of rows n * K + k."""
-    m, d = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    in_m = m < rows
-    inside = in_m[:, None] & (d < D)[None, :]
-    token = tl.load(visible + m, mask=in_m, other=0)
-    found = tl.load(grad_out + ((m // K) * L + token)[:, None] * D + d[None, :], mask=inside, other=0.0)
-    tl.store(grad_latents + m[:, None] * D + d[None, :], found, mask=inside)
-
-
-@triton.jit
-def _grad_shared_kernel(
+def _backward_kernel(
     grad_out,
     visible,
+    grad_latents,
     partial,
     partial_token,
     N,
@@ -75,7 +65,10 @@ def _grad_shared_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Sums of grad_out over a share of the tracks: partial [split, l, d]; partial_token, over masked tokens alone."""
+    """For a tile of tokens of a share of the tracks: grad_latents [n, k, d], and sums of grad_out.
+
+    partial [split, l, d]: over the tracks; partial_token [split, tile, d]: over tracks and masked tokens.
+    """
     tile, split = tl.program_id(0), tl.program_id(1)
     token, d = tile * BLOCK_L + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     in_l, in_d = token < L, d < D
@@ -86,8 +79,11 @@ def _grad_shared_kernel(
         n = tl.cast(track, tl.int64)
         place = places(visible + n * K, K, token, BLOCK_K)
         grad = tl.load(grad_out + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        there = place >= 0
+        to = grad_latents + (n * K + place[:, None]) * D + d[None, :]
+        tl.store(to, grad, mask=there[:, None] & inside)
         total += grad
-        masked += tl.where((place >= 0)[:, None], 0.0, grad)
+        masked += tl.where(there[:, None], 0.0, grad)
     tl.store(partial + (split * L + token[:, None]) * D + d[None, :], total, mask=inside)
     tl.store(partial_token + (split * tl.num_programs(0) + tile) * D + d, tl.sum(masked, axis=0), mask=in_d)
 
@@ -110,37 +106,25 @@ def forward(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Ten
     return out
 
 
-def backward(grad_out: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of latents [N, K, D] (dtype of grad_out), mask_token float32 [D] and positions float32 [L, D].
+def backward(
+    grad_out: Tensor, visible: Tensor, mask_token: torch.dtype, positions: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of latents [N, K, D] (dtype of grad_out), mask_token [D] and positions [L, D].
 
     Args:
         grad_out: [N, L, D].
         visible: int32 [N, K].
+        mask_token: dtype of the second.
+        positions: dtype of the third.
     """
     (N, L, D), K = grad_out.shape, visible.shape[1]
-    device, facts, block_d = grad_out.device, {"dtype": dtype_name(grad_out.dtype), "D": D}, next_power_of_2(D)
+    device, dtype = grad_out.device, dtype_name(grad_out.dtype)
     by_latents = torch.empty(N, K, D, dtype=grad_out.dtype, device=device)
-    options = configuration("mask_fill", "grad_latents", device, **facts)
-    grid = (cdiv(N * K, options["BLOCK_M"]),)
-    launch(_grad_latents_kernel, grid, grad_out, visible, by_latents, N * K, L, K, D=D, BLOCK_D=block_d, **options)
-    options = configuration("mask_fill", "grad_shared", device, **facts)
+    options = configuration("mask_fill", "backward", device, dtype=dtype, D=D)
     splits = max(min(options.pop("SPLITS"), N), 1)
     tiles = cdiv(L, options["BLOCK_L"])
     partial = torch.empty(splits, L, D, dtype=torch.float32, device=device)
     partial_token = torch.empty(splits * tiles, D, dtype=torch.float32, device=device)
-    launch(
-        _grad_shared_kernel,
-        (tiles, splits),
-        grad_out,
-        visible,
-        partial,
-        partial_token,
-        N,
-        L,
-        K,
-        cdiv(N, splits),
-        D=D,
-        BLOCK_D=block_d,
-        **options,
-    )
-    return by_latents, partial_token.sum(0), partial.sum(0)
+    given = (grad_out, visible, by_latents, partial, partial_token, N, L, K, cdiv(N, splits))
+    launch(_backward_kernel, (tiles, splits), *given, D=D, BLOCK_D=next_power_of_2(D), **options)
+    return (by_latents, *finish("mask_fill", [Sum(partial_token, mask_token), Sum(partial, positions)]))

@@ -76,8 +76,8 @@ def _forward_kernel(
             h = tl.dot(w1, rows, input_precision="ieee")
         else:
             h = hidden(
-                weight1, D, 1, e, in_e, x, mu, factor, norm_weight, norm_bias, m, in_m, NORM, D, BLOCK_M, BLOCK_E,
-                BLOCK_K,
+                weight1, D, 1, e, in_e, x, mu, factor, norm_weight, norm_bias, None, m, in_m, NORM, D, BLOCK_M,
+                BLOCK_E, BLOCK_K,
             )  # fmt: skip
         h += tl.load(bias1 + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
         share, _ = normal_distribution(h, FAST_GELU)

@@ -4,7 +4,7 @@ Forward: a program normalises a tile of rows, which it reads once and keeps, and
 weight after the other. Reads the stream (4 bytes a number) and the weight (from the second-level cache), writes the
 result; the normed stream is never written. Where a row is too wide to keep, it is read again for every slice.
 Backward: one kernel for the stream's gradient, whose epilogue is the norm's own backward over whole rows; one for the
-weight's, which recomputes the normed stream. Sums over rows go through partial sums in a fixed order.
+weight's, which recomputes the normed stream; and `_finish`, which adds up their partial sums in a fixed order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._finish import Sum, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
 from s2vfast.kernels._weight_grad import weight_grad
 
@@ -216,10 +217,10 @@ def backward(
     )
     norm = (mean, rstd, norm_weight, norm_bias)
     by_weight, by_bias = weight_grad("norm_linear", grad_out, x, weight.dtype, norm, column_sums=bias is not None)
-    return (
-        grad_x,
-        partial[0].sum(0).to(norm_weight.dtype),
-        partial[1].sum(0).to(norm_bias.dtype),
-        by_weight.to(weight.dtype),
-        None if bias is None else by_bias.to(bias.dtype),
-    )
+    given = [
+        Sum(partial[0], norm_weight.dtype),
+        Sum(partial[1], norm_bias.dtype),
+        Sum(by_weight, weight.dtype),
+        None if bias is None else Sum(by_bias, bias.dtype),
+    ]
+    return (grad_x, *finish("norm_linear", given))

@@ -1,6 +1,6 @@
 """The teacher's contextual features: every hidden state normalised, their mean, its layer norm; masked tokens alone.
 
-``instance`` normalises over the tokens of a track: one kernel reads every state once for mean and deviation of every
+``instance`` normalises over the tokens of a track: one kernel reads all states once for mean and deviation of every
 channel, a second reads the masked rows of all states and writes the target. ``layer`` needs the second alone. Bound by
 bandwidth: the states are read at most twice, only masked rows are written.
 """
@@ -16,11 +16,18 @@ from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, nex
 
 
 @triton.jit
-def _statistics_kernel(state, mean, rstd, L, eps, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Mean and reciprocal deviation over the tokens of a track, for a tile of channels: [n, d].
+def _statistics_kernel(
+    states, mean, rstd, L, eps, COUNT: tl.constexpr, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Mean and reciprocal deviation over the tokens of a track, of one state, for a tile of channels: [state, n, d].
 
     Tiles are joined by the formula of Chan et al. (1979), which stays exact where the mean is large.
     """
+    which = tl.program_id(2)
+    state = states[0]
+    for i in tl.static_range(1, COUNT):
+        if which == i:
+            state = states[i]
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_d = d < D
@@ -37,8 +44,9 @@ def _statistics_kernel(state, mean, rstd, L, eps, D: tl.constexpr, BLOCK_L: tl.c
         step = here - centre
         centre += step * (count / both)
         spread += tl.sum(apart * apart, axis=0) + step * step * (start * count / both)
-    tl.store(mean + n * D + d, centre, mask=in_d)
-    tl.store(rstd + n * D + d, 1.0 / tl.sqrt(spread / L + eps), mask=in_d)
+    to = (which * tl.num_programs(0) + n) * D + d
+    tl.store(mean + to, centre, mask=in_d)
+    tl.store(rstd + to, 1.0 / tl.sqrt(spread / L + eps), mask=in_d)
 
 
 @triton.jit
@@ -105,9 +113,8 @@ def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) 
     if norm == "instance":
         mean, rstd = (torch.empty(len(states), N, D, dtype=torch.float32, device=device) for _ in range(2))
         options = configuration("teacher_target", "statistics", device, dtype=dtype_name(dtype), D=D, L=L)
-        grid = (N, cdiv(D, options["BLOCK_D"]))
-        for i, state in enumerate(states):
-            launch(_statistics_kernel, grid, state, mean[i], rstd[i], L, eps, D=D, **options)
+        grid = (N, cdiv(D, options["BLOCK_D"]), len(states))
+        launch(_statistics_kernel, grid, tuple(states), mean, rstd, L, eps, COUNT=len(states), D=D, **options)
     options = configuration("teacher_target", "target", device, dtype=dtype_name(dtype), D=D, L=L)
     grid = (cdiv(M, options["BLOCK_M"]) * N,)
     sizes = {"COUNT": len(states), "D": D, "BLOCK_D": next_power_of_2(D)}

@@ -144,13 +144,17 @@ def _backward(
     projection: Tensor | None,
     projection_bias: Tensor | None,
 ) -> list[Tensor]:
-    """Gradients of residual and of those of the others that there are, in the order of the operation's arguments."""
+    """Gradients of residual and of those of the others that there are, in the order of the operation's arguments.
+
+    Without a norm that of residual is grad_out, which an operator may not return: it is left out.
+    """
     grads = [t if t is None else t.contiguous().view(-1, t.shape[-1]) for t in (grad_out, grad_normed, out)]
     added = None if branch is None else branch.contiguous().view(-1, branch.shape[-1])
     others = [t if t is None else t.contiguous() for t in (gamma, weight, bias, projection, projection_bias)]
     by_residual, by_branch, *rest = _triton.kernels("add_norm").backward(*grads, mean, rstd, added, *others)
-    found = [by_residual.view(out.shape), by_branch if branch is None else by_branch.view(branch.shape), *rest]
-    return [t for t in found if t is not None]
+    streams = [(by_residual, out), (by_branch, branch)]
+    found = [gradient.view(stream.shape) for gradient, stream in streams if gradient is not None]
+    return found + [t for t in rest if t is not None]
 
 
 @_backward.register_fake
@@ -167,12 +171,13 @@ def _(
     projection: Tensor | None,
     projection_bias: Tensor | None,
 ) -> list[Tensor]:
-    tensors = (out, branch, gamma, weight, bias, projection, projection_bias)
+    tensors = (None if weight is None else out, branch, gamma, weight, bias, projection, projection_bias)
     return [t.new_empty(t.shape) for t in tensors if t is not None]
 
 
 def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     residual, branch, gamma, weight, bias, _, projection, projection_bias = inputs
+    ctx.set_materialize_grads(False)
     ctx.with_branch, ctx.with_norm = branch is not None, weight is not None
     out = output[0] if ctx.with_branch else residual
     mean, rstd = output[-2:] if ctx.with_norm else (None, None)
@@ -185,7 +190,7 @@ def _gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...
     grad_normed = grads[int(ctx.with_branch)] if ctx.with_norm else None
     tensors = ctx.saved_tensors
     found = iter(_backward(grad_out, grad_normed, *tensors))
-    by_residual = next(found)
+    by_residual = next(found) if ctx.with_norm else grad_out
     branch, *others = (None if t is None else next(found) for t in tensors[3:])
     gamma, weight, bias, projection, projection_bias = others
     return by_residual, branch, gamma, weight, bias, None, projection, projection_bias

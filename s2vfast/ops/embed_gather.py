@@ -74,21 +74,36 @@ def _(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: T
 
 @torch.library.custom_op("s2vfast::embed_gather_triton_backward", mutates_args=())
 def _triton_backward(
-    grad: Tensor, clips: Tensor, weight: Tensor, visible: Tensor | None, tokens: int, need_clips: bool
+    grad: Tensor,
+    clips: Tensor,
+    weight: Tensor,
+    visible: Tensor | None,
+    tokens: int,
+    bias: torch.dtype,
+    positions: torch.dtype,
+    need_clips: bool,
 ) -> list[Tensor]:
-    """Gradients of weight, bias, positions (float32) and, where needed, clips."""
+    """Gradients of weight, bias, positions and, where needed, clips."""
     visible = None if visible is None else visible.to(torch.int32).contiguous()
     tensors = (grad.contiguous(), clips.contiguous(), weight.contiguous(), visible)
-    by_clips, *others = _triton.kernels("embed_gather").backward(*tensors, tokens, need_clips)
+    by_clips, *others = _triton.kernels("embed_gather").backward(*tensors, tokens, bias, positions, need_clips)
     return [*others, *([by_clips] if need_clips else [])]
 
 
 @_triton_backward.register_fake
 def _(
-    grad: Tensor, clips: Tensor, weight: Tensor, visible: Tensor | None, tokens: int, need_clips: bool
+    grad: Tensor,
+    clips: Tensor,
+    weight: Tensor,
+    visible: Tensor | None,
+    tokens: int,
+    bias: torch.dtype,
+    positions: torch.dtype,
+    need_clips: bool,
 ) -> list[Tensor]:
     D = weight.shape[0]
-    others = [weight.new_empty(shape, dtype=torch.float32) for shape in (weight.shape, (D,), (tokens, D))]
+    sums = ((weight.shape, weight.dtype), ((D,), bias), ((tokens, D), positions))
+    others = [weight.new_empty(shape, dtype=dtype) for shape, dtype in sums]
     return [*others, *([clips.new_empty(clips.shape)] if need_clips else [])]
 
 
@@ -102,9 +117,8 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     clips, weight, visible = ctx.saved_tensors
     need_clips, *need, _ = ctx.needs_input_grad
-    found = _triton_backward(upstream, clips, weight, visible, ctx.tokens, need_clips)
-    dtypes = (weight.dtype, *ctx.dtypes)
-    others = [g.to(dtype) if n else None for g, n, dtype in zip(found[:3], need, dtypes, strict=True)]
+    found = _triton_backward(upstream, clips, weight, visible, ctx.tokens, *ctx.dtypes, need_clips)
+    others = [gradient if needed else None for gradient, needed in zip(found[:3], need, strict=True)]
     return found[3] if need_clips else None, *others, None
 
 

@@ -63,21 +63,23 @@ def _(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Tensor) -
 
 
 @torch.library.custom_op("s2vfast::mask_fill_triton_backward", mutates_args=())
-def _triton_backward(grad: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _triton.kernels("mask_fill").backward(grad.contiguous(), visible.to(torch.int32).contiguous())
+def _triton_backward(
+    grad: Tensor, visible: Tensor, mask_token: torch.dtype, positions: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    visible = visible.to(torch.int32).contiguous()
+    return _triton.kernels("mask_fill").backward(grad.contiguous(), visible, mask_token, positions)
 
 
 @_triton_backward.register_fake
-def _(grad: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, visible: Tensor, mask_token: torch.dtype, positions: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     N, L, D = grad.shape
-    sums = [grad.new_empty(sizes, dtype=torch.float32) for sizes in ((D,), (L, D))]
+    sums = [grad.new_empty(sizes, dtype=dtype) for sizes, dtype in (((D,), mask_token), ((L, D), positions))]
     return grad.new_empty((N, visible.shape[1], D)), sums[0], sums[1]
 
 
 def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    found = _triton_backward(upstream, ctx.saved_tensors[0])
-    given = zip(found, (upstream.dtype, *ctx.dtypes), ctx.needs_input_grad[:3], strict=True)
-    return *(gradient.to(dtype) if need else None for gradient, dtype, need in given), None
+    found = _triton_backward(upstream, ctx.saved_tensors[0], *ctx.dtypes)
+    return *(gradient if need else None for gradient, need in zip(found, ctx.needs_input_grad, strict=False)), None
 
 
 _triton_op.register_autograd(_triton_gradients, setup_context=_save)

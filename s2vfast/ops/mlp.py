@@ -156,6 +156,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, *others, _ = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, output[1], output[2], *others)
 
 

@@ -117,6 +117,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, norm_weight, norm_bias, weight, bias, _ = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, output[1], output[2], norm_weight, norm_bias, weight, bias)
 
 

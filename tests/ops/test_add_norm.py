@@ -18,7 +18,8 @@ def case(numbers, D=16, branch=True, gamma=True, norm=True):
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"branch": False, "gamma": False}, {"gamma": False}, {"norm": False}, {"D": 2}, {"D": 37}]
+    "kind",
+    [{}, {"branch": False}, {"branch": False, "gamma": False}, {"gamma": False}, {"norm": False}, {"D": 2}, {"D": 37}],
 )
 def test_agrees(agree, numbers, impl, kind):
     agree(add_norm, reference, case(numbers, **kind), impl)
@@ -39,6 +40,14 @@ def test_with_a_projection_it_agrees(agree, numbers, impl, kind):
     agree(add_norm, reference, projected(numbers, **kind), impl)
 
 
+@pytest.mark.parametrize("values", [(0.0,), (1e-4,), (0.0, 1e-4, -1e-4, 1e-30, 1.0)])
+@pytest.mark.parametrize("norm", [True, False])
+def test_with_a_projection_it_agrees_wherever_layer_scale_starts(agree, numbers, impl, values, norm):
+    """The gradient of a gamma of nought is not nought."""
+    gamma = torch.tensor(values, dtype=torch.float64).repeat(16)[:16]
+    agree(add_norm, reference, projected(numbers, norm=norm) | {"gamma": gamma}, impl)
+
+
 def test_a_projection_is_a_linear_map_before(numbers):
     given = projected(numbers)
     maps = {name: given.pop(name) for name in ("projection", "projection_bias")}
@@ -54,8 +63,9 @@ def test_small_tiles(agree, numbers, make):
         _launch.override("add_norm", "add", BLOCK_M=2),
         _launch.override("add_norm", "project", BLOCK_M=16, BLOCK_E=16),
         _launch.override("add_norm", "grad_rows", BLOCK_M=2, PROGRAMS=2),
-        _launch.override("add_norm", "grad_branch", BLOCK_M=16, BLOCK_D=16, BLOCK_E=16),
+        _launch.override("add_norm", "grad_project", BLOCK_M=16, BLOCK_E=16),
         _launch.override("add_norm", "weight_grad", BLOCK_M=16, BLOCK_R=16, BLOCK_C=16, SPLITS=2),
+        _launch.override("add_norm", "finish", BLOCK=32, BLOCK_C=16, BLOCK_N=2),
     ):
         given = make(numbers, D=48)
         wide = {name: given[name].repeat(1, 5, 1) for name in ("residual", "branch")}

@@ -35,7 +35,6 @@ def test_small_tiles(agree, numbers, shape):
     tiles = {"BLOCK_M": 16, "BLOCK_N": 16}
     with (
         _launch.override("attention", "forward", **tiles),
-        _launch.override("attention", "delta", BLOCK_M=16),
         _launch.override("attention", "grad_keys", **tiles),
         _launch.override("attention", "grad_queries", **tiles),
     ):

@@ -26,8 +26,7 @@ def test_small_tiles(agree, numbers):
     """Several tiles of tokens, several shares of the tracks, lists longer than what is compared at once."""
     with (
         _launch.override("mask_fill", "forward", BLOCK_L=4, BLOCK_K=4),
-        _launch.override("mask_fill", "grad_latents", BLOCK_M=4),
-        _launch.override("mask_fill", "grad_shared", BLOCK_L=4, BLOCK_K=4, SPLITS=2),
+        _launch.override("mask_fill", "backward", BLOCK_L=4, BLOCK_K=4, SPLITS=2),
     ):
         agree(mask_fill, reference, case(numbers, N=3, L=21, K=9, D=48), "triton")
 

@@ -35,6 +35,14 @@ def test_the_whole_branch_agrees(agree, numbers, impl, shape):
     agree(mlp, reference, branch(numbers, **shape), impl)
 
 
+@pytest.mark.parametrize("values", [(0.0,), (1e-4,), (0.0, 1e-4, -1e-4, 1e-30, 1.0)])
+def test_agrees_wherever_layer_scale_starts(agree, numbers, impl, values):
+    """The gradient of a gamma of nought is not nought."""
+    given = branch(numbers)
+    gamma = torch.tensor(values, dtype=torch.float64).repeat(16)[:16]
+    agree(mlp, reference, given | {"gamma": gamma}, impl)
+
+
 def test_the_branch_is_made_of_its_parts(numbers):
     given = branch(numbers)
     normed = torch.nn.functional.layer_norm(given["x"], (16,), given["norm_weight"], given["norm_bias"], 1e-6)
@@ -51,6 +59,7 @@ def test_small_tiles(agree, numbers, make, piece):
         _launch.override("mlp", "forward", **tiles),
         _launch.override("mlp", "grad_stream", **tiles),
         _launch.override("mlp", "grad_weight", **tiles, SPLITS=2),
+        _launch.override("mlp", "finish", BLOCK=32, BLOCK_C=16, BLOCK_N=2),
     ):
         agree(mlp, reference, make(numbers, N=3, L=13, D=48, E=40), "triton")
 

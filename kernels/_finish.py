@@ -1,0 +1,180 @@
+"""The last launch of a backward pass: every sum over shares, in a fixed order, in the dtype of its gradient.
+
+What the other kernels leave are float32 partial sums, one for each share of the rows. One kernel adds them all up, of
+all outputs: a program finds its job from its number. Reads the partial sums once, writes the gradients; bound by
+bandwidth, and by latency where shares are many, so that a program loads a tile of shares at once.
+
+LayerScale costs no launch of its own. The kernels before take the incoming gradient times s, which is gamma, but never
+nearer to zero than 1e-18: what they make of it is the gradient of a linear map under LayerScale as it is wanted, and
+divided by s what gamma's gradient needs: of gamma * (a @ W^T + b) by gamma it is the sum over columns of
+(gradient^T @ a) * W, plus b times the sum of the gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from s2vfast.kernels._launch import cdiv, configuration, launch
+
+# Sums of more shares than this are done in tiles of few columns, so that many programs share the work.
+_FEW = 48
+
+
+@triton.jit
+def away_from_zero(gamma):
+    """LayerScale's gamma, float32, its magnitude at least 1e-18, so that what was multiplied by it can be divided."""
+    return tl.where(tl.abs(gamma) < 1e-18, tl.where(gamma < 0, -1e-18, 1e-18), gamma)
+
+
+@triton.jit
+def _added(partial, at, inside, stride, shares, SHARES: tl.constexpr, WIDTH: tl.constexpr):
+    """The sums over shares of partial[share * stride + at], [WIDTH]."""
+    acc = tl.zeros([SHARES, WIDTH], dtype=tl.float32)
+    for start in range(0, shares, SHARES):
+        share = start + tl.arange(0, SHARES)
+        places = partial + share.to(tl.int64)[:, None] * stride + at[None, :]
+        acc += tl.load(places, mask=(share < shares)[:, None] & inside[None, :], other=0.0)
+    return tl.sum(acc, axis=0)
+
+
+@triton.jit
+def _sum_tile(tile, partial, out, size, stride, shares, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """One tile of a sum, if this number is one of its tiles; the number among the tiles that follow."""
+    tiles = tl.cdiv(size, WIDTH)
+    if (tile >= 0) & (tile < tiles):
+        at = tile * WIDTH + tl.arange(0, WIDTH)
+        inside = at < size
+        tl.store(out + at, _added(partial, at, inside, stride, shares, BLOCK // WIDTH, WIDTH), mask=inside)
+    return tile - tiles
+
+
+@triton.jit
+def _scaled_row(
+    row, partial, sums, weight, bias, gamma, by_weight, by_bias, by_gamma, C, stride, shares, sums_stride, sums_shares,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One row of the map under LayerScale: its gradient, and the elements of the bias's and gamma's."""
+    one = row + tl.arange(0, 1)
+    scale = tl.load(gamma + one).to(tl.float32)
+    used = away_from_zero(scale)
+    rest = tl.where(scale == used, 1.0, scale / used)
+    along = tl.zeros([WIDTH], dtype=tl.float32)
+    for start in range(0, C, WIDTH):
+        c = start + tl.arange(0, WIDTH)
+        at, inside = row * C + c, c < C
+        total = _added(partial, at, inside, stride, shares, BLOCK // WIDTH, WIDTH)
+        along += total * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(by_weight + at, total * rest, mask=inside)
+    change = tl.sum(along, axis=0) / used
+    if bias is not None:
+        total = _added(sums, one, one >= 0, sums_stride, sums_shares, BLOCK, 1)
+        change += tl.load(bias + one).to(tl.float32) * total
+        tl.store(by_bias + one, total * scale)
+    tl.store(by_gamma + one, change)
+
+
+@triton.jit
+def _finish_kernel(
+    partials,
+    outs,
+    sizes,
+    strides,
+    shares,
+    scaled,
+    sums,
+    weight,
+    bias,
+    gamma,
+    by_weight,
+    by_bias,
+    by_gamma,
+    R,
+    C,
+    scaled_shares,
+    sums_stride,
+    sums_shares,
+    COUNT: tl.constexpr,
+    FEW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """outs[i] = the sum of partials[i], the first FEW of few shares; the rows of `LayerScale` before them."""
+    tile = tl.program_id(0)
+    if scaled is not None:
+        if tile < R:
+            _scaled_row(
+                tile, scaled, sums, weight, bias, gamma, by_weight, by_bias, by_gamma, C, R * C, scaled_shares,
+                sums_stride, sums_shares, BLOCK, BLOCK_C,
+            )  # fmt: skip
+        tile -= R
+    for i in tl.static_range(COUNT):
+        if i < FEW:
+            tile = _sum_tile(tile, partials[i], outs[i], sizes[i], strides[i], shares[i], BLOCK, BLOCK_C)
+        else:
+            tile = _sum_tile(tile, partials[i], outs[i], sizes[i], strides[i], shares[i], BLOCK, BLOCK_N)
+
+
+class Sum(NamedTuple):
+    """A gradient that is the sum of shares."""
+
+    partial: Tensor  # float32 [shares, ...], each share contiguous
+    dtype: torch.dtype  # of the gradient
+
+
+class LayerScale(NamedTuple):
+    """A linear map under LayerScale; what is summed was made of the gradient times `away_from_zero` of gamma."""
+
+    partial: Tensor  # float32 [shares, R, C], of weight
+    sums: Tensor  # float32 [shares, R], of the gradient as it was
+    weight: Tensor  # [R, C]
+    bias: Tensor | None  # [R]
+    gamma: Tensor  # [R]
+
+
+def finish(stem: str, given: list[Sum | None], scaled: LayerScale | None = None) -> list[Tensor | None]:
+    """The sums (None where there is None), then, where there is one, the gradients of a map's weight, bias and gamma.
+
+    Args:
+        stem: whose table names the configuration (``finish``).
+        given: what is to be summed.
+        scaled: a linear map under LayerScale, each of whose gradients gets its tensor's dtype.
+    """
+    outs = [
+        None if s is None else torch.empty(s.partial.shape[1:], dtype=s.dtype, device=s.partial.device) for s in given
+    ]
+    wanted = [(s.partial, out) for s, out in zip(given, outs, strict=True) if s is not None]
+    wanted.sort(key=lambda pair: pair[0].shape[0] > _FEW)
+    if not wanted and scaled is None:
+        return outs
+    device = (wanted[0] if wanted else scaled)[0].device
+    options = configuration(stem, "finish", device)
+    few = sum(partial.shape[0] <= _FEW for partial, _ in wanted)
+    programs = sum(cdiv(out.numel(), options["BLOCK_C" if i < few else "BLOCK_N"]) for i, (_, out) in enumerate(wanted))
+    rows = (None,) * 8 + (0,) * 5
+    made: list[Tensor | None] = []
+    if scaled is not None:
+        partial, sums, weight, bias, gamma = scaled
+        R, C = weight.shape
+        made = [None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias, gamma)]
+        rows = (*scaled, *made, R, C, partial.shape[0], sums.stride(0), sums.shape[0])
+        programs += R
+    launch(
+        _finish_kernel,
+        (programs,),
+        tuple(partial for partial, _ in wanted),
+        tuple(out for _, out in wanted),
+        tuple(out.numel() for _, out in wanted),
+        tuple(partial.stride(0) for partial, _ in wanted),
+        tuple(partial.shape[0] for partial, _ in wanted),
+        *rows,
+        COUNT=len(wanted),
+        FEW=few,
+        **options,
+    )
+    return outs + made
