@@ -168,6 +168,14 @@ def _add_pretrain(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=str, metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard to RUN/tensorboard")
+    parser.add_argument(
+        "--profile",
+        type=int,
+        nargs="?",
+        const=10,
+        metavar="STEPS",
+        help="measure and trace so many steps (10) before the run's own, into RUN/profile",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the whole config, documented, and exit")
     for section in dataclasses.fields(Config):
         group = parser.add_argument_group(section.name)
@@ -246,7 +254,16 @@ def _pretrain(options: Any) -> int:
     for name, value in (("--data", options.store or resumed), ("--out", options.out)):
         if not value:
             raise errors.ConfigError(f"{name}: needed")
-    summary = pretrain(config, options.store, options.out, resume=resume, tensorboard=options.tensorboard)
+    if options.profile is not None and options.profile < 1:
+        raise errors.ConfigError(f"--profile: {options.profile}; 1 step or more is expected")
+    summary = pretrain(
+        config,
+        options.store,
+        options.out,
+        resume=resume,
+        tensorboard=options.tensorboard,
+        profile=options.profile,
+    )
     if summary.signal is not None:
         return 128 + summary.signal
     if not torchrun.speaks():

@@ -35,7 +35,9 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.head = nn.Linear(dim, out or dim)
 
-    def forward(self, latent: Tensor, visible: Tensor, masked: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latent: Tensor, visible: Tensor, masked: Tensor | None = None, norm: nn.LayerNorm | None = None
+    ) -> Tensor:
         """Predictions.
 
         Args:
@@ -43,12 +45,17 @@ class Decoder(nn.Module):
             visible: int32 [N, K], their token ids.
             masked: int32 [N, M], the tokens to predict; None for all L. The last block's MLP and the head see
                 only these.
+            norm: a layer norm to apply to the latents first: with it they are the encoder's residual stream, and norm
+                and linear map are one operation.
 
         Returns:
             [N, M, D], or [N, L, D].
         """
-        operand = self.embed.weight.dtype
-        embedded = F.linear(latent.to(operand), self.embed.weight, self.embed.bias.to(operand)).to(latent.dtype)
-        x = ops.mask_fill(embedded, self.mask_token, token_positions(self.segment, self.joint), visible)
+        weight, bias = self.embed.weight, self.embed.bias
+        if norm is None:
+            embedded = F.linear(latent.to(weight.dtype), weight, bias.to(weight.dtype))
+        else:
+            embedded = ops.norm_linear(latent, norm.weight, norm.bias, weight, bias, norm.eps)
+        x = ops.mask_fill(embedded.to(latent.dtype), self.mask_token, token_positions(self.segment, self.joint), visible)
         x = self.blocks(x, masked)
         return ops.norm_linear(x, self.norm.weight, self.norm.bias, self.head.weight, self.head.bias, self.norm.eps)

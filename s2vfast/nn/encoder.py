@@ -40,9 +40,14 @@ class Encoder(nn.Module):
         Returns:
             [N, K, D], or [N, L, D].
         """
-        x = self.blocks(self.embedding(clips, visible))
-        _, normed = ops.add_norm(x, None, None, self.norm.weight, self.norm.bias, self.norm.eps)
+        _, normed = ops.add_norm(
+            self.stream(clips, visible), None, None, self.norm.weight, self.norm.bias, self.norm.eps
+        )
         return normed
+
+    def stream(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The residual stream after the last block, before the final norm; arguments and shapes as of `forward`."""
+        return self.blocks(self.embedding(clips, visible))
 
     def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
         """Outputs of the last ``last`` blocks, before the final norm, each [N, L, D]."""

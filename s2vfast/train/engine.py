@@ -147,6 +147,17 @@ class Pretrainer:
         """Wait for all steps that have been started; what `run_step` has not reported of them, in order."""
         return [self._read() for _ in range(len(self._pending))]
 
+    def bare_step(self, batch: Batch) -> None:
+        """Do a step on a batch that is there and do not ask what came of it; it is not counted."""
+        self._start(batch, self.step, self.config.optim.lr_min, 1.0)
+        self._pending.pop()
+
+    def rewind(self, step: int) -> None:
+        """Let ``step`` be the next one, and forget what is under way."""
+        self.step = step
+        self._pending.clear()
+        self.feed.forget()
+
     def _start(self, batch: Batch, step: int, lr: float, tau: float) -> None:
         slot = step % (self.lag + 2)
         self._controls[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
@@ -170,9 +181,7 @@ class Pretrainer:
         for name, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
             if not math.isfinite(found[name]):
                 error = self._non_finite(what, found[name], pending, values[len(REPORTS) :])
-                self._pending.clear()
-                self.step = pending.step
-                self.feed.forget()
+                self.rewind(pending.step)
                 self.body.mend()
                 raise error
         return StepResult(
@@ -232,9 +241,7 @@ class Pretrainer:
                 for name, tensor in tensors.items():
                     tensor.copy_(state[group][name])
         self.optimizer.refresh()
-        self.step = int(meta["step"])
-        self._pending.clear()
-        self.feed.forget()
+        self.rewind(int(meta["step"]))
 
     def spread(self) -> None:
         """Give every rank the state of rank 0."""

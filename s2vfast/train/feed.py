@@ -109,10 +109,11 @@ class Feed:
         if self.config.objective.empty_bodies != "compute":
             filled = -(-int(self._present[ids].sum()) // self._round) * self._round
         seed = self.config.train.seed
+        there = ids
         if self._source.type == "cuda":
-            ids = ids.pin_memory().to(self._source, non_blocking=True)
+            there = ids.pin_memory().to(self._source, non_blocking=True)
         clips = ops.clip_sample(
-            self.frames, self.frame_index, self.row, self.count, ids, self.spec, seed=seed, epoch=epoch
+            self.frames, self.frame_index, self.row, self.count, there, self.spec, seed=seed, epoch=epoch
         )
         masks = self.model.draw(clips, seed=seed, epoch=epoch, sample_ids=ids)
         if self._sends:

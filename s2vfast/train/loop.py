@@ -63,6 +63,7 @@ def pretrain(
     *,
     resume: bool = False,
     tensorboard: bool = False,
+    profile: int | None = None,
     make_engine: Callable[[Config, Any], Any] | None = None,
 ) -> Summary:
     """Train a run to its end, or until a signal.
@@ -77,6 +78,7 @@ def pretrain(
         run_dir: The run's folder: empty or missing without ``resume``.
         resume: Go on from the newest intact checkpoint. Where no run has begun in the folder, begin one.
         tensorboard: Write scalars for TensorBoard too.
+        profile: Steps to measure and trace before the run's own; what is found goes to ``profile`` in the run's folder.
         make_engine: Builds the engine from (config, store); `s2vfast.train.engine.Pretrainer` where None.
 
     Raises:
@@ -95,7 +97,10 @@ def pretrain(
             _set_threads(plan.config)
             engine = ranks.each(lambda: (make_engine or _engine(ranks))(plan.config, store))
             ranks.tell(lambda: _claim(run, plan, store, stack))
-            return _Loop(run, plan, engine, ranks, tensorboard, stop, stack).run()
+            loop = _Loop(run, plan, engine, ranks, tensorboard, stop, stack)
+            if profile:
+                loop.profile(profile)
+            return loop.run()
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,17 @@ class _Loop:
         self.saved = engine.step
         self.records = _Records(self, size, tensorboard, stack) if ranks.first else None
         self.warned = self.stopped = False
-        self.began, self.clips, self.last = time.monotonic(), 0, None
+        self.began, self.clips, self.last, self.bare = time.monotonic(), 0, None, None
+
+    def profile(self, steps: int) -> None:
+        """Measure and trace some steps, which are then forgotten."""
+        from s2vfast.train import profile
+
+        folder = self.path / "profile"
+        self.progress.message(f"profiling {profile.WARM + 3 * steps} steps into {folder}")
+        found = profile.take(self.engine, folder, steps, writes=self.ranks.first)
+        self.bare = found["clips_per_second_bare"]
+        self.progress.message(profile.text(found))
 
     def run(self) -> Summary:
         """Steps until the end or a signal."""
@@ -188,6 +203,9 @@ class _Loop:
                     self._save()
             seconds = time.monotonic() - self.began
             self._save()
+        if self.bare and seconds > 0:
+            share = self.clips / seconds / self.bare
+            self.progress.message(f"the whole loop reached {share:.0%} of the bare step's throughput")
         signum = None
         if engine.step < self.total:
             signum = stop.signum or signal.SIGTERM

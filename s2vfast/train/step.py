@@ -53,7 +53,6 @@ class Step:
         """[4], see `CONTROLS`."""
         self.report = torch.zeros(len(REPORTS) + self.shares, device=device)
         """[5 + shares], see `REPORTS`."""
-        self._spoilt = torch.zeros((), device=device)  # 0, and NaN from the first number on that is not finite
         # A mean over the clips that are kept, whose number only the device knows, is weighted after the sum.
         self._weighted = self.shares > 1 and model.empty_bodies == "drop"
         self._loss: Callable[..., Any] = model
@@ -66,7 +65,7 @@ class Step:
 
     def mend(self) -> None:
         """Let updates through again, after a number that was not finite has been reported."""
-        self._spoilt.zero_()
+        self.report.zero_()
 
     def __call__(self, parts: list[Part]) -> None:
         """Do a step; `report` holds what came of it."""
@@ -89,14 +88,14 @@ class Step:
                 rows[self.ranks.rank * self.parts + number].copy_(row)
         with record_function("s2vfast: update"):
             if rows is None:
-                found = (losses.loss.detach(), losses.target_var, losses.pred_var, self.control[3].float())
-                shares = found[0].reshape(1)
+                loss, stop = losses.loss.detach(), self.control[3].float()
+                target_var, pred_var, shares = losses.target_var, losses.pred_var, (loss,)
             else:
-                found, shares = self._together(rows), rows[:, 0]
-            loss, target_var, pred_var, stop = found
-            # Zero times what is not finite is NaN, which spoils the norm, and a spoilt norm lets nothing through.
-            self._spoilt.add_(loss * 0.0)
-            self.optimizer.grad[:1].add_(self._spoilt)
+                loss, target_var, pred_var, stop = self._together(rows)
+                shares = rows[:, 0].unbind()
+            # Zero times what is not finite is NaN, which spoils the norm, as the last step's norm does if it was not
+            # finite; and a norm that is not finite lets nothing through.
+            self.optimizer.grad[:1].add_((loss + self.report[1]) * 0.0)
             options = self.options
             norm = self.optimizer.step(
                 self.control[0],
@@ -108,8 +107,7 @@ class Step:
                 clip=options.clip,
                 tau=self.control[2],
             )
-            self._spoilt.add_(norm * 0.0)
-            torch.cat([torch.stack([loss, norm, target_var, pred_var, stop]), shares], out=self.report)
+            torch.stack([loss, norm, target_var, pred_var, stop, *shares], out=self.report)
 
     def _rows(self) -> Tensor | None:
         """[shares, 2 + 4 D], cleared: loss, clips, moments of target and prediction of every share; None for one."""
