@@ -52,6 +52,16 @@ TAU = 0.999
 Advance = Callable[[], float]  # one step; the loss, read
 
 
+def load(name: str) -> Config:
+    """A preset or a file; on a bare machine, which reads no YAML, the defaults, which are those of ntu60."""
+    try:
+        return presets.load(name)
+    except ImportError:
+        if name != "ntu60":
+            raise SystemExit(f"--config {name}: needs PyYAML to be read; ntu60 does without") from None
+        return Config()
+
+
 def clips_of(config: Config, batch: int, device: torch.device, empty: bool) -> tuple[Tensor, int]:
     """Clips [N, T, V, C] of random walks, and how many tracks hold a body."""
     N = batch * config.data.bodies
@@ -248,7 +258,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write DEVICE/step.json to")
     given = parser.parse_args()
     device = torch.device(given.device)
-    config = presets.load(given.config)
+    config = load(given.config)
     config = dataclasses.replace(
         config, objective=dataclasses.replace(config.objective, empty_bodies=given.empty_bodies)
     )

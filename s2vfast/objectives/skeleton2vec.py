@@ -108,7 +108,7 @@ class Skeleton2vec(nn.Module):
         r, count = self.masks_per_clip, clips.shape[0]
         bodies = None if self.empty_bodies == "compute" else _Bodies.of(clips, filled)
         kept = None
-        if self.empty_bodies == "drop" and bodies.filled < count:
+        if self.empty_bodies == "drop":
             chosen = bodies.order[: bodies.filled]
             kept = ~bodies.empty[chosen].repeat(r)  # [r * n], False where ``filled`` was more than there are
             rows = (torch.arange(r, device=clips.device)[:, None] * count + chosen).reshape(-1)

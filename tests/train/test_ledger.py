@@ -1,0 +1,83 @@
+"""The ledger against what the network really does, and against the figures the design was made with."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from s2vfast import ops, presets
+from s2vfast.objectives import build_objective
+from s2vfast.train import ledger
+
+# GEMM and attention GFLOP and millions of exponentials of the published NTU 60 step, 128 tracks.
+PUBLISHED = {
+    "teacher": (1208, 590, 4608),
+    "student": (290, 13, 58),
+    "decoder forward": (467, 221, 1728),
+    "decoder backward": (933, 553, 1728),
+    "sum": (2899, 1377, 8123),
+}
+
+
+def test_ntu60_is_what_the_design_says():
+    dense = ledger.ledger(presets.load("ntu60"), joints=25, tracks=128, empty=52)["dense"]
+    for part, expected in PUBLISHED.items():
+        found = (dense[part]["gemm"] / 1e9, dense[part]["attention"] / 1e9, dense[part]["exps"] / 1e6)
+        assert found == pytest.approx(expected, rel=0.02), part
+
+
+def small(empty_bodies="compute", masks=1):
+    config = presets.load("ntu60")
+    config.model.dim, config.model.heads, config.model.depth, config.model.decoder_depth = 32, 2, 3, 2
+    config.objective.top_k, config.data.frames, config.objective.empty_bodies = 3, 30, empty_bodies
+    config.mask.masks_per_clip = masks
+    return config
+
+
+@pytest.mark.parametrize(("empty", "masks"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+def test_matrix_products_are_those_that_are_made(empty, masks):
+    config = small("share", masks)
+    model = build_objective(config, 25)
+    clips = torch.randn(6, 30, 25, 3)
+    clips[1 : 1 + 2 * empty : 2] = 0.0
+    with FlopCounterMode(display=False) as counter, ops.use_impl("torch,attention=reference"):
+        model(clips, seed=1, sample_ids=torch.arange(3)).loss.backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = {str(op).rpartition(".")[2]: flops for op, flops in counted.items()}
+    plan = ledger.Plan(config, 25, tracks=6, empty=empty)
+    sums = ledger.summary(plan.lines())["sum"]
+    gemm = products["mm"] + products["addmm"]
+    # The gradient of the clips is not made, which the ledger counts with the embedding's backward pass.
+    assert gemm == pytest.approx(sums["gemm"], rel=0.005)
+    forward = sum(line.attention for line in plan.lines() if "backward" not in line.what)
+    backward = sum(line.attention for line in plan.lines() if "backward" in line.what)
+    # The reference keeps its scores: four products backward instead of five.
+    assert products["bmm"] == pytest.approx(forward + backward * 4 / 5, rel=1e-6)
+
+
+def test_parameters_are_counted():
+    for name, joints in (("ntu60", 25), ("nwucla", 20)):
+        config = presets.load(name)
+        model = build_objective(config, joints)
+        encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder))
+        assert ledger.parameters(config, joints) == (encoder + decoder, encoder)
+
+
+def test_savings_add_up():
+    found = ledger.ledger(presets.load("ntu60"), joints=25, tracks=128, empty=52)
+    total = sum(row["gemm"] + row["attention"] for row in found["savings"].values())
+    saved = sum(found["dense"]["sum"][key] - found["step"]["sum"][key] for key in ("gemm", "attention"))
+    assert saved == pytest.approx(total, rel=1e-9)
+    dense = sum(found["dense"]["sum"][key] for key in ("gemm", "attention"))
+    assert dense / (dense - saved) == pytest.approx(1.21, abs=0.01)
+
+
+def test_the_command_prints_a_table_and_json(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ledger", "--config", "ntu60"])
+    ledger.main()
+    table = capsys.readouterr().out
+    assert "one teacher pass for all empty bodies" in table
+    monkeypatch.setattr("sys.argv", ["ledger", "--config", "nwucla", "--joints", "20", "--json"])
+    ledger.main()
+    assert json.loads(capsys.readouterr().out)["empty"] == 0

@@ -1,0 +1,205 @@
+"""Ways to do a step that must not change what it computes, or change it as they say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from s2vfast import errors
+from s2vfast.data.store import Store
+from s2vfast.train.engine import Pretrainer
+from s2vfast.train.step import Captured
+
+
+@pytest.fixture
+def make(tiny_store, tiny_config):
+    """make(**changes): an engine on the tiny store; changes are section__field."""
+
+    def engine(**changes):
+        config = tiny_config()
+        for path, value in changes.items():
+            section, name = path.split("__")
+            setattr(getattr(config, section), name, value)
+        return Pretrainer(config, Store.open(tiny_store))
+
+    return engine
+
+
+def numbers(engine, steps=6):
+    results = [engine.run_step() for _ in range(steps)]
+    return np.array([[r.loss, r.grad_norm, r.target_var, r.pred_var] for r in results])
+
+
+@pytest.mark.parametrize("how", ["compute", "share", "drop"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_change_nothing(make, how, parts):
+    whole = numbers(make(objective__empty_bodies=how))
+    assert np.allclose(numbers(make(objective__empty_bodies=how, train__accumulate=parts)), whole, rtol=2e-6)
+
+
+def test_several_masks_in_parts(make):
+    whole = numbers(make(mask__masks_per_clip=3))
+    assert np.allclose(numbers(make(mask__masks_per_clip=3, train__accumulate=2)), whole, rtol=2e-6)
+
+
+def test_shared_empty_bodies_change_nothing(make):
+    assert np.allclose(numbers(make(objective__empty_bodies="share")), numbers(make()), rtol=2e-6)
+
+
+@pytest.mark.parametrize("how", ["share", "drop"])
+def test_room_for_more_bodies_than_there_are_changes_nothing(make, how):
+    """As on a GPU, where the number of rows is rounded up so that shapes repeat."""
+    exact, roomy = make(objective__empty_bodies=how), make(objective__empty_bodies=how)
+    roomy.feed._round = 3
+    real = roomy.feed.batch(0).parts[0].filled, exact.feed.batch(0).parts[0].filled
+    assert real[0] > real[1]
+    assert np.allclose(numbers(roomy), numbers(exact), rtol=2e-6)
+
+
+def test_low_precision_is_close_and_keeps_float32_weights(make):
+    low = make(train__precision="bfloat16")
+    assert low.model.encoder.blocks[0].qkv.weight.dtype == torch.bfloat16
+    assert low.model.encoder.embedding.weight.dtype == torch.float32
+    found, exact = numbers(low), numbers(make())
+    assert np.allclose(found[:, 0], exact[:, 0], rtol=2e-3)
+    assert not np.array_equal(found, exact)
+    assert all(tensor.dtype == torch.float32 for tensor in low.state()["model"].values())
+    weight = low.state()["model"]["student.encoder.blocks.0.qkv.weight"]
+    assert torch.equal(low.model.encoder.blocks[0].qkv.weight, weight.to(torch.bfloat16))
+    teacher = low.state()["model"]["teacher.blocks.0.qkv.weight"]
+    assert torch.equal(low.model.teacher.blocks[0].qkv.weight, teacher.to(torch.bfloat16))
+
+
+def test_a_checkpoint_fits_any_precision(make):
+    low, other = make(train__precision="bfloat16"), make(train__precision="bfloat16")
+    numbers(low, 3)
+    other.load(low.state(), low.meta())
+    assert np.array_equal(numbers(low, 3), numbers(other, 3))
+    single = make()
+    single.load(low.state(), low.meta())
+    assert np.isfinite(numbers(single, 2)).all()
+
+
+@pytest.mark.slow
+def test_compiled(make):
+    options = {"objective__empty_bodies": "compute", "train__impl": "torch"}
+    with sdpa_kernel(SDPBackend.MATH):  # what flash attention on CPUs compiles to takes minutes
+        compiled = numbers(make(train__mode="compile", **options), 3)
+    assert np.allclose(compiled, numbers(make(**options), 3), rtol=1e-5)
+
+
+def test_a_graph_needs_a_gpu(make):
+    with pytest.raises(errors.ConfigError, match="train.mode: graph needs a GPU, not cpu"):
+        make(train__mode="graph")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__accumulate": 3}, "train.batch: 4 is no multiple of 3, which is 1 ranks times train.accumulate = 3"),
+        ({"train__accumulate": 0}, "train.accumulate: 0; 1 or more"),
+        ({"train__precision": "float16"}, "train.precision: 'float16' is not one of"),
+        ({"train__mode": "fast"}, "train.mode: 'fast' is not one of"),
+        ({"data__resident": "disk"}, "data.resident: 'disk' is not one of"),
+    ],
+)
+def test_refuses(make, changes, message):
+    with pytest.raises(errors.ConfigError, match=message):
+        make(**changes)
+
+
+class LateEngine(Pretrainer):
+    """Reads its results as late as on a GPU."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.lag = 2
+        self._controls = torch.zeros(4, 4, dtype=torch.float64)
+        self._reports = torch.zeros(4, self.body.report.numel())
+
+
+def late(config, store):
+    return LateEngine(config, Store.open(store))
+
+
+def test_results_that_come_late_are_the_same(make, tiny_store, tiny_config):
+    plain = make()
+    expected = [plain.run_step() for _ in range(8)]
+    engine = late(tiny_config(), tiny_store)
+    started = [engine.run_step() for _ in range(8)]
+    assert started[:2] == [None, None]
+    found = [*started[2:], *engine.drain()]
+    assert [r.step for r in found] == list(range(1, 9))
+    assert [(r.loss, r.grad_norm, r.lr, r.ema_decay) for r in found] == [
+        (r.loss, r.grad_norm, r.lr, r.ema_decay) for r in expected
+    ]
+    assert engine.drain() == []
+
+
+def test_after_a_number_that_is_not_finite_nothing_changes_until_it_is_read(tiny_store, tiny_config):
+    """Two more steps are under way when the host hears of it; they have left no trace, and the run can go on."""
+    engine, other = late(tiny_config(), tiny_store), late(tiny_config(), tiny_store)
+    for _ in range(3):
+        engine.run_step()
+        other.run_step()
+    before = {name: tensor.clone() for group in other.state().values() for name, tensor in group.items()}
+    real = engine.feed.batch
+
+    def spoilt(step):
+        batch = real(step)
+        if step == 3:
+            batch.parts[0].clips[0] = torch.nan
+        return batch
+
+    engine.feed.batch = spoilt
+    assert [engine.run_step().step for _ in range(2)] == [2, 3]
+    with pytest.raises(errors.TrainingError, match="step 4: the loss is nan"):
+        engine.run_step()
+    assert engine.step == 3
+    after = {name: tensor for group in engine.state().values() for name, tensor in group.items()}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    engine.feed.batch = real
+    other.drain()
+    found, expected = [[*(e.run_step() for _ in range(3)), *e.drain()] for e in (engine, other)]
+    assert [r.loss for r in found if r] == [r.loss for r in expected if r]
+
+
+def test_a_captured_step_reads_what_lies_at_fixed_places(make, monkeypatch):
+    """The bookkeeping around CUDA graphs, with a graph that calls again what it has seen."""
+    engine, plain = make(), make()
+
+    class Graph:
+        def __init__(self):
+            self.calls = []
+
+        def replay(self):
+            for call in self.calls:
+                call()
+
+        def pool(self):
+            return "pool"
+
+    def capture(self, parts):
+        places = [dataclasses.replace(part, clips=part.clips.clone(), masks=clone(part.masks)) for part in parts]
+        graph = Graph()
+        graph.calls.append(lambda: self.step(places))
+        return graph, places
+
+    def clone(masks):
+        copies = {id(t): t.clone() for t in masks.tensors()}
+        return dataclasses.replace(masks, **{name: copies[id(t)] for name, t in vars(masks).items()})
+
+    monkeypatch.setattr(Captured, "_capture", capture)
+    engine._advance = Captured(engine.body)
+    assert np.array_equal(numbers(engine, 10), numbers(plain, 10))
+    assert engine._advance._graphs, "something was captured"
+
+
+def test_threads_that_send_batches_ahead(make):
+    """The way of recordings that do not fit on the device; here the device is the host itself."""
+    engine, plain = make(data__workers=2), make()
+    engine.feed._sends = True
+    engine.feed._send = lambda tensor: tensor.clone()
+    assert np.array_equal(numbers(engine), numbers(plain))
