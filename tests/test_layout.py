@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STEMS = (
-    "clip_sample tube_mask embed_gather mask_fill norm_linear attention add_norm mlp teacher_target masked_mse "
-    "adamw_ema"
+    "clip_sample tube_mask embed_gather mask_fill norm_linear attention add_norm mlp block_stack "
+    "teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 420
 

@@ -26,6 +26,12 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(round(dim * mlp_ratio), dim)
         self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
 
+    def in_order(self) -> list[nn.Parameter]:
+        """The parameters as `s2vfast.ops.block_stack` takes them."""
+        first = (self.norm1.weight, self.norm1.bias, self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
+        second = (self.norm2.weight, self.norm2.bias, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return [*first, self.gamma1, *second, self.gamma2]
+
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """The residual stream after this block.
 
@@ -68,7 +74,10 @@ class BlockStack(nn.ModuleList):
         super().__init__(Block(dim, heads, mlp_ratio, layer_scale, norm_eps) for _ in range(depth))
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The stream after the last block; arguments as of `states`."""
+        """The stream after the last block; arguments as of `states`. Short sequences go through all blocks at once."""
+        if rows is None and len(self) and ops.short_enough(x, self[0].heads):
+            parameters = [parameter for block in self for parameter in block.in_order()]
+            return ops.block_stack(x, parameters, self[0].heads, self[0].norm1.eps)
         return deque(self.states(x, rows), maxlen=1).pop()
 
     def states(self, x: Tensor, rows: Tensor | None = None) -> Iterable[Tensor]:

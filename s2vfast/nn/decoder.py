@@ -56,6 +56,7 @@ class Decoder(nn.Module):
             embedded = F.linear(latent.to(weight.dtype), weight, bias.to(weight.dtype))
         else:
             embedded = ops.norm_linear(latent, norm.weight, norm.bias, weight, bias, norm.eps)
-        x = ops.mask_fill(embedded.to(latent.dtype), self.mask_token, token_positions(self.segment, self.joint), visible)
+        positions = token_positions(self.segment, self.joint)
+        x = ops.mask_fill(embedded.to(latent.dtype), self.mask_token, positions, visible)
         x = self.blocks(x, masked)
         return ops.norm_linear(x, self.norm.weight, self.norm.bias, self.head.weight, self.head.bias, self.norm.eps)

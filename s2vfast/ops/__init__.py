@@ -4,6 +4,7 @@ from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, pars
 from s2vfast.ops.adamw_ema import Span, adamw_ema
 from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
+from s2vfast.ops.block_stack import block_stack, short_enough
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
 from s2vfast.ops.mask_fill import mask_fill
@@ -21,6 +22,7 @@ __all__ = [
     "add_norm",
     "attention",
     "availability",
+    "block_stack",
     "clip_sample",
     "embed_gather",
     "mask_fill",
@@ -29,6 +31,7 @@ __all__ = [
     "norm_linear",
     "operation",
     "parse_choice",
+    "short_enough",
     "teacher_target",
     "tube_mask",
     "use_impl",
