@@ -33,7 +33,7 @@ import s2vfast
 from s2vfast import ops, presets
 from s2vfast.config import Config
 from s2vfast.doctor import facts
-from s2vfast.objectives import build_objective
+from s2vfast.objectives import Bodies, build_objective
 from s2vfast.reference import adamw_ema as reference_optimizer
 from s2vfast.reference import philox
 from s2vfast.reference import skeleton2vec as published
@@ -108,7 +108,7 @@ def reference(config: Config, clips: Tensor, ids: Tensor) -> Advance:
     return advance
 
 
-def engine(config: Config, choice: str, clips: Tensor, ids: Tensor, filled: int) -> Advance:
+def engine(config: Config, choice: str, clips: Tensor, ids: Tensor) -> Advance:
     """s2vfast's own step."""
     impl, _, mode = choice.partition(":")
     device = clips.device
@@ -119,7 +119,7 @@ def engine(config: Config, choice: str, clips: Tensor, ids: Tensor, filled: int)
     step = Step(model, optimizer, config.optim, Ranks(), parts=1, compiled=mode == "compile")
     run = Captured(step) if device.type == "cuda" and mode != "eager" else step
     masks = model.draw(clips, seed=1, epoch=0, sample_ids=ids)
-    part = Part(clips, masks, None if config.objective.empty_bodies == "compute" else filled)
+    part = Part(clips, masks, None if config.objective.empty_bodies == "compute" else Bodies.of(clips))
     options = optimizer_options(config)
     count = 0
 
@@ -141,13 +141,13 @@ def optimizer_options(config: Config) -> dict[str, float]:
     return {name: getattr(given, name) for name in names} | {"lr": given.lr / 100, "tau": TAU}
 
 
-def contestant(config: Config, name: str, clips: Tensor, filled: int) -> Advance:
+def contestant(config: Config, name: str, clips: Tensor) -> Advance:
     """What is timed, by name."""
     batch = clips.shape[0] // config.data.bodies
     ids = torch.arange(batch, device=clips.device)
     if name == "reference":
         return reference(config, clips, philox.track_ids(ids, config.data.bodies))
-    return engine(config, name, clips, ids, filled)
+    return engine(config, name, clips, ids)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
@@ -171,7 +171,7 @@ def product(device: torch.device) -> tuple[Callable[[], Any], float]:
 def compare(config: Config, names: list[str], batch: int, device: torch.device, repeat: int, empty: bool) -> dict:
     """Medians, ratios to the last of ``names``, agreement, and the first one's share of the product's rate."""
     clips, filled = clips_of(config, batch, device, empty)
-    advances = {name: contestant(config, name, clips, filled) for name in names}
+    advances = {name: contestant(config, name, clips) for name in names}
     losses = {name: [advance() for _ in range(CHECKED)] for name, advance in advances.items()}
     base = losses[names[-1]]
     difference = {name: max(abs(a / b - 1) for a, b in zip(losses[name], base, strict=True)) for name in names}
@@ -207,8 +207,8 @@ def growth(config: Config, name: str, most: int, device: torch.device, repeat: i
     """Time of a step of ``most`` clips over that of one clip, interleaved."""
     advances = {}
     for batch in (1, most):
-        clips, filled = clips_of(config, batch, device, empty=False)
-        advances[batch] = contestant(config, name, clips, filled)
+        clips, _ = clips_of(config, batch, device, empty=False)
+        advances[batch] = contestant(config, name, clips)
         advances[batch]()
     times: dict[int, list[float]] = {batch: [] for batch in advances}
     for _ in range(repeat):
@@ -231,8 +231,8 @@ def memory(name: str, given: argparse.Namespace) -> float:
 
 def peak(config: Config, given: argparse.Namespace, device: torch.device) -> float:
     """Peak MiB of this process after some steps."""
-    clips, filled = clips_of(config, given.batch, device, empty=False)
-    advance = contestant(config, given.impl, clips, filled)
+    clips, _ = clips_of(config, given.batch, device, empty=False)
+    advance = contestant(config, given.impl, clips)
     for _ in range(given.peak):
         advance()
     if device.type == "cuda":

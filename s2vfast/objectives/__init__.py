@@ -3,9 +3,9 @@
 from torch import nn
 
 from s2vfast.config import Config
-from s2vfast.objectives.skeleton2vec import Losses, Skeleton2vec, build_skeleton2vec
+from s2vfast.objectives.skeleton2vec import Bodies, Losses, Skeleton2vec, build_skeleton2vec
 
-__all__ = ["OBJECTIVES", "Losses", "Skeleton2vec", "build_objective", "build_skeleton2vec"]
+__all__ = ["OBJECTIVES", "Bodies", "Losses", "Skeleton2vec", "build_objective", "build_skeleton2vec"]
 
 OBJECTIVES = {"skeleton2vec": build_skeleton2vec}
 """Name in a config → builder (config, joints) → module with ``encoder``, ``decoder`` and ``teacher``."""

@@ -49,6 +49,38 @@ class Masks:
         return (self.visible, self.masked, *(() if self.places is self.visible else (self.places,)))
 
 
+@dataclass(frozen=True)
+class Bodies:
+    """The tracks of a batch, those with a body first."""
+
+    order: Tensor  # int64 [N]
+    places: Tensor  # int64 [N], each track's place in `order`, which for all empty ones is that of the first of them
+    filled: int  # no fewer than have a body
+
+    @classmethod
+    def of(cls, clips: Tensor) -> Bodies:
+        """Look for them in clips [N, T, V, C], which makes the host wait for the device."""
+        return cls.known(_filled(clips))
+
+    @classmethod
+    def known(cls, present: Tensor, round_to: int = 1) -> Bodies:
+        """From bool [N], which may say of an empty track that it is none: it is then one of its own.
+
+        Args:
+            present: on the device of the result.
+            round_to: ``filled`` becomes a multiple of it, as long as there are so many tracks.
+        """
+        rank = torch.cumsum(present, 0)
+        filled = int(rank[-1]) if len(rank) else 0
+        places = torch.where(present, rank - 1, filled)
+        order = torch.argsort((~present).to(torch.uint8), stable=True)
+        return cls(order, places, min(-(-filled // round_to) * round_to, len(present)))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, always in the same order."""
+        return self.order, self.places
+
+
 class Skeleton2vec(nn.Module):
     """Student (encoder, decoder) and teacher (the average of the student's encoder, without gradient)."""
 
@@ -81,7 +113,7 @@ class Skeleton2vec(nn.Module):
         clips: Tensor,
         masks: Masks | None = None,
         *,
-        filled: int | None = None,
+        bodies: Bodies | None = None,
         noise: Tensor | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -92,8 +124,8 @@ class Skeleton2vec(nn.Module):
         Args:
             clips: [N, T, V, C], bodies of a sample next to each other.
             masks: what `draw` gave for these clips; None draws it from the arguments below.
-            filled: a number that no fewer than the tracks with a body are; None counts them, which makes the host
-                wait for the device. With it all shapes are known beforehand.
+            bodies: which tracks hold one; None looks for them where that matters, which makes the host wait for the
+                device.
             noise: [masks_per_clip * N, tubes, V] draws of the masks; None draws them from (seed, epoch, sample_ids).
             seed: seed of the masks.
             epoch: epoch of the masks.
@@ -106,14 +138,15 @@ class Skeleton2vec(nn.Module):
             masks = self.draw(clips, noise=noise, seed=seed, epoch=epoch, sample_ids=sample_ids)
         visible, masked, places = masks.visible, masks.masked, masks.places
         r, count = self.masks_per_clip, clips.shape[0]
-        bodies = None if self.empty_bodies == "compute" else _Bodies.of(clips, filled)
+        if bodies is None and self.empty_bodies != "compute":
+            bodies = Bodies.of(clips)
         kept = None
         if self.empty_bodies == "drop":
             chosen = bodies.order[: bodies.filled]
-            kept = ~bodies.empty[chosen].repeat(r)  # [r * n], False where ``filled`` was more than there are
             rows = (torch.arange(r, device=clips.device)[:, None] * count + chosen).reshape(-1)
             visible, masked, places = visible[rows], masked[rows], places[rows]
-            clips, bodies = clips[chosen], None
+            clips = clips[chosen]
+            kept = _filled(clips).repeat(r)  # [r * n], False where ``filled`` is more than there are
 
         target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None)  # [r * N, M, D]
         stream = self.encoder.stream(clips.repeat(r, 1, 1, 1) if r > 1 else clips, visible)
@@ -176,7 +209,7 @@ class Skeleton2vec(nn.Module):
         }
 
     @torch.no_grad()
-    def target(self, clips: Tensor, masked: Tensor | None, bodies: _Bodies | None = None) -> Tensor:
+    def target(self, clips: Tensor, masked: Tensor | None, bodies: Bodies | None = None) -> Tensor:
         """The teacher's features.
 
         Args:
@@ -198,26 +231,9 @@ class Skeleton2vec(nn.Module):
         if masked is None:
             return target if places is None else target[places]
         track = torch.arange(target.shape[0], device=target.device) if places is None else places
-        track = track.repeat(masked.shape[0] // track.shape[0])[:, None]  # [r * N, 1]
-        return target[track, masked.long()]
-
-
-@dataclass(frozen=True)
-class _Bodies:
-    """The tracks of a batch, those with a body first."""
-
-    empty: Tensor  # bool [N]
-    order: Tensor  # int64 [N]
-    places: Tensor  # int64 [N], each track's place in `order`, which for all empty ones is that of the first of them
-    filled: int  # no fewer than have a body
-
-    @classmethod
-    def of(cls, clips: Tensor, filled: int | None) -> _Bodies:
-        empty = (clips == 0).flatten(1).all(dim=1)
-        filled = int((~empty).sum()) if filled is None else min(filled, clips.shape[0])
-        rank = torch.cumsum(~empty, 0)
-        places = torch.where(empty, rank[-1] if len(rank) else 0, rank - 1)
-        return cls(empty, torch.argsort(empty.to(torch.uint8), stable=True), places, filled)
+        if masked.shape[0] > track.shape[0]:
+            track = track.repeat(masked.shape[0] // track.shape[0])
+        return target[track[:, None], masked]
 
 
 def build_skeleton2vec(config: Config, joints: int) -> Skeleton2vec:
@@ -234,6 +250,11 @@ def build_skeleton2vec(config: Config, joints: int) -> Skeleton2vec:
         empty_bodies=config.objective.empty_bodies,
         placement=config.objective.placement,
     )
+
+
+def _filled(clips: Tensor) -> Tensor:
+    """bool [N]: whether a track of clips [N, T, V, C] holds anything."""
+    return (clips != 0).flatten(1).any(dim=1)
 
 
 def _moments(x: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:

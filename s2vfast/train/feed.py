@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.clips import clip_spec
 from s2vfast.data.store import Store
+from s2vfast.objectives import Bodies
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.order import Order
 
@@ -26,11 +28,21 @@ class Part:
 
     clips: Tensor  # float32 [n * M, T, V, C]
     masks: Any  # of the objective: whatever its `draw` gave
-    filled: int | None  # no fewer than the tracks with a body are, see the objective; None: it is not asked
+    bodies: Bodies | None  # which tracks hold one; None: it does not matter
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, always in the same order."""
-        return (self.clips, *self.masks.tensors())
+        return (self.clips, *self.masks.tensors(), *(self.bodies.tensors() if self.bodies else ()))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Part:
+        """The same of other tensors."""
+        made = {id(tensor): function(tensor) for tensor in self.tensors()}
+        fields = {"clips": made[id(self.clips)]}
+        for name in ("masks", "bodies"):
+            if (group := getattr(self, name)) is not None:
+                others = {key: made[id(value)] for key, value in vars(group).items() if id(value) in made}
+                fields[name] = replace(group, **others)
+        return replace(self, **fields)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class Feed:
         self.order = Order(ids, batch, config.train.seed)
         self.spec = clip_spec(config.data, store.layout)
         row, count = store.track_table(config.data.bodies)
-        self._present = torch.from_numpy((count > 0).sum(axis=1))  # int64 [Q], bodies of a sequence
+        self._present = torch.from_numpy(count > 0)  # bool [Q, M], on the host: no one need wait for the device
         on_host, self.note = _stays_on_host(config.data.resident, store.frames.nbytes, device)
         self._source = torch.device("cpu") if on_host else device
         try:
@@ -105,9 +117,6 @@ class Feed:
         return Batch(parts, ids.numpy(), epoch)
 
     def _part(self, ids: Tensor, epoch: int) -> Part:
-        filled = None
-        if self.config.objective.empty_bodies != "compute":
-            filled = -(-int(self._present[ids].sum()) // self._round) * self._round
         seed = self.config.train.seed
         there = ids
         if self._source.type == "cuda":
@@ -116,11 +125,13 @@ class Feed:
             self.frames, self.frame_index, self.row, self.count, there, self.spec, seed=seed, epoch=epoch
         )
         masks = self.model.draw(clips, seed=seed, epoch=epoch, sample_ids=ids)
-        if self._sends:
-            clips = self._send(clips)
-            sent = {id(tensor): self._send(tensor) for tensor in masks.tensors()}
-            masks = type(masks)(**{name: sent[id(tensor)] for name, tensor in vars(masks).items()})
-        return Part(clips, masks, filled)
+        bodies = None
+        if self.config.objective.empty_bodies != "compute":
+            bodies = Bodies.known(self._present[ids].flatten(), self._round)
+            if self._source.type == "cuda":
+                bodies = replace(bodies, order=self._send(bodies.order), places=self._send(bodies.places))
+        part = Part(clips, masks, bodies)
+        return part.mapped(self._send) if self._sends else part
 
     def _send(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True)

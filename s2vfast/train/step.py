@@ -8,7 +8,6 @@ change nothing: the host, which reads some steps later, finds the weights as the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,6 +52,7 @@ class Step:
         """[4], see `CONTROLS`."""
         self.report = torch.zeros(len(REPORTS) + self.shares, device=device)
         """[5 + shares], see `REPORTS`."""
+        self._one = torch.ones((), device=device)
         # A mean over the clips that are kept, whose number only the device knows, is weighted after the sum.
         self._weighted = self.shares > 1 and model.empty_bodies == "drop"
         self._loss: Callable[..., Any] = model
@@ -72,14 +72,14 @@ class Step:
         rows = self._rows()
         for number, part in enumerate(parts):
             with record_function("s2vfast: forward"):
-                losses = self._loss(part.clips, part.masks, filled=part.filled)
+                losses = self._loss(part.clips, part.masks, bodies=part.bodies)
             with record_function("s2vfast: backward"):
                 objective = losses.loss
                 if self._weighted:
                     objective = objective * losses.count
                 elif self.shares > 1:
                     objective = objective * (1.0 / self.shares)
-                gradients = torch.autograd.grad(objective, self.optimizer.parameters, materialize_grads=True)
+                gradients = torch.autograd.grad(objective, self.optimizer.parameters, self._one, materialize_grads=True)
                 self.optimizer.collect(list(gradients), add=number > 0)
             if rows is not None:
                 loss = losses.loss.detach().reshape(1)
@@ -130,7 +130,7 @@ class Step:
 
 
 class Captured:
-    """A step as CUDA graphs: one for each choice of ``filled``, captured when it comes for the second time.
+    """A step as CUDA graphs: one for each number of bodies there is room for, captured when it comes again.
 
     The first time it runs as it is, which compiles its kernels and sets up its libraries. Graphs share their memory,
     as only one of them runs at a time.
@@ -147,7 +147,7 @@ class Captured:
 
     def __call__(self, parts: list[Part]) -> None:
         """Do a step; the step's `report` holds what came of it."""
-        key = tuple(part.filled for part in parts)
+        key = tuple(part.bodies.filled if part.bodies else None for part in parts)
         if key not in self._seen:
             self._seen.add(key)
             self.step(parts)
@@ -160,7 +160,7 @@ class Captured:
         graph.replay()
 
     def _capture(self, parts: list[Part]) -> tuple[torch.cuda.CUDAGraph, list[Part]]:
-        places = [_copy(part) for part in parts]
+        places = [part.mapped(torch.clone) for part in parts]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         # Threads that send batches ahead may go on.
@@ -168,9 +168,3 @@ class Captured:
             self.step(places)
         self._pool = self._pool or graph.pool()
         return graph, places
-
-
-def _copy(part: Part) -> Part:
-    copies = {id(tensor): tensor.clone() for tensor in part.masks.tensors()}
-    masks = replace(part.masks, **{name: copies[id(tensor)] for name, tensor in vars(part.masks).items()})
-    return replace(part, clips=part.clips.clone(), masks=masks)
