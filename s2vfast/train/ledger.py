@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from s2vfast import presets
 from s2vfast.config import Config
@@ -28,28 +28,37 @@ SAVINGS = {
     "share": "one teacher pass for all empty bodies",
 }
 OPERAND, STREAM = 2, 4  # bytes of a number: matrix operands, residual stream
+SHORT, WIDE = 64, 256  # tokens and channels up to which all blocks of a track are one launch
 
+# Launches of each operation, and of what PyTorch does around it.
 LAUNCHES = {
     "norm_linear": 1,
     "attention": 1,
     "add_norm": 1,
     "mlp": 1,
-    "embed": 3,
-    "mask_fill": 1,
-    "gather": 2,
-    "target": 2,
-    "masked_mse": 2,
-    "variances": 4,
-    "collect": 4,
-    "update": 3,
+    "block_stack": 1,
+    "embed_gather": 2,  # positions are the sum of two embeddings
+    "convert": 1,  # of the decoder's embedded latents to the stream's dtype
+    "mask_fill": 2,
+    "gather": 3,  # of the stream, of the branch, token numbers to PyTorch's dtype
+    "share": 1,
+    "teacher_target": 2,
+    "masked_mse": 3,  # with its gradient
+    "variances": 5,
+    "collect": 4,  # gradients of two dtypes, in lists of a hundred and more
+    "update": 4,  # norm, coefficients, AdamW and EMA, operands
+    "report": 5,
 }
 LAUNCHES_BACKWARD = {
     "norm_linear": 3,
     "attention": 2,
     "add_norm": 3,
     "mlp": 3,
-    "embed": 3,
-    "mask_fill": 2,
+    "residual": 1,  # the two ways through a block's first half add up
+    "block_stack": 3,
+    "embed_gather": 5,
+    "convert": 1,
+    "mask_fill": 4,
     "gather": 4,
 }
 
@@ -97,9 +106,9 @@ class Plan:
 
     def _data(self) -> Iterable[Line]:
         data = self.config.data
-        clip = self.tracks * data.frames * self.joints * self.config.channels
-        yield Line("data", "clip_sample", bytes=clip * (2 + 4), launches=1)
-        yield Line("data", "tube_mask", bytes=self._masks() * (clip / self.tracks * 4 + self.L * 4), launches=1)
+        clip = data.frames * self.joints * self.config.channels
+        yield Line("data", "clip_sample", bytes=self.tracks * clip * (2 + 4), launches=1)
+        yield Line("data", "tube_mask", bytes=self._masks() * (clip * 4 + self.L * 4), launches=1)
 
     def _masks(self) -> int:
         return self.tracks * self.config.mask.masks_per_clip
@@ -108,49 +117,52 @@ class Plan:
         model, D = self.config.model, self.config.model.dim
         shared = "share" in self.savings and self.empty > 1
         tracks = self.tracks - self.empty + 1 if shared else self.tracks
-        rows = tracks * self.L
-        yield self._embed("teacher", rows, tracks, launches=1)
+        rows, wanted = tracks * self.L, self._masks() * (self.L - self.K)
+        yield self._embed("teacher", rows, tracks)
         yield from self._blocks("teacher", tracks, self.L, model.depth)
         if "norm" not in self.savings:
             yield Line("teacher", "final norm", bytes=rows * D * (STREAM + STREAM), launches=1)
-        masked = self._masks() * (self.L - self.K)
-        wanted = masked * D * STREAM
-        yield Line(
-            "target",
-            "teacher_target",
-            bytes=2 * self.config.objective.top_k * rows * D * STREAM + wanted,
-            launches=LAUNCHES["target"],
-        )
+        if shared:
+            yield Line("teacher", "tracks with a body", bytes=2 * self._clip() * tracks, launches=LAUNCHES["share"])
+            yield Line("target", "rows of tracks", bytes=2 * wanted * D * STREAM, launches=LAUNCHES["share"])
+        moved = 2 * self.config.objective.top_k * rows * D * STREAM + wanted * D * STREAM
+        yield Line("target", "teacher_target", bytes=moved, launches=LAUNCHES["teacher_target"])
 
     def _student(self) -> Iterable[Line]:
-        model, D = self.config.model, self.config.model.dim
-        tracks = self._masks()
-        rows = tracks * self.K
-        embedded = rows if "visible" in self.savings else tracks * self.L
-        yield self._embed("student", embedded, tracks, launches=1)
-        yield from self._blocks("student", tracks, self.K, model.depth)
-        yield Line("student", "final norm", bytes=rows * D * (STREAM + STREAM), launches=1)
-        yield from self._blocks("student", tracks, self.K, model.depth, backward=True)
-        yield Line("student", "final norm, backward", bytes=rows * D * 3 * STREAM, launches=2)
-        yield self._embed("student", embedded, tracks, launches=3, backward=True)
+        depth, tracks = self.config.model.depth, self._masks()
+        embedded = tracks * (self.K if "visible" in self.savings else self.L)
+        for backward in (False, True):
+            yield self._embed("student", embedded, tracks, backward)
+            lines = list(self._blocks("student", tracks, self.K, depth, backward))
+            if self.K <= SHORT and self.config.model.dim <= WIDE:
+                # One launch for all: the operations' shares of it are counted, their launches are not.
+                cost = (LAUNCHES_BACKWARD if backward else LAUNCHES)["block_stack"]
+                lines = [replace(line, launches=0) for line in lines]
+                lines.append(Line("student", f"block_stack{_label(backward)}", launches=cost))
+            yield from lines
 
-    def _embed(self, part: str, rows: int, tracks: int, launches: int, backward: bool = False) -> Line:
-        width = self.config.model.segment_frames * self.config.channels
-        D = self.config.model.dim
-        moved = rows * D * STREAM + tracks * self.L * width * 4
-        name = "embed_gather, backward" if backward else "embed_gather"
-        return Line(part, name, gemm=2.0 * rows * width * D, bytes=moved, launches=launches)
+    def _embed(self, part: str, rows: int, tracks: int, backward: bool = False) -> Line:
+        width, D = self.config.model.segment_frames * self.config.channels, self.config.model.dim
+        moved = rows * D * STREAM + tracks * self._clip()
+        count = (LAUNCHES_BACKWARD if backward else LAUNCHES)["embed_gather"]
+        name = f"embed_gather{_label(backward)}"
+        return Line(part, name, gemm=2.0 * rows * width * D, bytes=moved, launches=count)
+
+    def _clip(self) -> int:
+        """Bytes of a track's clip."""
+        return self.L * self.config.model.segment_frames * self.config.channels * 4
 
     def _blocks(
         self, part: str, tracks: int, L: int, depth: int, backward: bool = False, last: int | None = None
     ) -> Iterable[Line]:
         """``last``: tokens that are still wanted after the last block's attention."""
         model, D = self.config.model, self.config.model.dim
-        E, times = round(D * model.mlp_ratio), 2 if backward else 1
-        label = ", backward" if backward else ""
+        E, times, label = round(D * model.mlp_ratio), 2 if backward else 1, _label(backward)
         rows = tracks * L * depth
         after = rows - (tracks * (L - last) if last is not None else 0)
         cost = LAUNCHES_BACKWARD if backward else LAUNCHES
+        if backward:
+            yield Line(part, "residual, backward", bytes=rows * D * 3 * STREAM, launches=depth * cost["residual"])
         # Read the stream, write queries, keys, values; back: read their gradients and the stream, twice, write one.
         moved = rows * D * ((2 * (3 * OPERAND + STREAM) + STREAM) if backward else (STREAM + 3 * OPERAND))
         yield Line(
@@ -182,46 +194,43 @@ class Plan:
         yield Line(part, f"mlp{label}", gemm=times * 4.0 * after * D * E, bytes=moved, launches=depth * cost["mlp"])
 
     def _decoder(self) -> Iterable[Line]:
-        model, D = self.config.model, self.config.model.dim
+        depth, D = self.config.model.decoder_depth, self.config.model.dim
         tracks, K, L = self._masks(), self.K, self.L
         last = L - K if "masked" in self.savings else None
         wanted = tracks * (L if last is None else last)
         for backward in (False, True):
             part, times = ("decoder backward", 2) if backward else ("decoder forward", 1)
-            label = ", backward" if backward else ""
-            count = LAUNCHES_BACKWARD if backward else LAUNCHES
-            yield Line(
-                part,
-                f"embed{label}",
-                gemm=times * 2.0 * tracks * K * D * D,
-                bytes=times * 2 * tracks * K * D * STREAM,
-                launches=count["embed"],
-            )
-            yield Line(part, f"mask_fill{label}", bytes=tracks * L * D * STREAM, launches=count["mask_fill"])
-            yield from self._blocks(part, tracks, L, model.decoder_depth, backward, last)
+            label, cost = _label(backward), LAUNCHES_BACKWARD if backward else LAUNCHES
+            rows = {"norm and embed": tracks * K, "head": wanted}
+            for what, count in rows.items():
+                moved = count * D * ((2 * (OPERAND + STREAM) + STREAM) if backward else (STREAM + OPERAND))
+                gemm = times * 2.0 * count * D * D
+                yield Line(part, f"{what}{label}", gemm=gemm, bytes=moved, launches=cost["norm_linear"])
+            moved = tracks * K * D * (OPERAND + STREAM)
+            yield Line(part, f"embedded latents{label}", bytes=moved, launches=cost["convert"])
+            yield Line(part, f"mask_fill{label}", bytes=tracks * L * D * STREAM, launches=cost["mask_fill"])
+            yield from self._blocks(part, tracks, L, depth, backward, last)
             if last is not None:
-                yield Line(
-                    part,
-                    f"rows of masked tokens{label}",
-                    bytes=2 * wanted * D * (STREAM + OPERAND),
-                    launches=count["gather"],
-                )
-            moved = wanted * D * ((2 * (OPERAND + STREAM) + STREAM) if backward else (STREAM + OPERAND))
-            yield Line(
-                part, f"head{label}", gemm=times * 2.0 * wanted * D * D, bytes=moved, launches=count["norm_linear"]
-            )
+                moved = 2 * wanted * D * (STREAM + OPERAND)
+                yield Line(part, f"rows of masked tokens{label}", bytes=moved, launches=cost["gather"])
 
     def _update(self) -> Iterable[Line]:
-        D, masked = self.config.model.dim, self._masks() * (self.L - self.K)
-        yield Line(
-            "update", "masked_mse", bytes=masked * D * (OPERAND + STREAM + OPERAND), launches=LAUNCHES["masked_mse"]
-        )
-        yield Line("update", "variances", bytes=masked * D * (OPERAND + STREAM), launches=LAUNCHES["variances"])
+        numbers = self._masks() * (self.L - self.K) * self.config.model.dim
         student, teacher = parameters(self.config, self.joints)
-        yield Line("update", "gradients into one buffer", bytes=student * (OPERAND + 4), launches=LAUNCHES["collect"])
         # Norm; gradient, parameter, two moments: read, and the last three written; the teacher; operands of both.
         moved = student * (4 + 4 * 4 + 3 * 4) + teacher * 2 * 4 + (student + teacher) * (4 + OPERAND)
-        yield Line("update", "clip, AdamW, EMA, operands", bytes=moved, launches=LAUNCHES["update"])
+        for what, name, number in (
+            ("masked_mse", "masked_mse", numbers * (3 * OPERAND + STREAM + OPERAND)),
+            ("variances", "variances", numbers * (OPERAND + STREAM)),
+            ("gradients into one buffer", "collect", student * (OPERAND + 4)),
+            ("clip, AdamW, EMA, operands", "update", moved),
+            ("report", "report", 0),
+        ):
+            yield Line("update", what, bytes=number, launches=LAUNCHES[name])
+
+
+def _label(backward: bool) -> str:
+    return ", backward" if backward else ""
 
 
 def parameters(config: Config, joints: int) -> tuple[int, int]:

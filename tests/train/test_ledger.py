@@ -41,7 +41,7 @@ def test_matrix_products_are_those_that_are_made(empty, masks):
     model = build_objective(config, 25)
     clips = torch.randn(6, 30, 25, 3)
     clips[1 : 1 + 2 * empty : 2] = 0.0
-    with FlopCounterMode(display=False) as counter, ops.use_impl("torch,attention=reference"):
+    with FlopCounterMode(display=False) as counter, ops.use_impl("torch,attention=reference,block_stack=reference"):
         model(clips, seed=1, sample_ids=torch.arange(3)).loss.backward()
     counted = counter.get_flop_counts()["Global"]
     products = {str(op).rpartition(".")[2]: flops for op, flops in counted.items()}
@@ -81,3 +81,43 @@ def test_the_command_prints_a_table_and_json(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["ledger", "--config", "nwucla", "--joints", "20", "--json"])
     ledger.main()
     assert json.loads(capsys.readouterr().out)["empty"] == 0
+
+
+@pytest.mark.parametrize("empty", [0, 2])
+def test_launches_are_those_that_are_made(empty, monkeypatch):
+    """A step of the ledger's plan in the interpreter, counted; what differs on a GPU is put in its place."""
+    if torch.cuda.is_available():
+        pytest.skip("counted where kernels are interpreted")
+    from s2vfast.objectives import Bodies, skeleton2vec
+    from s2vfast.train.distributed import Ranks
+    from s2vfast.train.feed import Part
+    from s2vfast.train.optim import FlatAdamW
+    from s2vfast.train.step import Step
+    from tests.ops.launches import count
+
+    config = small("share" if empty else "compute")
+    config.data.frames = 15
+    model = build_objective(config, 25)
+    optimizer = FlatAdamW(model.encoder, [model.decoder], model.teacher, operands=torch.bfloat16)
+    step = Step(model, optimizer, config.optim, Ranks(), parts=1)
+    clips = torch.randn(4, 15, 25, 3)
+    clips[1 : 1 + 2 * empty : 2] = 0.0
+
+    def moments(x, kept):  # on a GPU
+        return torch.var_mean(x.float().reshape(-1, x.shape[-1]), dim=0, correction=0)
+
+    monkeypatch.setattr(skeleton2vec, "_moments", moments)
+    # On a CPU one copy a gradient; on a GPU lists of them.
+    monkeypatch.setattr(optimizer, "collect", lambda gradients, add: None)
+    with ops.use_impl("triton"):
+        part = Part(clips, model.draw(clips, sample_ids=torch.arange(2)), Bodies.of(clips) if empty else None)
+        step([part])  # tables that are made once
+        counted = sum(count(lambda: step([part])).values())
+    plan = ledger.Plan(config, 25, tracks=4, empty=empty)
+    made_elsewhere = ledger.LAUNCHES["collect"] + 2  # the clips, the masks
+    assert ledger.summary(plan.lines())["sum"]["launches"] == counted + made_elsewhere
+
+
+def test_a_step_of_ntu60_is_at_most_150_launches():
+    found = ledger.ledger(presets.load("ntu60"), joints=25, tracks=128, empty=52)
+    assert found["step"]["sum"]["launches"] <= 150
