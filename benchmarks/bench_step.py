@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,10 +38,10 @@ from s2vfast.reference import philox
 from s2vfast.reference import skeleton2vec as published
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.engine import operand_dtype
-from s2vfast.train.feed import Part
+from s2vfast.train.feed import Part, parts_for
 from s2vfast.train.ledger import SAVINGS, Plan, summary
 from s2vfast.train.optim import FlatAdamW
-from s2vfast.train.step import Captured, Step
+from s2vfast.train.step import Captured, Step, room
 
 JOINTS = 25
 EMPTY_SHARE = 0.41  # of NTU 60's tracks, all of them second bodies
@@ -115,11 +114,16 @@ def engine(config: Config, choice: str, clips: Tensor, ids: Tensor) -> Advance:
     mode = mode or ("graph" if device.type == "cuda" else "eager")
     model = build_objective(config, JOINTS).to(device)
     operands = operand_dtype(config.train.precision, device)
-    optimizer = FlatAdamW(model.encoder, [model.decoder], model.teacher, operands=operands)
-    step = Step(model, optimizer, config.optim, Ranks(), parts=1, compiled=mode == "compile")
+    parts = parts_for(config, JOINTS, len(ids), device)
+    optimizer = FlatAdamW(
+        model.encoder, [model.decoder], model.teacher, operands=operands, room=room(parts, config.model.dim)
+    )
+    step = Step(model, optimizer, config.optim, Ranks(), parts, compiled=mode == "compile")
     run = Captured(step) if device.type == "cuda" and mode != "eager" else step
-    masks = model.draw(clips, seed=1, epoch=0, sample_ids=ids)
-    part = Part(clips, masks, None if config.objective.empty_bodies == "compute" else Bodies.of(clips))
+    fed = []
+    for some, of in zip(clips.chunk(parts), ids.chunk(parts), strict=True):
+        masks = model.draw(some, seed=1, epoch=0, sample_ids=of)
+        fed.append(Part(some, masks, None if config.objective.empty_bodies == "compute" else Bodies.of(some)))
     options = optimizer_options(config)
     count = 0
 
@@ -128,7 +132,7 @@ def engine(config: Config, choice: str, clips: Tensor, ids: Tensor) -> Advance:
         count += 1
         step.control.copy_(torch.tensor([count, options["lr"], options["tau"], 0.0], dtype=torch.float64))
         with ops.use_impl(impl):
-            run([part])
+            run(fed)
         return float(step.report[0])
 
     return advance
@@ -237,7 +241,9 @@ def peak(config: Config, given: argparse.Namespace, device: torch.device) -> flo
         advance()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not getrusage, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
 def main() -> None:

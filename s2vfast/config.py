@@ -147,8 +147,9 @@ class TrainConfig:
     """Length of the run in optimizer steps; null: from epochs."""
     batch: int = 128
     """Clips a step, over all ranks and parts."""
-    accumulate: int = 1
-    """Parts that a rank's share of a step is done in, one after the other, to need less memory."""
+    accumulate: int | None = None
+    """Parts that a rank's share of a step is done in, one after the other. null: 1 on a GPU; on a CPU so many that what
+    a part computes stays in the caches."""
     seed: int = 1
     """Seed of weights, order, clips and masks."""
     device: str = "auto"

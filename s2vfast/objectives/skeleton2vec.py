@@ -114,6 +114,7 @@ class Skeleton2vec(nn.Module):
         masks: Masks | None = None,
         *,
         bodies: Bodies | None = None,
+        empty: Tensor | None = None,
         noise: Tensor | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -126,6 +127,7 @@ class Skeleton2vec(nn.Module):
             masks: what `draw` gave for these clips; None draws it from the arguments below.
             bodies: which tracks hold one; None looks for them where that matters, which makes the host wait for the
                 device.
+            empty: what `empty_target` gave, for ``empty_bodies="share"``; None: a track of the batch stands for all.
             noise: [masks_per_clip * N, tubes, V] draws of the masks; None draws them from (seed, epoch, sample_ids).
             seed: seed of the masks.
             epoch: epoch of the masks.
@@ -148,7 +150,7 @@ class Skeleton2vec(nn.Module):
             clips = clips[chosen]
             kept = _filled(clips).repeat(r)  # [r * n], False where ``filled`` is more than there are
 
-        target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None)  # [r * N, M, D]
+        target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None, empty)  # [r * N, M, D]
         stream = self.encoder.stream(clips.repeat(r, 1, 1, 1) if r > 1 else clips, visible)
         prediction = self.decoder(stream, places, masked, norm=self.encoder.norm)
         if kept is None:
@@ -209,31 +211,42 @@ class Skeleton2vec(nn.Module):
         }
 
     @torch.no_grad()
-    def target(self, clips: Tensor, masked: Tensor | None, bodies: Bodies | None = None) -> Tensor:
+    def target(
+        self, clips: Tensor, masked: Tensor | None, bodies: Bodies | None = None, empty: Tensor | None = None
+    ) -> Tensor:
         """The teacher's features.
 
         Args:
             clips: [N, T, V, C].
             masked: int32 [r * N, M], the tokens wanted, mask after mask; None for all L.
             bodies: which tracks are empty, all of which then share what the teacher says of one.
+            empty: float [1, L, D], what it says of one; None: it is asked.
 
         Returns:
             [r * N, M, D], or [N, L, D].
         """
-        places = None
+        places, asked = None, 0 if empty is not None else 1
         # One row for the empty ones; without a second there is nothing to share.
-        if bodies is not None and bodies.filled + 1 < clips.shape[0]:
-            clips, places = clips[bodies.order[: bodies.filled + 1]], bodies.places
+        if bodies is not None and bodies.filled + asked < clips.shape[0]:
+            clips, places = clips[bodies.order[: bodies.filled + asked]], bodies.places
         hidden = self.teacher.hidden(clips, self.top_k)
         if places is None and (masked is None or masked.shape[0] == clips.shape[0]):
             return ops.teacher_target(hidden, masked, self.target_norm)
         target = ops.teacher_target(hidden, None, self.target_norm)  # [N', L, D]
+        if places is not None and empty is not None:
+            target = torch.cat([target, empty])
         if masked is None:
             return target if places is None else target[places]
         track = torch.arange(target.shape[0], device=target.device) if places is None else places
         if masked.shape[0] > track.shape[0]:
             track = track.repeat(masked.shape[0] // track.shape[0])
         return target[track[:, None], masked]
+
+    @torch.no_grad()
+    def empty_target(self, clips: Tensor) -> Tensor:
+        """The teacher's features of a track of zeros, for all tokens, [1, L, D], for clips like these [N, T, V, C]."""
+        hidden = self.teacher.hidden(torch.zeros_like(clips[:1]), self.top_k)
+        return ops.teacher_target(hidden, None, self.target_norm)
 
 
 def build_skeleton2vec(config: Config, joints: int) -> Skeleton2vec:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
+from s2vfast.ops._linear import linear
 from s2vfast.reference.add_norm import add_norm as _reference
 
 
@@ -81,7 +82,7 @@ def _torch(
     projection_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     if projection is not None:
-        branch = F.linear(branch, projection, None if projection_bias is None else projection_bias.to(projection.dtype))
+        branch = linear(branch, projection, projection_bias)
     dtype = residual.dtype if branch is None else branch.dtype
     if branch is not None:
         residual = residual + branch if gamma is None else torch.addcmul(residual, gamma, branch)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
+from s2vfast.ops._linear import linear
 from s2vfast.reference.block_stack import block_stack as _reference
 
 PARAMETERS = (
@@ -59,13 +60,13 @@ def _torch(x: Tensor, parameters: list[Tensor], heads: int, eps: float) -> Tenso
         norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias, gamma2 = second
         dtype = qkv.dtype
         normed = F.layer_norm(x, (D,), norm1, norm1_bias, eps).to(dtype)
-        packed = F.linear(normed, qkv, qkv_bias.to(dtype)).view(N, L, 3, heads, D // heads)
+        packed = linear(normed, qkv, qkv_bias).view(N, L, 3, heads, D // heads)
         q, k, v = packed.permute(2, 0, 3, 1, 4)  # each [N, H, L, d]
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, L, D)
-        x = torch.addcmul(x, gamma1, F.linear(mixed, proj, proj_bias.to(dtype)))
+        x = torch.addcmul(x, gamma1, linear(mixed, proj, proj_bias))
         normed = F.layer_norm(x, (D,), norm2, norm2_bias, eps).to(dtype)
-        hidden = F.gelu(F.linear(normed, fc1, fc1_bias.to(dtype)))
-        x = torch.addcmul(x, gamma2, F.linear(hidden, fc2, fc2_bias.to(dtype)))
+        hidden = linear(normed, fc1, fc1_bias, gelu=True)
+        x = torch.addcmul(x, gamma2, linear(hidden, fc2, fc2_bias))
     return x
 
 

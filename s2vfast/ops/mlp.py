@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
+from s2vfast.ops._linear import linear
 from s2vfast.reference.mlp import mlp as _reference
 
 
@@ -71,7 +72,7 @@ def _torch(
 ) -> Tensor:
     dtype = weight1.dtype
     rows = x if norm_weight is None else F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps).to(dtype)
-    branch = F.linear(F.gelu(F.linear(rows, weight1, bias1.to(dtype))), weight2, bias2.to(dtype))
+    branch = linear(linear(rows, weight1, bias1, gelu=True), weight2, bias2)
     if norm_weight is None:
         return branch
     return x + branch if gamma is None else torch.addcmul(x, gamma, branch)

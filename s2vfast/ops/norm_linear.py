@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
+from s2vfast.ops._linear import linear
 from s2vfast.reference.norm_linear import norm_linear as _reference
 
 
@@ -51,7 +52,7 @@ def _torch(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> Tensor:
     normed = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps).to(weight.dtype)
-    return F.linear(normed, weight, None if bias is None else bias.to(weight.dtype))
+    return linear(normed, weight, bias)
 
 
 @torch.library.custom_op("s2vfast::norm_linear_triton", mutates_args=())

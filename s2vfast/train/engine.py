@@ -97,7 +97,7 @@ class Pretrainer:
         self.warmup_steps = min(round(config.optim.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.ema_steps = config.objective.ema_steps or self.total_steps
 
-        parts, width = config.train.accumulate, self.model.decoder.head.out_features
+        parts, width = self.feed.parts, self.model.decoder.head.out_features
         self.optimizer = FlatAdamW(
             self.model.encoder,
             [self.model.decoder],

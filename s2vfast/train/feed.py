@@ -21,6 +21,9 @@ from s2vfast.objectives import Bodies
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.order import Order
 
+CACHE = 8 * 2**20
+"""Bytes of the largest activation of a part, on a CPU."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -73,16 +76,18 @@ class Feed:
     def __init__(self, config: Config, store: Store, model: Any, device: torch.device, ranks: Ranks) -> None:
         self.config, self.model, self.device, self.ranks = config, model, device, ranks
         ids = torch.from_numpy(store.select(config.data.split, "train"))
-        batch, accumulate = config.train.batch, config.train.accumulate
+        batch = config.train.batch
         if batch > len(ids):
             raise errors.ConfigError(
                 f"train.batch: {batch} is more than the {len(ids)} training sequences of split {config.data.split}"
             )
-        if batch % (ranks.world * accumulate):
+        divisor = ranks.world * (config.train.accumulate or 1)
+        if batch % divisor:
+            parts = f" times train.accumulate = {config.train.accumulate}" if config.train.accumulate else ""
             raise errors.ConfigError(
-                f"train.batch: {batch} is no multiple of {ranks.world * accumulate}, which is {ranks.world} ranks "
-                f"times train.accumulate = {accumulate}"
+                f"train.batch: {batch} is no multiple of {divisor}, which is {ranks.world} ranks{parts}"
             )
+        self.parts = config.train.accumulate or parts_for(config, store.layout.num_joints, batch // ranks.world, device)
         self.order = Order(ids, batch, config.train.seed)
         self.spec = clip_spec(config.data, store.layout)
         row, count = store.track_table(config.data.bodies)
@@ -104,7 +109,7 @@ class Feed:
         self._ahead: dict[int, Future[Batch]] = {}
         # Shapes that repeat can be captured or compiled once; exact ones save a little more.
         varied = device.type == "cpu" and config.train.mode != "compile"
-        tracks = batch // (ranks.world * accumulate) * config.data.bodies
+        tracks = batch // (ranks.world * self.parts) * config.data.bodies
         self._round = 1 if varied else max(1, tracks // 16)
 
     def batch(self, step: int) -> Batch:
@@ -113,7 +118,7 @@ class Feed:
         mine = ids.view(self.ranks.world, -1)[self.ranks.rank]
         choice = self.config.train.impl
         with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice):
-            parts = [self._part(part, epoch) for part in mine.chunk(self.config.train.accumulate)]
+            parts = [self._part(part, epoch) for part in mine.chunk(self.parts)]
         return Batch(parts, ids.numpy(), epoch)
 
     def _part(self, ids: Tensor, epoch: int) -> Part:
@@ -150,6 +155,16 @@ class Feed:
     def forget(self) -> None:
         """Drop what was made ahead: the next step is another one."""
         self._ahead.clear()
+
+
+def parts_for(config: Config, joints: int, clips: int, device: torch.device) -> int:
+    """Parts to do ``clips`` clips in: one on a GPU; on a CPU the fewest whose widest activations fit into a cache."""
+    if device.type != "cpu":
+        return 1
+    model, masks = config.model, config.mask.masks_per_clip
+    width = max(round(model.dim * model.mlp_ratio), 3 * model.dim)
+    each = config.data.bodies * masks * config.segments * joints * width * 4  # bytes of a clip
+    return next((n for n in range(1, clips) if clips % n == 0 and clips // n * each <= CACHE), clips)
 
 
 def _stays_on_host(wish: str, size: int, device: torch.device) -> tuple[bool, str | None]:

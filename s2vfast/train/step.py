@@ -69,10 +69,13 @@ class Step:
 
     def __call__(self, parts: list[Part]) -> None:
         """Do a step; `report` holds what came of it."""
-        rows = self._rows()
+        rows, empty = self._rows(), None
+        shares = len(parts) > 1 and self.model.empty_bodies == "share"
+        if shares and any(part.bodies.filled < part.clips.shape[0] for part in parts):
+            empty = self.model.empty_target(parts[0].clips)  # once for all parts
         for number, part in enumerate(parts):
             with record_function("s2vfast: forward"):
-                losses = self._loss(part.clips, part.masks, bodies=part.bodies)
+                losses = self._loss(part.clips, part.masks, bodies=part.bodies, empty=empty)
             with record_function("s2vfast: backward"):
                 objective = losses.loss
                 if self._weighted:
