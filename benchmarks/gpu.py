@@ -41,13 +41,16 @@ def steps(out: Path) -> list[Step]:
     # The caching allocator puts many tensors into one allocation, where a stray access is not seen.
     bare = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     measure = [PYTHON, "-m", "benchmarks.bench_ops", "--out", str(out)]
+    whole = [PYTHON, "-m", "benchmarks.bench_step", "--device", "cuda", "--batch", "64", "--out", str(out)]
+    others = ["--vs", "torch", "torch:compile", "reference", "--repeat", "20"]
     return [
-        Step("doctor", [PYTHON, "-m", "s2vfast.doctor"], 60, gpu=False),
-        Step("tests", [PYTHON, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={out}/tests.xml"], 300),
-        Step("ops_ntu", [*measure, "--shape", "ntu"], 80),
-        Step("ops_ntu_student", [*measure, "--shape", "ntu_student"], 40),
-        Step("memcheck", [*sanitizer, "memcheck", *verify], 60, needs="compute-sanitizer", env=bare),
-        Step("racecheck", [*sanitizer, "racecheck", *verify], 60, needs="compute-sanitizer", env=bare),
+        Step("doctor", [PYTHON, "-m", "s2vfast.doctor"], 20, gpu=False),
+        Step("tests", [PYTHON, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={out}/tests.xml"], 240),
+        Step("step", [*whole, "--impl", "triton", *others], 140),
+        Step("ops_ntu", [*measure, "--shape", "ntu"], 70),
+        Step("ops_ntu_student", [*measure, "--shape", "ntu_student"], 30),
+        Step("memcheck", [*sanitizer, "memcheck", *verify], 50, needs="compute-sanitizer", env=bare),
+        Step("racecheck", [*sanitizer, "racecheck", *verify], 50, needs="compute-sanitizer", env=bare),
     ]
 
 
