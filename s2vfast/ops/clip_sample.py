@@ -139,11 +139,13 @@ def _body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, 
     main = row[:, :1] + lower  # [B, T]
     found = [frames[main].float()]
     numbers = frame_index[main]  # [B, T]
+    # To ask a GPU for the longest track would make the host wait for it.
+    longest = frame_index.shape[0] if count.is_cuda else int(count.max())
     for m in range(1, row.shape[1]):
         first, length = row[:, m : m + 1], count[:, m : m + 1]
         low, high = torch.zeros_like(main), length.expand_as(main).clone()
         # Binary search of each frame number in the body's own ascending numbers.
-        for _ in range(int(length.max()).bit_length() if length.numel() else 0):
+        for _ in range(longest.bit_length()):
             middle = (low + high) // 2
             at = frame_index[(first + middle).clamp_(max=frame_index.shape[0] - 1)]
             right = (middle < high) & (at < numbers)
