@@ -46,8 +46,8 @@ def timed(call: Callable[[], Any]) -> float:
 def interleaved(
     ours: Callable[[], Any], theirs: Callable[[], Any], repeat: int, times: int
 ) -> tuple[float, float, float]:
-    """Median seconds of both, ours of ``times`` calls, and the median ratio of a round."""
-    found = [(min(timed(ours) for _ in range(times)), timed(theirs)) for _ in range(repeat)]
+    """Median seconds of both, ours of ``times`` calls a round, and the median ratio of a round."""
+    found = [(statistics.median(timed(ours) for _ in range(times)), timed(theirs)) for _ in range(repeat)]
     ratios = [b / a for a, b in found]
     mine, other = (statistics.median(column) for column in zip(*found, strict=True))
     return mine, other, statistics.median(ratios)

@@ -5,7 +5,7 @@
 
 A contestant is ``reference`` (the published step, eager; on a GPU under autocast to bfloat16, as published), or an
 implementation of s2vfast's engine: ``torch``, ``triton``, ``auto``, and with ``:eager``, ``:graph`` or ``:compile`` its
-train.mode. A step is forward, backward, clipping, AdamW and EMA on clips and masks that are there already. Before
+train.mode. A step is masks, forward, backward, clipping, AdamW and EMA on clips that are there already. Before
 anything is timed, the first losses must agree: to 1e-5 in float32, to 1e-2 where operands are bfloat16. The rate of
 operations, counted by s2vfast.train.ledger, is set against a large matrix product's in the same run.
 """
@@ -120,10 +120,9 @@ def engine(config: Config, choice: str, clips: Tensor, ids: Tensor) -> Advance:
     )
     step = Step(model, optimizer, config.optim, Ranks(), parts, compiled=mode == "compile")
     run = Captured(step) if device.type == "cuda" and mode != "eager" else step
-    fed = []
-    for some, of in zip(clips.chunk(parts), ids.chunk(parts), strict=True):
-        masks = model.draw(some, seed=1, epoch=0, sample_ids=of)
-        fed.append(Part(some, masks, None if config.objective.empty_bodies == "compute" else Bodies.of(some)))
+    pieces = []
+    for some, of in zip(clips.chunk(parts), ids.cpu().chunk(parts), strict=True):
+        pieces.append((some, of, None if config.objective.empty_bodies == "compute" else Bodies.of(some)))
     options = optimizer_options(config)
     count = 0
 
@@ -132,7 +131,7 @@ def engine(config: Config, choice: str, clips: Tensor, ids: Tensor) -> Advance:
         count += 1
         step.control.copy_(torch.tensor([count, options["lr"], options["tau"], 0.0], dtype=torch.float64))
         with ops.use_impl(impl):
-            run(fed)
+            run([Part(some, model.draw(some, seed=1, epoch=0, sample_ids=of), bodies) for some, of, bodies in pieces])
         return float(step.report[0])
 
     return advance

@@ -63,18 +63,18 @@ class Bodies:
         return cls.known(_filled(clips))
 
     @classmethod
-    def known(cls, present: Tensor, round_to: int = 1) -> Bodies:
+    def known(cls, present: Tensor, room: int | None = None) -> Bodies:
         """From bool [N], which may say of an empty track that it is none: it is then one of its own.
 
         Args:
             present: on the device of the result.
-            round_to: ``filled`` becomes a multiple of it, as long as there are so many tracks.
+            room: ``filled``, if it is to be more than there are: shapes depend on it.
         """
         rank = torch.cumsum(present, 0)
         filled = int(rank[-1]) if len(rank) else 0
         places = torch.where(present, rank - 1, filled)
         order = torch.argsort((~present).to(torch.uint8), stable=True)
-        return cls(order, places, min(-(-filled // round_to) * round_to, len(present)))
+        return cls(order, places, filled if room is None else room)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, always in the same order."""
@@ -157,7 +157,7 @@ class Skeleton2vec(nn.Module):
             loss, number = ops.masked_mse(prediction, target), masked.shape[0]
         else:
             # What is there too much differs from nothing, and the mean is over the others.
-            whole = torch.where(kept[:, None, None], prediction, target.to(prediction.dtype))
+            whole = torch.where(kept[:, None, None], prediction.to(target.dtype), target)
             number = kept.sum()
             loss = ops.masked_mse(whole, target) * (kept.numel() / number.clamp(min=1))
         with torch.no_grad():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,17 @@ def _one_device(stem: str, args: tuple, kwargs: dict) -> None:
 
 
 _OPS: dict[str, Op] = {}
-_overrides: list[dict[str, str]] = []
+_overrides: tuple[dict[str, str], ...] = ()  # of all threads: never changed in place, others may be reading it
+_changing = threading.Lock()
+
+
+class _Own(threading.local):
+    """What `use_impl` has set for this thread alone."""
+
+    overrides: tuple[dict[str, str], ...] = ()
+
+
+_own = _Own()
 
 
 def register(stem: str, reasons: dict[str, Reasons] | None = None, **implementations: Callable[..., Any]) -> Op:
@@ -110,26 +121,39 @@ def parse_choice(text: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def use_impl(choice: str) -> Iterator[None]:
-    """Set the implementation of all operations, or of some, within a ``with`` block, in all threads.
+def use_impl(choice: str, everywhere: bool = True) -> Iterator[None]:
+    """Set the implementation of all operations, or of some, within a ``with`` block.
 
     Args:
         choice: see the module's text.
+        everywhere: in all threads; else in this one alone, where it goes before what is set for all.
     """
+    global _overrides
     parsed = parse_choice(choice)
-    _overrides.append(parsed)
+    if not everywhere:
+        before = _own.overrides
+        _own.overrides = (*before, parsed)
+        try:
+            yield
+        finally:
+            _own.overrides = before
+        return
+    with _changing:
+        _overrides = (*_overrides, parsed)
     try:
         yield
     finally:
-        # Another thread may have entered since and still be inside: take out one's own, not the last.
-        del _overrides[max(i for i, other in enumerate(_overrides) if other is parsed)]
+        with _changing:
+            # Another thread may have entered since and still be inside: take out one's own, not the last.
+            last = max(i for i, other in enumerate(_overrides) if other is parsed)
+            _overrides = (*_overrides[:last], *_overrides[last + 1 :])
 
 
 def _chosen(stem: str, impl: str | None) -> str:
     if impl is not None:
         choice = parse_choice(impl)
         return choice.get(stem, choice.get("", "auto"))
-    for choice in reversed(_overrides):
+    for choice in (*reversed(_own.overrides), *reversed(_overrides)):
         if name := choice.get(stem, choice.get("")):
             return name
     choice = parse_choice(os.environ.get("S2VFAST_IMPL", ""))

@@ -12,6 +12,10 @@ from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.attention import attention as _reference
 
+# From so many queries on, PyTorch's kernel for CPUs takes 256 of them at once instead of 64, and is up to 30 % faster:
+# the 750 tokens of NTU are worth 18 queries that nobody asks.
+_MANY = 768
+
 
 def attention(qkv: Tensor, *, return_lse: bool = False, impl: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention with scale d ** -0.5.
@@ -35,7 +39,11 @@ def _run_reference(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
 
 def _torch(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor | None]:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, d]
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    L = q.shape[2]
+    if not qkv.is_cuda and 0.9 * _MANY <= L < _MANY:
+        out = F.scaled_dot_product_attention(F.pad(q, (0, 0, 0, _MANY - L)), k, v)[:, :, :L].transpose(1, 2)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     lse = None
     if return_lse:  # SDPA keeps its own to itself
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
@@ -172,7 +173,7 @@ def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
         turn = turn.clone()
         turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = c, s, -s, c
     if u is not None and any(spec.rotate):
-        angles = (2.0 * u[:, ANGLE : ANGLE + 3] - 1.0) * torch.tensor(spec.rotate, device=x.device)
+        angles = (2.0 * u[:, ANGLE : ANGLE + 3] - 1.0) * _limits(spec.rotate, x.device)
         turn = rotation(angles) @ turn
     factor = torch.ones(x.shape[0], device=x.device)
     if spec.scale == "torso":
@@ -183,6 +184,12 @@ def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
     # One matrix for all of it: x' = x (factor * turn)^T.
     matrix = (turn * factor[:, None, None]).transpose(1, 2)
     return (x.reshape(x.shape[0], -1, 3) @ matrix).reshape(x.shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _limits(rotate: tuple[float, ...], device: torch.device) -> Tensor:
+    """[3], made once: to send numbers to a GPU, the host waits for it."""
+    return torch.tensor(rotate, device=device)
 
 
 # A schema knows no dataclass: a ClipSpec travels as its fields in their order.

@@ -108,6 +108,8 @@ def _peers() -> Iterator[None]:
     """A peer that is gone as one clear error."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, dist.DistBackendError) as error:
         first = " ".join(str(error).split())[:200]
         raise errors.TrainingError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,11 +82,10 @@ class Pretrainer:
         self.config, self.store, self.ranks = config, store, ranks or Ranks()
         self.device = device or pick_device(config.train.device, self.ranks)
         on_gpu = self.device.type == "cuda"
-        mode = config.train.mode
-        if mode == "graph" and not on_gpu:
-            raise errors.ConfigError(f"train.mode: graph needs a GPU, not {self.device}; give eager or auto")
+        if on_gpu:
+            torch.cuda.set_device(self.device)  # of events, captures and synchronisation
         try:
-            ops.parse_choice(config.train.impl)
+            mode = _mode(config, on_gpu, ops.parse_choice(config.train.impl))
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
@@ -106,7 +106,8 @@ class Pretrainer:
             room=room(self.ranks.world * parts, width),
         )
         self.body = Step(self.model, self.optimizer, config.optim, self.ranks, parts, compiled=mode == "compile")
-        self._advance = Captured(self.body) if on_gpu and mode != "eager" else self.body
+        self._captured = Captured(self.body) if on_gpu and mode != "eager" else None
+        self._advance = self._captured or self.body
         self.lag = LAG if on_gpu else 0
         pinned = {"pin_memory": True} if on_gpu else {}
         # One more than there are steps on their way, so that none is written to while it is read.
@@ -143,9 +144,16 @@ class Pretrainer:
         self.step = step + 1
         return self._read() if len(self._pending) > self.lag else None
 
-    def drain(self) -> list[StepResult]:
+    def drain(self) -> Iterator[StepResult]:
         """Wait for all steps that have been started; what `run_step` has not reported of them, in order."""
-        return [self._read() for _ in range(len(self._pending))]
+        while self._pending:
+            yield self._read()
+
+    def close(self) -> None:
+        """Let go of what was captured: ranks cannot part as long as a graph holds their sum."""
+        if self._captured:
+            torch.cuda.synchronize()
+            self._captured.forget()
 
     def bare_step(self, batch: Batch) -> None:
         """Do a step on a batch that is there and do not ask what came of it; it is not counted."""
@@ -163,7 +171,7 @@ class Pretrainer:
         self._controls[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
         self.body.control.copy_(self._controls[slot], non_blocking=True)
         choice = self.config.train.impl
-        with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice):
+        with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice, everywhere=False):
             self._advance(batch.parts)
         self._reports[slot].copy_(self.body.report, non_blocking=True)
         done = None
@@ -249,6 +257,20 @@ class Pretrainer:
             self.ranks.spread(buffer)
         self.optimizer.refresh()
         self.step = self.ranks.tell(lambda: self.step)
+
+
+def _mode(config: Config, on_gpu: bool, choice: dict[str, str]) -> str:
+    """The config's train.mode, which ``auto`` leaves to us."""
+    mode = config.train.mode
+    if mode == "graph" and not on_gpu:
+        raise errors.ConfigError("train.mode: graph needs a GPU; give eager or auto")
+    asks = "reference" in choice.values()  # its optimizer asks for the norm
+    if mode == "graph" and asks:
+        raise errors.ConfigError(
+            f"train.mode: graph cannot capture train.impl = {config.train.impl}: the reference asks the device for "
+            f"numbers; give eager or auto"
+        )
+    return "eager" if mode == "auto" and (asks or not on_gpu) else mode
 
 
 def pick_device(name: str, ranks: Ranks | None = None) -> torch.device:

@@ -108,20 +108,33 @@ class Feed:
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[Batch]] = {}
         # Shapes that repeat can be captured or compiled once; exact ones save a little more.
-        varied = device.type == "cpu" and config.train.mode != "compile"
-        tracks = batch // (ranks.world * self.parts) * config.data.bodies
-        self._round = 1 if varied else max(1, tracks // 16)
+        self._repeats = device.type == "cuda" or config.train.mode == "compile"
 
     def batch(self, step: int) -> Batch:
         """This rank's share of a step's clips and masks."""
         ids, epoch = self.order.sample_ids(step), self.order.epoch(step)
         mine = ids.view(self.ranks.world, -1)[self.ranks.rank]
-        choice = self.config.train.impl
-        with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice):
-            parts = [self._part(part, epoch) for part in mine.chunk(self.parts)]
+        # What is chosen for the device may not run on the host.
+        choice, room = "auto" if self._sends else self.config.train.impl, self._room(ids)
+        with (
+            contextlib.nullcontext() if choice == "auto" and not self._sends else ops.use_impl(choice, everywhere=False)
+        ):
+            parts = [self._part(part, epoch, room) for part in mine.chunk(self.parts)]
         return Batch(parts, ids.numpy(), epoch)
 
-    def _part(self, ids: Tensor, epoch: int) -> Part:
+    def _room(self, ids: Tensor) -> int | None:
+        """Tracks with a body that every part of every rank has room for, or None where each has what it needs.
+
+        The same everywhere, so that all ranks have captured the same shapes, and these repeat.
+        """
+        if not self._repeats or self.config.objective.empty_bodies == "compute":
+            return None
+        shares = self._present[ids].view(self.ranks.world * self.parts, -1)
+        each = shares.shape[1]
+        round_to = max(1, each // 16)
+        return min(-(-int(shares.sum(1).max()) // round_to) * round_to, each)
+
+    def _part(self, ids: Tensor, epoch: int, room: int | None) -> Part:
         seed = self.config.train.seed
         there = ids
         if self._source.type == "cuda":
@@ -132,7 +145,7 @@ class Feed:
         masks = self.model.draw(clips, seed=seed, epoch=epoch, sample_ids=ids)
         bodies = None
         if self.config.objective.empty_bodies != "compute":
-            bodies = Bodies.known(self._present[ids].flatten(), self._round)
+            bodies = Bodies.known(self._present[ids].flatten(), room)
             if self._source.type == "cuda":
                 bodies = replace(bodies, order=self._send(bodies.order), places=self._send(bodies.places))
         part = Part(clips, masks, bodies)
@@ -146,7 +159,9 @@ class Feed:
         if not self._threads:
             return self.batch(step)
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s2vfast-data")
+            # A thread begins on the first GPU, whichever this process is on.
+            first = (torch.cuda.set_device, (self.device,)) if self.device.type == "cuda" else (None, ())
+            self._pool = ThreadPoolExecutor(self._threads, "s2vfast-data", *first)
         for ahead in range(step, min(step + self._threads + 1, stop)):
             if ahead not in self._ahead:
                 self._ahead[ahead] = self._pool.submit(self.batch, ahead)

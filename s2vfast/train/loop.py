@@ -25,9 +25,9 @@ COLLAPSED_VARIANCE = 0.01
 """A teacher whose targets vary less than this over tokens has collapsed. Targets are layer-normed, so that 1 is the
 most there can be; data2vec's reference stops at a standard deviation of 0.1, which is the same."""
 
-FREE = ("data.workers", "data.resident", "train.log_every", "checkpoint.every", "checkpoint.keep")
+FREE = ("data.workers", "train.log_every", "checkpoint.every", "checkpoint.keep")
 """Fields that may change when a run goes on: they change no weight."""
-LAST_BITS = ("train.device", "train.impl", "train.mode", "train.accumulate", "train.threads")
+LAST_BITS = ("data.resident", "train.device", "train.impl", "train.mode", "train.accumulate", "train.threads")
 """Fields that may change too, but then sums are rounded in another order."""
 
 
@@ -96,6 +96,7 @@ def pretrain(
         with _Stop(patient=torchrun.launched()) as stop, contextlib.ExitStack() as stack:
             _set_threads(plan.config)
             engine = ranks.each(lambda: (make_engine or _engine(ranks))(plan.config, store))
+            stack.callback(engine.close)
             ranks.tell(lambda: _claim(run, plan, store, stack))
             loop = _Loop(run, plan, engine, ranks, tensorboard, stop, stack)
             if profile:
@@ -198,9 +199,11 @@ class _Loop:
                         break
                     # Together with the others, once all have heard of it.
                     engine.stopping = True
-                self._take(engine.run_step())
+                if (result := engine.run_step()) is not None:
+                    self._take(result)
                 if engine.step % self.config.checkpoint.every == 0:
                     self._save()
+            self._finish_steps()
             seconds = time.monotonic() - self.began
             self._save()
         if self.bare and seconds > 0:
@@ -225,8 +228,6 @@ class _Loop:
 
     def _take(self, result: Any) -> None:
         """What is to be done after a step, once its numbers are there."""
-        if result is None:
-            return
         self.last, step = result, result.step
         self.stopped = self.stopped or result.stop
         self.clips += result.clips
@@ -243,10 +244,13 @@ class _Loop:
                 f"objective.target_norm instance may help"
             )
 
-    def _save(self) -> None:
-        """A checkpoint of all steps that have been started, unless there is one."""
+    def _finish_steps(self) -> None:
         for result in self.engine.drain():
             self._take(result)
+
+    def _save(self) -> None:
+        """A checkpoint of all steps that have been started, unless there is one."""
+        self._finish_steps()
         if self.saved == self.engine.step:
             return
         if self.records:
@@ -372,7 +376,10 @@ def _agreed(own: Config, asked: Config | None) -> tuple[Config, list[str]]:
                     f"{path}: {new!r} asked, but the run began with {value!r}, and --resume goes on with what a run "
                     f"began with (only {', '.join(FREE + LAST_BITS)} may change); leave it out or begin another run"
                 )
-            notes.append(f"warning: {path}: {value} so far, {new} from here on; results may differ in the last bits")
+            note = f"warning: {path}: {value} so far, {new} from here on; results may differ in the last bits"
+            if path == "train.device" and asked.train.precision == "auto":
+                note += ", and more between a CPU and a GPU: train.precision auto is bfloat16 there"
+            notes.append(note)
     return asked, notes
 
 

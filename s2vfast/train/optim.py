@@ -104,10 +104,14 @@ class FlatAdamW:
 
     def collect(self, gradients: list[Tensor], add: bool) -> None:
         """Put the gradients of `parameters` into the flat buffer, or add them to what is there."""
-        if add:
-            torch._foreach_add_(self._gradients, [g.to(torch.float32) for g in gradients])
-        else:
-            torch._foreach_copy_(self._gradients, gradients)
+        for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+            # PyTorch copies lists at once where all of them are of one dtype.
+            chosen = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
+            mine, theirs = [self._gradients[i] for i in chosen], [gradients[i] for i in chosen]
+            if add:
+                torch._foreach_add_(mine, [gradient.to(torch.float32) for gradient in theirs])
+            else:
+                torch._foreach_copy_(mine, theirs)
 
     def refresh(self) -> None:
         """Renew the operands from the float32 parameters, after these have changed."""

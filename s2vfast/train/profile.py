@@ -41,12 +41,14 @@ def take(engine: Any, folder: Path, steps: int, writes: bool) -> dict[str, Any]:
     try:
         for _ in range(WARM):
             engine.run_step()
-        engine.drain()
+        list(engine.drain())
         batch = engine.feed.batch(first)
         each = -(-steps // ROUNDS)
         full, bare = [], []
         for _ in range(ROUNDS):  # interleaved: what else the machine does slows both
-            full.append(_timed(lambda: [engine.run_step() for _ in range(each)] + engine.drain(), engine.device) / each)
+            full.append(
+                _timed(lambda: [*(engine.run_step() for _ in range(each)), *engine.drain()], engine.device) / each
+            )
             bare.append(_timed(lambda: [engine.bare_step(batch) for _ in range(each)], engine.device) / each)
         found = {"loop_step_ms": _median(full), "bare_step_ms": _median(bare)}
         found["clips_per_second_bare"] = round(engine.config.train.batch / found["bare_step_ms"] * 1000, 1)
@@ -57,7 +59,7 @@ def take(engine: Any, folder: Path, steps: int, writes: bool) -> dict[str, Any]:
             begun = time.perf_counter()
             for _ in range(steps):
                 engine.run_step()
-            engine.drain()
+            list(engine.drain())
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             traced = 1000 * (time.perf_counter() - begun) / steps

@@ -162,6 +162,11 @@ class Captured:
             torch._foreach_copy_(list(place.tensors()), list(part.tensors()))
         graph.replay()
 
+    def forget(self) -> None:
+        """Let go of all graphs."""
+        self._graphs.clear()
+        self._pool = None
+
     def _capture(self, parts: list[Part]) -> tuple[torch.cuda.CUDAGraph, list[Part]]:
         places = [part.mapped(torch.clone) for part in parts]
         graph = torch.cuda.CUDAGraph()

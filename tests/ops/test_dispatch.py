@@ -93,3 +93,37 @@ def test_tensors_of_two_devices_are_refused_before_anything_runs(impl):
         ops.masked_mse(here, there, impl=impl)
     with pytest.raises(errors.ShapeError, match="teacher_target: its tensors are on cpu and meta"):
         ops.teacher_target([here, there], None, impl=impl)
+
+
+def test_a_choice_for_this_thread_alone():
+    from s2vfast.ops import _dispatch
+
+    seen = []
+    with ops.use_impl("torch"), ops.use_impl("reference", everywhere=False):
+        thread = threading.Thread(target=lambda: seen.append(_dispatch._chosen("mlp", None)))
+        thread.start()
+        thread.join()
+        assert _dispatch._chosen("mlp", None) == "reference"
+    assert seen == ["torch"]
+    assert not _dispatch._own.overrides
+
+
+def test_threads_that_choose_do_not_disturb_each_other():
+    from s2vfast.ops import _dispatch
+
+    wrong = []
+
+    def choose(name, everywhere):
+        for _ in range(3000):
+            with ops.use_impl(name, everywhere=everywhere):
+                if not everywhere and _dispatch._chosen("mlp", None) != name:
+                    wrong.append(name)
+
+    jobs = [("torch", True), ("triton", True), ("reference", False), ("native", False)]
+    threads = [threading.Thread(target=choose, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert _dispatch._overrides == ()

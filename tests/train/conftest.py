@@ -72,6 +72,9 @@ class FakeEngine:
     def drain(self):
         return []
 
+    def close(self):
+        pass
+
     def run_step(self):
         if self.before is not None:
             self.before(self.step)
