@@ -4,7 +4,8 @@
 
 clip_sample against the NumPy pipeline that skeleton loaders have (benchmarks/_numpy_pipeline.py), by the clip.
 tube_mask, for 128 tracks of NTU, against torch.argsort: track by track, as a loader does it, and all tracks at once.
-Nothing is timed before the results have been found equal: masks to the bit, clips to rounding. Interleaved, one thread.
+Nothing is timed before the results have been found equal: masks to the bit, clips to rounding. Interleaved; clips on
+one thread, masks on one and on all.
 """
 
 from __future__ import annotations
@@ -109,14 +110,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the JSON instead of lines")
     parser.add_argument("--out", type=Path, help="folder to write cpu/data.json to")
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    most, results = torch.get_num_threads(), {}
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        if threads == 1:
+            results["clip_sample, 1 thread"] = clip_sampling(given.repeat)
+        results[f"tube_mask, {threads} thread{'s' * (threads > 1)}"] = tube_masking(given.repeat)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "command": "python -m benchmarks.bench_data",
         "commit": commit or "unknown",
         "versions": {"s2vfast": s2vfast.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": f"cpu: {facts()['machine']['cpu']}, 1 thread",
-        "results": {"clip_sample": clip_sampling(given.repeat), "tube_mask": tube_masking(given.repeat)},
+        "device": f"cpu: {facts()['machine']['cpu']}",
+        "results": results,
     }
     if given.out:
         folder = given.out / "cpu"

@@ -50,9 +50,15 @@ struct OneLane {
 template <class T>
 struct KeyType;
 template <>
-struct KeyType<float> { using type = int32_t; };
+struct KeyType<float> {
+  using type = int32_t;
+  static constexpr int32_t infinity = 0x7f800000;
+};
 template <>
-struct KeyType<double> { using type = int64_t; };
+struct KeyType<double> {
+  using type = int64_t;
+  static constexpr int64_t infinity = 0x7ff0000000000000;
+};
 
 // Integers in the order of the floats: -0 equals +0, all NaNs are one value above infinity. Integers make maximum,
 // minimum and comparison the same everywhere, and loops over them vectorise without fast math.
@@ -63,7 +69,8 @@ S2V_HD Key order_key(T value) {
   Key bits;
   memcpy(&bits, &no_minus_zero, sizeof bits);
   const Key ordered = bits ^ (Key(bits >> (8 * sizeof(Key) - 1)) & low_bits);
-  return value == value ? ordered : Key(low_bits - 1);
+  // Asked of the bits: a comparison of floats would become a branch, and the loops around it would not be vectorised.
+  return (bits & low_bits) <= KeyType<T>::infinity ? ordered : Key(low_bits - 1);
 }
 
 template <class T, class Key>

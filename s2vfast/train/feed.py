@@ -21,7 +21,7 @@ from s2vfast.objectives import Bodies
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.order import Order
 
-CACHE = 8 * 2**20
+CACHE = 16 * 2**20
 """Bytes of the largest activation of a part, on a CPU."""
 
 
