@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2vfast import errors, ops
+from s2vfast import errors, ops, presets
 from s2vfast.data.store import Store
 from s2vfast.train.engine import Pretrainer, _mode
+from s2vfast.train.feed import parts_for
 from s2vfast.train.loop import pretrain
 from s2vfast.train.step import Captured
 
@@ -241,3 +242,18 @@ def test_a_graph_refuses_what_asks_the_device(tiny_config):
     config.train.mode = "auto"
     assert _mode(config, True, ops.parse_choice(config.train.impl)) == "eager"
     assert _mode(config, True, {}) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("preset", "joints", "clips", "device", "parts"),
+    [
+        ("ntu60", 25, 1, "cpu", 1),
+        ("ntu60", 25, 2, "cpu", 1),
+        ("ntu60", 25, 8, "cpu", 4),
+        ("ntu60", 25, 7, "cpu", 7),  # parts are alike
+        ("ntu60", 25, 128, "cuda", 1),
+        ("nwucla", 20, 32, "cpu", 1),
+    ],
+)
+def test_parts_fit_a_cache(preset, joints, clips, device, parts):
+    assert parts_for(presets.load(preset), joints, clips, torch.device(device)) == parts
