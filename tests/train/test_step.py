@@ -46,7 +46,8 @@ def test_several_masks_in_parts(make):
 
 def test_shared_empty_bodies_change_nothing(make):
     shared, computed = make(objective__empty_bodies="share"), make(objective__empty_bodies="compute")
-    assert shared.feed.batch(0).parts[0].bodies.filled < 7, "two and more are empty"
+    filled = min(shared.feed.batch(step).parts[0].bodies.filled for step in range(2))
+    assert filled < 7, "two of the eight tracks and more are empty"
     assert np.allclose(numbers(shared), numbers(computed), rtol=2e-6)
 
 
