@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._block_stack_rows import KINDS, by_kind, options_of, times_rows, within
-from s2vfast.kernels._block_stack_weights import away_from_zero, finish, weight_grads
+from s2vfast.kernels._block_stack_weights import finish, weight_grads
+from s2vfast.kernels._finish import away_from_zero
 from s2vfast.kernels._gelu import normal_distribution
 from s2vfast.kernels._launch import launch
 

@@ -13,14 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._block_stack_rows import within
+from s2vfast.kernels._finish import away_from_zero
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch
-
-
-@triton.jit
-def away_from_zero(gamma):
-    """LayerScale to multiply gradients with and divide by: at least 1e-18 either way, which changes no result."""
-    size = tl.maximum(tl.abs(gamma), 1e-18)
-    return tl.where(gamma < 0.0, -size, size)
 
 
 @triton.jit

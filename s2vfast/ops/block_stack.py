@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
-from s2vfast.ops._linear import linear
+from s2vfast.ops.add_norm import _torch as add_norm
+from s2vfast.ops.attention import _torch as attention
+from s2vfast.ops.mlp import _torch as mlp
+from s2vfast.ops.norm_linear import _torch as norm_linear
+from s2vfast.reference.block_stack import PARAMETERS
 from s2vfast.reference.block_stack import block_stack as _reference
-
-PARAMETERS = (
-    "norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "gamma1",
-    "norm2.weight", "norm2.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "gamma2",
-)  # fmt: skip
-"""What ``parameters`` holds for each block, in this order."""
 
 
 def block_stack(
@@ -58,15 +55,10 @@ def _torch(x: Tensor, parameters: list[Tensor], heads: int, eps: float) -> Tenso
     for start in range(0, len(parameters), len(PARAMETERS)):
         norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, gamma1, *second = parameters[start : start + len(PARAMETERS)]
         norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias, gamma2 = second
-        dtype = qkv.dtype
-        normed = F.layer_norm(x, (D,), norm1, norm1_bias, eps).to(dtype)
-        packed = linear(normed, qkv, qkv_bias).view(N, L, 3, heads, D // heads)
-        q, k, v = packed.permute(2, 0, 3, 1, 4)  # each [N, H, L, d]
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, L, D)
-        x = torch.addcmul(x, gamma1, linear(mixed, proj, proj_bias))
-        normed = F.layer_norm(x, (D,), norm2, norm2_bias, eps).to(dtype)
-        hidden = linear(normed, fc1, fc1_bias, gelu=True)
-        x = torch.addcmul(x, gamma2, linear(hidden, fc2, fc2_bias))
+        packed = norm_linear(x, norm1, norm1_bias, qkv, qkv_bias, eps).view(N, L, 3, heads, D // heads)
+        mixed = attention(packed, False)[0].reshape(N, L, D)
+        x, _ = add_norm(x, mixed, gamma1, None, None, eps, proj, proj_bias)
+        x = mlp(x, fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias, gamma2, eps)
     return x
 
 

@@ -8,7 +8,11 @@ from s2vfast.reference.add_norm import add_norm
 from s2vfast.reference.attention import attention
 from s2vfast.reference.mlp import mlp
 
-_A_BLOCK = 14
+PARAMETERS = (
+    "norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "gamma1",
+    "norm2.weight", "norm2.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "gamma2",
+)  # fmt: skip
+"""What ``parameters`` holds for each block, in this order."""
 
 
 def block_stack(x: Tensor, parameters: list[Tensor], heads: int, eps: float = 1e-6) -> Tensor:
@@ -16,9 +20,8 @@ def block_stack(x: Tensor, parameters: list[Tensor], heads: int, eps: float = 1e
 
     Args:
         x: [N, L, D], the residual stream.
-        parameters: 14 tensors a block, block after block: norm1.weight [D], norm1.bias [D], qkv.weight [3 D, D],
-            qkv.bias [3 D], proj.weight [D, D], proj.bias [D], gamma1 [D], norm2.weight [D], norm2.bias [D],
-            fc1.weight [E, D], fc1.bias [E], fc2.weight [D, E], fc2.bias [D], gamma2 [D].
+        parameters: the tensors of `PARAMETERS` for each block, block after block. Matrices [3 D, D], [D, D], [E, D]
+            and [D, E], biases [3 D], [D], [E] and [D], all others [D].
         heads: of attention; the queries of a head are D / heads wide.
         eps: added to variances.
 
@@ -26,8 +29,8 @@ def block_stack(x: Tensor, parameters: list[Tensor], heads: int, eps: float = 1e
         [N, L, D], the stream after the last block.
     """
     N, L, D = x.shape
-    for start in range(0, len(parameters), _A_BLOCK):
-        norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, gamma1, *second = parameters[start : start + _A_BLOCK]
+    for start in range(0, len(parameters), len(PARAMETERS)):
+        norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, gamma1, *second = parameters[start : start + len(PARAMETERS)]
         norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias, gamma2 = second
         _, normed = add_norm(x, None, None, norm1, norm1_bias, eps)
         packed = normed @ qkv.t() + qkv_bias  # [N, L, 3 D]

@@ -82,17 +82,16 @@ class Ranks:
                     raise error
 
     def _agree(self, make: Callable[[], T] | None) -> list[Any]:
-        value, failure, raised = None, None, None
+        value, failure = None, None
         try:
             value = make() if make else None
         except errors.S2vfastError as error:
-            failure, raised = error, error
+            failure = error
         gathered = self._gather((None if failure else value, failure))
-        for rank, (_, error) in enumerate(gathered):
+        for _, error in gathered:
             if error is not None:
-                if rank == self.rank:
-                    raise raised
-                error.elsewhere = True
+                # Whoever it went wrong for, rank 0 says so.
+                error.elsewhere = not self.first
                 raise error
         return [found for found, _ in gathered]
 

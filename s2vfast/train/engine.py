@@ -265,9 +265,9 @@ def _mode(config: Config, on_gpu: bool, choice: dict[str, str]) -> str:
     if mode == "graph" and not on_gpu:
         raise errors.ConfigError("train.mode: graph needs a GPU; give eager or auto")
     asks = "reference" in choice.values()  # its optimizer asks for the norm
-    if mode == "graph" and asks:
+    if on_gpu and mode in ("graph", "compile") and asks:
         raise errors.ConfigError(
-            f"train.mode: graph cannot capture train.impl = {config.train.impl}: the reference asks the device for "
+            f"train.mode: {mode} cannot capture train.impl = {config.train.impl}: the reference asks the device for "
             f"numbers; give eager or auto"
         )
     return "eager" if mode == "auto" and (asks or not on_gpu) else mode

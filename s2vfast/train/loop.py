@@ -91,6 +91,7 @@ def pretrain(
     with distributed.start() as ranks:
         plan = ranks.tell(lambda: _plan(run, config, store_path, resume or torchrun.attempt() > 0))
         store = ranks.each(lambda: _open(plan))
+        ranks.tell(lambda: _check(run, plan, store))
         ranks.same("version", s2vfast.__version__)
         ranks.same("store", store.fingerprint)
         with _Stop(patient=torchrun.launched()) as stop, contextlib.ExitStack() as stack:
@@ -127,10 +128,6 @@ def _plan(run: Path, config: Config | None, store_path: str | Path | None, resum
         if store_path is None:
             raise errors.DataError("--data: a store is needed to begin a run")
         config.validate()
-    store = _open(_Plan(config, store_path, going_on, notes))
-    if going_on:
-        rundir.check_store(run, store, store_path, exact=True)
-    config.validate(store.layout.num_joints)
     return _Plan(config, store_path, going_on, notes)
 
 
@@ -138,6 +135,13 @@ def _open(plan: _Plan) -> Any:
     from s2vfast.data.store import Store
 
     return Store.open(plan.store_path)
+
+
+def _check(run: Path, plan: _Plan, store: Any) -> None:
+    """Raise where run, config and store do not go together."""
+    if plan.going_on:
+        rundir.check_store(run, store, plan.store_path, exact=True)
+    plan.config.validate(store.layout.num_joints)
 
 
 def _claim(run: Path, plan: _Plan, store: Any, stack: contextlib.ExitStack) -> None:

@@ -70,8 +70,8 @@ class Step:
     def __call__(self, parts: list[Part]) -> None:
         """Do a step; `report` holds what came of it."""
         rows, empty = self._rows(), None
-        shares = len(parts) > 1 and self.model.empty_bodies == "share"
-        if shares and any(part.bodies.filled < part.clips.shape[0] for part in parts):
+        asks = len(parts) > 1 and self.model.empty_bodies == "share"
+        if asks and any(part.bodies.filled < part.clips.shape[0] for part in parts):
             empty = self.model.empty_target(parts[0].clips)  # once for all parts
         for number, part in enumerate(parts):
             with record_function("s2vfast: forward"):

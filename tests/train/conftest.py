@@ -8,8 +8,9 @@ import torch
 
 from s2vfast.config import Config
 from s2vfast.data.layout import get_layout
-from s2vfast.data.store import Body, Sequence
+from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import write_store
+from s2vfast.train.engine import Pretrainer
 
 
 def write_tiny_store(path, layout="kinect_v2", sequences=12, seed=0):
@@ -134,3 +135,17 @@ def tiny_config():
 def fake_engine():
     """`FakeEngine`."""
     return FakeEngine
+
+
+@pytest.fixture
+def make(tiny_store, tiny_config):
+    """make(**changes): an engine on the tiny store; changes are section__field."""
+
+    def engine(**changes):
+        config = tiny_config()
+        for path, value in changes.items():
+            section, name = path.split("__")
+            setattr(getattr(config, section), name, value)
+        return Pretrainer(config, Store.open(tiny_store))
+
+    return engine

@@ -3,22 +3,7 @@ import pytest
 import torch
 
 from s2vfast import errors
-from s2vfast.data.store import Store
-from s2vfast.train.engine import NonFiniteError, Pretrainer
-
-
-@pytest.fixture
-def make(tiny_store, tiny_config):
-    """make(**changes): an engine on the tiny store; changes are section__field."""
-
-    def engine(**changes):
-        config = tiny_config()
-        for path, value in changes.items():
-            section, name = path.split("__")
-            setattr(getattr(config, section), name, value)
-        return Pretrainer(config, Store.open(tiny_store))
-
-    return engine
+from s2vfast.train.engine import NonFiniteError
 
 
 def copy_of(engine):

@@ -13,20 +13,6 @@ from s2vfast.train.loop import pretrain
 from s2vfast.train.step import Captured
 
 
-@pytest.fixture
-def make(tiny_store, tiny_config):
-    """make(**changes): an engine on the tiny store; changes are section__field."""
-
-    def engine(**changes):
-        config = tiny_config()
-        for path, value in changes.items():
-            section, name = path.split("__")
-            setattr(getattr(config, section), name, value)
-        return Pretrainer(config, Store.open(tiny_store))
-
-    return engine
-
-
 def numbers(engine, steps=6):
     results = [engine.run_step() for _ in range(steps)]
     return np.array([[r.loss, r.grad_norm, r.target_var, r.pred_var] for r in results])
