@@ -2,6 +2,7 @@
 # make demo      set-up, then the whole way on synthetic data: pretrain, evaluate, a report
 # make test      set-up, then everything that CI runs
 # make lint      set-up, then the style checks alone
+# make bench     set-up, then all measurements on this machine, with tables and plots in docs/ (15 minutes)
 # make gpu       all that needs a GPU: tests, measurements, compute-sanitizer; results go to $(OUT)
 # make clean     removes what was built; .venv stays (make clean-all removes it too)
 
@@ -16,7 +17,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint gpu clean clean-all
+.PHONY: install demo test lint bench gpu clean clean-all
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -50,6 +51,10 @@ lint: install
 # S2VFAST_DATA, a folder that holds nw_ucla/, turns on the tests on real recordings.
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Every operation, whole steps, data, cold start, and what the kernels compile to; BENCH_ARGS as of benchmarks.run.
+bench: install
+	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results --report $(BENCH_ARGS)
 
 # Nothing is installed into .venv where PY names another interpreter than the one of .venv.
 gpu: $(if $(filter $(BIN)/python,$(PY)),install)

@@ -1,60 +1,64 @@
-"""clip_sample: native against torch, interleaved in one process, at one thread and all.
+"""clip_sample: clips out of a store's frames: frames chosen, centred, scaled, turned.
 
-    python -m benchmarks.bench_clip_sample [--repeat 40] [--json] [--out benchmarks/results]
+    python -m benchmarks.bench_clip_sample [--shape ntu] [--device cuda] [--out DIR]
 
-64 sequences of two bodies, a third of which have a second body, 40 to 250 frames. An implementation that does not agree
-with the reference is not timed.
+400 sequences of 40 to 250 frames, a third of them with a second body; half precision, as stores keep them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from typing import Any
 
 import torch
 
-from benchmarks._compare import IMPLS, Case, main, nothing
+from benchmarks._ops import Benchmark, Cost
+from benchmarks.run import main
 from s2vfast import ops
-from s2vfast.inputs import SHAPES
-from s2vfast.verify import verify
+from s2vfast.inputs import Shape
 
-SEQUENCES, BATCH, JOINTS = 400, 64, 25
-SPECS = {
-    "ntu60": ops.ClipSpec(120, rotate=(0.3, 0.3, 0.3)),
-    "nwucla's choices": ops.ClipSpec(
-        32, "crop", scale="torso", align="yaw", rotate=(0.1, 0.5, 0.1), scale_jitter=0.1, velocity=4.0, sides=(4, 8)
-    ),
-}
+SEQUENCES = 400
 
 
-def recordings(generator: torch.Generator, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A store's frames and tables."""
+def cost(shape: Shape, backward: bool) -> Cost:
+    """A clip's frames are read in half precision and written in float32, velocities with them."""
+    numbers = float(shape.N) * shape.S * shape.s * shape.V
+    return Cost(bytes=numbers * (3 * 2 + shape.C * 4))
+
+
+def recordings(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """A store's frames and tables, and the sequences of a batch."""
+    generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(40, 251, (SEQUENCES,), generator=generator)
     second = torch.rand(SEQUENCES, generator=generator) < 1 / 3
     count = torch.stack([lengths, torch.where(second, lengths, 0)], dim=1)  # [Q, 2]
     row = count.flatten().cumsum(0).reshape(SEQUENCES, 2) - count
     index = torch.cat([torch.arange(n, dtype=torch.int32) for n in count.flatten().tolist()])
-    frames = torch.randn(int(count.sum()), JOINTS, 3, generator=generator).to(dtype)
-    return {"frames": frames, "frame_index": index, "row": row, "count": count.int()}
+    frames = torch.randn(int(count.sum()), shape.V, 3, generator=generator).half()
+    spec = ops.ClipSpec(shape.S * shape.s, rotate=(0.3, 0.3, 0.3), velocity=4.0 if shape.C == 6 else 0.0)
+    if shape.C == 6:  # NW-UCLA's choices
+        more = {"scale": "torso", "align": "yaw", "scale_jitter": 0.1, "torso": (0, 1), "sides": (4, 8)}
+        spec = dataclasses.replace(spec, sampling="crop", **more)
+    return {
+        "frames": frames.to(device),
+        "frame_index": index.to(device),
+        "row": row.to(device),
+        "count": count.int().to(device),
+        "ids": torch.randint(SEQUENCES, (shape.N // 2,), generator=generator).to(device),
+        "spec": spec,
+        "seed": 1,
+        "epoch": 1,
+    }
 
 
-def cases() -> dict[str, Case]:
-    """By name."""
-    for impl in IMPLS:
-        if not all(row.good for shape in ("tiny", "odd") for row in verify("clip_sample", impl, SHAPES[shape])):
-            raise SystemExit(f"clip_sample: {impl} differs from the reference; nothing is reported")
-    found = {}
-    for name, spec in SPECS.items():
-        for dtype in (torch.float32, torch.float16):
-            generator = torch.Generator().manual_seed(0)
-            given = recordings(generator, dtype)
-            ids = torch.randint(SEQUENCES, (BATCH,), generator=generator)
+BENCHMARK = Benchmark("clip_sample", cost, shapes=("ntu", "nwucla", "long"), make=recordings, light=True, plain=False)
 
-            def run(impl: str, given: dict = given, ids: torch.Tensor = ids, spec: ops.ClipSpec = spec) -> Any:
-                return ops.clip_sample(**given, ids=ids, spec=spec, seed=1, epoch=1, impl=impl)
 
-            found[f"{name}, {BATCH} sequences, {str(dtype)[6:]}"] = (nothing, run)
-    return found
+def test_clip_sample(case):
+    """For pytest-benchmark: see benchmarks/conftest.py."""
+    case()
 
 
 if __name__ == "__main__":
-    main("clip_sample", cases, __doc__)
+    sys.exit(main(["clip_sample", *sys.argv[1:]]))

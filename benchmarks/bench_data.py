@@ -1,139 +1,185 @@
-"""What a step is fed with: clips and masks of the native implementation, against the usual ways, on one core.
+"""What a step is fed with: clips and masks of our implementation, against the usual ways on a CPU.
 
-    python -m benchmarks.bench_data [--repeat 7] [--json] [--out benchmarks/results]
+    python -m benchmarks.bench_data [--device cuda] [--repeat 7] [--json] [--out benchmarks/results]
 
-clip_sample against the NumPy pipeline that skeleton loaders have (benchmarks/_numpy_pipeline.py), by the clip.
+clip_sample against the NumPy pipeline that skeleton loaders have (benchmarks/_numpy_pipeline.py), 64 clips of NTU.
 tube_mask, for 128 tracks of NTU, against torch.argsort: track by track, as a loader does it, and all tracks at once.
-Nothing is timed before the results have been found equal: masks to the bit, clips to rounding. Interleaved; clips on
-one thread, masks on one and on all.
+On a CPU ours is ``native``, clips on one thread, masks on one and on all; on a GPU it is ``triton``, and the usual ways
+stay on the CPU, with all its threads. Nothing is timed before the results have been found equal: masks to the bit,
+clips to rounding; what differs is not timed, its row says so, and the exit code is 1. Interleaved. Times are in ms for
+all clips or tracks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-import s2vfast
 from benchmarks import _numpy_pipeline as usual
-from benchmarks.bench_clip_sample import recordings
-from s2vfast import ops
-from s2vfast.doctor import facts
+from benchmarks import _results
+from s2vfast import errors, ops
 from s2vfast.reference import philox
 from s2vfast.reference.tube_mask import tube_mask as at_once
 
 SPEC = ops.ClipSpec(90, rotate=(0.3, 0.3, 0.3))
-CLIPS, TRACKS = 64, 128
+SEQUENCES, CLIPS, TRACKS, JOINTS = 400, 64, 128, 25
 MASK = {"segment_frames": 3, "tube_len": 5, "keep": 2, "motion_weight": 0.1}
-NUMPY_CLIPS = 8  # of the 64: it takes long enough
+CALLS = 20  # of ours in a round, which take little time
+IMPLS = {"cpu": "native", "cuda": "triton"}
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
+@dataclass(frozen=True)
+class Case:
+    """Ours and another way to the same."""
+
+    what: str
+    versus: str
+    unit: str
+    count: int  # of these, in a call
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    same: Callable[[Any, Any], bool]
 
 
-def interleaved(
-    ours: Callable[[], Any], theirs: Callable[[], Any], repeat: int, times: int
-) -> tuple[float, float, float]:
-    """Median seconds of both, ours of ``times`` calls a round, and the median ratio of a round."""
-    found = [(statistics.median(timed(ours) for _ in range(times)), timed(theirs)) for _ in range(repeat)]
-    ratios = [b / a for a, b in found]
-    mine, other = (statistics.median(column) for column in zip(*found, strict=True))
-    return mine, other, statistics.median(ratios)
-
-
-def clip_sampling(repeat: int) -> dict[str, float]:
-    """Clips a second of both, a core."""
+def recordings(sequences: int = SEQUENCES) -> dict[str, Tensor]:
+    """A store's frames and tables: 40 to 250 frames, a third of the sequences with a second body as long."""
     generator = torch.Generator().manual_seed(0)
-    given = recordings(generator, torch.float32)
-    ids = torch.randint(len(given["row"]), (CLIPS,), generator=generator)
+    lengths = torch.randint(40, 251, (sequences,), generator=generator)
+    second = torch.rand(sequences, generator=generator) < 1 / 3
+    count = torch.stack([lengths, torch.where(second, lengths, 0)], dim=1)  # [Q, 2]
+    row = count.flatten().cumsum(0).reshape(sequences, 2) - count
+    index = torch.cat([torch.arange(n, dtype=torch.int32) for n in count.flatten().tolist()])
+    frames = torch.randn(int(count.sum()), JOINTS, 3, generator=generator)
+    return {"frames": frames, "frame_index": index, "row": row, "count": count.int()}
+
+
+def clip_sampling(device: torch.device, clips: int = CLIPS) -> Iterator[Case]:
+    """Clips out of a store."""
+    given = recordings()
+    ids = torch.randint(len(given["row"]), (clips,), generator=torch.Generator().manual_seed(1))
     stored = [usual.padded(given, int(i)) for i in ids]
     draws = [usual.draws(int(given["count"][i, 0]), int(i), SPEC, 1, 1) for i in ids]
-    ours = ops.clip_sample(**given, ids=ids, spec=SPEC, seed=1, epoch=1, impl="native")
-    theirs = np.concatenate([usual.clip(s, SPEC, d) for s, d in zip(stored, draws, strict=True)])
-    if not np.allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-5):
-        raise SystemExit("clip_sample: native differs from the NumPy pipeline; nothing is reported")
-    mine, other, _ = interleaved(
-        lambda: ops.clip_sample(**given, ids=ids, spec=SPEC, seed=1, epoch=1, impl="native"),
-        lambda: [usual.clip(s, SPEC, d) for s, d in zip(stored[:NUMPY_CLIPS], draws, strict=False)],
-        repeat,
-        times=20,
+    there = {name: value.to(device) for name, value in (given | {"ids": ids}).items()}
+    yield Case(
+        "clip_sample",
+        "NumPy loader",
+        "clips",
+        clips,
+        lambda: ops.clip_sample(**there, spec=SPEC, seed=1, epoch=1, impl=IMPLS[device.type]),
+        lambda: np.concatenate([usual.clip(s, SPEC, d) for s, d in zip(stored, draws, strict=True)]),
+        lambda ours, theirs: np.allclose(ours.cpu().numpy(), theirs, rtol=1e-5, atol=1e-5),
     )
-    rates = {"native": CLIPS / mine, "numpy": NUMPY_CLIPS / other}
-    return {f"{name} clips/s a core": round(rate, 1) for name, rate in rates.items()} | {
-        "ratio": round(rates["native"] / rates["numpy"], 1)
+
+
+def tube_masking(device: torch.device, tracks: int = TRACKS) -> Iterator[Case]:
+    """Masks of clips that are there."""
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randn(tracks, SPEC.frames, JOINTS, 3, generator=generator).cumsum(1) * 0.01
+    ids = philox.track_ids(torch.arange(tracks // 2), 2)
+    there, there_ids = clips.to(device), ids.to(device)
+    for versus, theirs in (
+        ("torch.argsort, track by track", lambda: usual.masks(clips, ids, MASK, 1, 1)),
+        ("torch.argsort, all at once", lambda: [at_once(clips, **MASK, seed=1, epoch=1, ids=ids)]),
+    ):
+        yield Case(
+            "tube_mask",
+            versus,
+            "tracks",
+            tracks,
+            lambda: ops.tube_mask(there, **MASK, seed=1, epoch=1, ids=there_ids, impl=IMPLS[device.type]),
+            theirs,
+            lambda ours, rows: all(
+                torch.equal(mine.cpu(), torch.cat(column))
+                for mine, column in zip(ours, zip(*rows, strict=True), strict=True)
+            ),
+        )
+
+
+def measure(case: Case, device: torch.device, threads: int, repeat: int) -> dict[str, Any]:
+    """A row, see `benchmarks._results.FIELDS`."""
+    row = {"what": case.what, "threads": threads, "versus": case.versus}
+    print(f"{case.what}, {threads} threads, against {case.versus}", file=sys.stderr, flush=True)
+    try:
+        if not case.same(case.ours(), case.theirs()):
+            return row | {"refused": f"{IMPLS[device.type]} differs from {case.versus}"}
+    except errors.ImplementationError as error:
+        return row | {"refused": str(error)}
+    found = [([timed(case.ours, device) for _ in range(CALLS)], timed(case.theirs, device)) for _ in range(repeat)]
+    times = _results.percentiles([ms for ours, _ in found for ms in ours])
+    return row | {
+        **times,
+        "other_p50": float(f"{statistics.median(theirs for _, theirs in found):.4g}"),
+        "ratio": float(f"{statistics.median(theirs / statistics.median(ours) for ours, theirs in found):.4g}"),
+        "unit": case.unit,
+        "per_second": float(f"{1000 * case.count / times['p50']:.4g}"),
     }
 
 
-def tube_masking(repeat: int) -> dict[str, float]:
-    """Milliseconds for 128 tracks."""
-    generator = torch.Generator().manual_seed(0)
-    clips = torch.randn(TRACKS, 90, 25, 3, generator=generator).cumsum(1) * 0.01
-    ids = philox.track_ids(torch.arange(TRACKS // 2), 2)
-    ours = ops.tube_mask(clips, **MASK, seed=1, epoch=1, ids=ids, impl="native")
-    for theirs in (at_once(clips, **MASK, seed=1, epoch=1, ids=ids), _stacked(usual.masks(clips, ids, MASK, 1, 1))):
-        if not all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)):
-            raise SystemExit("tube_mask: native differs from torch.argsort; nothing is reported")
-    found = {}
-    for name, call in (
-        ("track by track", lambda: usual.masks(clips, ids, MASK, 1, 1)),
-        ("all at once", lambda: at_once(clips, **MASK, seed=1, epoch=1, ids=ids)),
-    ):
-        mine, other, ratio = interleaved(
-            lambda: ops.tube_mask(clips, **MASK, seed=1, epoch=1, ids=ids, impl="native"), call, repeat, times=20
-        )
-        found |= {"native ms": round(mine * 1000, 4), f"torch ms, {name}": round(other * 1000, 3)}
-        found[f"ratio, {name}"] = round(ratio, 1)
-    return found
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Milliseconds of a call, on a GPU until it is done."""
+    begun = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - begun)
 
 
-def _stacked(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    return [torch.cat(column) for column in zip(*rows, strict=True)]
+def rows(device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
+    """All measurements."""
+    most = torch.get_num_threads()
+    try:
+        for threads in sorted({1, most}) if device.type == "cpu" else (0,):
+            torch.set_num_threads(threads or most)
+            for cases in (clip_sampling, tube_masking) if threads < 2 else (tube_masking,):
+                for case in cases(device):
+                    yield measure(case, device, threads, repeat)
+    finally:
+        torch.set_num_threads(most)
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def line(row: dict[str, Any]) -> str:
+    """A row as a line."""
+    head = f"{row['what']:<12}{row['threads']:>2} threads  "
+    if "refused" in row:
+        return f"{head}NOT TIMED: {row['refused']}"
+    return (
+        f"{head}{row['p50']:9.4f} ms ({row['p20']:g} to {row['p80']:g}), {row['per_second']:g} {row['unit']}/s; "
+        f"{row['versus']} takes {row['ratio']:g}x"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 1 if something differs, 2 if it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_data", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=tuple(IMPLS))
     parser.add_argument("--repeat", type=int, default=7, help="interleaved rounds")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of lines")
-    parser.add_argument("--out", type=Path, help="folder to write cpu/data.json to")
-    given = parser.parse_args()
-    most, results = torch.get_num_threads(), {}
-    for threads in sorted({1, most}):
-        torch.set_num_threads(threads)
-        if threads == 1:
-            results["clip_sample, 1 thread"] = clip_sampling(given.repeat)
-        results[f"tube_mask, {threads} thread{'s' * (threads > 1)}"] = tube_masking(given.repeat)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result = {
-        "command": "python -m benchmarks.bench_data",
-        "commit": commit or "unknown",
-        "versions": {"s2vfast": s2vfast.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": f"cpu: {facts()['machine']['cpu']}",
-        "results": results,
-    }
+    parser.add_argument("--out", type=Path, help="folder to write DEVICE/data.json to")
+    given = parser.parse_args(arguments)
+    if given.repeat < 1:
+        parser.error(f"--repeat: {given.repeat}; 1 or more is expected")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: there is no GPU that PyTorch can use; give --device cpu", file=sys.stderr)
+        return 2
+    device = torch.device(given.device)
+    facts = _results.device_facts(device)
+    made = _results.result("data", list(rows(device, given.repeat)), facts)
     if given.out:
-        folder = given.out / "cpu"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "data.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    if given.json:
-        print(json.dumps(result))
-        return
-    for stem, row in result["results"].items():
-        print(stem, *(f"\n  {name:32}{value:12.3f}" for name, value in row.items()))
+        _results.write(made, given.out)
+    print(json.dumps(made) if given.json else "\n".join(map(line, made["rows"])))
+    return int(any("refused" in row for row in made["rows"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

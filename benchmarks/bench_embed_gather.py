@@ -1,55 +1,32 @@
-"""embed_gather: native against torch (gather, matrix product, embedding), forward and forward with backward.
+"""embed_gather: the visible tokens' linear embedding plus position, out of the clips.
 
-    python -m benchmarks.bench_embed_gather [--repeat 40] [--json] [--out benchmarks/results]
-
-Visible tokens as the student sees them, all tokens as the teacher does (forward alone). An implementation that does not
-agree with the reference is not timed.
+python -m benchmarks.bench_embed_gather [--shape ntu] [--device cuda] [--dtype bfloat16] [--out DIR]
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+import sys
 
-import torch
-
-from benchmarks._compare import IMPLS, Case, main, nothing
-from s2vfast import ops
-from s2vfast.inputs import SHAPES, inputs
-from s2vfast.verify import verify
-
-TRACKS = 32
+from benchmarks._ops import Benchmark, Cost
+from benchmarks.run import main
+from s2vfast.inputs import Shape
 
 
-def cases() -> dict[str, Case]:
-    """By name; N = 32, L = 750, K = 60, D = 256, 12 numbers a token."""
-    shape = dataclasses.replace(SHAPES["ntu"], N=TRACKS)
-    for impl in IMPLS:
-        if not all(row.good for row in verify("embed_gather", impl, dataclasses.replace(shape, N=2))):
-            raise SystemExit(f"embed_gather: {impl} differs from the reference; nothing is reported")
-    given = inputs("embed_gather", shape)
-    leaves = {name: given[name].clone().requires_grad_() for name in ("weight", "bias", "positions")}
-    upstream = torch.randn(shape.N, shape.K, shape.D)
+def cost(shape: Shape, backward: bool) -> Cost:
+    """A product of the visible tokens' numbers with [D, s * C]; backward one more, as clips need no gradient."""
+    width = shape.s * shape.C
+    rows = float(shape.N) * shape.K
+    moved = rows * (width + shape.D) * 4
+    return Cost(flop=(2 if backward else 1) * 2 * rows * width * shape.D, bytes=(2 if backward else 1) * moved)
 
-    def forward(impl: str) -> Any:
-        with torch.no_grad():
-            return ops.embed_gather(**given, impl=impl)
 
-    def both(impl: str) -> Any:
-        out = ops.embed_gather(**given | leaves, impl=impl)
-        return torch.autograd.grad(out, list(leaves.values()), upstream)
+BENCHMARK = Benchmark("embed_gather", cost, shapes=("ntu", "nwucla", "long", "wide"), light=True)
 
-    def teacher(impl: str) -> Any:
-        with torch.no_grad():
-            return ops.embed_gather(**given | {"visible": None}, impl=impl)
 
-    name = f"ntu60, {TRACKS} tracks"
-    return {
-        f"{name}, visible, forward": (nothing, forward),
-        f"{name}, visible, forward and backward": (nothing, both),
-        f"{name}, all tokens, forward": (nothing, teacher),
-    }
+def test_embed_gather(case):
+    """For pytest-benchmark: see benchmarks/conftest.py."""
+    case()
 
 
 if __name__ == "__main__":
-    main("embed_gather", cases, __doc__)
+    sys.exit(main(["embed_gather", *sys.argv[1:]]))

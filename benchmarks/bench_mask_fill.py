@@ -1,46 +1,29 @@
-"""mask_fill: native against torch (a broadcast and a scatter), forward and forward with backward.
+"""mask_fill: the decoder's input: latents at their places, the mask token at all others, plus position.
 
-    python -m benchmarks.bench_mask_fill [--repeat 40] [--json] [--out benchmarks/results]
-
-An implementation that does not agree with the reference is not timed.
+python -m benchmarks.bench_mask_fill [--shape ntu] [--device cuda] [--dtype bfloat16] [--out DIR]
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+import sys
 
-import torch
-
-from benchmarks._compare import IMPLS, Case, main, nothing
-from s2vfast import ops
-from s2vfast.inputs import SHAPES, inputs
-from s2vfast.verify import verify
-
-TRACKS = 32
+from benchmarks._ops import Benchmark, Cost
+from benchmarks.run import main
+from s2vfast.inputs import Shape
 
 
-def cases() -> dict[str, Case]:
-    """By name; N = 32, L = 750, K = 60, D = 256."""
-    shape = dataclasses.replace(SHAPES["ntu"], N=TRACKS)
-    for impl in IMPLS:
-        if not all(row.good for row in verify("mask_fill", impl, dataclasses.replace(shape, N=2))):
-            raise SystemExit(f"mask_fill: {impl} differs from the reference; nothing is reported")
-    given = inputs("mask_fill", shape)
-    leaves = {name: given[name].clone().requires_grad_() for name in ("latents", "mask_token", "positions")}
-    upstream = torch.randn(shape.N, shape.L, shape.D)
+def cost(shape: Shape, backward: bool) -> Cost:
+    """Bandwidth alone."""
+    return Cost()
 
-    def forward(impl: str) -> Any:
-        with torch.no_grad():
-            return ops.mask_fill(**given, impl=impl)
 
-    def both(impl: str) -> Any:
-        out = ops.mask_fill(**given | leaves, impl=impl)
-        return torch.autograd.grad(out, list(leaves.values()), upstream)
+BENCHMARK = Benchmark("mask_fill", cost, shapes=("ntu", "nwucla", "long", "wide"), light=True)
 
-    name = f"ntu60, {TRACKS} tracks"
-    return {f"{name}, forward": (nothing, forward), f"{name}, forward and backward": (nothing, both)}
+
+def test_mask_fill(case):
+    """For pytest-benchmark: see benchmarks/conftest.py."""
+    case()
 
 
 if __name__ == "__main__":
-    main("mask_fill", cases, __doc__)
+    sys.exit(main(["mask_fill", *sys.argv[1:]]))

@@ -1,7 +1,9 @@
 """All that needs a GPU, in one command and under ten minutes: `make gpu`. Results go to --out.
 
 Each step has a time limit; one that fails or is missing something does not keep the others from running. Where there is
-no GPU, the steps that need one are skipped, and said to be.
+no GPU, the steps that need one are skipped, and said to be. Left in --out: ``log.txt`` (what every step printed),
+``summary.json`` (what became of it), ``tests.xml``, and the measurements as DEVICE/KIND.json, which
+`python -m benchmarks.report` reads once they lie in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -40,17 +42,16 @@ def steps(out: Path) -> list[Step]:
     verify = [PYTHON, "-m", "s2vfast.verify", *small]
     # The caching allocator puts many tensors into one allocation, where a stray access is not seen.
     bare = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
-    measure = [PYTHON, "-m", "benchmarks.bench_ops", "--out", str(out)]
-    whole = [PYTHON, "-m", "benchmarks.bench_step", "--device", "cuda", "--batch", "64", "--out", str(out)]
-    others = ["--vs", "torch", "torch:compile", "reference", "--repeat", "20"]
+    measure = [PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--out", str(out)]
     return [
         Step("doctor", [PYTHON, "-m", "s2vfast.doctor"], 20, gpu=False),
-        Step("tests", [PYTHON, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={out}/tests.xml"], 240),
-        Step("step", [*whole, "--impl", "triton", *others], 140),
-        Step("ops_ntu", [*measure, "--shape", "ntu"], 70),
-        Step("ops_ntu_student", [*measure, "--shape", "ntu_student"], 30),
-        Step("memcheck", [*sanitizer, "memcheck", *verify], 50, needs="compute-sanitizer", env=bare),
-        Step("racecheck", [*sanitizer, "racecheck", *verify], 50, needs="compute-sanitizer", env=bare),
+        Step("tests", [PYTHON, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={out}/tests.xml"], 220),
+        Step("step", [*measure, "step"], 130),
+        Step("ops", [*measure, "ops", "--seconds", "0.2"], 110),
+        Step("data", [*measure, "data"], 15),
+        Step("cold_start", [*measure, "cold_start"], 35),
+        Step("memcheck", [*sanitizer, "memcheck", *verify], 35, needs="compute-sanitizer", env=bare),
+        Step("racecheck", [*sanitizer, "racecheck", *verify], 35, needs="compute-sanitizer", env=bare),
     ]
 
 
@@ -67,7 +68,7 @@ def install() -> None:
 
 
 def run(step: Step, out: Path, has_gpu: bool) -> dict[str, object]:
-    """Run a step; what it printed goes to a file of its name."""
+    """Run a step; what it prints is added to log.txt, its end to the result where it fails."""
     program = step.needs and (shutil.which(step.needs) or shutil.which(step.needs, path="/usr/local/cuda/bin"))
     if step.gpu and not has_gpu:
         return {"step": step.name, "skipped": "there is no GPU that PyTorch can use"}
@@ -75,7 +76,11 @@ def run(step: Step, out: Path, has_gpu: bool) -> dict[str, object]:
         return {"step": step.name, "skipped": f"{step.needs} was not found"}
     command = [str(program), *step.command[1:]] if program else step.command
     begun = time.monotonic()
-    with open(out / f"{step.name}.txt", "w", encoding="utf-8") as log:
+    path = out / "log.txt"
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(f"\n===== {step.name}: {' '.join(command)}\n")
+        log.flush()
+        start = log.tell()
         try:
             env = {**os.environ, **dict(step.env)}
             code = subprocess.run(
@@ -83,7 +88,10 @@ def run(step: Step, out: Path, has_gpu: bool) -> dict[str, object]:
             ).returncode
         except subprocess.TimeoutExpired:
             code = 124
-    return {"step": step.name, "code": code, "seconds": round(time.monotonic() - begun, 1)}
+    result: dict[str, object] = {"step": step.name, "code": code, "seconds": round(time.monotonic() - begun, 1)}
+    if code:
+        result["said"] = path.read_bytes()[start:].decode("utf-8", "replace")[-3000:]
+    return result
 
 
 def main() -> int:
@@ -94,6 +102,7 @@ def main() -> int:
     asked = parser.parse_args()
     out = asked.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
+    (out / "log.txt").write_text("", "utf-8")
     install()
     import torch
 
@@ -106,7 +115,7 @@ def main() -> int:
         said = result.get("skipped") or f"exit code {result['code']} after {result['seconds']} s"
         print(f"{step.name:<16} {said}", flush=True)
         if result.get("code"):
-            print((out / f"{step.name}.txt").read_text("utf-8", "replace")[-3000:], flush=True)
+            print(result["said"], flush=True)
     (out / "summary.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     return int(any(result.get("code") for result in results))
 

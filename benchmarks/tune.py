@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -19,7 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench_ops import Timer, calls
+from benchmarks._ops import call_of
+from benchmarks._timer import Timer
+from s2vfast import ops
 from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
 from s2vfast.kernels import _launch
 from s2vfast.verify import verify
@@ -76,7 +79,8 @@ def tune_kernel(question: _launch.Question, cost: Callable[[], float]) -> tuple[
 def tune(stem: str, shape: Shape, dtype: torch.dtype, device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
     """Tune every kernel that an operation uses at a shape, one after the other."""
     timer = Timer(device)
-    call = calls(stem, "triton", inputs(stem, shape, dtype=dtype, device=device), stem not in WITHOUT_GRADIENT)
+    function = functools.partial(getattr(ops, stem), impl="triton")
+    call = call_of(function, inputs(stem, shape, dtype=dtype, device=device), stem not in WITHOUT_GRADIENT)
 
     def cost() -> float:
         try:

@@ -67,6 +67,7 @@ SHAPES = {
     "ntu": Shape(N=128, S=30, V=25, s=4, D=256, H=8, E=1024, k=8, tube_len=5, keep=2),
     "ntu_student": Shape(N=128, S=30, V=25, s=4, D=256, H=8, E=1024, k=8, tube_len=5, keep=2, tokens=60),
     "nwucla": Shape(N=128, S=4, V=20, s=8, C=6, D=64, H=2, E=128, k=4, tube_len=2, keep=4),
+    "nwucla_student": Shape(N=128, S=4, V=20, s=8, C=6, D=64, H=2, E=128, k=4, tube_len=2, keep=4, tokens=16),
     "long": Shape(N=16, S=64, V=32, s=4, D=256, H=8, E=1024, k=8, tube_len=8, keep=3),
     "wide": Shape(N=32, S=30, V=25, s=4, D=768, H=12, E=3072, k=8, tube_len=5, keep=2),
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,15 +142,35 @@ def verify(
         ImplementationError: it cannot run there.
     """
     given = inputs(stem, shape, dtype=dtype, device=device, seed=seed)
+    return verify_call(stem, functools.partial(getattr(ops, stem), impl=impl), given, dtype=dtype, device=device)
+
+
+def verify_call(
+    stem: str,
+    call: Callable[..., Any],
+    given: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> list[Agreement]:
+    """Anything that claims to do what an operation does, beside the reference.
+
+    Args:
+        stem: name of the operation.
+        call: takes its arguments and returns what it returns; ``adamw_ema`` changes its buffers in place.
+        given: the arguments, see `s2vfast.inputs`.
+        dtype: of matrix operands among them.
+        device: where they are.
+    """
+    if stem in ("clip_sample", "tube_mask"):
+        return _compare_draws(stem, call, given)
     public = getattr(ops, stem)
     if stem == "adamw_ema":
-        public = _returning_buffers(public)
+        public, call = _returning_buffers(public), _returning_buffers(call)
     # The reference is written for one dtype and the CPU; PyTorch's own kernels are the measure where dtypes are mixed.
     plain = "reference" if dtype == torch.float32 and torch.device(device).type == "cpu" else "torch"
-    if stem in ("clip_sample", "tube_mask"):
-        return _compare_draws(stem, impl, given)
     return compare(
-        lambda **kw: public(**kw, impl=impl),
+        call,
         lambda **kw: public(**kw, impl="reference"),
         lambda **kw: public(**kw, impl=plain),
         given,
@@ -165,12 +186,12 @@ def _returning_buffers(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor,
     return run
 
 
-def _compare_draws(stem: str, impl: str, given: dict[str, Any]) -> list[Agreement]:
+def _compare_draws(stem: str, call: Callable[..., Any], given: dict[str, Any]) -> list[Agreement]:
     """Masks are equal bit by bit; clips, whose frames must be the same, to the rounding of float32."""
     public = getattr(ops, stem)
     home = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
     expected = public(**home, impl="reference")
-    found = public(**given, impl=impl)
+    found = call(**given)
     expected = expected if isinstance(expected, tuple) else (expected,)
     found = found if isinstance(found, tuple) else (found,)
     rows = []

@@ -13,8 +13,9 @@ def test_without_a_gpu_every_step_that_needs_one_is_skipped_with_the_reason(tmp_
     assert gpu.main() == 0
     results = {result["step"]: result for result in json.loads((tmp_path / "summary.json").read_text())}
     assert results["doctor"]["code"] == 0
-    assert "s2vfast" in (tmp_path / "doctor.txt").read_text()
-    assert all("no GPU" in results[name]["skipped"] for name in ("tests", "ops_ntu", "memcheck", "racecheck"))
+    assert "s2vfast" in (tmp_path / "log.txt").read_text()
+    assert all("no GPU" in results[name]["skipped"] for name in results if name != "doctor")
+    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "summary.json"}
     assert "there is no GPU" in capsys.readouterr().out
 
 
@@ -37,3 +38,11 @@ def test_a_step_that_fails_is_shown_and_the_others_still_run(tmp_path, monkeypat
     assert (results["bad"]["code"], results["slow"]["code"], results["good"]["code"]) == (1, 124, 0)
     assert results["tool"]["skipped"] == "no-such-tool was not found"
     assert "it went wrong" in capsys.readouterr().out
+    assert "it went wrong" in results["bad"]["said"]
+    assert "said" not in results["good"]
+
+
+def test_fewer_than_eight_files_are_left(tmp_path):
+    """log.txt, summary.json, tests.xml, and a file for each kind that is measured."""
+    kinds = {step.command[-1] for step in gpu.steps(tmp_path) if "benchmarks.run" in step.command} - {"0.2"} | {"ops"}
+    assert 3 + len(kinds) < 8

@@ -1,0 +1,156 @@
+"""What a device reaches now: copies, large matrix products, exponentials; and what these say a piece of work must take.
+
+Measured, not looked up, in the same run as what is set against them: a machine that is shared or hot has lower ones.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2vfast import errors
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # a CPU needs none
+    triton = None
+
+COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of an array, of which two are more than any cache
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
+DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}
+GRAIN = 2**15  # float32 numbers that PyTorch gives a thread at least: with their exponentials 256 KiB
+BLOCK, UNROLLED, ROUNDS = 1024, 16, 16  # of the kernel of exponentials
+PROGRAMS = 64  # a multiprocessor, of which 16 fill it
+REPEAT = 7
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What the device reaches now, each the median of several measurements; about two seconds on a CPU.
+
+    Returns:
+        ``copy_gb_s``: 1e9 bytes a second, read ones and written ones both counted, of arrays well past the caches.
+        ``matmul_float32`` and, on a GPU, ``matmul_bfloat16``: 1e12 operations a second of a large square matrix
+        product of these operands.
+        ``exp_g_s``: 1e9 exponentials a second that no memory keeps waiting: on a CPU torch.exp of an array that stays
+        in the caches of the cores, on all threads in use; on a GPU exp2 in registers.
+    """
+    found = {"copy_gb_s": _copy(device)}
+    for dtype in DTYPES[device.type]:
+        found[f"matmul_{str(dtype).removeprefix('torch.')}"] = _matmul(device, dtype)
+    found["exp_g_s"] = _exp_cuda(device) if device.type == "cuda" else _exp_cpu()
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def bound(
+    gflop: float, gexp: float, gb: float, ceilings: Mapping[str, float], dtype: torch.dtype | str
+) -> tuple[str, float]:
+    """The least time that a piece of work can take at measured ceilings, and what it is that takes it.
+
+    Args:
+        gflop: 1e9 operations of matrix products.
+        gexp: 1e9 exponentials.
+        gb: 1e9 bytes that must be read or written.
+        ceilings: see `ceilings`.
+        dtype: of the operands of matrix products.
+
+    Returns:
+        ``matmul``, ``exp`` or ``memory``, and seconds: the longest of the three, which may all go on at once.
+
+    Raises:
+        ConfigError: matrix products of a dtype for which there is no ceiling.
+    """
+    seconds = {"memory": gb / ceilings["copy_gb_s"], "exp": gexp / ceilings["exp_g_s"], "matmul": 0.0}
+    if gflop:
+        name = f"matmul_{str(dtype).removeprefix('torch.')}"
+        if name not in ceilings:
+            raise errors.ConfigError(
+                f"dtype: no ceiling {name} was measured on this device; measured: {', '.join(ceilings)}"
+            )
+        seconds["matmul"] = gflop / (1000 * ceilings[name])
+    longest = max(seconds, key=lambda name: seconds[name])
+    return longest, seconds[longest]
+
+
+def _seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
+    """Median seconds of a call, ``times`` of which are measured at once."""
+    found = []
+    for _ in range(REPEAT + 1):
+        if device.type == "cuda":
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun.record()
+            for _ in range(times):
+                call()
+            ended.record()
+            ended.synchronize()
+            found.append(begun.elapsed_time(ended) / 1000)
+        else:
+            start = time.perf_counter()
+            for _ in range(times):
+                call()
+            found.append(time.perf_counter() - start)
+    return statistics.median(found[1:]) / times  # the first one warmed up
+
+
+def _copy(device: torch.device) -> float:
+    size = COPIED[device.type]
+    source = torch.ones(size // 4, device=device)
+    copy = torch.empty_like(source)
+    return 2 * size / _seconds(lambda: copy.copy_(source), device) / 1e9
+
+
+def _matmul(device: torch.device, dtype: torch.dtype) -> float:
+    side = SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * side**3 / _seconds(lambda: torch.mm(a, b, out=out), device) / 1e12
+
+
+def _exp_cpu() -> float:
+    values = torch.randn(GRAIN * torch.get_num_threads())
+    out = torch.empty_like(values)
+    return values.numel() / _seconds(lambda: torch.exp(values, out=out), values.device, times=200) / 1e9
+
+
+def _exp_cuda(device: torch.device) -> float:
+    if triton is None:
+        raise errors.ImplementationError("exponentials on a GPU are measured by a Triton kernel; install Triton")
+    count = torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS * BLOCK
+    values = torch.rand(count, device=device)
+    out = torch.empty_like(values)
+    with torch.cuda.device(device):
+        return exponentials(values, ROUNDS) / _seconds(lambda: chain(values, out, ROUNDS), device) / 1e9
+
+
+def exponentials(values: Tensor, rounds: int) -> int:
+    """How many `chain` computes."""
+    return values.numel() * UNROLLED * rounds
+
+
+def chain(values: Tensor, out: Tensor, rounds: int) -> None:
+    """out = exp2(-exp2(-… values)), each of the ``UNROLLED * rounds`` needing the one before: none can be left out.
+
+    Args:
+        values: float32 [n], n a multiple of `BLOCK`.
+        out: float32 [n].
+        rounds: passes of the kernel's loop.
+    """
+    _chain_kernel[(values.numel() // BLOCK,)](values, out, rounds, BLOCK=BLOCK, UNROLLED=UNROLLED, num_warps=4)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _chain_kernel(values, out, rounds, BLOCK: tl.constexpr, UNROLLED: tl.constexpr):
+        """One load and one store for all exponentials of an element; eight elements a thread hide their latency."""
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(values + at)
+        for _ in range(rounds):
+            for _ in tl.static_range(UNROLLED):
+                x = tl.exp2(-x)
+        tl.store(out + at, x)

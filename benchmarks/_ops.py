@@ -1,0 +1,364 @@
+"""What is measured of an operation, and how: every implementation and baseline, interleaved, once they are right.
+
+`benchmarks/bench_<stem>.py` says what an operation costs and what else it is compared with; `benchmarks.run` measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import _ceilings
+from benchmarks._results import percentiles
+from benchmarks._timer import Timer
+from s2vfast import errors, ops
+from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.verify import verify, verify_call
+
+STANDARD = ("ntu", "ntu_student", "nwucla", "long", "wide")
+CPU_TRACKS = {"ntu": 4, "ntu_student": 32, "nwucla": 32, "nwucla_student": 32, "long": 1, "wide": 1}
+"""Tracks on a CPU, where a GPU takes `SHAPES`' own: what takes about a tenth of a second."""
+LIGHT_TRACKS = 32
+LEAST_ROUNDS = 7
+PASSES = ("forward", "forward+backward")
+COMPILED = "torch:compile"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What has to be done, however it is done."""
+
+    flop: float = 0.0  # of matrix products
+    exps: float = 0.0
+    bytes: float | None = None  # None: every input read and every output written once, see `_traffic`
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another way to do what an operation does.
+
+    Args:
+        prepare: gets the arguments and returns what is called with them and returns what the operation returns; or
+            the reason, a text, why it cannot be done here.
+        devices: where there is such a way.
+        first: only at the first shape, as it takes long to prepare.
+    """
+
+    prepare: Callable[[dict[str, Any]], Callable[..., Any] | str]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An operation to be measured.
+
+    Args:
+        stem: its name.
+        cost: of (shape, whether backward too): what it has to do.
+        shapes: names of `SHAPES` at which it is measured.
+        baselines: what it is compared with, beside its own implementations.
+        make: makes arguments in place of `s2vfast.inputs`.
+        light: it takes little time, so that a CPU does more tracks.
+        plain: whether the reference, run eagerly, and torch.compile of the ``torch`` implementation are measured too:
+            not so where the reference is written for one sample at a time, or works in place.
+    """
+
+    stem: str
+    cost: Callable[[Shape, bool], Cost]
+    shapes: tuple[str, ...] = STANDARD
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    make: Callable[..., dict[str, Any]] | None = None
+    light: bool = False
+    plain: bool = True
+
+    def inputs(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """Arguments at a shape."""
+        make = self.make or functools.partial(inputs, self.stem)
+        return make(shape, dtype=dtype, device=device)
+
+    def shape(self, name: str, device: torch.device) -> Shape:
+        """A shape by name, with as many tracks as this device does quickly."""
+        shape = SHAPES[name]
+        if device.type == "cuda" or name not in CPU_TRACKS:
+            return shape
+        return dataclasses.replace(shape, N=min(shape.N, LIGHT_TRACKS) if self.light else CPU_TRACKS[name])
+
+    def passes(self) -> tuple[str, ...]:
+        """Forward, and backward where there is one."""
+        return PASSES[:1] if self.stem in WITHOUT_GRADIENT else PASSES
+
+    def contenders(self, device: torch.device, given: dict[str, Any], first: bool) -> dict[str, Callable[..., Any]]:
+        """What can run here, by name: implementations, then baselines."""
+        public = getattr(ops, self.stem)
+        found: dict[str, Callable[..., Any]] = {}
+        for name, reasons in ops.availability(device.type)[self.stem].items():
+            if name == "triton" and device.type == "cpu":
+                continue  # Triton's interpreter is there for its numbers, not for its speed
+            if not reasons and (self.plain or name != "reference"):
+                call = functools.partial(public, impl=name)
+                found[name] = _autocast(call, given) if name == "reference" else call
+        baselines = dict(self.baselines)
+        if self.plain:
+            baselines[COMPILED] = Baseline(lambda given: _compiled(functools.partial(public, impl="torch")), first=True)
+        for name, baseline in baselines.items():
+            if device.type in baseline.devices and (first or not baseline.first):
+                prepared = baseline.prepare(given)
+                if not isinstance(prepared, str):
+                    found[name] = prepared
+        return found
+
+
+def _autocast(function: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:
+    """The reference's code as a training script runs it: where operands are bfloat16, under autocast."""
+    low = next((t for t in _tensors(given) if t.dtype == torch.bfloat16), None)
+    if low is None:
+        return function
+
+    def call(**kw: Any) -> Any:
+        with torch.autocast(low.device.type, torch.bfloat16):
+            return function(**kw)
+
+    return call
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    torch.compiler.reset()  # else what was compiled for other shapes counts against a limit
+    return torch.compile(function, dynamic=False)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def _copy(value: Any) -> Any:
+    """The same numbers at other places in memory."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copy(item) for name, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def leaves_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as leaves of which a gradient is asked: all floating tensors but clips, which need none."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, list):
+            return [leaf(item) for item in value]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().clone().requires_grad_()
+        return value
+
+    return {name: value if name == "clips" else leaf(value) for name, value in given.items()}
+
+
+def call_of(function: Callable[..., Any], given: dict[str, Any], backward: bool) -> Callable[[], Any]:
+    """What is timed: the function, with ``backward`` also the gradients of its floating inputs."""
+    if not backward:
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return function(**given)
+
+        return forward
+    asked = leaves_of(given)
+    leaves = [tensor for tensor in _tensors(asked) if tensor.requires_grad]
+    upstream = [torch.randn_like(out) for out in _tensors(function(**asked))]
+
+    def both() -> Any:
+        outputs = list(_tensors(function(**asked)))
+        return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
+
+    return both
+
+
+def _traffic(given: dict[str, Any], function: Callable[..., Any], backward: bool) -> float:
+    """Bytes that must cross memory: inputs and outputs; backward inputs again, gradients of outputs and of leaves."""
+
+    def size(tensors: Iterator[Tensor]) -> int:
+        return sum(tensor.nbytes for tensor in tensors)
+
+    with torch.no_grad():
+        outputs = size(_tensors(function(**given)))
+    read = size(_tensors(given))
+    if not backward:
+        return read + outputs
+    gradients = size(tensor for tensor in _tensors(leaves_of(given)) if tensor.requires_grad)
+    return 2 * read + 2 * outputs + gradients
+
+
+def check(bench: Benchmark, names: list[str], dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    """Why an implementation or baseline is not to be reported, by name: at which shape it is wrong, and in what."""
+    wrong: dict[str, str] = {}
+    for number, name in enumerate(names):
+        shape = dataclasses.replace(bench.shape(name, device), N=1)
+        given = inputs(bench.stem, shape, dtype=dtype, device=device)
+        for impl, function in bench.contenders(device, given, first=number == 0).items():
+            if impl in wrong:
+                continue
+            try:
+                if impl in ops.IMPLEMENTATIONS:
+                    rows = verify(bench.stem, impl, shape, dtype=dtype, device=device)
+                else:
+                    rows = verify_call(bench.stem, function, given, dtype=dtype, device=device)
+            except errors.ImplementationError:
+                continue  # it does not take this shape
+            except Exception as error:  # whatever a baseline of another library raises is a reason not to report it
+                wrong[impl] = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                continue
+            if bad := [row for row in rows if not row.good]:
+                worst = max(bad, key=lambda row: row.error / max(row.allowed, 1e-30))
+                wrong[impl] = (
+                    f"does not agree with the reference at {name}: {worst.name} is off by {worst.error:.2g} where "
+                    f"{worst.allowed:.2g} is allowed"
+                )
+    return wrong
+
+
+def measure(
+    bench: Benchmark,
+    names: list[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+    ceilings: Mapping[str, float],
+    only: list[str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Rows of one operation, see `benchmarks._results.FIELDS`.
+
+    Args:
+        bench: the operation.
+        names: shapes, by name.
+        dtype: of matrix operands.
+        device: where.
+        seconds: how long a shape and pass may take, all contenders together.
+        ceilings: see `benchmarks._ceilings`.
+        only: names of contenders; None: all.
+        say: gets a line for whatever is begun.
+    """
+    begun = time.perf_counter()
+    wrong = check(bench, names, dtype, device)
+    say(f"{bench.stem}: compared with the reference in {time.perf_counter() - begun:.1f} s")
+    rows: list[dict[str, Any]] = [{"stem": bench.stem, "impl": impl, "refused": why} for impl, why in wrong.items()]
+    most = torch.get_num_threads()
+    native = not ops.operation(bench.stem).why_not("native", device.type)
+    threads = [0] if device.type == "cuda" else sorted({1, most} if native else {most})
+    for number, name in enumerate(names):
+        shape = bench.shape(name, device)
+        given = bench.inputs(shape, dtype, device)
+        for backward, count in itertools.product(bench.passes(), threads):
+            torch.set_num_threads(count or most)
+            try:
+                made = _Case(bench, shape, given, device, backward == PASSES[1], number == 0, {*wrong}, only)
+                say(f"{bench.stem}, {name}, {backward}: {', '.join(made.functions) or 'nothing that can be timed'}")
+                common = {"stem": bench.stem, "shape": name, "sizes": dataclasses.asdict(shape), "pass": backward}
+                common |= {"dtype": str(dtype).removeprefix("torch."), "threads": count}
+                rows += [common | row for row in made.rows(seconds, ceilings, dtype)]
+            finally:
+                torch.set_num_threads(most)
+    return rows
+
+
+class _Case:
+    """One operation at one shape, one pass."""
+
+    def __init__(
+        self,
+        bench: Benchmark,
+        shape: Shape,
+        given: dict[str, Any],
+        device: torch.device,
+        backward: bool,
+        first: bool,
+        wrong: set[str],
+        only: list[str] | None,
+    ) -> None:
+        self.given, self.backward, self.timer = given, backward, Timer(device)
+        size = sum(tensor.nbytes for tensor in _tensors(given))
+        self.sets = [given, *(_copy(given) for _ in range(self.timer.copies(size) - 1))]
+        self.functions = {
+            name: function
+            for name, function in bench.contenders(device, given, first).items()
+            if name not in wrong and (only is None or name in only) and self._takes(function)
+        }
+        self.cost = bench.cost(shape, backward)
+
+    def _takes(self, function: Callable[..., Any]) -> bool:
+        try:
+            with torch.no_grad():
+                function(**self.given)
+        except errors.ImplementationError:
+            return False
+        return True
+
+    def rows(self, seconds: float, ceilings: Mapping[str, float], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+        """Measure, warm and, on a GPU, cold."""
+        if not self.functions:
+            return
+        moved = self.cost.bytes
+        if moved is None:
+            moved = _traffic(self.given, next(iter(self.functions.values())), self.backward)
+        needs = {"gflop": self.cost.flop / 1e9, "gexp": self.cost.exps / 1e9, "gb": moved / 1e9}
+        bound, least = _ceilings.bound(**needs, ceilings=ceilings, dtype=dtype)
+        for state, sets in (("warm", self.sets[:1]), ("cold", self.sets)):
+            if state == "cold" and len(sets) == 1:
+                continue
+            samplers, captured = {}, {}
+            for name, function in self.functions.items():
+                calls = [call_of(function, given, self.backward) for given in sets]
+                samplers[name], captured[name] = self.timer.sampler(calls)
+            times = interleaved(samplers, seconds)
+            for name, found in times.items():
+                torch_s = times.get("torch")
+                ratio = torch_s and round(statistics.median(t / o for o, t in zip(found, torch_s, strict=True)), 3)
+                eager = self.timer.cuda and not captured[name]
+                middle = percentiles(found)
+                yield (
+                    {"impl": name, "state": f"{state}, not captured" if eager else state}
+                    | middle
+                    | {
+                        **{what: float(f"{value:.5g}") for what, value in needs.items()},
+                        "bound": bound,
+                        "roofline": round(1000 * least / middle["p50"], 4),
+                        "ratio": ratio,
+                    }
+                )
+
+
+def interleaved(samplers: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+    """Times of all, one after the other, round after round, for so long; `LEAST_ROUNDS` at least."""
+    times: dict[str, list[float]] = {name: [] for name in samplers}
+    end = time.perf_counter() + seconds
+    for count in itertools.count(1):
+        for name, sample in samplers.items():
+            times[name].append(sample())
+        if count >= LEAST_ROUNDS and time.perf_counter() > end:
+            return times
+    raise AssertionError  # the loop above does not end otherwise
+
+
+def load(stem: str) -> Benchmark:
+    """The benchmark of an operation."""
+    return importlib.import_module(f"benchmarks.bench_{stem}").BENCHMARK
+
+
+def progress(text: str) -> None:
+    """A line on what is being done."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,283 @@
+"""What a measurement is written as: one schema for all of them, so that no figure is without its origin.
+
+A result is a JSON file ``DEVICE/KIND.json``: which command made it, of which commit, with which versions, on which
+device, when; and rows, each of which is a measurement or says why there is none (``refused``). `FIELDS` says what a row
+of each kind holds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import s2vfast
+from s2vfast import errors
+from s2vfast.doctor import facts
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+SCHEMA = 1
+STATIC = "static"  # the folder of what was compiled and not run
+
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
+HEADER: dict[str, Any] = {
+    "schema": int,
+    "kind": str,
+    "command": str,  # repeats the measurement, from the repository's root
+    "commit": str,  # see `commit`
+    "date": str,  # of the beginning, UTC
+    "versions": dict,  # of s2vfast, torch, triton, python and, on a GPU, cuda
+    "device": dict,  # name, slug (the folder), type (cpu, cuda, static), threads
+    "ceilings": dict,  # what the device reached in the same run: see `benchmarks._ceilings`; {} where not needed
+    "rows": list,
+}
+TIMES = {"p20": _NUMBER, "p50": _NUMBER, "p80": _NUMBER}
+FIELDS: dict[str, dict[str, Any]] = {
+    # An implementation of an operation, or a baseline. Times in ms.
+    "ops": {
+        "stem": str,
+        "impl": str,
+        "shape": str,
+        "sizes": dict,
+        "dtype": str,
+        "pass": str,  # forward, forward+backward
+        "state": str,  # warm: the same inputs again; cold: inputs that are in no cache
+        "threads": int,  # 0 on a GPU
+        **TIMES,
+        "gflop": _NUMBER,  # of matrix products
+        "gexp": _NUMBER,  # exponentials, 1e9
+        "gb": _NUMBER,  # that must cross memory once
+        "bound": str,  # which of these three takes longest at the device's ceilings: matmul, exp, memory
+        "roofline": _NUMBER,  # that longest time over p50
+        "ratio": _MAYBE,  # torch's time over this one's, median over interleaved pairs; None where torch was not timed
+    },
+    # A training step. Times in ms.
+    "step": {
+        "impl": str,  # reference, or an implementation with train.mode: torch, triton:graph, …
+        "config": str,
+        "sweep": str,  # main, or what a series of rows varies: batch, tokens, ranks
+        "clips": int,
+        "tokens": int,
+        "ranks": int,
+        "empty_bodies": str,
+        "precision": str,
+        **TIMES,
+        "clips_per_second": _NUMBER,
+        "ratio": _MAYBE,  # the last contestant's time over this one's
+        "versus": str,  # the last contestant
+        "difference": _MAYBE,  # of the first losses from the last contestant's, relative
+        "gflop": _NUMBER,
+        "floor": _MAYBE,  # the least time at the device's ceilings over p50
+        "peak_mib": _MAYBE,
+        "launches": _MAYBE,  # kernels a step, counted
+        "breakdown": dict,  # ms a step by kind of work; {} where not taken
+    },
+    # What a step is fed with.
+    "data": {
+        "what": str,
+        "threads": int,
+        "versus": str,
+        **TIMES,
+        "other_p50": _NUMBER,  # of `versus`
+        "ratio": _NUMBER,
+        "unit": str,  # what is counted a second: clips, tracks
+        "per_second": _NUMBER,
+    },
+    # From the start of a process to the end of its first step. Times in seconds.
+    "cold_start": {
+        "impl": str,
+        "config": str,
+        "clips": int,
+        "cache": str,  # Triton's: filled, empty, none
+        **TIMES,
+        "phases": dict,  # seconds: imports, build, first step
+    },
+    # A kernel that was compiled ahead of time.
+    "static": {
+        "stem": str,
+        "kernel": str,
+        "arch": int,
+        "dtype": str,
+        "shapes": list,
+        "registers": int,
+        "spills": int,  # bytes of stack plus instructions on local memory; 0: everything fits the registers
+        "shared": int,  # bytes
+        "instructions": dict,
+        "options": dict,
+        "wrong": list,  # static gates it fails
+    },
+}
+"""Fields of the rows of each kind; a row that has ``refused`` (a reason) need not have those that are measured."""
+IDENTITY = {
+    "ops": ("stem", "impl"),
+    "step": ("impl", "config"),
+    "data": ("what",),
+    "cold_start": ("impl", "config"),
+    "static": ("stem",),
+}
+"""What a refused row still says."""
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit that the working tree is at; ``+`` and a hash of the changes follow where it has any.
+
+    Where there is no git, as on a machine that was sent the files alone, the environment's ``S2VFAST_COMMIT``.
+    """
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout
+
+    try:
+        name = git("rev-parse", "--short=12", "HEAD").decode().strip()
+        # Results and what is made of them do not change what is measured.
+        only = ["--", ".", ":(exclude)benchmarks/results", ":(exclude)docs", ":(exclude)README.md"]
+        changes = git("diff", "HEAD", *only)
+        for path in git("ls-files", "--others", "--exclude-standard", "-z", *only).decode().split("\0"):
+            if path:
+                changes += path.encode() + (root / path).read_bytes()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("S2VFAST_COMMIT") or "unknown"
+    return f"{name}+{hashlib.sha1(changes).hexdigest()[:8]}" if changes else name
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """A result's ``device``."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return {"name": name, "slug": name.replace(" ", "-").lower(), "type": "cuda", "threads": 0}
+    return {"name": facts()["machine"]["cpu"], "slug": "cpu", "type": "cpu", "threads": torch.get_num_threads()}
+
+
+def result(
+    kind: str,
+    rows: Iterable[Mapping[str, Any]],
+    device: dict[str, Any],
+    ceilings: Mapping[str, float] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """A whole result.
+
+    Args:
+        kind: one of `FIELDS`.
+        rows: its measurements.
+        device: see `device_facts`.
+        ceilings: what the device reached in this run.
+        command: repeats it; the one that was given to this process where empty.
+
+    Raises:
+        DataError: a row lacks a field, or holds something else in one.
+    """
+    versions = {"s2vfast": s2vfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    try:
+        import triton
+
+        versions["triton"] = triton.__version__
+    except ImportError:
+        pass
+    if device["type"] == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+    made = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "command": command or _command(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "versions": versions,
+        "device": device,
+        "ceilings": dict(ceilings or {}),
+        "rows": [dict(row) for row in rows],
+    }
+    check(made, kind)
+    return made
+
+
+def _command() -> str:
+    """This process's command as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        # Where results went does not change them, and is a place on somebody's disk.
+        if not skip and word != "--out" and not word.startswith("--out="):
+            words.append(word)
+        skip = word == "--out"
+    return " ".join(["python", program, *words])
+
+
+def check(found: Any, where: str | Path) -> None:
+    """Raise `DataError`, naming file, row and field, unless ``found`` is a result."""
+    if not isinstance(found, dict):
+        raise errors.DataError(f"{where}: expected an object with {', '.join(HEADER)}")
+    _fields(found, HEADER, str(where))
+    if found["schema"] != SCHEMA:
+        raise errors.DataError(f"{where}: schema: expected {SCHEMA}, got {found['schema']}; measure again")
+    kind = found["kind"]
+    if kind not in FIELDS:
+        raise errors.DataError(f"{where}: kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
+    for number, row in enumerate(found["rows"]):
+        place = f"{where}: rows[{number}]"
+        if not isinstance(row, dict):
+            raise errors.DataError(f"{place}: expected an object")
+        if "refused" in row:
+            _fields(row, {**{name: FIELDS[kind][name] for name in IDENTITY[kind]}, "refused": str}, place)
+        else:
+            _fields(row, FIELDS[kind], place)
+            if unknown := set(row) - set(FIELDS[kind]):
+                raise errors.DataError(f"{place}: unknown field {min(unknown)!r}")
+
+
+def _fields(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    for name, kinds in expected.items():
+        if name not in found:
+            raise errors.DataError(f"{where}: field {name!r} is missing")
+        value = found[name]
+        if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+            names = "/".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise errors.DataError(f"{where}: {name}: expected {names}, got {value!r}")
+
+
+def write(made: dict[str, Any], out: Path) -> Path:
+    """Write a result to out/DEVICE/KIND.json; what is there of the same kind is replaced."""
+    path = out / made["device"]["slug"] / f"{made['kind']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = {name: value for name, value in made.items() if name != "rows"}
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in made["rows"])
+    # A row a line: what changed is then seen in a diff.
+    text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n'
+    path.write_text(text, "utf-8")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A written result.
+
+    Raises:
+        DataError: it cannot be read, or is no result; the message names file, row and field.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise errors.DataError(f"{path}: cannot be read as a result: {error}") from None
+    check(found, path)
+    return found
+
+
+def paths(folder: Path) -> list[Path]:
+    """The results below a folder, by device: all its JSON files but what `make gpu` leaves beside its own."""
+    return [path for path in sorted(folder.glob("*/*.json")) if path.name != "summary.json"]
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """p20, p50 and p80 of measured times."""
+    points = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return {name: float(f"{value:.4g}") for name, value in zip(TIMES, points.tolist(), strict=True)}

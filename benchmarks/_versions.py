@@ -1,0 +1,209 @@
+"""Two versions of s2vfast side by side: each in a folder of its own, with a process that measures it.
+
+The revision comes out of ``git archive``: the working tree, the index and .git stay as they are. This tree is copied as
+it is, dirty or not.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from benchmarks._results import ROOT
+from s2vfast import errors
+
+_COPIED = ("s2vfast", "kernels", "configs", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+_BUILT_FROM = ("csrc", "setup.py")
+
+
+class NotCompared(Exception):
+    """Why a case is not compared."""
+
+    fault = False
+
+
+class Refused(NotCompared):
+    """What is wrong in a version, so that its time says nothing."""
+
+    fault = True
+
+
+@dataclass
+class Version:
+    """One version of s2vfast in a folder of its own, and the process that measures it."""
+
+    name: str
+    folder: Path
+    device: torch.device
+    dtype: str
+    ours: bool  # this tree, which has no excuse
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start the process."""
+        answers, descriptor = os.pipe()
+        arguments = [str(self.folder), str(descriptor), str(self.device), self.dtype]
+        with open(self._log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks._worker", *arguments],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                pass_fds=[descriptor],
+            )
+        os.close(descriptor)
+        self.answers: IO[str] = os.fdopen(answers, encoding="utf-8")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The answer of `benchmarks._worker`; ``failed`` where its process ended: the next request starts another."""
+        if self.process is None:
+            self.start()
+        assert self.process is not None
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            line = self.answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            return json.loads(line)
+        code = self.process.wait()
+        self.close()
+        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return {"failed": f"its process ended with {ended}; {_end(self._log.read_text('utf-8', 'replace'))}"}
+
+    def need(self, **request: Any) -> dict[str, Any]:
+        """The answer; raises `NotCompared` where there is none.
+
+        What this tree cannot do though it says that it can is refused; that an old revision cannot may be its age.
+        """
+        found = self.ask(**request)
+        if "wrong" in found:
+            raise Refused(f"{self.name} does not agree with its reference: {found['wrong']}")
+        if "failed" in found and self.ours:
+            raise Refused(f"{self.name}: {found['failed']}")
+        if why := found.get("failed") or found.get("declined"):
+            raise NotCompared(f"{self.name}: {why}")
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.answers.close()
+            self.process = None
+
+
+def _end(text: str) -> str:
+    """The last lines of an output as one."""
+    return " | ".join(line.strip() for line in text.strip().splitlines()[-3:])
+
+
+def _git(*words: str) -> bytes:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
+    except OSError as error:
+        raise errors.ConfigError(f"--compare: git cannot be run ({error}); install it") from None
+    if done.returncode:
+        raise errors.ConfigError(f"git {words[0]}: {_end(done.stderr.decode('utf-8', 'replace')) or 'failed'}")
+    return done.stdout
+
+
+def unpack(rev: str, folder: Path) -> str:
+    """Write a revision's files into a folder; the commit's short name.
+
+    Raises:
+        ConfigError: no git checkout, or no such revision.
+    """
+    try:
+        top = Path(_git("rev-parse", "--show-toplevel").decode().strip())
+    except errors.ConfigError as error:
+        raise errors.ConfigError(f"--compare {rev}: needs a git checkout of s2vfast; {error}") from None
+    if top.resolve() != ROOT.resolve():
+        raise errors.ConfigError(f"--compare {rev}: needs a git checkout of s2vfast, and {ROOT} is a part of {top}")
+    try:
+        commit = _git("rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}").decode().strip()
+    except errors.ConfigError:
+        shallow = _git("rev-parse", "--is-shallow-repository").strip() == b"true"
+        more = "; this is a shallow clone, git fetch --unshallow gets the rest" if shallow else ""
+        raise errors.ConfigError(f"--compare {rev}: there is no such commit, branch or tag here{more}") from None
+    with zipfile.ZipFile(io.BytesIO(_git("archive", "--format=zip", "-0", commit))) as archive:
+        archive.extractall(folder)
+    _link(folder)
+    return commit[:10]
+
+
+def snapshot(folder: Path) -> None:
+    """Copy this tree's package as it is: the processes import as they go, and somebody may be editing."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_native_*.txt")
+    folder.mkdir()
+    for name in _COPIED:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, folder / name, symlinks=True, ignore=ignore)
+        elif path.exists():
+            shutil.copy2(path, folder / name)
+    _link(folder)
+
+
+def _link(folder: Path) -> None:
+    """kernels/ where an installation puts it."""
+    package, link = folder / "s2vfast", folder / "s2vfast/kernels"
+    if package.is_dir() and (folder / "kernels").is_dir() and not link.exists():
+        link.symlink_to("../kernels")
+
+
+def install(old: Path, new: Path, gpu: bool) -> None:
+    """The compiled extension, in both folders.
+
+    Where its sources are the same, both get the one that is built in the working tree. Else both are built in the same
+    way; on a CPU without the part for GPUs.
+    """
+    if _same(old, new):
+        built = list((ROOT / "s2vfast").glob("_native*"))
+        for path, folder in itertools.product(built, (old, new)):
+            shutil.copy2(path, folder / "s2vfast")
+        if not any(path.suffix == ".so" for path in built):
+            print("the compiled extension is not built here, so that native is not compared: make install", flush=True)
+        return
+    if not all((folder / name).exists() for folder in (old, new) for name in _BUILT_FROM):
+        return  # there was no extension yet
+    for name, folder in (("the other revision", old), ("this tree", new)):
+        print(f"the compiled extension of {name} is built: its sources differ", flush=True)
+        env = {**os.environ, **({} if gpu else {"S2VFAST_CUDA": "0"})}
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, cwd=folder, env=env, **merged)
+        if not any((folder / "s2vfast").glob("_native*.so")):
+            print(f"it cannot be built, so that native is not compared; {_end(done.stdout)}", flush=True)
+
+
+def _same(old: Path, new: Path) -> bool:
+    """Whether the extension's sources are equal, byte by byte."""
+
+    def files(folder: Path) -> set[str]:
+        roots = [folder / name for name in _BUILT_FROM]
+        found = itertools.chain.from_iterable([root] if root.is_file() else root.rglob("*") for root in roots)
+        return {path.relative_to(folder).as_posix() for path in found if path.is_file()}
+
+    names = files(old)
+    return names == files(new) and all(filecmp.cmp(old / name, new / name, shallow=False) for name in names)

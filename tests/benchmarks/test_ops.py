@@ -1,0 +1,184 @@
+"""What is measured of an operation: its costs, its baselines, and that nothing wrong is timed."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import _ops, _results, _timer, run
+from s2vfast import ops
+from s2vfast.inputs import SHAPES, STEMS, inputs
+
+CPU = torch.device("cpu")
+CEILINGS = {"copy_gb_s": 20.0, "matmul_float32": 0.1, "matmul_bfloat16": 0.1, "exp_g_s": 1.0}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No ceilings are measured, nothing is compiled, and shapes are as small as they are named."""
+    monkeypatch.setattr(run._ceilings, "ceilings", lambda device: CEILINGS)
+    real = _ops.load
+    monkeypatch.setattr(run, "load", lambda stem: dataclasses.replace(real(stem), plain=False))
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """masked_mse's torch implementation is off by a tenth of a per cent."""
+    found = ops.operation("masked_mse").implementations
+    right = found["torch"]
+    monkeypatch.setitem(found, "torch", lambda prediction, target: right(prediction, target) * 1.001)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_operation_has_a_benchmark(stem):
+    bench = _ops.load(stem)
+    assert bench.stem == stem
+    assert set(bench.shapes) <= set(SHAPES)
+    costs = [bench.cost(bench.shape(name, CPU), backward) for name in bench.shapes for backward in (False, True)]
+    assert all(cost.flop >= 0 and cost.exps >= 0 and (cost.bytes is None or cost.bytes > 0) for cost in costs)
+
+
+@pytest.mark.parametrize("stem", ["norm_linear", "attention", "add_norm", "mlp", "embed_gather", "block_stack"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_operations_are_as_many_as_pytorch_counts(stem, backward):
+    bench = _ops.load(stem)
+    shape = SHAPES["odd"]
+    given = bench.inputs(shape, torch.float32, CPU)
+    impl = "torch" if stem == "embed_gather" else "reference"  # whose reference embeds what is not asked for too
+    call = _ops.call_of(lambda **kw: getattr(ops, stem)(**kw, impl=impl), given, backward)
+    with FlopCounterMode(display=False) as counter:
+        call()
+    said = bench.cost(shape, backward).flop
+    if backward and stem in ("attention", "block_stack"):
+        # The reference keeps its scores; what is counted makes one of five products anew.
+        blocks = shape.k if stem == "block_stack" else 1
+        said -= blocks * 2 * shape.N * shape.L * shape.L * shape.D
+    assert counter.get_total_flops() == said
+
+
+def test_what_must_cross_memory_is_counted_once():
+    given = {"a": torch.zeros(10), "b": [torch.zeros(5)], "n": 3}
+    double = lambda a, b, n: a * 2  # noqa: E731
+    assert _ops._traffic(given, double, backward=False) == 4 * (15 + 10)
+    assert _ops._traffic(given, double, backward=True) == 4 * (2 * 15 + 2 * 10 + 15)
+
+
+@pytest.mark.parametrize(
+    ("stem", "names"), [("attention", {"sdpa math", "sdpa flash"}), ("adamw_ema", {"torch.optim fused"})]
+)
+def test_baselines_are_right(stem, names):
+    bench = dataclasses.replace(_ops.load(stem), plain=False)
+    assert names <= set(bench.contenders(CPU, inputs(stem), first=True))
+    assert _ops.check(bench, ["tiny", "odd"], torch.float32, CPU) == {}
+
+
+def test_a_baseline_that_is_wrong_is_refused():
+    wrong = _ops.Baseline(lambda given: lambda prediction, target: (prediction - target).abs().mean())
+    failing = _ops.Baseline(lambda given: lambda prediction, target: 1 / 0)
+    bench = dataclasses.replace(_ops.load("masked_mse"), plain=False, baselines={"l1": wrong, "zero": failing})
+    found = _ops.check(bench, ["tiny"], torch.float32, CPU)
+    assert set(found) == {"l1", "zero"}
+    assert "does not agree with the reference at tiny" in found["l1"]
+    assert found["zero"] == "tiny: ZeroDivisionError: division by zero"
+
+
+def test_contenders_take_turns():
+    said = []
+    samplers = {name: lambda name=name: said.append(name) or 1.0 for name in "ab"}
+    times = _ops.interleaved(samplers, 0.0)
+    assert "".join(said) == "ab" * _ops.LEAST_ROUNDS
+    assert len(times["a"]) == len(times["b"]) == _ops.LEAST_ROUNDS
+
+
+def test_ratio_and_roofline_are_of_the_times(monkeypatch):
+    milliseconds = {"torch": 4.0, "twice": 2.0}
+    bench = dataclasses.replace(
+        _ops.load("masked_mse"),
+        plain=False,
+        cost=lambda shape, backward: _ops.Cost(flop=1e6, bytes=1e3),
+        baselines={"twice": _ops.Baseline(lambda given: lambda **kw: ops.masked_mse(**kw, impl="torch"))},
+    )
+    monkeypatch.setattr(_ops, "interleaved", lambda samplers, seconds: {n: [milliseconds[n]] * 7 for n in samplers})
+    rows = {row["impl"]: row for row in _ops.measure(bench, ["tiny"], torch.float32, CPU, 0.0, CEILINGS)}
+    assert (rows["torch"]["ratio"], rows["twice"]["ratio"]) == (1.0, 2.0)
+    assert rows["twice"]["p50"] == 2.0
+    # 1e6 operations at 0.1e12 a second are 0.01 ms.
+    assert (rows["twice"]["bound"], rows["twice"]["roofline"]) == ("matmul", 0.005)
+
+
+def test_a_sampler_on_a_cpu_calls_in_turn():
+    said = []
+    sample, captured = _timer.Timer(CPU).sampler([lambda: said.append(0), lambda: said.append(1)])
+    said.clear()
+    assert all(sample() >= 0 for _ in range(4))
+    assert not captured
+    assert sorted(said) == [0, 0, 1, 1]
+    assert _timer.Timer(CPU).copies(10) == 1
+
+
+def test_a_run_writes_rows_of_the_schema(tmp_path, quick, capsys):
+    arguments = ["masked_mse", "tube_mask", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]
+    assert run.main(arguments) == 0
+    found = _results.read(tmp_path / "cpu/ops.json")
+    assert {(row["stem"], row["impl"]) for row in found["rows"]} >= {("masked_mse", "torch"), ("tube_mask", "torch")}
+    assert {row["pass"] for row in found["rows"] if row["stem"] == "masked_mse"} == set(_ops.PASSES)
+    assert "x torch" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_not_timed_and_the_exit_code_says_so(tmp_path, quick, broken, capsys):
+    arguments = ["masked_mse", "mask_fill", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]
+    assert run.main(arguments) == 1
+    rows = [row for row in _results.read(tmp_path / "cpu/ops.json")["rows"] if row["stem"] == "masked_mse"]
+    assert [row["impl"] for row in rows] == ["torch"]
+    assert set(rows[0]) == {"stem", "impl", "refused"}
+    assert "does not agree with the reference at tiny: " in rows[0]["refused"]
+    assert "NOT TIMED: does not agree" in capsys.readouterr().out
+
+
+def test_a_part_is_added_to_results_of_the_same_commit_alone(tmp_path, quick, capsys):
+    common = ["--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]
+    assert run.main(["masked_mse", *common]) == 0
+    assert run.main(["mask_fill", *common]) == 0
+    path = tmp_path / "cpu/ops.json"
+    assert {row["stem"] for row in _results.read(path)["rows"]} == {"masked_mse", "mask_fill"}
+    there = json.loads(path.read_text())
+    there["commit"] = "another"
+    path.write_text(json.dumps(there))
+    assert run.main(["mask_fill", *common]) == 2
+    assert "holds results of another commit (another, now" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["speed"], "nothing is called 'speed'"),
+        (["ops", "--fail-if-slower", "5%"], "needs --compare"),
+        (["ops", "--report"], "--report needs --out"),
+    ],
+)
+def test_what_makes_no_sense_is_said(arguments, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(arguments)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.main(["masked_mse", "--device", "cuda"]) == 2
+    assert "no GPU that PyTorch can use" in capsys.readouterr().err
+
+
+def test_pytest_benchmark_measures_them_too(tmp_path):
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_tube_mask.py", "--benchmark-enable", "--shape", "tiny"]
+    command += ["-q", "-p", "no:cacheprovider", f"--benchmark-json={tmp_path / 'found.json'}"]
+    done = subprocess.run(command, cwd=_results.ROOT, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stdout[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
+    assert "tiny-forward-torch" in found[0]["name"] + found[-1]["name"]
