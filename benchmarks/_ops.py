@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _ceilings
+from benchmarks._calls import autocast, call_of, leaves_of, tensors_of
 from benchmarks._results import percentiles
 from benchmarks._timer import Timer
 from s2vfast import errors, ops
@@ -108,7 +109,7 @@ class Benchmark:
                 continue  # Triton's interpreter is there for its numbers, not for its speed
             if not reasons and (self.plain or name != "reference"):
                 call = functools.partial(public, impl=name)
-                found[name] = _autocast(call, given) if name == "reference" else call
+                found[name] = autocast(call, given) if name == "reference" else call
         baselines = dict(self.baselines)
         if self.plain:
             baselines[COMPILED] = Baseline(lambda given: _compiled(functools.partial(public, impl="torch")), first=True)
@@ -120,30 +121,9 @@ class Benchmark:
         return found
 
 
-def _autocast(function: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:
-    """The reference's code as a training script runs it: where operands are bfloat16, under autocast."""
-    low = next((t for t in _tensors(given) if t.dtype == torch.bfloat16), None)
-    if low is None:
-        return function
-
-    def call(**kw: Any) -> Any:
-        with torch.autocast(low.device.type, torch.bfloat16):
-            return function(**kw)
-
-    return call
-
-
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     torch.compiler.reset()  # else what was compiled for other shapes counts against a limit
     return torch.compile(function, dynamic=False)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple, dict)):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _tensors(value)
 
 
 def _copy(value: Any) -> Any:
@@ -155,39 +135,6 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def leaves_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as leaves of which a gradient is asked: all floating tensors but clips, which need none."""
-
-    def leaf(value: Any) -> Any:
-        if isinstance(value, list):
-            return [leaf(item) for item in value]
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().clone().requires_grad_()
-        return value
-
-    return {name: value if name == "clips" else leaf(value) for name, value in given.items()}
-
-
-def call_of(function: Callable[..., Any], given: dict[str, Any], backward: bool) -> Callable[[], Any]:
-    """What is timed: the function, with ``backward`` also the gradients of its floating inputs."""
-    if not backward:
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return function(**given)
-
-        return forward
-    asked = leaves_of(given)
-    leaves = [tensor for tensor in _tensors(asked) if tensor.requires_grad]
-    upstream = [torch.randn_like(out) for out in _tensors(function(**asked))]
-
-    def both() -> Any:
-        outputs = list(_tensors(function(**asked)))
-        return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
-
-    return both
-
-
 def _traffic(given: dict[str, Any], function: Callable[..., Any], backward: bool) -> float:
     """Bytes that must cross memory: inputs and outputs; backward inputs again, gradients of outputs and of leaves."""
 
@@ -195,11 +142,11 @@ def _traffic(given: dict[str, Any], function: Callable[..., Any], backward: bool
         return sum(tensor.nbytes for tensor in tensors)
 
     with torch.no_grad():
-        outputs = size(_tensors(function(**given)))
-    read = size(_tensors(given))
+        outputs = size(tensors_of(function(**given)))
+    read = size(tensors_of(given))
     if not backward:
         return read + outputs
-    gradients = size(tensor for tensor in _tensors(leaves_of(given)) if tensor.requires_grad)
+    gradients = size(tensor for tensor in tensors_of(leaves_of(given)) if tensor.requires_grad)
     return 2 * read + 2 * outputs + gradients
 
 
@@ -291,7 +238,7 @@ class _Case:
         only: list[str] | None,
     ) -> None:
         self.given, self.backward, self.timer = given, backward, Timer(device)
-        size = sum(tensor.nbytes for tensor in _tensors(given))
+        size = sum(tensor.nbytes for tensor in tensors_of(given))
         self.sets = [given, *(_copy(given) for _ in range(self.timer.copies(size) - 1))]
         self.functions = {
             name: function

@@ -16,7 +16,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks._calls import autocast, call_of
 from benchmarks._timer import Timer
 
 LONG_MS = 20.0  # a call that takes longer needs no others to warm up for it, and is guessed from one
@@ -103,8 +104,7 @@ class Worker:
         # What is in the file was written by `benchmarks.compare`, a moment ago.
         given = torch.load(inputs, map_location=self.device, weights_only=False)
         function = functools.partial(getattr(ops, stem), impl=impl)
-        autocast = impl == "reference" and self.dtype == torch.bfloat16
-        self._case = _autocast(function, self.device) if autocast else function, given, backward
+        self._case = autocast(function, given) if impl == "reference" else function, given, backward
         if self.timer.cuda:
             self._replay, _ = self.timer.sampler([call_of(*self._case)])
         (first,) = self.sample(1, 1)["ms"]
@@ -136,14 +136,6 @@ class Worker:
             return {kind: f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value)
-
-
 def _moved(value: Any) -> Any:
     """The same numbers at a random cache line of new pages."""
     if isinstance(value, dict):
@@ -156,43 +148,6 @@ def _moved(value: Any) -> Any:
     begin = random.randrange(_PAGE // _LINE) * line
     room = torch.empty(value.numel() + begin, dtype=value.dtype)
     return room[begin:].view(value.shape).copy_(value)
-
-
-def _leaf(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_leaf(item) for item in value]
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().requires_grad_()
-    return value
-
-
-def call_of(function: Callable[..., Any], given: dict[str, Any], backward: bool) -> Callable[[], Any]:
-    """What is timed, as `benchmarks._ops.call_of` makes it, which an old revision cannot import."""
-    if not backward:
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return function(**given)
-
-        return forward
-    asked = {name: value if name == "clips" else _leaf(value) for name, value in given.items()}
-    leaves = [tensor for tensor in _tensors(list(asked.values())) if tensor.requires_grad]
-    upstream = [torch.randn_like(out) for out in _tensors(function(**asked))]
-
-    def both() -> Any:
-        return torch.autograd.grad(list(_tensors(function(**asked))), leaves, upstream, allow_unused=True)
-
-    return both
-
-
-def _autocast(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The reference's code as a training script runs it."""
-
-    def call(**kw: Any) -> Any:
-        with torch.autocast(device.type, torch.bfloat16):
-            return function(**kw)
-
-    return call
 
 
 def main(folder: str, descriptor: str, device: str, dtype: str) -> None:

@@ -27,7 +27,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -274,8 +274,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """The result of a command line."""
+def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The result of a command line, after each of its parts: what is stopped has lost nothing."""
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise errors.ConfigError("--device cuda: there is no GPU that PyTorch can use; give --device cpu")
@@ -287,11 +287,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     ceilings = _ceilings.ceilings(device)
     say("  " + "  ".join(f"{name} {value:g}" for name, value in ceilings.items()))
     rows: list[Row] = []
+
+    def so_far() -> dict[str, Any]:
+        return _results.result("step", rows, _results.device_facts(device), ceilings)
+
     for number, how in enumerate(dict.fromkeys(given.empty_bodies)):
         main = setting.changed("objective", empty_bodies=how)
         bench = Bench(main, Path(given.config).stem, names, given.repeat, ceilings)
         done, found = main_rows(bench, given.memory)
         rows += found
+        yield so_far()
         if number:
             continue
         clips = {*(CLIPS[device.type] if "batch" in given.sweep else ()), *((1, given.growth) if given.growth else ())}
@@ -304,16 +309,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             rows += series(bench, "tokens", points(main, "tokens", ()), done, found)
         if "ranks" in given.sweep:
             rows += ranks_rows(bench, done)
-    return _results.result("step", rows, _results.device_facts(device), ceilings)
+        yield so_far()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if a contestant was wrong, 2 if it cannot be done."""
-    given = parsed(arguments)
+    given, made = parsed(arguments), {}
     try:
-        made = measure(given)
-        if given.out:
-            say(f"written: {_results.write(made, given.out)}")
+        for made in measure(given):
+            if given.out:
+                _results.write(made, given.out)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

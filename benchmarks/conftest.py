@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks._ops import PASSES, call_of, check
+from benchmarks._calls import call_of
+from benchmarks._ops import PASSES, check
 
 
 def pytest_addoption(parser: Any) -> None:

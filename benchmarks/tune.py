@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._ops import call_of
+from benchmarks._calls import call_of
 from benchmarks._timer import Timer
 from s2vfast import ops
 from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs

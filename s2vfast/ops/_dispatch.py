@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +31,16 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 Reasons = Callable[..., list[str]]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant(function: F) -> F:
+    """Let torch.compile call a function once and keep its result.
+
+    `torch.compiler.assume_constant_result` does no more than this, and costs a second: the import of the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass

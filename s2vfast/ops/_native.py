@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import _extension
+from s2vfast.ops._dispatch import constant
 
 FLOATS = (torch.float32, torch.bfloat16)
 
@@ -34,7 +35,7 @@ def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = F
     return check
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _machine(device: str) -> tuple[str, ...]:
     if missing := _extension.why_not():
         return (missing,)

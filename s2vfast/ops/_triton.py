@@ -11,6 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from s2vfast.ops._dispatch import constant
+
 FLOATS = (torch.float32, torch.bfloat16)
 
 
@@ -44,7 +46,7 @@ def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = F
     return check
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _machine(device: str) -> tuple[str, ...]:
     if device == "cuda":
         return _gpu()

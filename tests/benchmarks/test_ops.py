@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _ops, _results, _timer, run
+from benchmarks import _calls, _ops, _results, _timer, run
 from s2vfast import ops
 from s2vfast.inputs import SHAPES, STEMS, inputs
 
@@ -50,7 +50,7 @@ def test_operations_are_as_many_as_pytorch_counts(stem, backward):
     shape = SHAPES["odd"]
     given = bench.inputs(shape, torch.float32, CPU)
     impl = "torch" if stem == "embed_gather" else "reference"  # whose reference embeds what is not asked for too
-    call = _ops.call_of(lambda **kw: getattr(ops, stem)(**kw, impl=impl), given, backward)
+    call = _calls.call_of(lambda **kw: getattr(ops, stem)(**kw, impl=impl), given, backward)
     with FlopCounterMode(display=False) as counter:
         call()
     said = bench.cost(shape, backward).flop
