@@ -352,13 +352,16 @@ def _draw_sweep(theme: Theme, group: Group, sweep: str, lines: dict[str, list[Ro
     height, left, width = 2.2, 0.62, 3.75
     ours = next(iter(lines))
     note = "Both axes are logarithmic."
-    if sweep != "batch":
+    straight = sweep == "tokens" or (sweep == "ranks" and group.device["type"] == "cuda")
+    if straight:
         note += f" Dashed: {ours}, were it in proportion from its first point on."
+    elif sweep == "ranks":
+        note += " The processes share the CPU's threads: level is the best that there can be."
     sheet = Sheet(theme, title, _small(group), note, height + 0.5)
     axes = sheet.axes(left, width, 0.1, height)
     points = [(row[field], _y(row, sweep)) for rows in lines.values() for row in rows]
     x, y = zip(*points, strict=True)
-    low, high = min(y) / 1.7, max(y) * 1.7
+    low, high = min(y) / 2.2, max(y) * 2.2
     axes.set(xscale="log", yscale="log", xlim=(min(x) / 1.3, max(x) * 1.2), ylim=(low, high))
     axes.grid(color=theme.faint, linewidth=0.6)
     taken = [sheet.place(axes, *point) for point in points]
@@ -366,9 +369,8 @@ def _draw_sweep(theme: Theme, group: Group, sweep: str, lines: dict[str, list[Ro
     for label, rows in lines.items():
         at, values = [row[field] for row in rows], [_y(row, sweep) for row in rows]
         axes.plot(at, values, "o-", color=colours[label], linewidth=1.8, markersize=4.5, zorder=3)
-        if sweep != "batch" and label == ours:
-            straight = [values[0] * one / at[0] for one in at]
-            axes.plot(at, straight, "--", color=colours[label], linewidth=0.9, zorder=2)
+        if straight and label == ours:
+            axes.plot(at, [values[0] * one / at[0] for one in at], "--", color=colours[label], linewidth=0.9, zorder=2)
         ends.append(sheet.place(axes, at[-1], values[-1])[1])
     for point in points:
         _label(sheet, axes, point, taken)

@@ -1,13 +1,15 @@
 """The schema that every result is written and read by."""
 
 import json
+import statistics
 import subprocess
 
 import pytest
 import torch
 
-from benchmarks import _results
+from benchmarks import _results, report
 from s2vfast import errors
+from s2vfast.ops._dispatch import PREFERENCE
 
 CPU = {"name": "a CPU", "slug": "cpu", "type": "cpu", "threads": 2}
 ROW = {
@@ -96,3 +98,16 @@ def test_the_commit_says_whether_anything_was_changed(tmp_path, monkeypatch):
 def test_percentiles_are_those_of_the_times():
     assert _results.percentiles([5.0, 1.0, 2.0, 3.0, 4.0]) == {"p20": 1.8, "p50": 3.0, "p80": 4.2}
     assert _results.device_facts(torch.device("cpu"))["slug"] == "cpu"
+
+
+def test_what_auto_prefers_was_measured_to_be_faster():
+    """Over all shapes and passes of the committed results, by the geometric mean."""
+    rows = _results.read(_results.RESULTS / "cpu/ops.json")["rows"]
+    for stem, (first, *_) in PREFERENCE["cpu"].items():
+        ratios = [row["ratio"] for row in rows if row["stem"] == stem and row["impl"] == first and "ratio" in row]
+        assert statistics.geometric_mean(ratios) > 1.0, f"{stem}: {first} is not faster than torch"
+
+
+def test_the_report_is_what_the_committed_results_give():
+    """A change of either is to be followed by python -m benchmarks.report."""
+    assert report.stale(_results.ROOT / "docs", _results.RESULTS) == []
