@@ -8,7 +8,7 @@ import torch
 
 from s2vfast import compat, errors, ops
 from s2vfast.config import Config
-from s2vfast.objectives import build_skeleton2vec
+from s2vfast.objectives import build_objective
 
 SMALL = Path(__file__).parent / "data" / "golden_small.npz"
 # The large file stands beside the datasets, where it stands at all.
@@ -88,7 +88,7 @@ def test_our_model_both_ways_exactly():
     config = Config()
     config.model.dim, config.model.heads, config.model.depth, config.objective.top_k = 16, 2, 2, 2
     config.data.velocity = 1.0
-    model = build_skeleton2vec(config, 25)
+    model = build_objective(config, 25)
     ours = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")}
     back = compat.from_published(compat.to_published(ours, channels=6))
     assert back.keys() == ours.keys()

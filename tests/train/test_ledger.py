@@ -88,7 +88,7 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     """A step of the ledger's plan in the interpreter, counted; what differs on a GPU is put in its place."""
     if torch.cuda.is_available():
         pytest.skip("counted where kernels are interpreted")
-    from s2vfast.objectives import Bodies, skeleton2vec
+    from s2vfast.objectives import Bodies, base
     from s2vfast.train.distributed import Ranks
     from s2vfast.train.feed import Part
     from s2vfast.train.optim import FlatAdamW
@@ -106,7 +106,7 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     def moments(x, kept):  # on a GPU
         return torch.var_mean(x.float().reshape(-1, x.shape[-1]), dim=0, correction=0)
 
-    monkeypatch.setattr(skeleton2vec, "_moments", moments)
+    monkeypatch.setattr(base, "moments", moments)
     # On a CPU one copy a gradient; on a GPU lists of them.
     monkeypatch.setattr(optimizer, "collect", lambda gradients, add: None)
     with ops.use_impl("triton"):
