@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "verify": {"ops", "inputs"},
     "doctor": {"ops", "_extension"},
     "demo": {"train", "evaluate", "view", "data", "presets", "doctor"},
-    "cli": {"train", "evaluate", "view", "data", "presets", "compat", "doctor", "demo"},
+    "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo"},
     "__main__": {"cli"},
 }
 FREE_OF = {"reference": {"errors", "config"}, "errors": {"config"}, "config": {"presets"}}

@@ -36,7 +36,7 @@ def test_agrees(numbers, impl):
 
 
 def test_without_a_teacher(numbers, impl):
-    """A teacher of no numbers: the parameters are what they are with one, of which a flat buffer's end stands for it."""
+    """A teacher of no numbers changes nothing in what the parameters become."""
     whole, alone = buffers(numbers, torch.float32), buffers(numbers, torch.float32)
     alone[4] = alone[0][31:]
     for step in (1, 2):
