@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "objectives": {"nn", "ops", "reference", "config_checks"},
     "compat": {"objectives", "nn", "ops", "reference"},
     "data": {"ops", "reference"},
-    "train": {"objectives", "nn", "ops", "reference", "data", "presets"},
+    "train": {"objectives", "nn", "ops", "reference", "data", "presets", "config_checks"},
     "evaluate": {"train", "objectives", "nn", "ops", "data", "presets"},
     "view": {"train", "evaluate", "objectives", "nn", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2vfast import ops, presets
+from s2vfast import errors, ops, presets
 from s2vfast.objectives import build_objective
 from s2vfast.train import ledger
 
@@ -121,3 +121,27 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
 def test_a_step_of_ntu60_is_at_most_150_launches():
     found = ledger.ledger(presets.load("ntu60"), joints=25, tracks=128, empty=52)
     assert found["step"]["sum"]["launches"] <= 150
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("objective.name", "mamp"),
+        ("objective.auxiliary", "motion"),
+        ("mask.kind", "random"),
+        ("model.layer_scale", None),
+    ],
+)
+def test_what_is_not_counted_is_refused(path, value):
+    section, field = path.split(".")
+    config = presets.load("ntu60")
+    setattr(getattr(config, section), field, value)
+    with pytest.raises(errors.ConfigError, match=f"{path}: .*: the ledger counts"):
+        ledger.ledger(config, joints=25, tracks=128, empty=52)
+
+
+def test_the_command_refuses_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ledger", "--config", "ntu60_mamp"])
+    with pytest.raises(SystemExit, match="2"):
+        ledger.main()
+    assert "objective.name: mamp: the ledger counts skeleton2vec alone" in capsys.readouterr().err
