@@ -89,7 +89,9 @@ def test_the_loss_falls(name, tiny_config, people):
     config.data.frames, config.data.bodies = 24, 1
     config.optim.lr, config.model.init_std, config.model.dim = 0.01, 0.1, 32
     engine = Pretrainer(config, people)
+    before = engine.model.decoder.head.weight.clone()
     losses = [engine.run_step().loss for _ in range(80)]
+    assert not torch.equal(engine.model.decoder.head.weight, before)
     assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:10])
 
 
