@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from s2vfast.ops import _triton
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.token_mask import KINDS, draws
 from s2vfast.reference.token_mask import token_mask as _reference
@@ -81,5 +84,34 @@ def token_mask(
     return _op(impl, clips.device, clips, **options)
 
 
+@torch.library.custom_op("s2vfast::token_mask_triton", mutates_args=())
+def _draws(ids: Tensor, count: int, seed: int, epoch: int) -> Tensor:
+    return _triton.kernels("token_mask").forward(ids.contiguous(), count, seed, epoch)
+
+
+@_draws.register_fake
+def _(ids: Tensor, count: int, seed: int, epoch: int) -> Tensor:
+    return ids.new_empty((len(ids), count), dtype=torch.float32)
+
+
+def _run_triton(
+    clips: Tensor, *, noise: Tensor | None, seed: int, epoch: int, ids: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The draws in one launch; they are sorted by PyTorch."""
+    if noise is None:
+        V, S, parts = clips.shape[2], clips.shape[1] // options["segment_frames"], options["parts"]
+        count = draws(options["kind"], S, V, options["per_segment"], 0 if parts is None else len(parts))
+        # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
+        noise = _draws(ids, count, (seed + 2**63) % 2**64 - 2**63, epoch)
+    return _reference(clips, noise=noise, **options)
+
+
+_ANY = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # the kernel sees none of them
 # A stable sort is the best that PyTorch offers for this, so its own implementation is the reference.
-_op = register("token_mask", reference=_reference, torch=_reference)
+_op = register(
+    "token_mask",
+    reference=_reference,
+    torch=_reference,
+    triton=_run_triton,
+    reasons={"triton": _triton.reasons(floats=_ANY)},
+)

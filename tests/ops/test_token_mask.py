@@ -113,6 +113,15 @@ def test_implementations_are_bit_equal(case, dtype):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("seed", [0, 2**64 - 5])
+def test_drawn_bit_equal(name, seed, impl):
+    clips, ids = clips_of(4, 10, 8), philox.track_ids(torch.arange(2) + 2**31, 2, mask=3)
+    draw = {"segment_frames": 2, "seed": seed, "epoch": 2**32 - 1, "ids": ids}
+    expected, found = reference(clips, **OPTIONS[name], **draw), token_mask(clips, **OPTIONS[name], **draw, impl=impl)
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_mask_depends_on_its_own_track_alone(name, impl):
     """Any split of a batch, any order, gives every track the same mask; seed, epoch and id change it."""
     clips, ids = clips_of(6, 12, 8), philox.track_ids(torch.arange(3) + 7, 2, mask=1)
