@@ -114,7 +114,7 @@ def _explain(message: str, arguments: list[str]) -> str:
 def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
     root = jsonargparse.ArgumentParser(
         prog="s2vfast",
-        description="Self-supervised pretraining on 3D skeleton sequences (Skeleton2vec).",
+        description="Self-supervised pretraining on 3D skeleton sequences (Skeleton2vec, SkeletonMAE, MAMP).",
         version=s2vfast.__version__,
         **_STRICT,
     )
@@ -163,7 +163,9 @@ def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
 
 def _add_pretrain(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=str, metavar="NAME|FILE", help=f"{', '.join(presets.names())} or a YAML file")
-    # The section of the config is called data too; a key of its own keeps the two apart.
+    # Sections of the config are called objective and data too; keys of their own keep them apart.
+    text = "skeleton2vec, skeletonmae, mamp: the preset for it (ntu60, mamp: ntu60_mamp), else --config under this name"
+    parser.add_argument("--objective", dest="variant", type=str, metavar="NAME", help=text)
     parser.add_argument("--data", "--store", dest="store", type=str, metavar="STORE", help="folder of a store")
     parser.add_argument("--out", type=str, metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
@@ -232,6 +234,7 @@ def _add_data(group: Any, command: Callable[..., jsonargparse.ArgumentParser]) -
 
 
 def _pretrain(options: Any) -> int:
+    from s2vfast.objectives import objective_class
     from s2vfast.train import rundir
     from s2vfast.train.loop import pretrain
     from s2vfast.train.progress import duration
@@ -240,14 +243,16 @@ def _pretrain(options: Any) -> int:
     resumed = resume and options.out is not None and rundir.begun(options.out)
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
+        tree = presets.merge(tree, {"objective": {"name": options.variant}} if options.variant else {})
         if options.config is not None and torchrun.speaks():
             print(f"--config {options.config} is left aside: --resume takes {options.out}/{rundir.CONFIG}")
     elif options.config is None:
         raise errors.ConfigError(f"--config: needed, a YAML file or one of {', '.join(presets.names())}")
     else:
-        tree = presets.read(options.config)
+        tree = presets.read_for(options.config, options.variant)
     given = options.get("settings")
     config = Config.from_dict(presets.merge(tree, given.as_dict() if given else {}))
+    objective_class(config.objective.name)
     if options.print_config:
         print(presets.dump(config, documented=True), end="")
         return 0

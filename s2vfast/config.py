@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import s2vfast.errors as errors
+from s2vfast import config_checks
 
 
 @dataclass
@@ -67,8 +68,10 @@ class ModelConfig:
     """Decoder blocks."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP as a multiple of dim."""
-    layer_scale: float = 1e-4
-    """First value of LayerScale's gamma."""
+    layer_scale: float | None = 1e-4
+    """First value of LayerScale's gamma; null: no LayerScale."""
+    norm_eps: float = 1e-6
+    """Added to the variance by layer norms."""
     init: Literal["normal", "xavier"] = "normal"
     """Where matrices start: truncated normal of init_std (published), or Xavier uniform, which suits narrow models."""
     init_std: float = 0.02
@@ -77,16 +80,32 @@ class ModelConfig:
 
 @dataclass
 class MaskConfig:
-    """Motion-aware tube masking (arXiv 2401.00921, section 3.3)."""
+    """Which tokens the student sees."""
 
+    kind: Literal["auto", "random", "tube", "motion_tube", "motion_token", "frame_joint"] = "auto"
+    """``random``: any tokens. ``tube``: joints that are masked for tube_len segments. ``motion_tube``: the same, moving
+    joints more often (Skeleton2vec). ``motion_token``: any tokens, those that move more often, by Gumbel noise (MAMP).
+    ``frame_joint``: some segments whole, and joints or body parts of the others (SkeletonMAE). ``auto``: what was
+    published for the objective."""
     ratio: float = 0.9
-    """Share of the joints of a tube that is masked."""
+    """Share that is masked: of the joints of a tube; of all tokens (random, motion_token); of the joints of a segment
+    that is not masked whole (frame_joint)."""
     keep: int | None = None
-    """Visible joints a tube; null: floor(V * (1 - ratio))."""
+    """What stays visible, in place of ratio: joints a tube; tokens a track (random, motion_token); joints a segment
+    (frame_joint). null: floor(V * (1 - ratio)) joints, int(L * (1 - ratio)) tokens."""
     tube_len: int = 5
-    """Segments that share one choice of joints. Divides frames / segment_frames."""
+    """Segments that share one choice of joints (tubes). Divides frames / segment_frames."""
     motion_weight: float = 0.1
-    """w: weight of the normalised motion intensity against uniform noise in [0, 1)."""
+    """w: weight of the normalised motion intensity against uniform noise in [0, 1) (motion_tube)."""
+    tau: float = 0.8
+    """Temperature of the softmax of motion (motion_token): the smaller, the more often moving tokens are masked."""
+    frame_ratio: float = 0.4
+    """Share of the segments that is masked whole (frame_joint): floor(S * frame_ratio) of them."""
+    joints: Literal["clip", "segment"] = "clip"
+    """Whether joints are chosen once a ``clip`` or anew for every ``segment`` (frame_joint)."""
+    parts: int | None = None
+    """Body parts of the layout that are masked whole, in place of ratio (frame_joint). As parts differ in size and
+    counts do not, joints chosen at random fill up to the joints of the so many largest parts. null: joints by ratio."""
     masks_per_clip: int = 1
     """Masks drawn for each clip, sharing one pass of the teacher (data2vec 2.0)."""
 
@@ -95,24 +114,31 @@ class MaskConfig:
 class ObjectiveConfig:
     """What the student predicts."""
 
-    name: Literal["skeleton2vec"] = "skeleton2vec"
-    """The objective."""
+    name: str = "skeleton2vec"
+    """``skeleton2vec``: a moving-average teacher's features. ``skeletonmae``: coordinates. ``mamp``: motion, normalised
+    for each token. Or one of your own (CONTRIBUTING.md)."""
+    auxiliary: Literal["none", "coordinates", "motion"] = "none"
+    """What a second head predicts beside it, of the same tokens: ``coordinates`` as in skeletonmae, ``motion`` as in
+    mamp."""
+    auxiliary_weight: float = 0.1
+    """Weight of the second head's loss in the loss that is reported."""
     top_k: int = 8
-    """The last k encoder blocks whose outputs make the target."""
+    """The last k encoder blocks whose outputs make the target (skeleton2vec)."""
     target_norm: Literal["instance", "layer"] = "instance"
-    """Normalisation of each block's output before the mean over blocks."""
+    """Normalisation of each block's output before the mean over blocks (skeleton2vec)."""
     ema_start: float = 0.9999
-    """tau at step 0."""
+    """tau of the teacher's moving average at step 0."""
     ema_end: float = 1.0
     """tau once ema_steps have passed."""
     ema_steps: int | None = None
     """Steps over which tau rises linearly; null: the whole run."""
     placement: Literal["token", "published"] = "token"
     """Where the decoder gets a visible latent: ``token``: at its own token (the paper). ``published``: where the
-    authors' released code puts it under tube masking, which is in the first segments, whatever its token."""
+    authors' released code of Skeleton2vec puts it under tube masking, which is in the first segments, whatever its
+    token."""
     empty_bodies: Literal["compute", "share", "drop"] = "share"
     """All-zero tracks: ``compute`` treats them like any other (published), ``share`` runs the teacher once
-    for all of them (same loss), ``drop`` leaves them out (another loss)."""
+    for all of them (same loss; as ``compute`` where there is no teacher), ``drop`` leaves them out (another loss)."""
 
 
 @dataclass
@@ -209,7 +235,7 @@ class Config:
         return self.data.frames // self.model.segment_frames
 
     def keep(self, joints: int) -> int:
-        """Visible joints a tube for a skeleton of ``joints`` joints."""
+        """Visible joints, of ``joints``, of a tube or (frame_joint) of a segment that is not masked whole."""
         if self.mask.keep is not None:
             return self.mask.keep
         # The small term mends 20 * (1 - 0.9) = 1.9999999999999996.
@@ -221,16 +247,7 @@ class Config:
         Args:
             joints: V of the store that will be used; checks that depend on it are left out without it.
         """
-        for check in (_check_types, _check_ranges, _check_relations):
-            check(self)
-        if joints is not None:
-            keep = self.keep(joints)
-            if not 1 <= keep < joints:
-                name = "mask.keep" if self.mask.keep is not None else "mask.ratio"
-                value = self.mask.keep if self.mask.keep is not None else self.mask.ratio
-                raise errors.ConfigError(
-                    f"{name}: {value} leaves {keep} of {joints} joints visible; between 1 and {joints - 1} must stay"
-                )
+        config_checks.check(self, joints)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
@@ -266,121 +283,3 @@ def _refuse_unknown(prefix: str, given: dict, known: dict) -> None:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
             raise errors.ConfigError(f"{prefix}{name}: no such field; {hint}")
-
-
-def _leaves(config: Config):
-    """(path, dataclass field, value) of every field."""
-    for section in dataclasses.fields(config):
-        values = getattr(config, section.name)
-        for leaf in dataclasses.fields(values):
-            yield f"{section.name}.{leaf.name}", leaf, getattr(values, leaf.name)
-
-
-def _check_types(config: Config) -> None:
-    import typing
-
-    for section in dataclasses.fields(config):
-        values = getattr(config, section.name)
-        hints = typing.get_type_hints(type(values))
-        for leaf in dataclasses.fields(values):
-            value, hint = getattr(values, leaf.name), hints[leaf.name]
-            path = f"{section.name}.{leaf.name}"
-            allowed = typing.get_args(hint)
-            if typing.get_origin(hint) is Literal:
-                if value not in allowed:
-                    raise errors.ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, allowed))}")
-            elif typing.get_origin(hint) is tuple:
-                if (
-                    not isinstance(value, (tuple, list))
-                    or len(value) != len(allowed)
-                    or not all(_is_number(v) for v in value)
-                ):
-                    raise errors.ConfigError(f"{path}: {value!r}; {len(allowed)} numbers are expected")
-            else:
-                _check_scalar(path, value, allowed or (hint,))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_scalar(path: str, value: Any, types: tuple[type, ...]) -> None:
-    good = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: _is_number(value),
-        str: isinstance(value, str),
-        type(None): value is None,
-    }
-    if not any(good[t] for t in types):
-        names = {
-            int: "a whole number",
-            float: "a finite number",
-            str: "text",
-            bool: "true or false",
-            type(None): "null",
-        }
-        raise errors.ConfigError(f"{path}: {value!r}; {' or '.join(names[t] for t in types)} is expected")
-
-
-_AT_LEAST_ONE = (
-    "data.bodies data.frames model.segment_frames model.dim model.heads model.depth model.decoder_depth "
-    "mask.keep mask.tube_len mask.masks_per_clip objective.top_k objective.ema_steps train.steps train.batch "
-    "train.accumulate train.threads train.log_every checkpoint.every checkpoint.keep"
-).split()
-_POSITIVE = "model.mlp_ratio model.init_std optim.lr optim.eps train.epochs".split()
-_NOT_NEGATIVE = (
-    "data.scale_jitter data.velocity data.workers model.layer_scale mask.motion_weight optim.lr_min "
-    "optim.warmup_epochs optim.weight_decay optim.clip train.seed"
-).split()
-
-
-def _check_ranges(config: Config) -> None:
-    for path, _, value in _leaves(config):
-        if value is None:
-            continue
-        if path in _AT_LEAST_ONE and value < 1:
-            raise errors.ConfigError(f"{path}: {value}; 1 or more is expected")
-        if path in _POSITIVE and value <= 0:
-            raise errors.ConfigError(f"{path}: {value}; a positive number is expected")
-        if path in _NOT_NEGATIVE and value < 0:
-            raise errors.ConfigError(f"{path}: {value}; 0 or more is expected")
-    bounds = [
-        ("data.crop_min", config.data.crop_min, 0.0, 1.0, "(]"),
-        ("data.scale_jitter", config.data.scale_jitter, 0.0, 1.0, "[)"),
-        ("mask.ratio", config.mask.ratio, 0.0, 1.0, "()"),
-        ("objective.ema_start", config.objective.ema_start, 0.0, 1.0, "[]"),
-        ("objective.ema_end", config.objective.ema_end, 0.0, 1.0, "[]"),
-        ("optim.beta1", config.optim.beta1, 0.0, 1.0, "[)"),
-        ("optim.beta2", config.optim.beta2, 0.0, 1.0, "[)"),
-    ]
-    for path, value, low, high, ends in bounds:
-        above = value >= low if ends[0] == "[" else value > low
-        below = value <= high if ends[1] == "]" else value < high
-        if not (above and below):
-            raise errors.ConfigError(f"{path}: {value}; a number in {ends[0]}{low:g}, {high:g}{ends[1]} is expected")
-    if config.train.seed >= 2**63:
-        raise errors.ConfigError(f"train.seed: {config.train.seed}; a number below 2**63 is expected")
-
-
-def _check_relations(config: Config) -> None:
-    data, model, mask, objective = config.data, config.model, config.mask, config.objective
-    if data.frames % model.segment_frames:
-        raise errors.ConfigError(
-            f"data.frames: {data.frames} is no multiple of model.segment_frames = {model.segment_frames}"
-        )
-    if config.segments % mask.tube_len:
-        raise errors.ConfigError(
-            f"mask.tube_len: {mask.tube_len} does not divide the {config.segments} segments of a clip "
-            f"(data.frames / model.segment_frames)"
-        )
-    if model.dim % model.heads:
-        raise errors.ConfigError(f"model.dim: {model.dim} is no multiple of model.heads = {model.heads}")
-    if objective.top_k > model.depth:
-        raise errors.ConfigError(f"objective.top_k: {objective.top_k} is more than model.depth = {model.depth}")
-    if objective.ema_end < objective.ema_start:
-        raise errors.ConfigError(
-            f"objective.ema_end: {objective.ema_end} is below objective.ema_start = {objective.ema_start}"
-        )
-    if config.optim.lr_min > config.optim.lr:
-        raise errors.ConfigError(f"optim.lr_min: {config.optim.lr_min} is above optim.lr = {config.optim.lr}")

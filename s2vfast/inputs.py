@@ -175,6 +175,19 @@ def _tube_mask(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _token_mask(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    return {
+        "clips": _clips(make),
+        "kind": "motion_token",
+        "segment_frames": shape.s,
+        "keep": min(shape.K, shape.S * shape.V),
+        "seed": 3,
+        "epoch": 1,
+        "ids": track_ids(torch.arange(shape.N), 1).to(make.device),
+    }
+
+
 def _embed_gather(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     weight, bias = make.linear(shape.D, shape.s * shape.C)
@@ -300,6 +313,7 @@ def _adamw_ema(make: _Maker) -> dict[str, Any]:
 _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "clip_sample": _clip_sample,
     "tube_mask": _tube_mask,
+    "token_mask": _token_mask,
     "embed_gather": _embed_gather,
     "mask_fill": _mask_fill,
     "attention": _attention,
@@ -313,4 +327,4 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
 }
 STEMS = tuple(_MAKERS)
 """Names of all operations, in the order of a step."""
-WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "teacher_target", "adamw_ema")
+WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "token_mask", "teacher_target", "adamw_ema")

@@ -15,7 +15,7 @@ from typing import Any
 
 import s2vfast.errors as errors
 from s2vfast import config as config_module
-from s2vfast.config import Config
+from s2vfast.config import Config, ObjectiveConfig
 
 
 def folder() -> Any:
@@ -53,6 +53,22 @@ def read(name_or_file: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise errors.ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return parse(content, str(path))
+
+
+def read_for(name_or_file: str | Path, objective: str | None) -> dict[str, Any]:
+    """The tree of a preset's variant for an objective (``ntu60`` and ``mamp``: ``ntu60_mamp``), where there is one.
+
+    Of any other preset, and of a file, the tree with objective.name changed. None: the tree as it is.
+    """
+    if objective is None:
+        return read(name_or_file)
+    family = str(name_or_file).partition("_")[0]
+    for name in (f"{family}_{objective}", family):
+        if str(name_or_file) in names() and name in names():
+            tree = read(name)
+            if tree.get("objective", {}).get("name", ObjectiveConfig().name) == objective:
+                return tree
+    return merge(read(name_or_file), {"objective": {"name": objective}})
 
 
 def load(name_or_file: str | Path) -> Config:

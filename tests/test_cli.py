@@ -360,3 +360,29 @@ def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys):
     assert "it is made anew" in capsys.readouterr().out
     assert checkpoint.load_latest(out / "run").step == 9
     assert (out / "kept.txt").exists()
+
+
+def test_an_objective_takes_its_preset(cli):
+    code, out, _ = cli("pretrain --config ntu60 --objective mamp --mask.ratio 0.8 --print_config")
+    assert code == 0
+    assert presets.parse("\n".join(out), "printed") == presets.merge(
+        Config.from_dict(presets.read("ntu60_mamp")).to_dict(), {"mask": {"ratio": 0.8}}
+    )
+    refused(
+        cli("pretrain --config nwucla --objective mampp --print_config"),
+        "objective.name: 'mampp' is not one of mamp, skeleton2vec, skeletonmae",
+    )
+
+
+def test_an_objective_of_a_file_is_trained_and_evaluated(cli, place, tmp_path):
+    config = f"--config {place}/tiny.yaml --objective mamp --mask.keep 4"
+    code, out, err = cli(f"pretrain {config} --data {place}/store --out {tmp_path}/run")
+    assert code == 0, err
+    assert presets.read(tmp_path / "run" / "config.yaml")["objective"]["name"] == "mamp"
+    code, out, _ = cli(f"evaluate {tmp_path}/run --protocol knn --json")
+    assert code == 0
+    assert json.loads(out[-1])["protocol"] == "knn"
+    refused(
+        cli(f"pretrain --resume --out {tmp_path}/run --objective skeletonmae"),
+        "objective.name",
+    )

@@ -8,9 +8,10 @@ import torch
 
 from s2vfast import compat, errors, ops
 from s2vfast.config import Config
-from s2vfast.objectives import build_skeleton2vec
+from s2vfast.objectives import build_objective
 
 SMALL = Path(__file__).parent / "data" / "golden_small.npz"
+MAMP = SMALL.with_name("golden_mamp_small.npz")
 # The large file stands beside the datasets, where it stands at all.
 LARGE = Path(os.environ.get("S2VFAST_DATA", "missing")).parent / "golden" / "golden_a.npz"
 
@@ -28,6 +29,67 @@ def test_golden(path, impl):
     assert found.pop("mask") == 0
     for name, error in found.items():
         assert error <= 1e-6, name
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_golden_mamp(impl):
+    found = compat.check_golden(MAMP, impl=impl)
+    assert set(found) == {"loss", "mask", "prediction", "gradients"}
+    assert found.pop("mask") == 0
+    for name, error in found.items():
+        assert error <= 1e-6, name
+
+
+@pytest.mark.parametrize("impl", ["triton", "torch,embed_gather=native,mask_fill=native"])
+def test_golden_mamp_in_single_precision(impl):
+    if "native" in impl and ops.availability("cpu")["mask_fill"]["native"]:
+        pytest.skip("there is no compiled extension")
+    plain = compat.check_golden(MAMP, impl="torch", dtype=torch.float32)
+    found = compat.check_golden(MAMP, impl=impl, dtype=torch.float32)
+    assert found["mask"] == 0
+    for name, error in found.items():
+        assert error <= 3 * plain[name] + 1e-6, (name, error, plain[name])
+
+
+@pytest.mark.parametrize("name", ["param/blocks.1.attn.qkv.weight", "src", "uniform", "pred", "grad/decoder_pred.bias"])
+def test_golden_mamp_notices_a_change(tmp_path, name):
+    with np.load(MAMP) as file:
+        golden = {key: file[key] for key in file.files}
+    golden[name] = golden[name] * 1.001 if name != "uniform" else golden[name][:, ::-1]
+    np.savez(tmp_path / "changed.npz", **golden)
+    assert max(compat.check_golden(tmp_path / "changed.npz", impl="torch").values()) > 1e-5
+
+
+def test_golden_mamp_compares_a_target_that_is_there(tmp_path):
+    with np.load(MAMP) as file:
+        golden = {key: file[key] for key in file.files}
+    np.savez(tmp_path / "with.npz", **golden, target=np.ones((4, 100, 9)))
+    assert compat.check_golden(tmp_path / "with.npz", impl="torch")["target"] > 0.1
+
+
+def test_mamp_naming_both_ways_exactly():
+    with np.load(MAMP) as file:
+        published = {k.removeprefix("param/"): torch.tensor(file[k]) for k in file.files if k.startswith("param/")}
+    ours = compat.from_mamp(published)
+    config = Config.from_dict(
+        {
+            "data": {"frames": 12},
+            "model": {"dim": 16, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": None},
+            "objective": {"name": "mamp"},
+        }
+    )
+    model = build_objective(config, 25)
+    assert {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
+    back = compat.to_mamp(ours)
+    assert back.keys() == published.keys()
+    assert all(torch.equal(back[k], published[k]) and back[k].shape == published[k].shape for k in published)
+
+
+def test_mamp_names_that_are_not():
+    with pytest.raises(errors.CheckpointError, match="head.weight: no parameter of the published MAMP"):
+        compat.from_mamp({"head.weight": torch.zeros(1)})
+    with pytest.raises(errors.CheckpointError, match="encoder.blocks.0.gamma1: no parameter of MAMP"):
+        compat.to_mamp({"encoder.blocks.0.gamma1": torch.zeros(1)})
 
 
 def natively() -> str:
@@ -88,7 +150,7 @@ def test_our_model_both_ways_exactly():
     config = Config()
     config.model.dim, config.model.heads, config.model.depth, config.objective.top_k = 16, 2, 2, 2
     config.data.velocity = 1.0
-    model = build_skeleton2vec(config, 25)
+    model = build_objective(config, 25)
     ours = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")}
     back = compat.from_published(compat.to_published(ours, channels=6))
     assert back.keys() == ours.keys()

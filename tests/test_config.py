@@ -7,6 +7,7 @@ import pytest
 from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.errors import ConfigError
+from s2vfast.objectives import build_objective
 
 WRONG = {
     # unknown
@@ -39,10 +40,19 @@ WRONG = {
     "mask all": ({"mask": {"ratio": 1.0}}, "mask.ratio: 1.0; a number in (0, 1) is expected"),
     "no crop": ({"data": {"crop_min": 0.0}}, "data.crop_min: 0.0; a number in (0, 1] is expected"),
     "beta": ({"optim": {"beta2": 1.0}}, "optim.beta2: 1.0; a number in [0, 1) is expected"),
+    "mask every segment": ({"mask": {"frame_ratio": 1.0}}, "mask.frame_ratio: 1.0; a number in [0, 1) is expected"),
+    "no temperature": ({"mask": {"tau": 0}}, "mask.tau: 0; a positive number is expected"),
+    "kind": ({"mask": {"kind": "tubes"}}, "mask.kind: 'tubes' is not one of auto, random, tube, motion_tube"),
+    "a number for an objective": ({"objective": {"name": 3}}, "objective.name: 3; text is expected"),
     "ema": ({"objective": {"ema_start": 1.1}}, "objective.ema_start: 1.1; a number in [0, 1] is expected"),
     # that do not fit together
     "segments": ({"data": {"frames": 91}}, "data.frames: 91 is no multiple of model.segment_frames = 3"),
     "tubes": ({"mask": {"tube_len": 7}}, "mask.tube_len: 7 does not divide the 30 segments of a clip"),
+    "tubes of another objective": (
+        {"objective": {"name": "mamp"}, "mask": {"kind": "tube", "tube_len": 7}},
+        "mask.tube_len: 7 does not divide the 30 segments of a clip",
+    ),
+    "parts of tubes": ({"mask": {"parts": 2}}, "mask.parts: 2 is for mask.kind frame_joint, and it is motion_tube"),
     "heads": ({"model": {"heads": 7}}, "model.dim: 256 is no multiple of model.heads = 7"),
     "top_k": ({"objective": {"top_k": 9}}, "objective.top_k: 9 is more than model.depth = 8"),
     "ema falls": ({"objective": {"ema_end": 0.5}}, "objective.ema_end: 0.5 is below objective.ema_start = 0.9999"),
@@ -90,10 +100,26 @@ def test_every_field_is_documented():
 
 
 def test_the_presets_are_these_and_good():
-    assert presets.names() == ["demo", "ntu120", "ntu60", "nwucla", "pkummd"]
-    joints = {"nwucla": 20}
+    families = ("ntu120", "ntu60", "nwucla", "pkummd")
+    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeletonmae")]
+    assert presets.names() == ["demo", *variants]
     for name in presets.names():
-        presets.load(name).validate(joints.get(name, 25))
+        config, joints = presets.load(name), 20 if "nwucla" in name else 25
+        config.validate(joints)
+        assert config.objective.name == (name.partition("_")[2] or "skeleton2vec")
+        build_objective(config, joints)
+
+
+def test_a_preset_has_variants_for_objectives():
+    assert presets.read_for("ntu60", "mamp") == presets.read("ntu60_mamp")
+    assert presets.read_for("ntu60_mamp", "skeletonmae") == presets.read("ntu60_skeletonmae")
+    assert presets.read_for("ntu60_mamp", "skeleton2vec") == presets.read("ntu60")
+    assert presets.read_for("nwucla", "skeleton2vec") == presets.read_for("nwucla", None) == presets.read("nwucla")
+    demo = presets.read("demo")
+    demo["objective"]["name"] = "mamp"
+    assert presets.read_for("demo", "mamp") == demo
+    mine = presets.read_for("nwucla", "mine")
+    assert mine == presets.merge(presets.read("nwucla"), {"objective": {"name": "mine"}})
 
 
 def test_the_presets_hold_what_was_published():
@@ -104,6 +130,10 @@ def test_the_presets_hold_what_was_published():
     assert ntu60 == default
     assert (ntu60.mask.motion_weight, ntu120.mask.motion_weight) == (0.1, 0.2)
     assert ntu60.keep(25) * ntu60.segments == 60
+    for name, tau in (("ntu60_mamp", 0.8), ("ntu120_mamp", 0.75), ("pkummd_mamp", 0.8)):
+        mamp = presets.load(name)
+        assert (mamp.data.frames, mamp.model.segment_frames, mamp.model.decoder_depth) == (120, 4, 5)
+        assert (mamp.model.layer_scale, mamp.model.norm_eps, mamp.mask.tau, mamp.train.epochs) == (None, 1e-5, tau, 400)
 
 
 def test_numbers_as_people_write_them():

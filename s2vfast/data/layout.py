@@ -30,7 +30,7 @@ class Layout:
     up: tuple[float, float, float] = (0.0, 1.0, 0.0)
     """Unit vector that points up in the recordings' coordinates."""
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Body parts by name: left_arm, right_arm, left_leg, right_leg, trunk where there are such."""
+    """Body parts by name: left_arm, right_arm, left_leg, right_leg, trunk where there are such. For mask.parts."""
 
     @property
     def num_joints(self) -> int:

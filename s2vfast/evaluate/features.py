@@ -1,6 +1,6 @@
-"""From a run and a store to one feature vector a sequence: the teacher's encoder, frozen, and a pooling.
+"""From a run and a store to one feature vector a sequence: the run's encoder, frozen, and a pooling.
 
-Published evaluation uses the teacher's encoder on deterministic clips (arXiv 2401.00921).
+Published evaluation uses deterministic clips and the teacher's encoder (arXiv 2401.00921), or the one there is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import s2vfast.errors as errors
-from s2vfast import nn, ops
+from s2vfast import nn, objectives, ops
 from s2vfast.data.clips import clip_spec
 from s2vfast.train import checkpoint, rundir
 from s2vfast.train.engine import pick_device
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Pool = Literal["mean", "joint_time"]
 POOLS: tuple[str, ...] = ("mean", "joint_time")
-_TEACHER = "teacher."
 
 
 def load_encoder(
@@ -36,7 +35,7 @@ def load_encoder(
 
     Args:
         run_dir: a run's folder.
-        untrained: take the weights that the run started from instead of the teacher's.
+        untrained: take the weights that the run started from instead of those it reached.
         log: told of damaged checkpoints that were passed over.
 
     Returns:
@@ -52,16 +51,17 @@ def load_encoder(
     if not untrained:
         found = checkpoint.load_latest(run_dir, log=log, groups=("model",))
         step = found.step
-        teacher = {
-            name.removeprefix(_TEACHER): tensor
+        prefix = objectives.objective_class(config.objective.name).evaluated()
+        evaluated = {
+            name.removeprefix(prefix): tensor
             for name, tensor in found.tensors["model"].items()
-            if name.startswith(_TEACHER)
+            if name.startswith(prefix)
         }
         try:
-            encoder.load_state_dict(teacher)
+            encoder.load_state_dict(evaluated)
         except RuntimeError as error:
             raise errors.CheckpointError(
-                f"{found.path}: its teacher is not the network of {run_dir}/{rundir.CONFIG}: "
+                f"{found.path}: its {prefix.rstrip('.')} is not the network of {run_dir}/{rundir.CONFIG}: "
                 f"{' '.join(str(error).split())}"
             ) from error
     return encoder.eval().requires_grad_(False), config, step

@@ -1,4 +1,4 @@
-"""A pre-norm transformer block with LayerScale, cut where the fused operations are."""
+"""A pre-norm transformer block, with LayerScale or without, cut where the fused operations are."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from s2vfast import ops
 
 
 class Block(nn.Module):
-    """x += gamma1 * proj(attention(norm1(x))); x += gamma2 * mlp(norm2(x)), in four operations."""
+    """x += gamma1 * proj(attention(norm1(x))); x += gamma2 * mlp(norm2(x)), in four operations.
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, layer_scale: float, norm_eps: float = 1e-6) -> None:
+    Without a ``layer_scale`` there are no gammas.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, layer_scale: float | None, norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.gamma1 = _gamma(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.fc1 = nn.Linear(dim, round(dim * mlp_ratio))
         self.fc2 = nn.Linear(round(dim * mlp_ratio), dim)
-        self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.gamma2 = _gamma(dim, layer_scale)
 
-    def in_order(self) -> list[nn.Parameter]:
-        """The parameters as `s2vfast.ops.block_stack` takes them."""
+    def in_order(self, ones: Tensor) -> list[Tensor]:
+        """The parameters as `s2vfast.ops.block_stack` takes them, ``ones`` [D] where there is no LayerScale."""
         first = (self.norm1.weight, self.norm1.bias, self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
         second = (self.norm2.weight, self.norm2.bias, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return [*first, self.gamma1, *second, self.gamma2]
+        gammas = [ones if gamma is None else gamma for gamma in (self.gamma1, self.gamma2)]
+        return [*first, gammas[0], *second, gammas[1]]
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """The residual stream after this block.
@@ -65,18 +71,24 @@ class Block(nn.Module):
         )
 
 
+def _gamma(dim: int, layer_scale: float | None) -> nn.Parameter | None:
+    return None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+
+
 class BlockStack(nn.ModuleList):
     """Blocks one after the other."""
 
     def __init__(
-        self, depth: int, dim: int, heads: int, mlp_ratio: float, layer_scale: float, norm_eps: float = 1e-6
+        self, depth: int, dim: int, heads: int, mlp_ratio: float, layer_scale: float | None, norm_eps: float = 1e-6
     ) -> None:
         super().__init__(Block(dim, heads, mlp_ratio, layer_scale, norm_eps) for _ in range(depth))
+        # Without LayerScale: a product with one is exact, and all blocks stay one launch.
+        self.register_buffer("ones", torch.ones(dim) if layer_scale is None else None, persistent=False)
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """The stream after the last block; arguments as of `states`. Short sequences go through all blocks at once."""
         if rows is None and len(self) and ops.short_enough(x, self[0].heads):
-            parameters = [parameter for block in self for parameter in block.in_order()]
+            parameters = [parameter for block in self for parameter in block.in_order(self.ones)]
             return ops.block_stack(x, parameters, self[0].heads, self[0].norm1.eps)
         return deque(self.states(x, rows), maxlen=1).pop()
 

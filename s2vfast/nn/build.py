@@ -26,12 +26,20 @@ def build_encoder(config: Config, joints: int) -> Encoder:
         depth=model.depth,
         mlp_ratio=model.mlp_ratio,
         layer_scale=model.layer_scale,
+        norm_eps=model.norm_eps,
     )
     return _start(encoder, config, part=0)
 
 
-def build_decoder(config: Config, joints: int, out: int | None = None) -> Decoder:
-    """The decoder of ``config``, with ``out`` numbers predicted a token (default: dim)."""
+def build_decoder(config: Config, joints: int, out: int | None = None, auxiliary: int | None = None) -> Decoder:
+    """The decoder of ``config``.
+
+    Args:
+        config: the run.
+        joints: V.
+        out: numbers predicted a token; None: dim.
+        auxiliary: numbers that a second head predicts a token; None: there is none.
+    """
     model = config.model
     decoder = Decoder(
         joints=joints,
@@ -41,7 +49,9 @@ def build_decoder(config: Config, joints: int, out: int | None = None) -> Decode
         depth=model.decoder_depth,
         mlp_ratio=model.mlp_ratio,
         layer_scale=model.layer_scale,
+        norm_eps=model.norm_eps,
         out=out,
+        auxiliary=auxiliary,
     )
     return _start(decoder, config, part=1)
 

@@ -12,7 +12,12 @@ from s2vfast.nn.embedding import token_positions
 
 
 class Decoder(nn.Module):
-    """A linear map of the latents, mask tokens, positions of its own, blocks, a layer norm and a linear head."""
+    """A linear map of the latents, mask tokens, positions of its own, blocks, a layer norm and a linear head.
+
+    Args:
+        out: numbers predicted a token; None: dim.
+        auxiliary: numbers that a second head predicts a token; None: there is none.
+    """
 
     def __init__(
         self,
@@ -22,9 +27,10 @@ class Decoder(nn.Module):
         heads: int,
         depth: int,
         mlp_ratio: float = 4.0,
-        layer_scale: float = 1e-4,
+        layer_scale: float | None = 1e-4,
         norm_eps: float = 1e-6,
         out: int | None = None,
+        auxiliary: int | None = None,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(dim, dim)
@@ -34,11 +40,18 @@ class Decoder(nn.Module):
         self.blocks = BlockStack(depth, dim, heads, mlp_ratio, layer_scale, norm_eps)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.head = nn.Linear(dim, out or dim)
+        self.auxiliary = nn.Linear(dim, auxiliary) if auxiliary else None
 
     def forward(
         self, latent: Tensor, visible: Tensor, masked: Tensor | None = None, norm: nn.LayerNorm | None = None
     ) -> Tensor:
-        """Predictions.
+        """Predictions: `predict` of the `stream`, whose arguments these are. [N, M, out], or [N, L, out]."""
+        return self.predict(self.stream(latent, visible, masked, norm), self.head)
+
+    def stream(
+        self, latent: Tensor, visible: Tensor, masked: Tensor | None = None, norm: nn.LayerNorm | None = None
+    ) -> Tensor:
+        """The residual stream after the last block.
 
         Args:
             latent: [N, K, D], the encoder's output at the visible tokens.
@@ -58,5 +71,8 @@ class Decoder(nn.Module):
             embedded = ops.norm_linear(latent, norm.weight, norm.bias, weight, bias, norm.eps)
         positions = token_positions(self.segment, self.joint)
         x = ops.mask_fill(embedded.to(latent.dtype), self.mask_token, positions, visible)
-        x = self.blocks(x, masked)
-        return ops.norm_linear(x, self.norm.weight, self.norm.bias, self.head.weight, self.head.bias, self.norm.eps)
+        return self.blocks(x, masked)
+
+    def predict(self, x: Tensor, head: nn.Linear) -> Tensor:
+        """What a head (`head` or `auxiliary`) makes of the `stream`: [N, M, its width]."""
+        return ops.norm_linear(x, self.norm.weight, self.norm.bias, head.weight, head.bias, self.norm.eps)

@@ -22,7 +22,7 @@ class Encoder(nn.Module):
         heads: int,
         depth: int,
         mlp_ratio: float = 4.0,
-        layer_scale: float = 1e-4,
+        layer_scale: float | None = 1e-4,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()

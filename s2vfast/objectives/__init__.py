@@ -1,16 +1,37 @@
-"""What is predicted, and the loss: one objective a file."""
+"""What is predicted, and the loss: one objective a file, which registers itself (`s2vfast.objectives.base`)."""
 
-from torch import nn
+import importlib
+import pkgutil
 
 from s2vfast.config import Config
-from s2vfast.objectives.skeleton2vec import Bodies, Losses, Skeleton2vec, build_skeleton2vec
+from s2vfast.objectives.base import OBJECTIVES, Bodies, Losses, Objective, objective_class, register
+from s2vfast.objectives.masks import Masking, Masks
 
-__all__ = ["OBJECTIVES", "Bodies", "Losses", "Skeleton2vec", "build_objective", "build_skeleton2vec"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
-OBJECTIVES = {"skeleton2vec": build_skeleton2vec}
-"""Name in a config → builder (config, joints) → module with ``encoder``, ``decoder`` and ``teacher``."""
+__all__ = [
+    "OBJECTIVES",
+    "Bodies",
+    "Losses",
+    "Masking",
+    "Masks",
+    "Objective",
+    "build_objective",
+    "objective_class",
+    "register",
+]
 
 
-def build_objective(config: Config, joints: int) -> nn.Module:
-    """The objective named by ``config``, as it stands before the first step."""
-    return OBJECTIVES[config.objective.name](config, joints)
+def build_objective(config: Config, joints: int, parts: dict[str, tuple[int, ...]] | None = None) -> Objective:
+    """The objective named by ``config``, as it stands before the first step.
+
+    Args:
+        config: the run.
+        joints: V.
+        parts: body parts of the skeleton's layout (`s2vfast.data.layout.Layout.parts`); mask.parts needs them.
+
+    Raises:
+        ConfigError: no such objective, or values that it or its masks cannot have.
+    """
+    return objective_class(config.objective.name).build(config, joints, parts)

@@ -12,6 +12,7 @@ from s2vfast.ops.masked_mse import masked_mse
 from s2vfast.ops.mlp import mlp
 from s2vfast.ops.norm_linear import norm_linear
 from s2vfast.ops.teacher_target import teacher_target
+from s2vfast.ops.token_mask import token_mask
 from s2vfast.ops.tube_mask import tube_mask
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "parse_choice",
     "short_enough",
     "teacher_target",
+    "token_mask",
     "tube_mask",
     "use_impl",
 ]

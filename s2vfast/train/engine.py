@@ -89,7 +89,7 @@ class Pretrainer:
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
-        self.model = build_objective(config, self.joints).to(self.device)
+        self.model = build_objective(config, self.joints, store.layout.parts).to(self.device)
         self.feed = Feed(config, store, self.model, self.device, self.ranks)
         self.order = self.feed.order
         self.steps_per_epoch = self.order.steps_per_epoch
@@ -97,13 +97,13 @@ class Pretrainer:
         self.warmup_steps = min(round(config.optim.warmup_epochs * self.steps_per_epoch), self.total_steps)
         self.ema_steps = config.objective.ema_steps or self.total_steps
 
-        parts, width = self.feed.parts, self.model.decoder.head.out_features
+        parts = self.feed.parts
         self.optimizer = FlatAdamW(
             self.model.encoder,
-            [self.model.decoder],
+            self.model.rest,
             self.model.teacher,
             operands=operand_dtype(config.train.precision, self.device),
-            room=room(self.ranks.world * parts, width),
+            room=room(self.ranks.world * parts, self.model.width),
         )
         self.body = Step(self.model, self.optimizer, config.optim, self.ranks, parts, compiled=mode == "compile")
         self._captured = Captured(self.body) if on_gpu and mode != "eager" else None
@@ -117,6 +117,11 @@ class Pretrainer:
         self.step = 0
         self.stopping = False
         """Set where this rank wants to stop; a result's ``stop`` says so on all ranks alike."""
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the target is a teacher's, which can collapse."""
+        return self.model.teacher is not None
 
     @property
     def notes(self) -> list[str]:

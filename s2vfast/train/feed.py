@@ -127,7 +127,7 @@ class Feed:
 
         The same everywhere, so that all ranks have captured the same shapes, and these repeat.
         """
-        if not self._repeats or self.config.objective.empty_bodies == "compute":
+        if not self._repeats or self.model.empty_bodies == "compute":
             return None
         shares = self._present[ids].view(self.ranks.world * self.parts, -1)
         each = shares.shape[1]
@@ -144,7 +144,7 @@ class Feed:
         )
         masks = self.model.draw(clips, seed=seed, epoch=epoch, sample_ids=ids)
         bodies = None
-        if self.config.objective.empty_bodies != "compute":
+        if self.model.empty_bodies != "compute":
             bodies = Bodies.known(self._present[ids].flatten(), room)
             if self._source.type == "cuda":
                 bodies = replace(bodies, order=self._send(bodies.order), places=self._send(bodies.places))

@@ -2,6 +2,8 @@
 
     python -m s2vfast.train.ledger --config ntu60 [--tracks 128] [--empty 0.41] [--json]
 
+It counts Skeleton2vec's step with tube masks, and refuses others.
+
 Nothing is run. A matrix product of [m, k] and [k, n] is 2 m k n operations. Attention is two products of a head's
 scores forward, and five backward, as scores are recomputed. Bytes are what must cross the device's memory once, as the
 fused kernels have it: bfloat16 operands, float32 residual stream, everything that fits on the chip staying there.
@@ -16,8 +18,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from s2vfast import presets
+from s2vfast import errors, presets
 from s2vfast.config import Config
+from s2vfast.config_checks import TUBES
 
 PARTS = ("data", "teacher", "target", "student", "decoder forward", "decoder backward", "update")
 """Student: forward and backward. Data: clips, masks. Update: loss, clipping, AdamW, EMA, operands."""
@@ -97,6 +100,7 @@ class Plan:
     K: int = field(init=False)
 
     def __post_init__(self) -> None:
+        refuse_others(self.config)
         object.__setattr__(self, "L", self.config.segments * self.joints)
         object.__setattr__(self, "K", self.config.segments * self.config.keep(self.joints))
 
@@ -229,6 +233,19 @@ class Plan:
             yield Line("update", what, bytes=number, launches=LAUNCHES[name])
 
 
+def refuse_others(config: Config) -> None:
+    """Raise `ConfigError` for a step whose work is not counted here."""
+    for path, value, counted in (
+        ("objective.name", config.objective.name, ("skeleton2vec",)),
+        ("objective.auxiliary", config.objective.auxiliary, ("none",)),
+        ("mask.kind", config.mask.kind, ("auto", *TUBES)),
+    ):
+        if value not in counted:
+            raise errors.ConfigError(f"{path}: {value}: the ledger counts {' and '.join(counted)} alone")
+    if config.model.layer_scale is None:
+        raise errors.ConfigError("model.layer_scale: null: the ledger counts LayerScale's parameters; give a number")
+
+
 def _label(backward: bool) -> str:
     return ", backward" if backward else ""
 
@@ -305,7 +322,11 @@ def main() -> None:
     parser.add_argument("--empty", type=float, default=0.41, help="share of tracks without a body (NTU 60: 0.41)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args()
-    config = presets.load(given.config)
+    try:
+        config = presets.load(given.config)
+        refuse_others(config)
+    except errors.ConfigError as error:
+        parser.error(str(error))
     empty = round(given.tracks * given.empty) if config.data.bodies > 1 else 0
     found = ledger(config, given.joints, given.tracks, empty)
     print(json.dumps(found) if given.json else show(found))

@@ -239,7 +239,7 @@ class _Loop:
         if self.records and (step == 1 or step == self.total or step % self.config.train.log_every == 0):
             self.records.write(result)
         self.progress.update(step, result)
-        if result.target_var < COLLAPSED_VARIANCE and not self.warned:
+        if self.engine.has_teacher and result.target_var < COLLAPSED_VARIANCE and not self.warned:
             self.warned = True
             self.progress.message(
                 f"warning: step {step}: the teacher has collapsed: its targets vary by {result.target_var:.2g} over "

@@ -13,7 +13,7 @@ _ALIGN = 16
 
 
 class FlatAdamW:
-    """AdamW and the teacher's EMA over one flat float32 buffer.
+    """AdamW and, where there is a teacher, its EMA, over one flat float32 buffer.
 
     The parameters of ``student`` and ``teacher`` become views of the buffers. Those of the student's first module come
     first and in the teacher's order, so that the teacher is the average of a prefix. Matrices of linear maps decay;
@@ -22,7 +22,7 @@ class FlatAdamW:
     Args:
         encoder: the part of the student that the teacher follows.
         rest: the student's other parts.
-        teacher: same structure as ``encoder``.
+        teacher: same structure as ``encoder``; None: there is none.
         operands: dtype of the matrices of `torch.nn.Linear` modules as the network sees them. Where it is not float32
             these are copies of the float32 parameters, renewed after each step.
         room: numbers beside the gradients in the buffer that ranks add up (see `shared`).
@@ -32,7 +32,7 @@ class FlatAdamW:
         self,
         encoder: nn.Module,
         rest: list[nn.Module],
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         operands: torch.dtype = torch.float32,
         room: int = 0,
     ) -> None:
@@ -54,8 +54,12 @@ class FlatAdamW:
             size += -(-parameter.numel() // _ALIGN) * _ALIGN
         self.shapes = [p.shape for p in self.parameters]
         count = len(list(encoder.parameters()))
-        teacher_size = self.places[count][0] if count < len(self.places) else size
-        self._teacher_names = [name for name, _ in teacher.named_parameters()]
+        followed = {} if teacher is None else dict(teacher.named_parameters())
+        self._teacher_names = list(followed)
+        teacher_size = 0
+        if teacher is not None:
+            teacher_size = self.places[count][0] if count < len(self.places) else size
+            matrices |= _matrices(teacher)
 
         device = self.parameters[0].device
         # Student and teacher in one allocation, so that one copy makes the operands of both.
@@ -67,11 +71,9 @@ class FlatAdamW:
         self.exp_avg = torch.zeros(size, device=device)
         self.exp_avg_sq = torch.zeros(size, device=device)
         self._operands = None if operands == torch.float32 else torch.zeros_like(self._all, dtype=operands)
-        teachers = list(teacher.parameters())
-        matrices |= _matrices(teacher)
         for flat, low, parameters in (
             (self.param, self._low(0, size), self.parameters),
-            (self.teacher, self._low(size, size + teacher_size), teachers),
+            (self.teacher, self._low(size, size + teacher_size), list(followed.values())),
         ):
             views = self._views(flat)
             lows = views if low is None else self._views(low)

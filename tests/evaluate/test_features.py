@@ -49,6 +49,17 @@ def test_features_are_the_teachers_pooled(run, store, pool, batch):
     assert (expected[1] - expected[2]).abs().max() > 1e-3  # the test would see a wrong order
 
 
+def test_without_a_teacher_the_student_is_evaluated(tmp_path, store, small):
+    small.make_run(tmp_path / "run", store, objective__name="mamp")
+    found = checkpoint.load_latest(tmp_path / "run").tensors["model"]
+    student = {name: torch.rand_like(tensor) for name, tensor in found.items() if name.startswith("student.encoder.")}
+    checkpoint.save(tmp_path / "run", 40, {"model": student}, {}, keep=2)
+    encoder, _, step = features.load_encoder(tmp_path / "run")
+    assert step == 40
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, student[f"student.encoder.{name}"])
+
+
 def test_pooled_values_of_known_tokens():
     # Token = 100 * segment + joint, in both channels; V = 3, S = 2.
     tokens = torch.tensor([[0.0, 1, 2, 100, 101, 102]])[..., None].repeat(2, 1, 2)

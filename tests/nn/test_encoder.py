@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from s2vfast import ops
 from s2vfast.nn import Decoder, Encoder
+from s2vfast.nn.block import BlockStack
 
 
 def make_encoder(depth=3):
@@ -44,3 +46,22 @@ def test_decoding_masked_rows_alone_is_exact(depth):
     everything = decoder(latent, visible)
     expected = everything.gather(1, masked.long()[..., None].expand(-1, -1, 16))
     torch.testing.assert_close(decoder(latent, visible, masked), expected)
+
+
+@pytest.mark.parametrize("impl", ["reference", *(n for n in ("triton",) if not ops.availability("cpu")["mlp"][n])])
+@pytest.mark.parametrize("tokens", [4, 70])  # in one launch, and block by block
+def test_without_layer_scale_a_block_adds_its_branches_as_they_are(impl, tokens):
+    stacks = [BlockStack(2, 16, 2, 2.0, layer_scale) for layer_scale in (1.0, None)]
+    plain = {name: p for name, p in stacks[0].state_dict().items() if "gamma" not in name}
+    stacks[1].load_state_dict(plain)
+    assert not [name for name, _ in stacks[1].named_parameters() if "gamma" in name]
+    x = torch.randn(3, tokens, 16, generator=torch.Generator().manual_seed(0))
+    found = []
+    for stack in stacks:
+        with ops.use_impl(impl):
+            y = stack(x)
+            y.square().sum().backward()
+        found.append((y, {name: p.grad for name, p in stack.named_parameters() if "gamma" not in name}))
+    assert torch.equal(found[0][0], found[1][0])
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-5, atol=1e-5)

@@ -35,6 +35,17 @@ def test_agrees(numbers, impl):
             assert (f - e).abs().max() <= 2 * (g - e).abs().max() + 1e-6
 
 
+def test_without_a_teacher(numbers, impl):
+    """A teacher of no numbers changes nothing in what the parameters become."""
+    whole, alone = buffers(numbers, torch.float32), buffers(numbers, torch.float32)
+    alone[4] = alone[0][31:]
+    for step in (1, 2):
+        norms = [adamw_ema(*given, SPANS, step=step, **OPTIONS, impl=impl) for given in (whole, alone)]
+        assert torch.equal(*norms)
+    assert all(torch.equal(a, b) for a, b in zip(whole[:4], alone[:4], strict=True))
+    assert alone[4].numel() == 0
+
+
 @pytest.mark.parametrize("clip", [4.0, 0.0])
 def test_reference_is_torch_adamw_and_ema(numbers, clip):
     param, grad, _, _, teacher = buffers(numbers)

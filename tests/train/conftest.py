@@ -68,7 +68,7 @@ class FakeEngine:
         self.total_steps, self.step, self.joints = config.train.steps, 0, store.layout.num_joints
         self.weight = torch.full((64,), float(config.train.seed), dtype=torch.float64)
         self.moment = torch.zeros(64, dtype=torch.float64)
-        self.notes, self.stopping = [], False
+        self.notes, self.stopping, self.has_teacher = [], False, True
 
     def drain(self):
         return []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2vfast import ops, presets
+from s2vfast import errors, ops, presets
 from s2vfast.objectives import build_objective
 from s2vfast.train import ledger
 
@@ -88,7 +88,7 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     """A step of the ledger's plan in the interpreter, counted; what differs on a GPU is put in its place."""
     if torch.cuda.is_available():
         pytest.skip("counted where kernels are interpreted")
-    from s2vfast.objectives import Bodies, skeleton2vec
+    from s2vfast.objectives import Bodies, base
     from s2vfast.train.distributed import Ranks
     from s2vfast.train.feed import Part
     from s2vfast.train.optim import FlatAdamW
@@ -106,7 +106,7 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     def moments(x, kept):  # on a GPU
         return torch.var_mean(x.float().reshape(-1, x.shape[-1]), dim=0, correction=0)
 
-    monkeypatch.setattr(skeleton2vec, "_moments", moments)
+    monkeypatch.setattr(base, "moments", moments)
     # On a CPU one copy a gradient; on a GPU lists of them.
     monkeypatch.setattr(optimizer, "collect", lambda gradients, add: None)
     with ops.use_impl("triton"):
@@ -121,3 +121,27 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
 def test_a_step_of_ntu60_is_at_most_150_launches():
     found = ledger.ledger(presets.load("ntu60"), joints=25, tracks=128, empty=52)
     assert found["step"]["sum"]["launches"] <= 150
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("objective.name", "mamp"),
+        ("objective.auxiliary", "motion"),
+        ("mask.kind", "random"),
+        ("model.layer_scale", None),
+    ],
+)
+def test_what_is_not_counted_is_refused(path, value):
+    section, field = path.split(".")
+    config = presets.load("ntu60")
+    setattr(getattr(config, section), field, value)
+    with pytest.raises(errors.ConfigError, match=f"{path}: .*: the ledger counts"):
+        ledger.ledger(config, joints=25, tracks=128, empty=52)
+
+
+def test_the_command_refuses_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ledger", "--config", "ntu60_mamp"])
+    with pytest.raises(SystemExit, match="2"):
+        ledger.main()
+    assert "objective.name: mamp: the ledger counts skeleton2vec alone" in capsys.readouterr().err

@@ -72,3 +72,18 @@ def test_parameters_are_aligned_views():
         assert (p.data_ptr() - flat.param.data_ptr()) % 64 == 0
     assert flat.spans[0].start == 0
     assert flat.spans[-1] == ops.Span(flat.spans[-1].start, flat.param.numel(), flat.spans[-1].decay)
+
+
+def test_without_a_teacher_the_student_is_trained_alone():
+    with_one, without = parts(), parts()
+    flats = [FlatAdamW(with_one[0], [with_one[1]], with_one[2]), FlatAdamW(without[0], [without[1]], None)]
+    for flat in flats:
+        for step in (1, 2):
+            gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) for p in flat.parameters]
+            flat.collect(gradients, add=False)
+            flat.step(step, **OPTIONS)
+    weights = [flat.weights() for flat in flats]
+    assert weights[1].keys() == {name for name in weights[0] if name.startswith("student.")}
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert flats[1].teacher.numel() == 0
+    assert sum(buffer.numel() for buffer in flats[1].buffers()) == 3 * flats[1].param.numel()
