@@ -132,7 +132,7 @@ def collect(
     size = M * (S * V) ** 2
     asked, chosen = kept(len(encoder.blocks), config.model.heads, size, budget - size // 2, block, head)
     clips = source.make_clips(store, config, np.array([index]))[:M]  # [M, T, V, C]
-    with torch.no_grad(), ops.use_impl("auto"):
+    with torch.no_grad():
         tokens = F.normalize(encoder(clips), dim=-1)  # [M, L, D]
         similarity = tokens @ tokens.transpose(1, 2)
         attention = {}
