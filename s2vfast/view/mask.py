@@ -165,7 +165,9 @@ def draw(shown: Shown, out: str | Path) -> Path:
     figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * shown.layout.num_joints + 1.4)
     axes = figure.subplots(1, 1 + len(picked), width_ratios=[4.6] + [1.1] * len(picked))
     unit = source.clip_unit(shown.config)
-    pictures.grid(axes[0], first.motion[0], shown.layout, f"motion ({unit} a frame)", vmin=0)
+    pictures.grid(
+        axes[0], first.motion[0], shown.layout, f"motion ({unit} a frame)", vmin=0, vmax=first.motion[0].max() or 1
+    )
     at = np.argwhere(first.visible[0, 0])  # segment, joint
     axes[0].scatter(*at.T, s=22, c="white", edgecolors="black", linewidths=1)
     axes[0].set_title("visible tokens (discs)", fontsize=9)

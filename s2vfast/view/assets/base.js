@@ -91,7 +91,9 @@ addEventListener("DOMContentLoaded", themed);
 
 class Surface {
   constructor(label, height, draw, attributes = {}) {
-    this.canvas = h("canvas", { role: "img", "aria-label": label, ...attributes });
+    // Without a label it is an ornament, beside words that say the same.
+    const named = label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" };
+    this.canvas = h("canvas", { ...named, ...attributes });
     this.height = height; // a number, or a function of the width
     this.draw = draw;
     this.waiting = false;
