@@ -89,6 +89,8 @@ def collect(
     """
     if method not in METHODS:
         raise errors.ConfigError(f"--method: {method!r} is not one of {', '.join(METHODS)}")
+    if not parts:
+        raise errors.ConfigError("--parts: no part of the split is named")
     if limit < 3:
         raise errors.ConfigError(f"--limit: {limit}; 3 or more are expected")
     if method == "tsne":

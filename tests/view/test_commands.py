@@ -73,6 +73,7 @@ def test_the_options_reach_the_page(cli, place, tmp_path, read_page):
         ("attention {run} {store} s000 --block 4", 2, "--block: 4; this encoder has blocks 1 to 3"),
         ("neighbours {store} {store} s000", 1, "no run here"),
         ("map {run} {store} --method umap", 2, "--method"),
+        ("map {run} {store} --parts ,", 2, "--parts: no part of the split is named"),
         ("curves {store}", 1, "no run here"),
         ("curves", 2, "needed: RUNS"),
         ("sequence {store} s000 --out a --png ./a", 2, "--png: ./a is the file of the page too"),
