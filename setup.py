@@ -177,7 +177,11 @@ setup(
     # kernels/ and configs/ lie at the root, where readers look for them, and are installed inside the package.
     packages=[*find_packages(include=["s2vfast", "s2vfast.*"]), "s2vfast.kernels", "s2vfast.configs"],
     package_dir={"s2vfast.kernels": "kernels", "s2vfast.configs": "configs"},
-    package_data={"s2vfast.configs": ["*.yaml"], "s2vfast.kernels": ["README.md", "tuned/*.json"]},
+    package_data={
+        "s2vfast.configs": ["*.yaml"],
+        "s2vfast.kernels": ["README.md", "tuned/*.json"],
+        "s2vfast.view": ["assets/*"],
+    },
     ext_modules=[Extension("s2vfast._native", sources=SOURCES, depends=HEADERS)],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ import s2vfast.errors as errors
 from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.train import torchrun
+from s2vfast.view import commands as view
 
 Handler = Callable[[Any], int]
 
@@ -119,14 +121,22 @@ def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
         **_STRICT,
     )
     handlers: dict[str, Handler] = {}
+    groups: dict[int, str] = {}
     top = root.add_subcommands(required=False, title="commands", metavar="COMMAND", description="")
 
     def command(group: Any, name: str, handler: Handler | None, text: str) -> jsonargparse.ArgumentParser:
         parser = jsonargparse.ArgumentParser(description=text, **_STRICT)
         group.add_subcommand(name, parser, help=text)
         if handler is not None:
-            handlers[name if group is top else f"data {name}"] = handler
+            handlers[f"{groups.get(id(group), '')}{name}"] = handler
         return parser
+
+    def commands_of(name: str, text: str) -> Any:
+        group = command(top, name, None, text).add_subcommands(
+            required=False, title="commands", metavar="COMMAND", description=""
+        )
+        groups[id(group)] = f"{name} "
+        return group
 
     demo = command(top, "demo", _demo, "synthetic data, pretraining and evaluation in one go, in minutes")
     demo.add_argument("--out", type=str, default="runs/demo", metavar="DIR", help="folder for all it makes")
@@ -154,8 +164,8 @@ def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
     embed.add_argument("--out", type=str, required=True, metavar="FILE.npz", help="the file to write")
     embed.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
-    data = command(top, "data", None, "make and look at stores")
-    _add_data(data.add_subcommands(required=False, title="commands", metavar="COMMAND", description=""), command)
+    _add_data(commands_of("data", "make and look at stores"), command)
+    view.add(functools.partial(command, commands_of("view", "pages and pictures of data, masks, features and runs")))
 
     command(top, "doctor", _doctor, "versions, devices, implementations: to paste into a bug report")
     return root, handlers

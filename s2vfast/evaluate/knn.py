@@ -48,6 +48,23 @@ def rank(
     Returns:
         int64 [m, classes], the best class first; classes that no training row has are -1, at the end.
     """
+    train, test = normalised(train, test, transform)
+    k = min(k, len(train))
+    rows = max(1, chunk_entries // len(train))
+    return torch.cat([_rank_chunk(train, train_labels, part, classes, k) for part in test.split(rows)])
+
+
+def normalised(train: Tensor, test: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    """Both parts as rows of length 1, so that a product of two is the cosine similarity that `rank` goes by.
+
+    Args:
+        train: [n, F] floating.
+        test: [m, F], same dtype and device.
+        transform: as in `rank`.
+
+    Returns:
+        [n, F] and [m, F].
+    """
     if transform != "none":
         mean = train.mean(dim=0)
         train, test = train - mean, test - mean
@@ -56,10 +73,7 @@ def rank(
         deviation = train.square().mean(dim=0).sqrt()
         deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         train, test = train / deviation, test / deviation
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    k = min(k, len(train))
-    rows = max(1, chunk_entries // len(train))
-    return torch.cat([_rank_chunk(train, train_labels, part, classes, k) for part in test.split(rows)])
+    return F.normalize(train, dim=1), F.normalize(test, dim=1)
 
 
 def _rank_chunk(train: Tensor, train_labels: Tensor, test: Tensor, classes: int, k: int) -> Tensor:

@@ -128,7 +128,7 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
     if ours["name"] != theirs.name or len(ours["joints"]) != theirs.num_joints:
         raise errors.CheckpointError(
             f"{store_path}: its layout is {theirs.name} ({theirs.num_joints} joints); the run {run_dir} was made with "
-            f"{ours['name']} ({len(ours['joints'])} joints). Name a store of that layout with --data"
+            f"{ours['name']} ({len(ours['joints'])} joints). Name a store of that layout"
         )
     if exact and store.fingerprint != described["store"]["fingerprint"]:
         raise errors.CheckpointError(

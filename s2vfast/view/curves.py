@@ -1,28 +1,31 @@
-"""The course of a run: its numbers read back, a picture of them, and one line of text."""
+"""The course of runs: their numbers read back, a page and a picture of them, and one line of text."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import s2vfast.errors as errors
+from s2vfast.train import rundir
+from s2vfast.view import page, pictures
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
-    """The columns of a run's metrics.jsonl.
+    """The columns of a run's metrics.jsonl or throughput.jsonl.
 
     Args:
         path: The file. Half a line at its end, as a kill may leave it, is passed over.
 
     Returns:
-        float64 [lines] by name: step, epoch, loss, lr, ema_decay, grad_norm, target_var, pred_var.
+        float64 [lines] by name; of metrics step, epoch, loss, lr, ema_decay, grad_norm, target_var, pred_var.
 
     Raises:
         CheckpointError: No such file, or it holds no whole line.
@@ -61,53 +64,145 @@ def sparkline(values: Sequence[float] | np.ndarray, width: int = 60) -> str:
     return "".join(_BLOCKS[round(level * (len(_BLOCKS) - 1))] for level in levels)
 
 
+@dataclass(frozen=True)
+class Run:
+    """The course of one run."""
+
+    name: str
+    columns: dict[str, tuple[np.ndarray, np.ndarray]]
+    """By name the steps, float64 [n], and the values there, float64 [n]."""
+    epochs_per_step: float
+
+
+PANELS = (
+    ("loss", (("loss", ""),)),
+    ("variance over tokens", (("target_var", "target"), ("pred_var", "prediction"))),
+    ("gradient norm", (("grad_norm", ""),)),
+    ("learning rate", (("lr", ""),)),
+    ("throughput (clips/s)", (("clips_per_second", ""),)),
+)
+"""What is drawn: a panel's axis, and its columns with what tells them apart."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00")
+POINTS = 2000
+"""Points of a line in a page; of longer runs every second logged step is shown, every third, and so on."""
+
+
+def read_run(path: str | Path, name: str | None = None) -> Run:
+    """What a run's folder, or a metrics.jsonl alone, says of its course.
+
+    Args:
+        path: The folder or the file.
+        name: What to call it; None: the folder's name.
+
+    Raises:
+        CheckpointError: No run there, or one without a line yet.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not rundir.begun(path):
+            raise errors.CheckpointError(f"{path}: no run here; a folder made by `s2vfast pretrain` is expected")
+        metrics, throughput = path / rundir.METRICS, path / rundir.THROUGHPUT
+    else:
+        metrics, throughput = path, None
+    found = read_metrics(metrics)
+    columns = {key: (found["step"], values) for key, values in found.items() if key not in ("step", "epoch")}
+    if throughput is not None and throughput.is_file() and throughput.stat().st_size:
+        rates = read_metrics(throughput)
+        # A run that went on from a checkpoint did some steps twice: the last time counts.
+        steps, last = np.unique(rates["step"][::-1], return_index=True)
+        columns["clips_per_second"] = (steps, rates["clips_per_second"][::-1][last])
+    return Run(name or path.resolve().name, columns, float(found["epoch"][-1] / max(found["step"][-1], 1)))
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Several runs, called by as much of the end of their paths as tells them apart."""
+    whole = [Path(path).resolve().parts for path in paths]
+    if len(set(whole)) < len(whole):
+        raise errors.ConfigError(f"RUN: a run is named twice: {', '.join(map(str, paths))}")
+    length = next(n for n in itertools.count(1) if len({parts[-n:] for parts in whole}) == len(whole))
+    return [read_run(path, "/".join(parts[-length:])) for path, parts in zip(paths, whole, strict=True)]
+
+
+def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """About ``points`` of the points at even distances, the last one among them."""
+    every = -(-len(steps) // points)
+    return steps[::-every][::-1], values[::-every][::-1]
+
+
+def write(runs: Sequence[Run], out: str | Path) -> Path:
+    """Write the page of some runs."""
+    data: dict[str, Any] = {
+        "panels": [{"axis": axis, "lines": lines} for axis, lines in PANELS],
+        "colours": COLOURS,
+        "runs": [
+            {
+                "name": run.name,
+                "epochs_per_step": run.epochs_per_step,
+                "columns": {
+                    name: [page.packed(part.astype(np.float32)) for part in thinned(*column)]
+                    for name, column in run.columns.items()
+                    if any(name == key for _, lines in PANELS for key, _ in lines)
+                },
+            }
+            for run in runs
+        ],
+    }
+    return page.write(out, "curves", "Training curves", ", ".join(run.name for run in runs), data)
+
+
+def draw(
+    runs: Sequence[Run], out: str | Path, *, title: str = "", log: bool = False, panels: Sequence[Any] = PANELS
+) -> Path:
+    """Draw runs over their steps as a PNG: every logged value pale, its mean over a 20th of the run on top.
+
+    Args:
+        runs: Some runs.
+        out: The picture; it is replaced where it is there, and there whole or not at all.
+        title: Printed above.
+        log: Logarithmic vertical axes.
+        panels: Of `PANELS`; those of which no run has a column are left out.
+
+    Raises:
+        DataError: The picture cannot be written.
+    """
+    panels = [entry for entry in panels if any(key in run.columns for run in runs for key, _ in entry[1])]
+    figure = pictures.figure(8, 1.2 + 1.7 * len(panels))
+    heights = [2.0, *[1.0] * (len(panels) - 1)]
+    all_axes = figure.subplots(len(panels), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (label, lines) in zip(all_axes, panels, strict=True):
+        for i, run in enumerate(runs):
+            for (key, kind), style in zip(lines, ("-", "--"), strict=False):
+                if key not in run.columns:
+                    continue
+                steps, values = run.columns[key]
+                colour = COLOURS[i % len(COLOURS)]
+                named = ", ".join(part for part in (run.name if len(runs) > 1 else "", kind) if part)
+                axes.plot(steps, values, style, color=colour, alpha=0.25, linewidth=0.8)
+                mean = smooth(values, max(3, len(values) // 20))
+                axes.plot(steps, mean, style, color=colour, linewidth=1.6, label=named or None)
+        axes.set_ylabel(label, fontsize=8)
+        axes.grid(alpha=0.3)
+        if log:
+            axes.set_yscale("log")
+        # One legend says which run has which colour; a panel of several lines says which is which.
+        if axes.get_legend_handles_labels()[1] and (axes is all_axes[0] or len(lines) > 1):
+            axes.legend(fontsize=7)
+    all_axes[-1].set_xlabel("step")
+    if title:
+        figure.suptitle(title)
+    return pictures.save(figure, out)
+
+
 def loss_curve(metrics: str | Path, out: str | Path, title: str = "") -> Path:
-    """Draw loss, learning rate and the variances of target and prediction over the steps as a PNG.
+    """Draw loss, learning rate and the variances of target and prediction of one run as a PNG.
 
     Args:
         metrics: A run's metrics.jsonl.
-        out: The picture; it is replaced where it is there, and there whole or not at all.
+        out: As in `draw`.
         title: Printed above.
 
     Raises:
         CheckpointError: The metrics cannot be read.
-        TrainingError: The picture cannot be written.
+        DataError: The picture cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns, out = read_metrics(metrics), Path(out)
-    steps, loss = columns["step"], columns["loss"]
-    # Figure and canvas of their own: pyplot would look for a display and keep global state.
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=[3, 1.5, 1])
-    top.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=1, label="each logged step")
-    top.plot(steps, smooth(loss, max(3, len(loss) // 20)), color="tab:blue", label="mean")
-    top.set_ylabel("loss")
-    top.legend()
-    middle.plot(steps, columns["target_var"], color="tab:orange", label="target")
-    middle.plot(steps, columns["pred_var"], color="tab:green", label="prediction")
-    middle.set_ylabel("variance over tokens")
-    middle.set_ylim(bottom=0)
-    middle.legend()
-    bottom.plot(steps, columns["lr"], color="tab:gray")
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("step")
-    for axes in (top, middle, bottom):
-        axes.grid(alpha=0.3)
-    if title:
-        figure.suptitle(title)
-    _write(canvas, out)
-    return out
-
-
-def _write(canvas: Any, out: Path) -> None:
-    temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
-    try:
-        canvas.print_png(str(temporary))
-        os.replace(temporary, out)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise errors.TrainingError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return draw([read_run(metrics)], out, title=title, panels=(PANELS[0], PANELS[1], PANELS[3]))

@@ -1,0 +1,242 @@
+"""The page of a map: the features of many sequences in two dimensions, coloured by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import s2vfast.errors as errors
+from s2vfast.data.layout import Layout
+from s2vfast.data.store import Store
+from s2vfast.evaluate import features, knn
+from s2vfast.view import page, pictures, source
+
+Method = Literal["tsne", "pca"]
+METHODS: tuple[str, ...] = ("tsne", "pca")
+BUDGET = 1_500_000
+"""Bytes for all small animations of a page."""
+FRAMES = 24
+"""Frames of a small animation at most."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00")
+"""After Okabe and Ito, for eyes that tell colours badly; in shades that show on light and on dark."""
+MARKERS = "os^vD*<>"
+"""Shapes, as matplotlib names them; colours and shapes together tell 64 classes apart."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of n sequences."""
+
+    names: list[str]
+    labels: np.ndarray
+    """int64 [n]."""
+    parts: np.ndarray
+    """int64 [n], into `part_names`."""
+    part_names: tuple[str, ...]
+    classes: list[str]
+    layout: Layout
+    places: np.ndarray
+    """float64 [n, 2]: where each is on the map."""
+    axes: tuple[str, str]
+    """What the two directions are."""
+    clips: np.ndarray | None
+    """float32 [n, F, V, 3]: main bodies in a few frames, metres; None where there is no room for them."""
+    seen: np.ndarray | None
+    """bool [n, F, V]."""
+    about: str
+    """What was mapped, and how."""
+
+
+def collect(
+    run: str | Path,
+    store_path: str | Path,
+    *,
+    method: Method = "tsne",
+    split: str | None = None,
+    parts: tuple[str, ...] = ("train", "test"),
+    limit: int = 2000,
+    seed: int = 0,
+    pool: features.Pool = "mean",
+    transform: knn.Transform = knn.DEFAULT_TRANSFORM,
+    untrained: bool = False,
+    device: str = "auto",
+    budget: int = BUDGET,
+    log: Callable[[str], object] = print,
+) -> Shown:
+    """Map the features of a split's parts.
+
+    Args:
+        run: a run's folder.
+        store_path: a store of its layout.
+        method: "tsne" (scikit-learn's) or "pca"; both of rows that `transform` and a length of 1 were given.
+        split: named split of the store; None: the one of the run.
+        parts: of it.
+        limit: sequences on the map at most; of more, that many are drawn at random.
+        seed: of that draw and of t-SNE.
+        pool: how tokens become a vector.
+        transform: of features, with the statistics of all that are mapped.
+        untrained: the weights that the run started from.
+        device: auto, cpu, cuda or cuda:N.
+        budget: bytes for the animations.
+        log: told of progress, of a draw, of damaged checkpoints that were passed over.
+
+    Raises:
+        S2vfastError: a run, store, split or option that cannot be used, or no scikit-learn for t-SNE.
+    """
+    if method not in METHODS:
+        raise errors.ConfigError(f"--method: {method!r} is not one of {', '.join(METHODS)}")
+    if not parts:
+        raise errors.ConfigError("--parts: no part of the split is named")
+    if limit < 3:
+        raise errors.ConfigError(f"--limit: {limit}; 3 or more are expected")
+    if method == "tsne":
+        _tsne_class()
+    store = source.open_store(store_path, run)
+    encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
+    split = split or config.data.split
+    chosen = [store.select(split, part) for part in parts]
+    ids, number = np.concatenate(chosen), np.repeat(np.arange(len(parts)), [len(some) for some in chosen])
+    all_of_them = len(ids)
+    if all_of_them > limit:
+        log(f"{limit} of {all_of_them} sequences are mapped, drawn at random; --limit takes more")
+        drawn = np.sort(np.random.default_rng(seed).permutation(all_of_them)[:limit])
+        ids, number = ids[drawn], number[drawn]
+    if len(ids) < 3:
+        raise errors.DataError(f"{store.path}: {len(ids)} sequence(s) in {split!r} {', '.join(parts)}; 3 are needed")
+    report = source.reporter(log, "features")
+    where = features.resolve_device(device)
+    table = features.extract(encoder, config, store, ids, pool=pool, device=where, progress=report)
+    rows = knn.normalised(table, table[:0], transform)[0]
+    places, axes = (_tsne if method == "tsne" else _pca)(rows.numpy().astype(np.float64), seed)
+    clips, seen = _animations(store, ids, budget)
+    encoded = f"encoder of step {step}" if step else "untrained encoder"
+    said = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
+    return Shown(
+        [store.names[i] for i in ids],
+        store.labels[ids],
+        number,
+        tuple(parts),
+        list(store.classes),
+        store.layout,
+        places,
+        axes,
+        clips,
+        seen,
+        f"{encoded}, {pool} features, transform {transform}, {said} sequences of {split}/{'+'.join(parts)}",
+    )
+
+
+def _tsne_class() -> Any:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise errors.ConfigError(
+            "--method tsne: needs scikit-learn; install it with `pip install s2vfast[eval]`, or give --method pca"
+        ) from None
+    return TSNE
+
+
+def _tsne(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    made = _tsne_class()(2, perplexity=perplexity, init="pca" if rows.shape[1] > 1 else "random", random_state=seed)
+    return made.fit_transform(rows), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
+
+
+def _pca(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
+    """The two directions of most variance; each points where its largest weight is positive. ``seed`` is not used."""
+    rows = rows - rows.mean(0)
+    _, size, directions = np.linalg.svd(rows, full_matrices=False)
+    directions = directions[:2] * np.sign(directions[[0, 1], np.abs(directions[:2]).argmax(1)])[:, None]
+    share = 100 * size**2 / max(float((size**2).sum()), 1e-300)
+    return rows @ directions.T, tuple(f"component {i + 1} ({share[i]:.0f} % of variance)" for i in range(2))
+
+
+def _animations(store: Store, ids: np.ndarray, budget: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The main bodies of sequences in as many frames as there is room for: [n, F, V, 3] and bool [n, F, V]."""
+    V = store.layout.num_joints
+    F = min(FRAMES, budget // (len(ids) * V * 3))
+    if F < 1:
+        return None, None
+    row, count = (column[ids, 0] for column in store.track_table(1))
+    at = row[:, None] + (np.arange(F) + 0.5) / F * count[:, None]  # the middles of F equal stretches
+    clips = np.asarray(store.frames[np.floor(at).astype(np.int64)], dtype=np.float32)
+    return clips, (clips != 0).any(-1)
+
+
+def style(label: int) -> tuple[int, int]:
+    """(colour, shape) of a class, numbers into `COLOURS` and `MARKERS`: different for any two of 64."""
+    return label % 8, (label + label // 8) % 8
+
+
+def write(shown: Shown, out: str | Path) -> Path:
+    """Write the page."""
+    data: dict[str, Any] = {
+        "layout": source.layout_entry(shown.layout),
+        "names": shown.names,
+        "classes": shown.classes,
+        "part_names": shown.part_names,
+        "axes": shown.axes,
+        "colours": COLOURS,
+        "styles": [style(label) for label in range(len(shown.classes))],
+        "labels": page.packed(shown.labels.astype(np.int32)),
+        "parts": page.packed(shown.parts.astype(np.uint8)),
+        "places": page.packed(shown.places.astype(np.float32)),
+        "clips": None if shown.clips is None else small_clips(shown.clips, shown.seen),
+    }
+    return page.write(out, "map", "Map of features", shown.about, data)
+
+
+def small_clips(clips: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+    """Skeletons in 8 bits a number, each sequence in a range of its own.
+
+    Args:
+        clips: [n, F, V, 3].
+        seen: bool [n, F, V].
+
+    Returns:
+        ``stored`` uint8 [n, F, V, 3], 0 where the joint was not seen; ``low`` and ``step`` float32 [n]:
+        value = low + (stored - 1) * step.
+    """
+    there = np.broadcast_to(seen[..., None], clips.shape)
+    low = np.where(there, clips, np.inf).min(axis=(1, 2, 3))
+    high = np.where(there, clips, -np.inf).max(axis=(1, 2, 3))
+    low = np.where(np.isfinite(low), low, 0.0)
+    step = np.maximum(np.where(np.isfinite(high), high, 0.0) - low, 1e-6) / 254
+    stored = np.rint((clips - low[:, None, None, None]) / step[:, None, None, None]) + 1
+    return {
+        "stored": page.packed(np.where(there, np.clip(stored, 1, 255), 0).astype(np.uint8)),
+        "low": page.packed(low.astype(np.float32)),
+        "step": page.packed(step.astype(np.float32)),
+    }
+
+
+def draw(shown: Shown, out: str | Path) -> Path:
+    """Draw the map as a PNG: the first part filled, the others outlined."""
+    present = np.unique(shown.labels)
+    figure = pictures.figure(9, 6 + 0.12 * max(0, len(present) - 30))
+    axes = figure.subplots()
+    for label in present:
+        colour, shape = style(int(label))
+        for part in range(len(shown.part_names)):
+            chosen = (shown.labels == label) & (shown.parts == part)
+            axes.scatter(
+                *shown.places[chosen].T,
+                s=16,
+                marker=MARKERS[shape],
+                facecolors=COLOURS[colour] if part == 0 else "none",
+                edgecolors=COLOURS[colour],
+                linewidths=0.8,
+                label=shown.classes[label] if part == 0 else None,
+            )
+    if not (shown.parts == 0).all():
+        filled, *others = shown.part_names
+        axes.set_title(f"filled: {filled}; outlined: {', '.join(others)}", fontsize=9)
+    axes.set_xlabel(shown.axes[0])
+    axes.set_ylabel(shown.axes[1])
+    figure.legend(loc="outside right upper", fontsize=7, ncols=1 + len(present) // 31)
+    figure.suptitle(shown.about, fontsize=8)
+    return pictures.save(figure, out)

@@ -1,0 +1,187 @@
+"""The page of a drawn mask: which tokens of a sequence a student sees, and how the joints move there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import s2vfast.errors as errors
+from s2vfast import presets
+from s2vfast.config import Config
+from s2vfast.data.layout import Layout
+from s2vfast.objectives import build_objective
+from s2vfast.train import rundir
+from s2vfast.view import page, pictures, source
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One epoch's clip of a sequence, and its masks."""
+
+    epoch: int
+    places: np.ndarray
+    """float32 [M, T, V, 3] of the clip; M at most 2."""
+    seen: np.ndarray
+    """bool [M, T, V]."""
+    motion: np.ndarray
+    """float32 [M, S, V]: mean of |difference to the next frame| over a token's frames and coordinates."""
+    visible: np.ndarray
+    """bool [masks, M, S, V]."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a sequence's masks."""
+
+    name: str
+    class_name: str
+    layout: Layout
+    config: Config
+    draws: list[Draw]
+
+
+def choose_config(store: Any, config: str | None = None, run: str | Path | None = None) -> Config:
+    """The config of a run, or of a preset or YAML file; one of the two is named.
+
+    Raises:
+        ConfigError: both or none is named, or there is no such config.
+        CheckpointError: no run there, or one of another layout.
+    """
+    if (config is None) == (run is None):
+        raise errors.ConfigError("--config, --run: one of the two is needed, a preset or YAML file or a run's folder")
+    if run is None:
+        return presets.load(config)
+    rundir.check_store(run, store, store.path, exact=False)
+    return rundir.read_config(run)
+
+
+def collect(
+    store_path: str | Path,
+    which: str,
+    *,
+    config: str | Config | None = None,
+    run: str | Path | None = None,
+    epoch: int = 0,
+    epochs: int = 8,
+) -> Shown:
+    """Draw the masks that pretraining draws for a sequence in some epochs.
+
+    Args:
+        store_path: a store.
+        which: the sequence's name or number.
+        config: a preset, a YAML file, or a config.
+        run: or the run whose config it is.
+        epoch: the first.
+        epochs: how many, one after the other.
+
+    Raises:
+        S2vfastError: a store, sequence, run or config that cannot be used.
+    """
+    store = source.open_store(store_path)
+    index = source.find(store, which)
+    if not isinstance(config, Config):
+        config = choose_config(store, config, run)
+    if epoch < 0 or epochs < 1:
+        raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: an epoch from 0 and 1 draw or more are expected")
+    V = store.layout.num_joints
+    config.validate(V)
+    model = build_objective(config, V)
+    M = source.body_count(store, config, index)
+    draws = [_draw(store, config, model, index, M, number) for number in range(epoch, epoch + epochs)]
+    return Shown(store.names[index], store.classes[store.labels[index]], store.layout, config, draws)
+
+
+def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch: int) -> Draw:
+    V, S = store.layout.num_joints, config.segments
+    clips = source.make_clips(store, config, np.array([index]), epoch=epoch)  # [data.bodies, T, V, C]
+    masks = model.draw(clips, seed=config.train.seed, epoch=epoch, sample_ids=torch.tensor([index]))
+    visible = torch.zeros(len(masks.visible), S * V, dtype=torch.bool)
+    visible.scatter_(1, masks.visible.long(), True)  # [masks * data.bodies, L]
+    places = clips[:bodies, ..., :3].numpy()
+    return Draw(
+        epoch,
+        places,
+        source.seen_in(places, store.layout.root),
+        motion_of(places, config.model.segment_frames),
+        visible.view(-1, len(clips), S, V)[:, :bodies].numpy(),
+    )
+
+
+def motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
+    """How far joints go from frame to frame, the mean over a token's frames and coordinates.
+
+    Args:
+        places: [M, T, V, 3].
+        segment_frames: s.
+
+    Returns:
+        [M, T / s, V], in the unit of ``places``; the last frame goes nowhere.
+    """
+    M, T, V, _ = places.shape
+    step = np.zeros_like(places)
+    step[:, :-1] = np.abs(np.diff(places, axis=1))
+    return step.reshape(M, T // segment_frames, segment_frames, V, 3).mean(axis=(2, 4))
+
+
+def write(shown: Shown, out: str | Path) -> Path:
+    """Write the page."""
+    config = shown.config
+    V, S = shown.layout.num_joints, config.segments
+    visible = int(shown.draws[0].visible[0, 0].sum())
+    data: dict[str, Any] = {
+        "name": shown.name,
+        "layout": source.layout_entry(shown.layout, source.clip_unit(config)),
+        "segments": S,
+        "segment_frames": config.model.segment_frames,
+        "draws": [
+            {
+                "epoch": draw.epoch,
+                "scene": source.scene(draw.places, draw.seen),
+                "motion": page.packed(draw.motion.astype(np.float32)),
+                "visible": page.packed(draw.visible.astype(np.uint8)),
+            }
+            for draw in shown.draws
+        ],
+        "facts": [
+            ("objective", config.objective.name),
+            ("seed", config.train.seed),
+            ("tokens", f"{S} segments of {config.model.segment_frames} frames × {V} joints = {S * V}"),
+            ("visible", f"{visible} ({100 * visible / (S * V):.0f} %)"),
+            *((f"mask.{name}", str(value)) for name, value in config.to_dict()["mask"].items() if value is not None),
+        ],
+    }
+    return page.write(out, "mask", f"Masks of {shown.name}", shown.class_name, data)
+
+
+def draw(shown: Shown, out: str | Path) -> Path:
+    """Draw the first epoch's first mask of the main body as a PNG."""
+    first = shown.draws[0]
+    S, s = shown.config.segments, shown.config.model.segment_frames
+    picked = np.unique(np.linspace(0, S - 1, min(S, 6)).round().astype(int))
+    figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * shown.layout.num_joints + 1.4)
+    axes = figure.subplots(1, 1 + len(picked), width_ratios=[4.6] + [1.1] * len(picked))
+    unit = source.clip_unit(shown.config)
+    pictures.grid(
+        axes[0], first.motion[0], shown.layout, f"motion ({unit} a frame)", vmin=0, vmax=first.motion[0].max() or 1
+    )
+    at = np.argwhere(first.visible[0, 0])  # segment, joint
+    axes[0].scatter(*at.T, s=22, c="white", edgecolors="black", linewidths=1)
+    axes[0].set_title("visible tokens (discs)", fontsize=9)
+    points = pictures.flat(first.places[0], shown.layout)  # [T, V, 2]
+    middles = picked * s + s // 2
+    pictures.same_scale(list(axes[1:]), points[middles][first.seen[0][middles]])
+    for ax, segment, frame in zip(axes[1:], picked, middles, strict=True):
+        shows = first.visible[0, 0, segment]
+        faces = np.where(shows, pictures.COLOURS[0], "white")
+        edges = np.where(shows, pictures.COLOURS[0], "gray")[first.seen[0, frame]]
+        sizes = np.where(shows, 24, 9)[first.seen[0, frame]]
+        pictures.skeleton(
+            ax, points[frame], first.seen[0, frame], shown.layout, "lightgray", c=faces, s=sizes, edgecolors=edges
+        )
+        ax.set_title(f"segment {segment + 1}", fontsize=8)
+    figure.suptitle(f"{shown.name}: {shown.class_name}, epoch {first.epoch}", fontsize=10)
+    return pictures.save(figure, out)

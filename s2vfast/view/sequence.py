@@ -1,0 +1,78 @@
+"""The page of one sequence: its skeletons in three dimensions, frame by frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2vfast.data.layout import Layout
+from s2vfast.view import page, pictures, source
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a sequence."""
+
+    name: str
+    class_name: str
+    layout: Layout
+    places: np.ndarray
+    """float32 [M, F, V, 3], metres; M at most 2."""
+    seen: np.ndarray
+    """bool [M, F, V]."""
+    facts: list[tuple[str, str | int]]
+    """What is known of it."""
+
+
+def collect(store_path: str | Path, which: str) -> Shown:
+    """Read a sequence.
+
+    Args:
+        store_path: a store.
+        which: the sequence's name or number.
+
+    Raises:
+        DataError: no such store or sequence.
+    """
+    store = source.open_store(store_path)
+    index = source.find(store, which)
+    places, seen = source.recorded(store, index)
+    name, class_name = store.names[index], store.classes[store.labels[index]]
+    facts: list[tuple[str, str | int]] = [("name", name), ("class", class_name), ("number", index)]
+    for what, column in (
+        ("subject", store.subjects),
+        ("view", store.views),
+        ("repetition", store.repetitions),
+        ("setup", store.setups),
+    ):
+        if column[index] >= 0:
+            facts.append((what, int(column[index])))
+    facts += [("frames", len(seen[0])), ("bodies", int((store.tracks["sequence"] == index).sum()))]
+    facts += [("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints")]
+    facts += [("note", note) for note in store.notes.get(name, ())]
+    return Shown(name, class_name, store.layout, places, seen, facts)
+
+
+def write(shown: Shown, out: str | Path) -> Path:
+    """Write the page."""
+    data: dict[str, Any] = {
+        "name": shown.name,
+        "layout": source.layout_entry(shown.layout),
+        "scene": source.scene(shown.places, shown.seen),
+        "facts": shown.facts,
+    }
+    return page.write(out, "sequence", shown.name, shown.class_name, data)
+
+
+def draw(shown: Shown, out: str | Path, pictures_shown: int = 8) -> Path:
+    """Draw frames at even distances side by side as a PNG."""
+    frames = np.unique(np.linspace(0, shown.seen.shape[1] - 1, pictures_shown).round().astype(int))
+    figure = pictures.figure(1.3 * len(frames) + 0.6, 2.6)
+    axes = figure.subplots(1, len(frames), squeeze=False)[0]
+    pictures.strip(list(axes), shown.places, shown.seen, shown.layout, frames)
+    pictures.scale_bar(axes[0], "m")
+    figure.suptitle(f"{shown.name}: {shown.class_name}", fontsize=10)
+    return pictures.save(figure, out)

@@ -1,0 +1,163 @@
+"""What the pages show of a store: a sequence found by name, its skeletons as recorded, and the clips made of them."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import s2vfast.errors as errors
+from s2vfast import ops
+from s2vfast.config import Config
+from s2vfast.data.clips import clip_spec
+from s2vfast.data.layout import Layout
+from s2vfast.data.store import Store
+from s2vfast.train import rundir
+from s2vfast.view import page
+
+BODIES = 2
+"""Bodies that the pages draw, each in a colour of its own."""
+
+
+def open_store(path: str | Path, run: str | Path | None = None) -> Store:
+    """The store at ``path``; where a run is named, one of its layout.
+
+    Raises:
+        DataError: no store.
+        CheckpointError: no run, or one of another layout.
+    """
+    store = Store.open(path)
+    if run is not None:
+        rundir.check_store(run, store, path, exact=False)
+    return store
+
+
+def find(store: Store, which: str) -> int:
+    """The number of a sequence that is named, or given by its number.
+
+    Raises:
+        DataError: no such sequence; the message has the names that come nearest.
+    """
+    if which in store.names:
+        return store.names.index(which)
+    if which.isascii() and which.isdecimal():
+        if int(which) < len(store):
+            return int(which)
+        raise errors.DataError(f"{store.path}: no sequence {which}; numbers go from 0 to {len(store) - 1}")
+    close = difflib.get_close_matches(which, store.names, n=3, cutoff=0.0)
+    raise errors.DataError(f"{store.path}: no sequence {which!r}; the nearest names are {', '.join(close)}")
+
+
+def recorded(store: Store, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """A sequence on its full time line.
+
+    Returns:
+        (places float32 [M, F, V, 3], metres; seen bool [M, F, V]), M at most `BODIES`. Stores write a joint that was
+        not seen as zeros.
+    """
+    clip, present = store.sequence(index)
+    clip, present = clip[:BODIES], present[:BODIES]
+    return clip, (clip != 0).any(-1) & present[..., None]
+
+
+def make_clips(store: Store, config: Config, ids: np.ndarray, *, epoch: int | None = None) -> Tensor:
+    """The clips of sequences ``ids`` that a run of ``config`` sees: float32 [n * bodies, T, V, C].
+
+    Args:
+        store: sequences.
+        config: of the run.
+        ids: int64 [n].
+        epoch: draws them as this epoch of pretraining; None: the one deterministic clip of evaluation.
+    """
+    row, count = store.track_table(config.data.bodies)
+    with warnings.catch_warnings():
+        # The memory map is read-only, and nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        frames, frame_index = torch.from_numpy(store.frames), torch.from_numpy(store.frame_index)
+    return ops.clip_sample(
+        frames,
+        frame_index,
+        torch.from_numpy(row),
+        torch.from_numpy(count),
+        torch.from_numpy(np.asarray(ids, dtype=np.int64)),
+        clip_spec(config.data, store.layout),
+        seed=config.train.seed,
+        epoch=epoch or 0,
+        training=epoch is not None,
+    )
+
+
+def body_count(store: Store, config: Config, index: int) -> int:
+    """Bodies of a sequence that its clips hold and the pages draw."""
+    here = int((store.tracks["sequence"] == index).sum())
+    return min(here, config.data.bodies, BODIES)
+
+
+def seen_in(places: np.ndarray, root: int) -> np.ndarray:
+    """Which joints of clips [..., V, 3] were seen: bool [..., V].
+
+    Zeros are a joint that was not; but where clips are centred on it, the root is at zero and there.
+    """
+    seen = (places != 0).any(-1)
+    seen[..., root] |= seen.any(-1)
+    return seen
+
+
+def clip_unit(config: Config) -> str:
+    """What a unit of a clip's coordinates is."""
+    return "torso lengths" if config.data.scale == "torso" else "m"
+
+
+def basis(up: tuple[float, float, float]) -> np.ndarray:
+    """Rows: right, up, and towards who looks along the recording's depth axis (z, or y where z is up), [3, 3]."""
+    upward = np.asarray(up, dtype=np.float64)
+    depth = np.array([0.0, 0.0, 1.0] if abs(upward[2]) < 0.9 else [0.0, 1.0, 0.0])
+    ahead = depth - (depth @ upward) * upward
+    ahead /= np.linalg.norm(ahead)
+    return np.stack([np.cross(ahead, upward), upward, -ahead])
+
+
+def layout_entry(layout: Layout, unit: str = "m") -> dict[str, Any]:
+    """What a page needs of a skeleton's layout."""
+    return {
+        "joints": list(layout.joints),
+        "bones": [list(bone) for bone in layout.bones],
+        "basis": basis(layout.up).round(9).tolist(),
+        "unit": unit,
+    }
+
+
+def scene(places: np.ndarray, seen: np.ndarray, bits: int = 16) -> dict[str, Any]:
+    """Skeletons for a page.
+
+    Args:
+        places: floating [M, F, V, 3].
+        seen: bool [M, F, V].
+        bits: of each coordinate; 16 keep a recording of 65 m to the millimetre.
+    """
+    # What was not seen should not widen the range of the numbers.
+    some = places[seen]
+    low, high = (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
+    return {
+        "places": page.quantised(places, bits, low, high),
+        "seen": page.packed(seen.astype(np.uint8)),
+    }
+
+
+def reporter(log: Callable[[str], object], what: str) -> Callable[[int, int], None]:
+    """A progress callback that says every tenth of long work."""
+    said = 0
+
+    def report(done: int, of: int) -> None:
+        nonlocal said
+        if of > 2000 and done * 10 // of > said:
+            said = done * 10 // of
+            log(f"{what}: {done} of {of}")
+
+    return report
