@@ -24,14 +24,15 @@ class Head(nn.Module):
 
     def __init__(self, features: int, hidden: int, classes: int, seed: int = 0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(features, hidden)
+        # A bias before a batch norm changes nothing, and its gradient is nothing but rounding, which AdamW would blow up.
+        self.fc1 = nn.Linear(features, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden)
         self.fc2 = nn.Linear(hidden, classes)
         # On the CPU, so that a run starts from the same weights on any device.
         generator = torch.Generator().manual_seed(seed)
         for linear in (self.fc1, self.fc2):
             nn.init.trunc_normal_(linear.weight, std=_INIT_STD, a=-2 * _INIT_STD, b=2 * _INIT_STD, generator=generator)
-            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.fc2.bias)
 
     def forward(self, pooled: Tensor, kept: Tensor | None = None) -> Tensor:
         """Logits.
@@ -145,5 +146,5 @@ def _dropped(block: Block, x: Tensor, factors: Tensor) -> Tensor:
 
 def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """In the dtype of the matrix, which may be narrower than the bias; the result is float32."""
-    weight = linear.weight
-    return F.linear(x.to(weight.dtype), weight, linear.bias.to(weight.dtype)).to(x.dtype)
+    weight, bias = linear.weight, linear.bias
+    return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)

@@ -71,8 +71,9 @@ def load_encoder(
 
 
 def resolve_device(name: str, ranks: Ranks | None = None) -> torch.device:
-    """``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there; of several ranks
-    each has its own GPU.
+    """``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there.
+
+    Of several ranks each has a GPU of its own.
 
     Raises:
         ConfigError: no such device here.

@@ -7,7 +7,6 @@ Going on is bitwise: a checkpoint holds all tensors, every random draw is a func
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable

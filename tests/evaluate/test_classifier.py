@@ -97,7 +97,7 @@ def test_draws_are_of_the_sample_alone():
 
 def test_the_head_is_the_published_one():
     head = classifier.Head(V * D, 32, 3, seed=4)
-    plain = nn.Sequential(nn.Linear(V * D, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    plain = nn.Sequential(nn.Linear(V * D, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
     for part, other in ((head.fc1, plain[0]), (head.norm, plain[1]), (head.fc2, plain[3])):
         other.load_state_dict(part.state_dict())
     x, kept = torch.randn(8, V * D), classifier.draw_dropout(0.3, 0, 0, torch.arange(8), V * D)
