@@ -1,5 +1,6 @@
-"""How good is an encoder: features of its teacher, a linear probe, nearest neighbours."""
+"""How good is an encoder: every protocol of the papers, features of its teacher, fine-tuning, export."""
 
-from s2vfast.evaluate.protocols import PROTOCOLS, embed, evaluate
+from s2vfast.evaluate.npz import embed
+from s2vfast.evaluate.protocols import PROTOCOLS, evaluate, evaluate_all
 
-__all__ = ["PROTOCOLS", "embed", "evaluate"]
+__all__ = ["PROTOCOLS", "embed", "evaluate", "evaluate_all"]

@@ -24,7 +24,7 @@ class Head(nn.Module):
 
     def __init__(self, features: int, hidden: int, classes: int, seed: int = 0) -> None:
         super().__init__()
-        # A bias before a batch norm changes nothing, and its gradient is nothing but rounding, which AdamW would blow up.
+        # A bias before a batch norm changes nothing; its gradient is rounding alone, which AdamW would blow up.
         self.fc1 = nn.Linear(features, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden)
         self.fc2 = nn.Linear(hidden, classes)
