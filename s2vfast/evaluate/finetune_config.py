@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,17 +139,20 @@ def load(recipe: str | Path = "published", changes: dict[str, Any] | None = None
 
 def from_dict(tree: dict[str, Any]) -> FinetuneConfig:
     """The config of plain values by field; unknown fields raise `ConfigError`."""
-    import difflib
+    refuse_unknown(tree)
+    config = FinetuneConfig(**tree)
+    config.validate()
+    return config
 
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise `ConfigError` for the first name that is no field."""
     known = [field.name for field in dataclasses.fields(FinetuneConfig)]
-    for name in tree:
+    for name in names:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean finetune.{close[0]}?" if close else f"known: {', '.join(known)}"
             raise errors.ConfigError(f"finetune.{name}: no such field; {hint}")
-    config = FinetuneConfig(**tree)
-    config.validate()
-    return config
 
 
 def dump(config: FinetuneConfig) -> str:
