@@ -99,19 +99,17 @@ def shares(text: str) -> list[float]:
 def _lines(found: dict[str, Any]) -> str:
     """What one protocol found, to read."""
     protocol = found["protocol"]
-    name = {"knn": f"{found['settings'].get('k')}-nearest-neighbour"} if protocol == "knn" else {
-        "linear": "linear probe",
-        "finetune": "fine-tuned",
-        "supervised": "supervised from scratch",
-        "classify": "as fine-tuned",
-    }  # fmt: skip
     if protocol in ("retrieval", "semi"):
         return table.text({**found, "table": table.rows({protocol: found})})
+    name = {
+        "linear": f"linear probe on {found['pool']} features",
+        "knn": f"{found.get('settings', {}).get('k')}-nearest-neighbour on {found['pool']} features",
+        "finetune": "fine-tuned",
+        "supervised": "trained from scratch",
+        "classify": "its own classes",
+    }[protocol]
     encoder = "untrained encoder" if found["untrained"] else f"encoder of step {found['step']}"
-    lines = [
-        f"{encoder}, {name[protocol]} on {found['pool']} features, split {found['split']} "
-        f"({found['n_train']} to fit, {found['n_test']} to measure)"
-    ]
+    lines = [f"{encoder}, {name}, split {found['split']} ({found['n_train']} to fit, {found['n_test']} to measure)"]
     spread = [f" ± {found[f'{key}_std']:.2f}" if f"{key}_std" in found else "" for key in ("top1", "top5")]
     lines.append(f"top-1 {found['top1']:.2f}{spread[0]} %   top-5 {found['top5']:.2f}{spread[1]} %")
     if "probe" in found:
