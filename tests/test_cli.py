@@ -141,6 +141,26 @@ def test_a_run_is_fine_tuned_measured_and_exported(cli, place, tmp_path):
     assert "logits, features of clips [batch, 2, 8, " in out[0]
 
 
+def test_a_stopped_fine_tuning_goes_on(cli, place, tmp_path, monkeypatch):
+    from s2vfast.evaluate.tuner import Tuner
+
+    step = Tuner.run_step
+
+    def until(self):
+        step(self)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    line = f"evaluate {place}/run --protocol finetune --finetune.epochs 8 --finetune.hidden 8 --out {tmp_path}/tuned"
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuner, "run_step", until)
+        code, out, err = cli(line)
+    assert (code, out) == (128 + signal.SIGINT, [])
+    assert err[-1] == f"stopped by SIGINT, saved in {tmp_path}/tuned; the same command goes on"
+    assert checkpoint.steps(tmp_path / "tuned") == [2]
+    assert cli(line)[0] == 0
+
+
 def test_all_protocols_in_one_command(cli, place, tmp_path):
     line = f"evaluate {place}/run --protocol all --epochs 1 --percents 50 --lists 2 --semi probe,knn --cache --json"
     code, out, _ = cli(f"{line} --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16 --out {tmp_path}/all")

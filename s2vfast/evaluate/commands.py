@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,31 @@ from s2vfast.train.progress import Counter
 RESULTS = "results.json"
 
 
+class _Showing:
+    """Progress of one thing after another, a bar each: fine-tuning, which comes between them, has one of its own."""
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+        self._stack = contextlib.ExitStack()
+        self._counter: Counter | None = None
+
+    def __enter__(self) -> _Showing:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """``done`` of ``of`` of ``what``."""
+        if self._counter is None or what != self._what:
+            self._stack.close()
+            self._what, self._counter = what, self._stack.enter_context(Counter(what))
+        self._counter(done, of)
+        if done >= of:
+            self._stack.close()
+            self._counter = None
+
+
 def evaluate(options: Any) -> int:
     """``s2vfast evaluate``; under torchrun all ranks do it, and rank 0 speaks."""
     names = list(protocols.PROTOCOLS) if options.protocol == "all" else options.protocol.split(",")
@@ -28,8 +54,8 @@ def evaluate(options: Any) -> int:
     how = _options(options, several) | {"out": folder}
     store = options.store or rundir.read(options.run)["store"]["path"]
     try:
-        with distributed.start() as ranks, Counter("features") as counter:
-            how |= {"ranks": ranks, "progress": counter if ranks.first else None}
+        with distributed.start() as ranks, _Showing() as showing:
+            how |= {"ranks": ranks, "progress": showing if ranks.first else None}
             if several:
                 found = protocols.evaluate_all(options.run, store, options.split, names, **how)
             else:

@@ -175,7 +175,15 @@ def _claim(
     there = {**about[KEY]["source"], **{f"finetune.{k}": v for k, v in about[KEY]["recipe"].items()}}
     asked = {**wanted["source"], **{f"finetune.{k}": v for k, v in wanted["recipe"].items()}}
     there["store"], asked["store"] = about["store"]["fingerprint"], store.fingerprint
-    free = {*_MENTIONED, *(f"finetune.{name}" for name in finetune_config.FREE)}
+    for values, of in ((there, rundir.read_config(out).to_dict()), (asked, config.to_dict())):
+        values |= {f"{section}.{name}": value for section in ("data", "model") for name, value in of[section].items()}
+    free = {
+        *_MENTIONED,
+        "data.split",
+        "data.workers",
+        "data.resident",
+        *(f"finetune.{name}" for name in finetune_config.FREE),
+    }
     for name, value in asked.items():
         if name not in free and there.get(name) != value:
             raise errors.CheckpointError(

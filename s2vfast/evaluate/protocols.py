@@ -36,6 +36,8 @@ class Options:
     """Rows a step."""
     weight_decay: float = 0.0
     """L2 penalty."""
+    fast: bool = True
+    """Whether "linear" measures by L-BFGS too."""
     seed: int = 0
     """Of first weights, order and draws, and of the lists of "semi"."""
     repeats: int = 1
@@ -213,7 +215,8 @@ def _measure(subject: Subject, protocol: str, how: Options, place: Path | None =
         else:
             settings, seeds = how.probe, range(how.seed, how.seed + how.repeats)
             found = measures.linear_probe(train, labels, test, test_labels, subject, seeds=seeds, **settings)
-            found["probe"] = measures.fast_probe(train[0], labels, test, test_labels, subject)
+            if how.fast:
+                found["probe"] = measures.fast_probe(train[0], labels, test, test_labels, subject)
             settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
         return found | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
     if protocol == "retrieval":

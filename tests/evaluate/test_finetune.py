@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -194,6 +195,14 @@ def test_a_folder_of_other_settings_is_refused(run, store, tmp_path):
     _tune(tmp_path / "tuned", run, store)
     with pytest.raises(errors.CheckpointError, match=r"finetune.lr = 0.01, not 0.02; name another folder"):
         _tune(tmp_path / "tuned", run, store, lr=2e-2)
+    encoder, config, _ = features.load_encoder(run[0])
+    ids = store.select("halves", "train")
+    other = replace(config, data=replace(config.data, sampling="crop"))
+    with pytest.raises(errors.CheckpointError, match=r"data.sampling = 'bins', not 'crop'"):
+        finetune.tune(tmp_path / "tuned", encoder, other, store, ids, _options(), _source(encoder, ids))
+    source = _source(encoder, ids, mode="supervised")
+    with pytest.raises(errors.CheckpointError, match=r"mode = 'finetune', not 'supervised'"):
+        finetune.tune(tmp_path / "tuned", encoder, config, store, ids, _options(), source)
     with pytest.raises(errors.CheckpointError, match="holds a pretrained run"):
         _tune(run[0], run, store)
     (tmp_path / "full").mkdir()
