@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,9 @@ def _claim(
     wanted = {"recipe": options.to_dict(), "source": asdict(source)}
     if not rundir.begun(out):
         rundir.check_free(out)
-        rundir.create(out, config, store, {KEY: wanted})
+        # Its own split, which need not be one of the store that was pretrained on.
+        own = replace(config, data=replace(config.data, split=source.split))
+        rundir.create(out, own, store, {KEY: wanted})
     about = rundir.read(out)
     if KEY not in about:
         raise errors.CheckpointError(f"{out}: holds a pretrained run; name another folder with --out")

@@ -130,7 +130,7 @@ class Tuner:
         """Results of the steps that have not been told yet, in order.
 
         Raises:
-            TrainingError: loss or gradient is not finite; weights are as they were before that step.
+            TrainingError: loss or gradient is not finite; no checkpoint has been saved since.
         """
         results = []
         pending, self._pending = self._pending, []

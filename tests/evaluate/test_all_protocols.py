@@ -162,6 +162,10 @@ def test_another_store_is_a_transfer(run, small, tmp_path, store_path):
         assert result["pretrained_on"]["path"] == str(store_path)
         assert result["store"] == str(other)
         assert result["n_train"] == 9
+    # What was fine-tuned has the split and the store that it was tuned on.
+    tuned = result["folders"][0]
+    again = protocols.evaluate(tuned, other, None, "classify", **QUICK)
+    assert (again["split"], again["top1"]) == ("few", result["top1"])
     assert protocols.evaluate(run[0], store_path, protocol="knn", **QUICK)["transfer"] is False
     assert "pretrained on" in table.text(protocols.evaluate_all(run[0], other, "few", ["knn"], **QUICK))
 
