@@ -121,66 +121,6 @@ def test_a_run_can_be_evaluated_and_embedded(cli, place, tmp_path):
     assert np.load(tmp_path / "f.npz")["features"].shape == (sequences(place), 8)
 
 
-def test_a_run_is_fine_tuned_measured_and_exported(cli, place, tmp_path):
-    words = f"evaluate {place}/run --protocol finetune --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16"
-    code, out, err = cli(f"{words} --out {tmp_path}/tuned")
-    assert code == 0
-    assert "encoder of step 8, fine-tuned, split xsub" in out[0]
-    assert f"next: s2vfast predict {tmp_path}/tuned FILES" in out[-1]
-    found = json.loads((tmp_path / "tuned/results.json").read_text())
-    assert f"top-1 {found['top1']:.2f} %" in out[1]
-    assert len(found["confusion"]) == len(found["per_class"])
-    assert found["settings"]["recipe"]["hidden"] == 8
-    code, out, err = cli(f"evaluate {tmp_path}/tuned --protocol classify,knn --k 3 --out {tmp_path}/r.json")
-    assert (code, err) == (0, [])
-    assert any(line.startswith("as fine-tuned") and f"top-1 {found['top1']:.1f}" in line for line in out)
-    assert any(line.startswith("3-NN") for line in out)
-    assert set(json.loads((tmp_path / "r.json").read_text())["results"]) == {"classify", "knn"}
-    code, out, err = cli(f"export {tmp_path}/tuned --to torch --out {tmp_path}/net.pt2")
-    assert (code, err) == (0, [])
-    assert "logits, features of clips [batch, 2, 8, " in out[0]
-
-
-def test_a_stopped_fine_tuning_goes_on(cli, place, tmp_path, monkeypatch):
-    from s2vfast.evaluate.tuner import Tuner
-
-    step = Tuner.run_step
-
-    def until(self):
-        step(self)
-        if self.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    line = f"evaluate {place}/run --protocol finetune --finetune.epochs 8 --finetune.hidden 8 --out {tmp_path}/tuned"
-    with monkeypatch.context() as patch:
-        patch.setattr(Tuner, "run_step", until)
-        code, out, err = cli(line)
-    assert (code, out) == (128 + signal.SIGINT, [])
-    assert err[-1] == f"stopped by SIGINT, saved in {tmp_path}/tuned; the same command goes on"
-    assert checkpoint.steps(tmp_path / "tuned") == [2]
-    assert cli(line)[0] == 0
-
-
-def test_all_protocols_in_one_command(cli, place, tmp_path):
-    line = f"evaluate {place}/run --protocol all --epochs 1 --percents 50 --lists 2 --semi probe,knn --cache --json"
-    code, out, _ = cli(f"{line} --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16 --out {tmp_path}/all")
-    assert code == 0
-    found = json.loads(out[-1])
-    assert list(found["results"]) == ["linear", "knn", "retrieval", "finetune", "supervised", "semi"]
-    assert found == json.loads((tmp_path / "all/results.json").read_text())
-    assert {row["measure"] for row in found["table"]} >= {"1-NN", "10-NN", "fine-tuned", "supervised from scratch"}
-    assert (place / "run/features").is_dir()
-
-
-def test_lists_of_labels_are_written(cli, place, tmp_path):
-    code, out, err = cli(f"data subset {place}/store --split xsub --percents 10,50 --lists 3 --out {tmp_path}/l.json")
-    assert (code, err) == (0, [])
-    found = json.loads((tmp_path / "l.json").read_text())
-    assert found["sha256"] in out[0]
-    assert [len(lists) for lists in found["lists"].values()] == [3, 3]
-    refused(cli(f"data subset {place}/store --split nowhere --out {tmp_path}/m.json"), "no split 'nowhere'", 1)
-
-
 def test_data_check_names_a_flipped_byte(cli, tmp_path):
     assert cli(f"data synth --out {tmp_path}/store --subjects 2 --views 1 --repetitions 1")[0] == 0
     code, out, _ = cli(f"data check {tmp_path}/store")
@@ -279,12 +219,6 @@ def test_a_missing_store_or_split_is_one_line(cli, place, tmp_path):
     refused(cli(f"data show {tmp_path}/nowhere"), "nowhere: no store here", 1)
     refused(cli("evaluate"), "needed: RUN")
     refused(cli(f"evaluate {place}/run --protocol guess"), "--protocol: 'guess' is not one of linear, knn, retrieval")
-    refused(cli(f"evaluate {place}/run --protocol finetune --finetune.lrr 1"), "did you mean finetune.lr?")
-    refused(cli(f"evaluate {place}/run --protocol finetune --finetune.lr=fast"), "finetune.lr: 'fast'; a finite number")
-    refused(cli(f"evaluate {place}/run --protocol finetune --recipe ntu"), "--recipe ntu: neither a file nor one of")
-    refused(cli(f"evaluate {place}/run --protocol semi --percents 1,x"), "--percents: '1,x'; numbers with commas")
-    refused(cli(f"evaluate {place}/run --protocol knn --out {place}/somewhere"), "a FILE.json is expected, as knn")
-    refused(cli(f"export {place}/run --to torch"), "needed: --out")
     assert os.listdir(tmp_path) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed as dist
 import s2vfast.errors as errors
 from s2vfast.data import Store
 from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, probe, protocols, subsets, table
-from s2vfast.train import rundir
+from s2vfast.train import checkpoint, rundir
 from s2vfast.train.distributed import Ranks
 
 RECIPE = finetune_config.load(changes={"epochs": 2.0, "batch": 6, "hidden": 8})
@@ -134,6 +135,23 @@ def test_all_is_one_table(run, store_path, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["finetune", "semi", "supervised"]
 
 
+def test_fine_tuning_leaves_the_encoder_alone(run, store_path):
+    """What comes after it is measured on the pretrained one, and a second seed starts where the first did."""
+    alone = protocols.evaluate(run[0], store_path, protocol="retrieval", **QUICK)
+    after = protocols.evaluate_all(run[0], store_path, protocols=("finetune", "retrieval"), repeats=2, **QUICK)
+    assert after["results"]["retrieval"]["test_to_train"] == alone["test_to_train"]
+    folders = after["results"]["finetune"]["folders"]
+    weights = {rundir.read(folder)["finetune"]["source"]["weights"] for folder in folders}
+    assert weights == {finetune.digest(run[2])}
+    (seed,) = (seed for seed in after["results"]["finetune"]["seeds"] if seed == 2)
+    lone = protocols.evaluate(
+        run[0], store_path, protocol="finetune", out=run[0] / "lone", **{**QUICK, "recipe": replace(RECIPE, seed=seed)}
+    )
+    assert lone["top1"] == after["results"]["finetune"]["top1_each"][1]
+    mine, theirs = (checkpoint.load_latest(path).tensors["model"] for path in (run[0] / "lone", folders[1]))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_the_cache_is_used_and_mended(run, store_path, monkeypatch):
     options = {"protocol": "knn", "cache": True, **QUICK}
     first = protocols.evaluate(run[0], store_path, **options)
@@ -188,6 +206,9 @@ def _rank(rank, world, folder, run_dir, store_path):
     options |= {"percents": (50,), "lists": 2, **QUICK}
     found = protocols.evaluate_all(run_dir, store_path, **options)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    encoder, config, _ = features.load_encoder(run_dir)
+    table = features.extract(encoder, config, Store.open(store_path), np.arange(13), batch=3, ranks=options["ranks"])
+    np.save(folder / f"rank{rank}.npy", table)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -199,6 +220,10 @@ def test_two_ranks_find_what_one_finds(run, store_path, tmp_path):
     one = protocols.evaluate_all(run[0], store_path, **options)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["table"] == ranks[1]["table"]
+    encoder, config, _ = features.load_encoder(run[0])
+    expected = features.extract(encoder, config, Store.open(store_path), np.arange(13), batch=3)
+    for rank in (0, 1):
+        np.testing.assert_allclose(np.load(tmp_path / f"rank{rank}.npy"), expected, rtol=1e-5, atol=1e-6)
     assert len(one["table"]) == len(ranks[0]["table"])
     for mine, theirs in zip(one["table"], ranks[0]["table"], strict=True):
         assert mine["measure"] == theirs["measure"]
