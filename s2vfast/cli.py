@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import re
 import signal
@@ -25,6 +24,7 @@ import s2vfast
 import s2vfast.errors as errors
 from s2vfast import presets
 from s2vfast.config import Config
+from s2vfast.evaluate import arguments, finetune_config
 from s2vfast.train import torchrun
 from s2vfast.view import commands as view
 
@@ -91,7 +91,9 @@ def _check_paths(arguments: list[str]) -> None:
     for argument in arguments:
         if found := re.match(r"--(\w+)\.([\w.]+)", argument):
             section, field = found.groups()
-            if f"{section}.{field}" not in presets.documentation():
+            if section == "finetune":
+                finetune_config.refuse_unknown([field])
+            elif f"{section}.{field}" not in presets.documentation():
                 Config.from_dict({section: {field: None}})
 
 
@@ -144,25 +146,8 @@ def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
 
     _add_pretrain(command(top, "pretrain", _pretrain, "pretrain an encoder on a store"))
 
-    evaluate = command(top, "evaluate", _evaluate, "measure a run's encoder on a labelled split")
-    _add_run(evaluate)
-    evaluate.add_argument("--protocol", type=typing.Literal["linear", "knn"], default="linear", help="the measure")
-    evaluate.add_argument("--k", type=int, default=1, help="neighbours of knn")
-    evaluate.add_argument(
-        "--transform", type=str, help="of features before knn: center (the default), none or standardize"
-    )
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the linear probe")
-    evaluate.add_argument("--epochs", type=int, default=100, help="epochs of the linear probe")
-    evaluate.add_argument("--lr", type=float, default=0.1, help="first learning rate of the linear probe")
-    evaluate.add_argument("--train_part", type=str, default="train", help="part of the split that is fitted")
-    evaluate.add_argument("--test_part", type=str, default="test", help="part of the split that is measured")
-    evaluate.add_argument("--confusion", action="store_true", help="add the confusion matrix to the JSON")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-
-    embed = command(top, "embed", _embed, "write a run's features of a store's sequences to an npz file")
-    _add_run(embed)
-    embed.add_argument("--out", type=str, required=True, metavar="FILE.npz", help="the file to write")
-    embed.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    for name, text in arguments.COMMANDS.items():
+        arguments.add(name, command(top, name, functools.partial(_evaluation, name), text))
 
     _add_data(commands_of("data", "make and look at stores"), command)
     view.add(functools.partial(command, commands_of("view", "pages and pictures of data, masks, features and runs")))
@@ -205,15 +190,6 @@ def _add_pretrain(parser: jsonargparse.ArgumentParser) -> None:
             )
 
 
-def _add_run(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_argument("--data", dest="store", type=str, metavar="STORE", help="a store; without it the run's own")
-    parser.add_argument("--split", type=str, help="a split of the store; without it the run's own")
-    parser.add_argument("--pool", type=typing.Literal["mean", "joint_time"], default="mean", help="tokens to vector")
-    parser.add_argument("--untrained", action="store_true", help="the same encoder with the weights it started from")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-
-
 def _add_data(group: Any, command: Callable[..., jsonargparse.ArgumentParser]) -> None:
     read = command(group, "import", _import, "make a store from a dataset's own files")
     read.add_argument("src", type=str, help="a file or folder")
@@ -235,6 +211,14 @@ def _add_data(group: Any, command: Callable[..., jsonargparse.ArgumentParser]) -
         parser.add_argument("--out", type=str, required=True, metavar="STORE", help="folder of the store to make")
         parser.add_argument("--dtype", type=typing.Literal["float32", "float16"], default="float32", help="on the disk")
         parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+
+    subset = command(group, "subset", _subset, "write lists of a share of the labels of every class")
+    subset.add_argument("store", type=str, help="folder of a store")
+    subset.add_argument("--split", type=str, required=True, help="split whose training part is chosen from")
+    subset.add_argument("--percents", type=str, default="1,5,10,20", help="shares, with commas between them")
+    subset.add_argument("--lists", type=int, default=5, help="lists of each share")
+    subset.add_argument("--seed", type=int, default=0, help="of the lists")
+    subset.add_argument("--out", type=str, required=True, metavar="FILE.json", help="the file to write")
 
     for name, handler, text in (
         ("check", _check, "prove a store intact: compare every file with its hash"),
@@ -292,66 +276,10 @@ def _pretrain(options: Any) -> int:
     return 0
 
 
-def _evaluate(options: Any) -> int:
-    from s2vfast.evaluate.protocols import evaluate
+def _evaluation(name: str, options: Any) -> int:
+    from s2vfast.evaluate import commands
 
-    found = evaluate(
-        options.run,
-        options.store or _own_store(options.run),
-        options.split,
-        options.protocol,
-        pool=options.pool,
-        untrained=options.untrained,
-        k=options.k,
-        **({} if options.transform is None else {"transform": options.transform}),
-        epochs=options.epochs,
-        lr=options.lr,
-        seed=options.seed,
-        train_part=options.train_part,
-        test_part=options.test_part,
-        device=options.device,
-        confusion=options.confusion,
-        log=_to_stderr,
-    )
-    if options.json:
-        print(json.dumps(found))
-        return 0
-    name = f"{options.k}-nearest-neighbour" if found["protocol"] == "knn" else "linear probe"
-    encoder = "untrained encoder" if found["untrained"] else f"encoder of step {found['step']}"
-    print(
-        f"{encoder}, {name} on {found['pool']} features, split {found['split']} "
-        f"({found['n_train']} to fit, {found['n_test']} to measure)"
-    )
-    print(f"top-1 {found['top1']:.2f} %   top-5 {found['top5']:.2f} %")
-    return 0
-
-
-def _embed(options: Any) -> int:
-    from s2vfast.evaluate.protocols import embed
-
-    found = embed(
-        options.run,
-        options.store or _own_store(options.run),
-        options.out,
-        options.split,
-        pool=options.pool,
-        untrained=options.untrained,
-        device=options.device,
-        overwrite=options.overwrite,
-        log=_to_stderr,
-    )
-    print(f"{found['out']}: features of {found['n']} sequences, {found['features']} numbers each")
-    return 0
-
-
-def _own_store(run: str) -> str:
-    from s2vfast.train import rundir
-
-    return rundir.read(run)["store"]["path"]
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    return getattr(commands, name)(options)
 
 
 def _demo(options: Any) -> int:
@@ -414,6 +342,12 @@ def _show(options: Any) -> int:
 
     print(report.show(options.store))
     return 0
+
+
+def _subset(options: Any) -> int:
+    from s2vfast.evaluate import commands
+
+    return commands.subset(options)
 
 
 def _doctor(options: Any) -> int:

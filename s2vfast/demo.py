@@ -21,8 +21,8 @@ from s2vfast.train.progress import duration
 
 STORE, RUN, RESULTS, PICTURE = "store", "run", "results.json", "loss.png"
 MEASURES = (
-    ("linear probe, mean over tokens", {"protocol": "linear", "pool": "mean"}),
-    ("linear probe, joint and time means", {"protocol": "linear", "pool": "joint_time"}),
+    ("linear probe, mean over tokens", {"protocol": "linear", "pool": "mean", "fast": False}),
+    ("linear probe, joint and time means", {"protocol": "linear", "pool": "joint_time", "fast": False}),
     ("nearest neighbour, mean over tokens", {"protocol": "knn", "pool": "mean"}),
 )
 

@@ -10,11 +10,11 @@ import importlib.resources
 import inspect
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast import config as config_module
 from s2vfast.config import Config, ObjectiveConfig
 
 
@@ -130,16 +130,22 @@ def dump(config: Config, documented: bool = False) -> str:
 @functools.cache
 def documentation() -> dict[str, str]:
     """The text under each field's definition in s2vfast/config.py, by the field's path."""
-    texts = {}
-    classes = {
-        node.name: node for node in ast.parse(inspect.getsource(config_module)).body if isinstance(node, ast.ClassDef)
+    return {
+        f"{section.name}.{name}": text
+        for section in dataclasses.fields(Config)
+        for name, text in field_texts(section.default_factory).items()
     }
-    for section in dataclasses.fields(Config):
-        body = classes[section.default_factory.__name__].body
-        for definition, text in itertools.pairwise(body):
-            if isinstance(definition, ast.AnnAssign) and isinstance(text, ast.Expr):
-                texts[f"{section.name}.{definition.target.id}"] = inspect.cleandoc(text.value.value)
-    return texts
+
+
+def field_texts(made: type) -> dict[str, str]:
+    """The text under each field's definition of a dataclass, by the field's name."""
+    tree = ast.parse(inspect.getsource(sys.modules[made.__module__]))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == made.__name__)
+    return {
+        definition.target.id: inspect.cleandoc(text.value.value)
+        for definition, text in itertools.pairwise(body)
+        if isinstance(definition, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 @functools.cache

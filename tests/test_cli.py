@@ -14,6 +14,7 @@ from s2vfast import presets
 from s2vfast.cli import main
 from s2vfast.config import Config
 from s2vfast.data.store import Store
+from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.train import checkpoint
 
 # Milliseconds a step on the store below.
@@ -69,7 +70,7 @@ def test_help_is_quick_and_complete():
     slow = "torch numpy matplotlib sklearn scipy tensorboard".split()
     script = f"import sys, s2vfast.cli as c; c.main(['--help']); print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for command in ("demo", "pretrain", "evaluate", "embed", "data", "view", "doctor"):
+    for command in ("demo", "pretrain", "evaluate", "embed", "predict", "export", "data", "view", "doctor"):
         assert f"    {command} " in done.stdout
     assert done.stdout.endswith("[]\n"), "help imports what it does not need"
 
@@ -78,7 +79,9 @@ def test_a_command_without_its_second_word_prints_help(cli):
     assert "pretrain" in "".join(cli("")[1])
     code, out, err = cli("data")
     assert (code, err) == (0, [])
-    assert all(any(line.split()[:1] == [name] for line in out) for name in ("import", "check", "show", "synth"))
+    assert all(
+        any(line.split()[:1] == [name] for line in out) for name in ("import", "check", "show", "subset", "synth")
+    )
 
 
 def test_version(cli):
@@ -89,6 +92,10 @@ def test_version(cli):
 
 def test_pretrain_help_documents_every_field(cli):
     text = " ".join(" ".join(cli("pretrain --help")[1]).split())
+    tuning = " ".join(" ".join(cli("evaluate --help")[1]).split())
+    for name, documentation in presets.field_texts(FinetuneConfig).items():
+        assert f"--finetune.{name} " in tuning
+        assert " ".join(documentation.replace("``", "").split())[:60] in tuning
     for path, documentation in presets.documentation().items():
         assert f"--{path} " in text
         assert " ".join(documentation.replace("``", "").split())[:60] in text
@@ -211,7 +218,7 @@ def test_a_missing_store_or_split_is_one_line(cli, place, tmp_path):
     refused(cli(f"data check {tmp_path}/nowhere"), "nowhere: no store here", 1)
     refused(cli(f"data show {tmp_path}/nowhere"), "nowhere: no store here", 1)
     refused(cli("evaluate"), "needed: RUN")
-    refused(cli(f"evaluate {place}/run --protocol guess"), "--protocol: one of 'linear', 'knn' is expected")
+    refused(cli(f"evaluate {place}/run --protocol guess"), "--protocol: 'guess' is not one of linear, knn, retrieval")
     assert os.listdir(tmp_path) == []
 
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "compat": {"objectives", "nn", "ops", "reference"},
     "data": {"ops", "reference"},
     "train": {"objectives", "nn", "ops", "reference", "data", "presets", "config_checks"},
-    "evaluate": {"train", "objectives", "nn", "ops", "data", "presets"},
+    "evaluate": {"train", "objectives", "nn", "ops", "reference", "data", "presets"},
     "view": {"train", "evaluate", "objectives", "nn", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},
     "verify": {"ops", "inputs"},

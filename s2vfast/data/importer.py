@@ -138,6 +138,14 @@ def import_dataset(
     )
 
 
+def read_checked(source: Source, item: Any) -> list[Sequence | dict[str, Any]]:
+    """The recordings of one item of a source, each a sequence that a store may hold, or why it is none.
+
+    The latter is a dictionary with name, reason, kind, and file and line where known.
+    """
+    return _Task(source.read, source.layout, len(source.classes), source.limit)([item])[0]
+
+
 def _collect(
     source: Source,
     workers: int | None,

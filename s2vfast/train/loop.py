@@ -7,9 +7,7 @@ Going on is bitwise: a checkpoint holds all tensors, every random draw is a func
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import s2vfast
 import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.train import checkpoint, distributed, progress, rundir, torchrun
+from s2vfast.train.stopping import Stop
 
 COLLAPSED_VARIANCE = 0.01
 """A teacher whose targets vary less than this over tokens has collapsed. Targets are layer-normed, so that 1 is the
@@ -94,7 +93,7 @@ def pretrain(
         ranks.tell(lambda: _check(run, plan, store))
         ranks.same("version", s2vfast.__version__)
         ranks.same("store", store.fingerprint)
-        with _Stop(patient=torchrun.launched()) as stop, contextlib.ExitStack() as stack:
+        with Stop(patient=torchrun.launched()) as stop, contextlib.ExitStack() as stack:
             _set_threads(plan.config)
             engine = ranks.each(lambda: (make_engine or _engine(ranks))(plan.config, store))
             stack.callback(engine.close)
@@ -161,7 +160,7 @@ class _Loop:
         engine: Any,
         ranks: distributed.Ranks,
         tensorboard: bool,
-        stop: _Stop,
+        stop: Stop,
         stack: contextlib.ExitStack,
     ) -> None:
         self.path, self.config, self.engine, self.ranks, self.stop = run, plan.config, engine, ranks, stop
@@ -325,43 +324,6 @@ class _Records:
         self.throughput.write(**rates)
         if self.tensorboard:
             self.tensorboard.write(values | {"clips_per_second": rates["clips_per_second"]})
-
-
-class _Stop:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``signum``; the second acts as ever.
-
-    Args:
-        patient: whether the others are noted too. One Ctrl-C comes twice under torchrun, from the terminal and from
-            torchrun, which ends a process that does not end.
-    """
-
-    def __init__(self, patient: bool = False) -> None:
-        self.patient = patient
-        self.signum: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                # Ignored signals (nohup) stay ignored.
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: Any) -> None:
-        known, self.signum = self.signum, number
-        if self.patient:
-            if known is None and torchrun.speaks():
-                os.write(2, b"\ns2vfast: stopping after this step\n")
-            return
-        self.__exit__()
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\ns2vfast: stopping after this step; once more stops at once\n")
 
 
 def _agreed(own: Config, asked: Config | None) -> tuple[Config, list[str]]:

@@ -18,12 +18,11 @@ WINDOW = 50
 
 
 class Result(Protocol):
-    """What progress needs to know of a step; `s2vfast.train.engine.StepResult` has it."""
+    """What progress needs to know of a step, and of ``ema_decay`` (pretraining) and ``top1`` (fine-tuning) one."""
 
     epoch: float
     loss: float
     lr: float
-    ema_decay: float
     clips: int
 
 
@@ -68,6 +67,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def _particular(result: Result) -> str:
+    """What one kind of run alone has to say."""
+    if hasattr(result, "top1"):
+        return f"top-1 of the batch {result.top1:.0f} %"
+    return f"EMA {result.ema_decay:.6f}"
+
+
 class Plain:
     """One line now and then, for files and pipes.
 
@@ -98,7 +104,7 @@ class Plain:
             self._last = now
             self.message(
                 f"step {step}/{self.meter.total}  epoch {result.epoch:.2f}  loss {result.loss:.4f}  "
-                f"lr {result.lr:.2e}  EMA {result.ema_decay:.6f}  {self.meter.clips_per_second:.0f} clips/s  "
+                f"lr {result.lr:.2e}  {_particular(result)}  {self.meter.clips_per_second:.0f} clips/s  "
                 f"ETA {duration(self.meter.eta(step))}"
             )
 
@@ -140,7 +146,7 @@ class Bar:
     def update(self, step: int, result: Result) -> None:
         """``step`` is finished."""
         numbers = (
-            f"loss {result.loss:.4f}  lr {result.lr:.1e}  EMA {result.ema_decay:.5f}  "
+            f"loss {result.loss:.4f}  lr {result.lr:.1e}  {_particular(result)}  "
             f"{self.meter.clips_per_second:.0f} clips/s  ETA {duration(self.meter.eta(step))}"
         )
         self._bar.update(self._task, completed=step, numbers=numbers)
@@ -164,9 +170,13 @@ class Silent:
         """Rank 0 shows it."""
 
 
-def make(meter: Meter, every: int) -> Plain | Bar:
-    """A bar on a terminal, plain lines elsewhere."""
-    return Bar(meter) if sys.stdout.isatty() else Plain(meter, every)
+def make(meter: Meter, every: int, stream: IO[str] | None = None) -> Plain | Bar:
+    """A bar on a terminal, plain lines elsewhere; on standard output where ``stream`` is None."""
+    if not (stream or sys.stdout).isatty():
+        return Plain(meter, every, stream)
+    import rich.console
+
+    return Bar(meter, rich.console.Console(file=stream))
 
 
 class TensorBoard:

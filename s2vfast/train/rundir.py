@@ -49,13 +49,14 @@ def check_free(run_dir: str | Path) -> None:
             )
 
 
-def create(run_dir: str | Path, config: Config, store: Any) -> None:
+def create(run_dir: str | Path, config: Config, store: Any, more: dict[str, Any] | None = None) -> None:
     """Make the folder with ``config.yaml`` and ``run.json``; where that fails, nothing of it stays.
 
     Args:
         run_dir: A folder that `check_free` admits; it and its parents are made where missing.
         config: The run's config.
         store: The `s2vfast.data.store.Store` it trains on.
+        more: What else ``run.json`` is to hold.
 
     Raises:
         TrainingError: The folder cannot be written.
@@ -69,7 +70,7 @@ def create(run_dir: str | Path, config: Config, store: Any) -> None:
                 made.append(parent)
         checkpoint.clean(path)
         write_config(path, config)
-        write_atomic(path / RUN, json.dumps(_description(store), indent=1) + "\n")
+        write_atomic(path / RUN, json.dumps(_description(store) | (more or {}), indent=1) + "\n")
     except OSError as error:
         for name in (RUN, CONFIG):
             checkpoint.remove(path / name)

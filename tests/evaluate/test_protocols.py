@@ -14,7 +14,7 @@ import s2vfast.errors as errors
 from s2vfast import presets
 from s2vfast.data import Layout, Store, write_store
 from s2vfast.data.formats import nwucla
-from s2vfast.evaluate import features, linear, protocols
+from s2vfast.evaluate import features, linear, npz, protocols
 from s2vfast.train import rundir
 
 
@@ -162,7 +162,7 @@ def test_a_store_of_another_layout_is_one_error(run, small, tmp_path):
     path = small.make_store(tmp_path / "puppets", layout=other)
     for call in (
         lambda: protocols.evaluate(run[0], path, "halves"),
-        lambda: protocols.embed(run[0], path, tmp_path / "f.npz"),
+        lambda: npz.embed(run[0], path, tmp_path / "f.npz"),
     ):
         with pytest.raises(errors.S2vfastError, match="puppet.*stick") as caught:
             call()
@@ -171,7 +171,7 @@ def test_a_store_of_another_layout_is_one_error(run, small, tmp_path):
 
 
 def test_embed_writes_all_sequences(run, store_path, store, tmp_path):
-    said = protocols.embed(run[0], store_path, tmp_path / "all.npz", pool="joint_time", log=_quiet)
+    said = npz.embed(run[0], store_path, tmp_path / "all.npz", pool="joint_time", log=_quiet)
     with np.load(tmp_path / "all.npz", allow_pickle=False) as file:
         table = dict(file)
     assert sorted(table) == ["classes", "features", "labels", "names", "part"]
@@ -187,7 +187,7 @@ def test_embed_writes_all_sequences(run, store_path, store, tmp_path):
 
 
 def test_embed_writes_the_parts_of_a_split(run, store_path, store, tmp_path):
-    protocols.embed(run[0], store_path, tmp_path / "f.npz", "halves", log=_quiet)
+    npz.embed(run[0], store_path, tmp_path / "f.npz", "halves", log=_quiet)
     with np.load(tmp_path / "f.npz") as file:
         for part, expected in zip(("train", "test"), _halves(run[0], store), strict=True):
             rows = file["part"] == part
@@ -195,7 +195,7 @@ def test_embed_writes_the_parts_of_a_split(run, store_path, store, tmp_path):
             np.testing.assert_array_equal(file["labels"][rows], expected[1])
             assert [store.names[i] for i in store.select("halves", part)] == file["names"][rows].tolist()
     with pytest.raises(errors.DataError, match="no split 'thirds'.*halves"):
-        protocols.embed(run[0], store_path, tmp_path / "g.npz", "thirds")
+        npz.embed(run[0], store_path, tmp_path / "g.npz", "thirds")
     assert os.listdir(tmp_path).count("g.npz") == 0
 
 
@@ -203,7 +203,7 @@ def test_embed_leaves_files_alone(run, store_path, tmp_path, monkeypatch):
     out = tmp_path / "f.npz"
     out.write_text("mine")
     with pytest.raises(errors.DataError, match="exists already"):
-        protocols.embed(run[0], store_path, out)
+        npz.embed(run[0], store_path, out)
 
     # A failure half-way: what was there stays, and nothing else does.
     before = sorted(os.listdir(tmp_path))
@@ -215,11 +215,11 @@ def test_embed_leaves_files_alone(run, store_path, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", no_space)
         with pytest.raises(errors.DataError, match="No space left"):
-            protocols.embed(run[0], store_path, out, overwrite=True)
+            npz.embed(run[0], store_path, out, overwrite=True)
     assert out.read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == before
 
-    protocols.embed(run[0], store_path, out, overwrite=True, log=_quiet)
+    npz.embed(run[0], store_path, out, overwrite=True, log=_quiet)
     assert len(np.load(out)["labels"]) == 24
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -227,7 +227,7 @@ def test_embed_leaves_files_alone(run, store_path, tmp_path, monkeypatch):
 def test_embed_finds_out_first_that_it_cannot_write(run, store_path, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "extract", lambda *a, **k: pytest.fail("features were computed for nothing"))
     with pytest.raises(errors.DataError, match=r"nowhere/f.npz: cannot be written: No such file"):
-        protocols.embed(run[0], store_path, tmp_path / "nowhere" / "f.npz")
+        npz.embed(run[0], store_path, tmp_path / "nowhere" / "f.npz")
 
 
 def test_draws_join_the_training_part(run, store_path, store):

@@ -1,0 +1,231 @@
+"""The commands about a run that has been trained: from options to calls, to lines and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import s2vfast.errors as errors
+from s2vfast import presets
+from s2vfast.evaluate import finetune_config, protocols, table
+from s2vfast.evaluate.finetune import Stopped
+from s2vfast.train import distributed, rundir, torchrun
+from s2vfast.train.progress import Counter
+
+RESULTS = "results.json"
+
+
+class _Showing:
+    """Progress of one thing after another, a bar each: fine-tuning, which comes between them, has one of its own."""
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+        self._stack = contextlib.ExitStack()
+        self._counter: Counter | None = None
+
+    def __enter__(self) -> _Showing:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """``done`` of ``of`` of ``what``."""
+        if self._counter is None or what != self._what:
+            self._stack.close()
+            self._what, self._counter = what, self._stack.enter_context(Counter(what))
+        self._counter(done, of)
+        if done >= of:
+            self._stack.close()
+            self._counter = None
+
+
+def evaluate(options: Any) -> int:
+    """``s2vfast evaluate``; under torchrun all ranks do it, and rank 0 speaks."""
+    names = list(protocols.PROTOCOLS) if options.protocol == "all" else options.protocol.split(",")
+    for name in names:
+        if name not in protocols.KNOWN:
+            raise errors.ConfigError(f"--protocol: {name!r} is not one of {', '.join((*protocols.KNOWN, 'all'))}")
+    several = options.protocol == "all" or len(names) > 1
+    results, folder = _places(options.out, names, several)
+    how = _options(options, several) | {"out": folder}
+    store = options.store or rundir.read(options.run)["store"]["path"]
+    try:
+        with distributed.start() as ranks, _Showing() as showing:
+            how |= {"ranks": ranks, "progress": showing if ranks.first else None}
+            if several:
+                found = protocols.evaluate_all(options.run, store, options.split, names, **how)
+            else:
+                confusion = options.confusion or results is not None
+                found = protocols.evaluate(options.run, store, options.split, names[0], confusion=confusion, **how)
+            if results is not None:
+                ranks.tell(lambda: _write(results, found))
+    except Stopped as stopped:
+        if torchrun.speaks():
+            _to_stderr(str(stopped))
+        return 128 + stopped.signum
+    if torchrun.speaks():
+        if not options.confusion and not several:
+            for part in (found, found.get("probe", {})):
+                part.pop("confusion", None)
+        print(json.dumps(found) if options.json else table.text(found) if several else _lines(found))
+    return 0
+
+
+def _places(out: str | None, names: list[str], several: bool) -> tuple[Path | None, Path | None]:
+    """The file for results, and the folder for what is fine-tuned."""
+    if out is None:
+        return None, None
+    if out.endswith(".json"):
+        return Path(out), None
+    if not several and names[0] not in ("finetune", "supervised", "semi"):
+        raise errors.ConfigError(f"--out {out}: a FILE.json is expected, as {names[0]} makes no run of its own")
+    return Path(out) / RESULTS, Path(out)
+
+
+def _options(options: Any, several: bool) -> dict[str, Any]:
+    given = options.get("finetune")
+    changes = {name: presets.value(text) for name, text in (given.as_dict() if given else {}).items()}
+    recipe = finetune_config.load(options.recipe, changes)
+    # Whoever names a decay of the learning rate wants it from scratch too.
+    supervised = {"supervised": recipe} if "layer_decay" in changes else {}
+    return {
+        "pool": options.pool,
+        "untrained": options.untrained,
+        "train_part": options.train_part,
+        "test_part": options.test_part,
+        "device": options.device,
+        "cache": options.cache,
+        "log": _to_stderr,
+        "k": options.k or (10 if several else 1),
+        **({} if options.transform is None else {"transform": options.transform}),
+        "epochs": options.epochs,
+        "lr": options.lr,
+        "seed": options.seed,
+        "repeats": options.repeats,
+        "recipe": recipe,
+        **supervised,
+        "percents": shares(options.percents),
+        "lists": options.lists,
+        "semi": options.semi.split(","),
+    }
+
+
+def shares(text: str) -> list[float]:
+    """``1,5,10`` as numbers."""
+    try:
+        return [float(part) if "." in part else int(part) for part in text.split(",")]
+    except ValueError:
+        raise errors.ConfigError(f"--percents: {text!r}; numbers with commas between them are expected") from None
+
+
+def _lines(found: dict[str, Any]) -> str:
+    """What one protocol found, to read."""
+    protocol = found["protocol"]
+    if protocol in ("retrieval", "semi"):
+        return table.text({**found, "table": table.rows({protocol: found})})
+    name = {
+        "linear": f"linear probe on {found['pool']} features",
+        "knn": f"{found.get('settings', {}).get('k')}-nearest-neighbour on {found['pool']} features",
+        "finetune": "fine-tuned",
+        "supervised": "trained from scratch",
+        "classify": "its own classes",
+    }[protocol]
+    encoder = "untrained encoder" if found["untrained"] else f"encoder of step {found['step']}"
+    lines = [f"{encoder}, {name}, split {found['split']} ({found['n_train']} to fit, {found['n_test']} to measure)"]
+    spread = [f" ± {found[f'{key}_std']:.2f}" if f"{key}_std" in found else "" for key in ("top1", "top5")]
+    lines.append(f"top-1 {found['top1']:.2f}{spread[0]} %   top-5 {found['top5']:.2f}{spread[1]} %")
+    if "probe" in found:
+        lines.append(f"by L-BFGS: top-1 {found['probe']['top1']:.2f} %   top-5 {found['probe']['top5']:.2f} %")
+    for k, part in found.get("by_k", {}).items():
+        if len(found["by_k"]) > 1 and k == "1":
+            lines.append(f"1-NN: top-1 {part['top1']:.2f} %   top-5 {part['top5']:.2f} %")
+    if folders := found.get("folders"):
+        lines.append(f"fine-tuned: {', '.join(folders)}; next: s2vfast predict {folders[0]} FILES")
+    return "\n".join(lines)
+
+
+def embed(options: Any) -> int:
+    """``s2vfast embed``."""
+    from s2vfast.evaluate.npz import embed
+
+    found = embed(
+        options.run,
+        options.store or rundir.read(options.run)["store"]["path"],
+        options.out,
+        options.split,
+        pool=options.pool,
+        untrained=options.untrained,
+        device=options.device,
+        overwrite=options.overwrite,
+        log=_to_stderr,
+    )
+    print(f"{found['out']}: features of {found['n']} sequences, {found['features']} numbers each")
+    return 0
+
+
+def subset(options: Any) -> int:
+    """``s2vfast data subset``."""
+    from s2vfast.data.store import Store
+    from s2vfast.evaluate import subsets
+    from s2vfast.evaluate.checks import check_counts
+
+    check_counts(lists=options.lists)
+    store = Store.open(options.store)
+    found = subsets.table(store, options.split, shares(options.percents), seed=options.seed, lists=options.lists)
+    _write(Path(options.out), found)
+    counts = ", ".join(f"{percent} %: {len(lists[0])}" for percent, lists in found["lists"].items())
+    print(f"{options.out}: {options.lists} lists of each share ({counts} sequences), SHA-256 {found['sha256']}")
+    return 0
+
+
+def export(options: Any) -> int:
+    """``s2vfast export``."""
+    from s2vfast.evaluate.export import export
+
+    found = export(options.run, options.to, options.out, overwrite=options.overwrite, log=_to_stderr)
+    print(
+        f"{found['out']}: {', '.join(found['outputs'])} of clips {found['input']}; differs from PyTorch by "
+        f"{found['error']:.1e} at most ({found['checked_by']})"
+    )
+    return 0
+
+
+def predict(options: Any) -> int:
+    """``s2vfast predict``: 1 where a file was broken, 0 otherwise."""
+    from s2vfast.evaluate.predict import predict
+
+    code = 0
+    for found in predict(
+        options.run,
+        options.files,
+        format=options.format,
+        layout=options.layout,
+        top=options.top,
+        device=options.device,
+        log=_to_stderr,
+    ):
+        if options.json:
+            print(json.dumps(found))
+        elif "error" in found:
+            _to_stderr(f"skipped: {found['error']}")
+        else:
+            shown = "   ".join(f"{name} {100 * value:.1f} %" for name, value in found["top"])
+            print(f"{found['file']}{'' if found['sequence'] is None else ':' + found['sequence']}   {shown}")
+        code = max(code, int("error" in found))
+    return code
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rundir.write_atomic(path, json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise errors.DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)

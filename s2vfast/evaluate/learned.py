@@ -1,0 +1,187 @@
+"""Measures that fine-tune: the whole encoder, the same from scratch, and either on a share of the labels."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import s2vfast.errors as errors
+from s2vfast import nn
+from s2vfast.evaluate import features, finetune, measures, metrics, subsets
+from s2vfast.evaluate.finetune_config import FinetuneConfig
+from s2vfast.evaluate.subject import Subject
+from s2vfast.train import rundir
+
+FOLDER = "finetuned"
+"""Folder of a run that holds its fine-tuned runs, where no other is named."""
+SEMI_MEASURES = ("linear", "probe", "knn", "finetune")
+
+
+def tuned(
+    subject: Subject,
+    options: FinetuneConfig,
+    *,
+    mode: str,
+    seeds: Sequence[int],
+    out: Path | None = None,
+    ids: np.ndarray | None = None,
+    labels: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune, and measure on the test part with deterministic clips; mean over seeds.
+
+    Args:
+        subject: encoder and sequences.
+        options: the recipe; its seed is replaced.
+        mode: "finetune", or "supervised": from the weights that a run of this config and seed starts from.
+        seeds: one run each.
+        out: folder of the fine-tuned run (of several: ``out/seed-N``); None: one under the run, named by what it is.
+        ids: sequences that are learned from; None: the training part.
+        labels: which list these are.
+    """
+    found = []
+    ids = subject.ids[0] if ids is None else ids
+    for seed in seeds:
+        recipe = replace(options, seed=seed)
+        encoder, weights = copy.deepcopy(subject.encoder), subject.weights
+        if mode == "supervised":
+            config = replace(subject.config, train=replace(subject.config.train, seed=seed))
+            encoder = nn.build_encoder(config, subject.store.layout.num_joints)
+            weights = finetune.digest(encoder)
+        source = finetune.Source(
+            mode=mode,
+            run=str(subject.run),
+            step=0 if mode == "supervised" else subject.step,
+            weights=weights,
+            pretrained_on=rundir.read(subject.run)["store"],
+            split=subject.split,
+            part=subject.parts[0],
+            ids=finetune.digest_ids(ids),
+            labels=labels,
+        )
+        place = _place(subject, recipe, source) if out is None else out if len(seeds) == 1 else out / f"seed-{seed}"
+        seconds = finetune.tune(
+            place, encoder, subject.config, subject.store, ids, recipe, source, device=subject.device,
+            ranks=subject.ranks, log=subject.log,
+        )  # fmt: skip
+        found.append(measure(subject, place) | {"seconds": round(seconds, 2), "folder": str(place)})
+    about = {
+        "recipe": {name: value for name, value in options.to_dict().items() if name != "seed"},
+        "seeds": list(seeds),
+        "folders": [one["folder"] for one in found],
+        "training_seconds": [one["seconds"] for one in found],
+    }
+    scores = [{name: one[name] for name in ("top1", "top5", "per_class", "confusion")} for one in found]
+    return measures.together(scores) | about
+
+
+def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
+    """The recipe for an encoder that has learned nothing: all layers learn at the same rate."""
+    return replace(options, layer_decay=1.0)
+
+
+def measure(subject: Subject, folder: Path) -> dict[str, Any]:
+    """Scores of a fine-tuned run on the subject's test part.
+
+    Raises:
+        CheckpointError: a run that was not fine-tuned, or to other classes.
+    """
+    model, config, about = finetune.load_classifier(folder, log=subject.log)
+    if about["classes"] != list(subject.store.classes):
+        raise errors.CheckpointError(
+            f"{folder}: was fine-tuned to {len(about['classes'])} classes that are not those of {subject.store.path} "
+            f"({len(subject.store.classes)}); name a store of the same classes with --data, or fine-tune to these"
+        )
+    model.to(subject.device)
+    pooled = features.extract(
+        model.encoder,
+        config,
+        subject.store,
+        subject.ids[1],
+        pool="joint",
+        batch=subject.clips,
+        device=subject.device,
+        ranks=subject.ranks,
+    )
+    ranked = metrics.rank_scores(model.head(pooled.to(subject.device)))
+    return measures.scores(ranked, subject.labels[1], subject.store.classes)
+
+
+def semi(
+    subject: Subject,
+    options: FinetuneConfig,
+    *,
+    percents: Sequence[float],
+    lists: int,
+    seed: int,
+    wanted: Sequence[str],
+    out: Path | None,
+    linear: dict[str, Any],
+    transform: str,
+) -> dict[str, Any]:
+    """Measures on shares of the labels, each of them mean and sample standard deviation over several lists.
+
+    Args:
+        subject: encoder and sequences; features are those of the whole training part.
+        options: the recipe of fine-tuning; list i is learned with its seed + i.
+        percents: shares, see `s2vfast.evaluate.subsets`.
+        lists: lists of each share.
+        seed: of the lists.
+        wanted: some of `SEMI_MEASURES`.
+        out: folder of the fine-tuned runs, or None.
+        linear: settings of the published probe.
+        transform: of features before kNN.
+    """
+    places = {int(number): place for place, number in enumerate(subject.ids[0])}
+    train, test, rows = subject.features(0), subject.features(1), []
+    for percent in percents:
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+        counts = []
+        for number in range(lists):
+            names, parts = (subject.store, subject.split), {"part": subject.parts[0], "seed": seed, "number": number}
+            ids = subsets.subset(*names, percent, **parts)
+            chosen = [places[int(i)] for i in ids]
+            given = (train[chosen], subject.labels[0][chosen], test, subject.labels[1], subject)
+            counts.append(len(ids))
+            for name in wanted:
+                if name == "linear":
+                    result = measures.linear_probe(*given, seeds=[number], **linear)
+                elif name == "probe":
+                    result = measures.fast_probe(*given)
+                elif name == "knn":
+                    result = measures.neighbours(*given, k=1, transform=transform)
+                else:
+                    label = {"percent": percent, "seed": seed, "number": number}
+                    place = None if out is None else out / f"{percent:g}-percent-{number}"
+                    seeds = [options.seed + number]
+                    result = tuned(subject, options, mode="finetune", seeds=seeds, out=place, ids=ids, labels=label)
+                found[name].append(result)
+        for name, results in found.items():
+            row: dict[str, Any] = {"percent": percent, "measure": name, "lists": lists, "n_train": counts[0]}
+            for key in ("top1", "top5"):
+                values = [result[key] for result in results]
+                row[key], row[f"{key}_each"] = statistics.fmean(values), values
+                row[f"{key}_std"] = statistics.stdev(values) if lists > 1 else None
+            rows.append(row)
+    return {"rows": rows, "lists": lists, "seed": seed}
+
+
+def _place(subject: Subject, recipe: FinetuneConfig, source: finetune.Source) -> Path:
+    """A folder under the run that is named by all that a fine-tuned run depends on."""
+    about = {
+        "recipe": {
+            name: value for name, value in recipe.to_dict().items() if name not in finetune.finetune_config.FREE
+        },
+        "store": subject.store.fingerprint,
+        **{name: getattr(source, name) for name in ("mode", "weights", "split", "part", "ids")},
+    }
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    share = f"-{source.labels['percent']:g}-percent" if source.labels else ""
+    return subject.run / FOLDER / f"{source.mode}{share}-{name}"

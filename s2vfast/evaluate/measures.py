@@ -1,0 +1,105 @@
+"""Measures of features: linear probes, nearest neighbours, retrieval; each takes a `Subject`, returns plain values."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2vfast.evaluate import knn, linear, metrics, probe, retrieval
+from s2vfast.evaluate.subject import Subject
+
+
+def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """``top1``, ``top5`` and ``per_class`` in per cent, and ``confusion`` (rows are true classes).
+
+    Args:
+        ranked: int64 [n, classes], the best class first.
+        labels: int64 [n].
+        classes: names.
+    """
+    matrix = metrics.confusion_matrix(ranked[:, 0], labels, len(classes))
+    return {
+        "top1": metrics.top_k(ranked, labels, 1),
+        "top5": metrics.top_k(ranked, labels, 5),
+        "per_class": dict(zip(classes, metrics.per_class_accuracy(matrix), strict=True)),
+        "confusion": matrix.tolist(),
+    }
+
+
+def together(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several results of `scores` as one: means, sample standard deviations, the sum of the confusion matrices."""
+    if len(found) == 1:
+        return found[0]
+    result: dict[str, Any] = {}
+    for name in ("top1", "top5"):
+        values = [one[name] for one in found]
+        result |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values), f"{name}_each": values}
+    classes = found[0]["per_class"]
+    result["per_class"] = {
+        name: None if value is None else statistics.fmean(one["per_class"][name] for one in found)
+        for name, value in classes.items()
+    }
+    return result | {"confusion": torch.tensor([one["confusion"] for one in found]).sum(dim=0).tolist()}
+
+
+def train_features(subject: Subject, draws: int) -> Tensor:
+    """[1 + draws, n, F]: of the deterministic clips, and of drawn ones as pretraining makes them."""
+    name = subject.parts[0]
+    drawn = [subject.features(0, draw, f"features of {name}, draw {draw + 1} of {draws}") for draw in range(draws)]
+    return torch.stack([subject.features(0), *drawn])
+
+
+def linear_probe(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    subject: Subject,
+    *,
+    seeds: Sequence[int],
+    **settings: Any,
+) -> dict[str, Any]:
+    """The published linear probe, mean over seeds of its weights and order. ``train`` is [n, F] or [A, n, F]."""
+    found, report = [], subject.progress
+    for seed in seeds:
+        fitted = linear.fit(
+            train,
+            labels,
+            classes=subject.classes,
+            seed=seed,
+            progress=None if report is None else lambda done, of: report("linear probe", done, of),
+            **settings,
+        )
+        found.append(scores(metrics.rank_scores(fitted.scores(test)), test_labels, subject.store.classes))
+    return together(found)
+
+
+def fast_probe(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, subject: Subject) -> dict[str, Any]:
+    """The probe by L-BFGS; ``train`` is [n, F]."""
+    fitted = probe.fit(train, labels, classes=subject.classes)
+    found = scores(metrics.rank_scores(fitted.scores(test)), test_labels, subject.store.classes)
+    return found | {"penalty": fitted.penalty, "validation": fitted.validation}
+
+
+def neighbours(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, subject: Subject, *, k: int, transform: str
+) -> dict[str, Any]:
+    """kNN with k voters, and with one beside it; ``train`` is [n, F]."""
+    found: dict[str, Any] = {}
+    by_k = {}
+    for voters in dict.fromkeys((1, k)):
+        ranked = knn.rank(train, labels, test, classes=subject.classes, k=voters, transform=transform)
+        found = scores(ranked, test_labels, subject.store.classes)
+        by_k[str(voters)] = {name: found[name] for name in ("top1", "top5")}
+    return found | {"by_k": by_k}
+
+
+def retrieval_scores(subject: Subject) -> dict[str, Any]:
+    """Test against test, without the query itself, and test against train."""
+    (train, test), (train_labels, test_labels) = (subject.features(0), subject.features(1)), subject.labels
+    own = retrieval.retrieve(test, test_labels, test, test_labels, leave_one_out=True)
+    return {"test_to_test": own, "test_to_train": retrieval.retrieve(train, train_labels, test, test_labels)}

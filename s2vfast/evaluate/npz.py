@@ -1,0 +1,92 @@
+"""What `s2vfast embed` does: the features of a store's sequences as an npz file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import s2vfast.errors as errors
+from s2vfast.data.store import Store
+from s2vfast.evaluate import features
+from s2vfast.evaluate.checks import check_choice, check_counts, open_store, whole_file
+from s2vfast.evaluate.subject import Log, Progress
+
+
+def embed(
+    run_dir: str | Path,
+    store_path: str | Path,
+    out: str | Path,
+    split: str | None = None,
+    *,
+    pool: features.Pool = "mean",
+    untrained: bool = False,
+    clips: int = 64,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    log: Log = print,
+) -> dict[str, Any]:
+    """Write the features of a store's sequences to an npz file, which is there whole or not at all.
+
+    Its arrays: ``features`` float32 [n, F], ``labels`` int64 [n], ``names`` [n], ``part`` [n] (the sequence's part of
+    the split, empty text without a split) and ``classes`` (class names by label). No pickles: `numpy.load` as it is.
+
+    Args:
+        run_dir: a run's folder.
+        store_path: a store of the run's layout.
+        out: the file.
+        split: named split, of which all parts are written; None: every sequence of the store.
+        pool: as in `s2vfast.evaluate.evaluate`; so are untrained, clips, device, progress and log.
+        untrained: the weights that the run started from.
+        clips: sequences at a time.
+        device: auto, cpu, cuda or cuda:N.
+        overwrite: replace an existing file.
+        progress: called with (what, done, of).
+        log: told of what is odd.
+
+    Returns:
+        ``out``, ``n``, ``features`` (F), ``pool``, ``split``, ``untrained`` and ``step``.
+
+    Raises:
+        S2vfastError: a run, store, split or option that cannot be used, or a file that cannot be written.
+    """
+    check_choice("pool", pool, features.POOLS)
+    check_counts(clips=clips)
+    where = features.resolve_device(device)
+    encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
+    store = open_store(run_dir, store_path)
+    ids, part = _split_rows(store, split)
+    report = None if progress is None else lambda done, of: progress("features", done, of)
+    with whole_file(Path(out), overwrite) as file:
+        table = features.extract(encoder, config, store, ids, pool=pool, batch=clips, device=where, progress=report)
+        np.savez(
+            file,
+            features=table.numpy(),
+            labels=store.labels[ids],
+            names=np.array(store.names)[ids],
+            part=part,
+            classes=np.array(store.classes),
+        )
+    return {
+        "out": str(out),
+        "n": len(ids),
+        "features": table.shape[1],
+        "pool": pool,
+        "split": split,
+        "untrained": untrained,
+        "step": step,
+    }
+
+
+def _split_rows(store: Store, split: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sequence numbers, and the part of each."""
+    if split is None:
+        return np.arange(len(store.names), dtype=np.int64), np.full(len(store.names), "")
+    # select knows the split "all" of any store, and names the known ones where there is no such split.
+    parts = store.splits[split] if split in store.splits else {"": store.select(split, "")}
+    ids = np.concatenate(list(parts.values()))
+    if not len(ids):
+        raise errors.DataError(f"{store.path}: split {split!r} has no sequence")
+    return ids, np.repeat(np.array(list(parts)), [len(chosen) for chosen in parts.values()])

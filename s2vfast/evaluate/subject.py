@@ -1,0 +1,242 @@
+"""What is measured: a run's encoder on two parts of a store's split, its features computed once for all measures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import s2vfast.errors as errors
+from s2vfast import nn
+from s2vfast.config import Config
+from s2vfast.data.store import Store
+from s2vfast.evaluate import features, finetune
+from s2vfast.evaluate.checks import open_store, whole_file
+from s2vfast.train import rundir
+from s2vfast.train.distributed import Ranks
+
+Progress = Callable[[str, int, int], None]
+Log = Callable[[str], object]
+CACHE = "features"
+"""Folder of a run that holds features."""
+
+
+@dataclass
+class Subject:
+    """An encoder and the sequences it is measured on. Make one with `Subject.open`."""
+
+    run: Path
+    """The run's folder."""
+    config: Config
+    """Its config."""
+    encoder: nn.Encoder
+    """On the CPU until features are asked for."""
+    step: int
+    """Its checkpoint; 0 where untrained."""
+    untrained: bool
+    """Whether these are the weights that the run started from."""
+    store: Store
+    """The sequences."""
+    split: str
+    """Named split of them."""
+    parts: tuple[str, str]
+    """Its part that is fitted, and its part that is measured."""
+    ids: tuple[np.ndarray, np.ndarray]
+    """int64 sequence numbers of both."""
+    labels: tuple[Tensor, Tensor]
+    """int64 classes of both, on the device."""
+    device: torch.device
+    """Where the encoder and the probes run."""
+    pool: features.Pool = "mean"
+    """How tokens become a vector."""
+    clips: int = 64
+    """Sequences that go through the encoder at a time."""
+    seed: int = 0
+    """Of drawn clips."""
+    cache: bool = False
+    """Whether features are kept under the run."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Processes that share the work."""
+    progress: Progress | None = None
+    """Called with (what, done, of)."""
+    log: Log = print
+    """Told of what is odd, a line each."""
+    _known: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: str | Path,
+        store_path: str | Path,
+        split: str | None,
+        parts: tuple[str, str],
+        *,
+        untrained: bool,
+        device: str,
+        ranks: Ranks,
+        log: Log,
+        **options: Any,
+    ) -> Subject:
+        """The encoder of a run, and a store.
+
+        Raises:
+            S2vfastError: a run, store, split or device that cannot be used.
+        """
+        where = features.resolve_device(device, ranks)
+        log = log if ranks.first else _silent
+        encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
+        store = open_store(run_dir, store_path)
+        split = split or config.data.split
+        ids = _part_ids(store, split, *parts)
+        labels = tuple(torch.from_numpy(store.labels[chosen]).to(where) for chosen in ids)
+        made = cls(
+            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, **options,
+            ranks=ranks, log=log,
+        )  # fmt: skip
+        if missing := made.missing:
+            log(
+                f"warning: {len(missing)} class(es) of {parts[1]} are not in {parts[0]} and cannot be told: "
+                f"{', '.join(missing)}"
+            )
+        return made
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.store.classes)
+
+    @property
+    def missing(self) -> list[str]:
+        """Classes of the part that is measured which the other does not have."""
+        fitted, measured = (set(labels.tolist()) for labels in self.labels)
+        return [self.store.classes[label] for label in sorted(measured - fitted)]
+
+    def features(self, part: int, draw: int | None = None, what: str = "") -> Tensor:
+        """float32 [n, F] of part 0 or 1, on the device; computed once.
+
+        Args:
+            part: number of the part.
+            draw: as of `s2vfast.evaluate.features.extract`.
+            what: said of it while it is computed.
+        """
+        key = self._key(part, draw)
+        known = self._known
+        if key not in known:
+            known[key] = self._read(key) if self.cache else None
+            if known[key] is None:
+                report, name = self.progress, what or f"features of {self.parts[part]}"
+                table = features.extract(
+                    self.encoder,
+                    self.config,
+                    self.store,
+                    self.ids[part],
+                    pool=self.pool,
+                    draw=draw,
+                    seed=self.seed,
+                    batch=self.clips,
+                    device=self.device,
+                    clips=self._source,
+                    ranks=self.ranks,
+                    progress=None if report is None else lambda done, of: report(name, done, of),
+                )
+                if self.cache and self.ranks.first:
+                    self._write(key, table)
+                known[key] = table.to(self.device)
+        return known[key]
+
+    def describe(self) -> dict[str, Any]:
+        """What every result says about where it is from."""
+        about = rundir.read(self.run)
+        found = {
+            "split": self.split,
+            "untrained": self.untrained,
+            "pool": self.pool,
+            "n_train": len(self.ids[0]),
+            "n_test": len(self.ids[1]),
+            "missing_classes": self.missing,
+            "step": self.step,
+            "parts": list(self.parts),
+            "run": str(self.run),
+            "pretrained_on": about["store"],
+            "transfer": about["store"]["fingerprint"] != self.store.fingerprint,
+            "objective": self.config.objective.name,
+            "store": str(self.store.path),
+            "store_fingerprint": self.store.fingerprint,
+            "device": str(self.device),
+        }
+        if finetune.KEY in about:
+            found["finetuned"] = about[finetune.KEY]
+            found["pretrained_on"] = about[finetune.KEY]["source"]["pretrained_on"]
+            found["tuned_on"] = about["store"]
+        return found
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """SHA-256 of the encoder's weights."""
+        return finetune.digest(self.encoder)
+
+    @functools.cached_property
+    def _source(self) -> features.Clips:
+        return features.Clips(self.config, self.store, self.device)
+
+    def _key(self, part: int, draw: int | None) -> str:
+        """SHA-256 of all that features depend on."""
+        about = {
+            "weights": self.weights,
+            "clips": asdict(self.config.data),
+            "heads": self.config.model.heads,
+            "store": self.store.fingerprint,
+            "ids": finetune.digest_ids(self.ids[part]),
+            "pool": self.pool,
+            "draw": None if draw is None else [draw, self.seed],
+            "device": self.device.type,
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _read(self, key: str) -> Tensor | None:
+        path = self.run / CACHE / f"{key}.npz"
+        found = None
+        # A zip's checksums are compared when it is read: what is damaged is computed again.
+        with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+            found = torch.from_numpy(file["features"])
+        # All ranks or none, as the work is shared.
+        there = torch.tensor([float(found is None)])
+        self.ranks.sum(there)
+        return None if there.item() else found.to(self.device)
+
+    def _write(self, key: str, table: Tensor) -> None:
+        folder = self.run / CACHE
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise errors.DataError(f"{folder}: cannot be made: {error.strerror or error}; leave --cache out") from error
+        with whole_file(folder / f"{key}.npz", overwrite=True) as file:
+            np.savez(file, features=table.numpy())
+
+
+def _part_ids(store: Store, split: str, train_part: str, test_part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sequence numbers of both parts, neither of them empty, without a sequence in common."""
+    ids = tuple(store.select(split, part) for part in (train_part, test_part))
+    for part, chosen in zip((train_part, test_part), ids, strict=True):
+        if not len(chosen):
+            raise errors.DataError(f"{store.path}: part {part!r} of split {split!r} has no sequence")
+    shared = len(np.intersect1d(*ids))
+    if shared:
+        raise errors.DataError(
+            f"{store.path}: {shared} sequence(s) of split {split!r} are in {train_part!r} and in {test_part!r}; an "
+            f"accuracy on sequences that were fitted says nothing, choose another split or part"
+        )
+    return ids
+
+
+def _silent(line: str) -> None:
+    """Rank 0 says it."""

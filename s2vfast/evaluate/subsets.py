@@ -1,0 +1,101 @@
+"""Which labels a semi-supervised run may see: fixed lists of every class, the same on any rank, machine and version.
+
+A sequence's place in a list is a draw of (seed, list, its name), and a class's share are the sequences that were drawn
+first. So lists of one number hold each other: what is in the list of 1 % is in those of 5, 10 and 20 %. Names are
+drawn, not sequence numbers, so that a store that was imported again, in another order, gives the same lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+import s2vfast.errors as errors
+from s2vfast.data.store import Store
+from s2vfast.reference import philox
+
+PERCENTS: tuple[float, ...] = (1, 5, 10, 20)
+"""Shares of the published tables."""
+LISTS = 5
+"""Lists of each share; results are mean and standard deviation over them."""
+LABELS = 34
+"""What the draws are for: the stream of `philox.words`."""
+
+
+def share(count: int, percent: float) -> int:
+    """How many of a class of ``count`` sequences: ``percent`` of them, halves rounded up, and at least one."""
+    exact = Fraction(str(percent)) * count / 100
+    return min(count, max(1, int(exact + Fraction(1, 2))))
+
+
+def choose(names: Sequence[str], labels: Sequence[int], percent: float, seed: int = 0, number: int = 0) -> list[int]:
+    """Places of the sequences that a list holds, ascending.
+
+    Args:
+        names: of the sequences to choose from, each once.
+        labels: their classes.
+        percent: in (0, 100].
+        seed: of all lists.
+        number: which list of that seed.
+
+    Raises:
+        ConfigError: a share that is none.
+    """
+    if not 0 < percent <= 100:
+        raise errors.ConfigError(f"percent: {percent}; a number in (0, 100] is expected")
+    # 48 bits of a name's hash are its id, which is what a counter has room for.
+    ids = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names]
+    words = philox.words(seed, number, torch.tensor(ids, dtype=torch.int64), LABELS, 2)
+    draws = [(int(high), int(low)) for high, low in words.tolist()]
+    members: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        members.setdefault(int(label), []).append(place)
+    chosen = []
+    for places in members.values():
+        places.sort(key=lambda place: (draws[place], names[place]))
+        chosen += places[: share(len(places), percent)]
+    return sorted(chosen)
+
+
+def subset(
+    store: Store, split: str, percent: float, *, part: str = "train", seed: int = 0, number: int = 0
+) -> np.ndarray:
+    """Sequence numbers of a list of a store's split: int64, ascending. Arguments as of `choose`."""
+    ids = store.select(split, part)
+    return ids[choose([store.names[i] for i in ids], store.labels[ids].tolist(), percent, seed, number)]
+
+
+def table(
+    store: Store,
+    split: str,
+    percents: Sequence[float] = PERCENTS,
+    *,
+    part: str = "train",
+    seed: int = 0,
+    lists: int = LISTS,
+) -> dict[str, object]:
+    """All lists of a split, for JSON: names by share and list, and the SHA-256 of them.
+
+    Args:
+        store: whose names and classes decide.
+        split: named split.
+        percents: shares.
+        part: part of the split.
+        seed: of the lists.
+        lists: lists of each share.
+    """
+    names = {
+        f"{percent:g}": [
+            [store.names[i] for i in subset(store, split, percent, part=part, seed=seed, number=number)]
+            for number in range(lists)
+        ]
+        for percent in percents
+    }
+    digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+    about = {"store_fingerprint": store.fingerprint, "split": split, "part": part, "seed": seed}
+    return {**about, "rounding": "halves up, at least one of each class", "sha256": digest, "lists": names}

@@ -1,0 +1,72 @@
+"""The table of a paper: results of several protocols as rows, and as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NAMES = {
+    "linear": "linear probe (published recipe)",
+    "probe": "linear probe (L-BFGS)",
+    "finetune": "fine-tuned",
+    "supervised": "supervised from scratch",
+    "classify": "as fine-tuned",
+    "knn": "1-NN",
+}
+
+
+def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a measure: ``measure``, ``labels`` (per cent), ``metric``, ``value``, ``std`` (or None), ``of`` (runs).
+
+    Args:
+        results: of `s2vfast.evaluate.protocols.evaluate_all`, by protocol.
+    """
+    found: list[dict[str, Any]] = []
+
+    def row(
+        measure: str, metric: str, value: float, std: float | None = None, of: int = 1, labels: float = 100
+    ) -> None:
+        found.append({"measure": measure, "labels": labels, "metric": metric, "value": value, "std": std, "of": of})
+
+    def accuracies(measure: str, result: dict[str, Any], labels: float = 100) -> None:
+        for metric, key in (("top-1", "top1"), ("top-5", "top5")):
+            each = result.get(f"{key}_each", [0.0])
+            row(measure, metric, result[key], result.get(f"{key}_std"), len(each), labels)
+
+    for protocol, result in results.items():
+        if protocol == "retrieval":
+            for name, scores in (("test to test", "test_to_test"), ("test to train", "test_to_train")):
+                for key, value in result[scores].items():
+                    if key == "map" or key.startswith("recall"):
+                        row(f"retrieval, {name}", {"map": "mAP"}.get(key, key), value)
+        elif protocol == "semi":
+            for part in result["rows"]:
+                accuracies(_NAMES[part["measure"]], part, part["percent"])
+        elif protocol == "knn":
+            for k, part in result["by_k"].items():
+                accuracies(f"{k}-NN", part)
+        else:
+            accuracies(_NAMES[protocol], result)
+            if "probe" in result:
+                accuracies(_NAMES["probe"], result["probe"])
+    return found
+
+
+def text(result: dict[str, Any]) -> str:
+    """What `s2vfast.evaluate.protocols.evaluate_all` found, to read: a line a measure."""
+    encoder = "untrained encoder" if result["untrained"] else f"{result['objective']}, step {result['step']}"
+    lines = [
+        f"{encoder}, {result['pool']} features, split {result['split']} ({result['n_train']} to fit, "
+        f"{result['n_test']} to measure)"
+    ]
+    if result["transfer"]:
+        lines.append(f"pretrained on {result['pretrained_on']['path']}, measured on {result['store']}")
+    table: dict[tuple[str, float], dict[str, str]] = {}
+    for part in result["table"]:
+        value = f"{part['value']:.1f}" + ("" if part["std"] is None else f" ± {part['std']:.1f}")
+        table.setdefault((part["measure"], part["labels"]), {})[part["metric"]] = value
+    width = max(len(name) for name, _ in table)
+    lines += ["", f"{'':{width}}  labels  per cent"]
+    for (name, labels), values in table.items():
+        shown = "   ".join(f"{metric} {value}" for metric, value in values.items())
+        lines.append(f"{name:{width}}  {labels:>4g} %  {shown}")
+    return "\n".join(lines)

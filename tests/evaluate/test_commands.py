@@ -1,0 +1,120 @@
+"""The commands about a trained run as one types them: what they print, what they leave, their exit codes."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from s2vfast.cli import main
+from s2vfast.train import checkpoint
+
+# Milliseconds a step on the store below.
+TINY = """
+data: {frames: 8, rotate: [0.1, 0.1, 0.1]}
+model: {segment_frames: 4, dim: 8, heads: 2, depth: 1, decoder_depth: 1, layer_scale: 0.1}
+mask: {ratio: 0.8, tube_len: 1}
+objective: {top_k: 1, ema_start: 0.9}
+train: {steps: 8, batch: 4, threads: 1, device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with ``store`` and a finished run ``run``."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert main(f"data synth --out {folder}/store --subjects 2 --views 1 --repetitions 1".split()) == 0
+    assert main(f"pretrain --config {folder}/tiny.yaml --data {folder}/store --out {folder}/run".split()) == 0
+    return folder
+
+
+@pytest.fixture
+def cli(capfd, monkeypatch):
+    """cli("words of a command") -> (exit code, lines of standard output, lines of standard error)."""
+    monkeypatch.delenv("S2VFAST_DEBUG", raising=False)
+
+    def call(line):
+        capfd.readouterr()
+        code = main(line.split())
+        out, err = capfd.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return call
+
+
+def refused(result, message, code=2):
+    """The command ended with ``code`` and one line on standard error that holds ``message``."""
+    found, out, err = result
+    assert (found, len(err)) == (code, 1), (out, err)
+    assert err[0].startswith("s2vfast: error: ")
+    assert message in err[0]
+
+
+def test_a_run_is_fine_tuned_measured_and_exported(cli, place, tmp_path):
+    words = f"evaluate {place}/run --protocol finetune --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16"
+    code, out, err = cli(f"{words} --out {tmp_path}/tuned")
+    assert code == 0
+    assert "encoder of step 8, fine-tuned, split xsub" in out[0]
+    assert f"next: s2vfast predict {tmp_path}/tuned FILES" in out[-1]
+    found = json.loads((tmp_path / "tuned/results.json").read_text())
+    assert f"top-1 {found['top1']:.2f} %" in out[1]
+    assert len(found["confusion"]) == len(found["per_class"])
+    assert found["settings"]["recipe"]["hidden"] == 8
+    code, out, err = cli(f"evaluate {tmp_path}/tuned --protocol classify,knn --k 3 --out {tmp_path}/r.json")
+    assert (code, err) == (0, [])
+    assert any(line.startswith("as fine-tuned") and f"top-1 {found['top1']:.1f}" in line for line in out)
+    assert any(line.startswith("3-NN") for line in out)
+    assert set(json.loads((tmp_path / "r.json").read_text())["results"]) == {"classify", "knn"}
+    code, out, err = cli(f"export {tmp_path}/tuned --to torch --out {tmp_path}/net.pt2")
+    assert (code, err) == (0, [])
+    assert "logits, features of clips [batch, 2, 8, " in out[0]
+
+
+def test_a_stopped_fine_tuning_goes_on(cli, place, tmp_path, monkeypatch):
+    from s2vfast.evaluate.tuner import Tuner
+
+    step = Tuner.run_step
+
+    def until(self):
+        step(self)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    line = f"evaluate {place}/run --protocol finetune --finetune.epochs 8 --finetune.hidden 8 --out {tmp_path}/tuned"
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuner, "run_step", until)
+        code, out, err = cli(line)
+    assert (code, out) == (128 + signal.SIGINT, [])
+    assert err[-1] == f"stopped by SIGINT, saved in {tmp_path}/tuned; the same command goes on"
+    assert checkpoint.steps(tmp_path / "tuned") == [2]
+    assert cli(line)[0] == 0
+
+
+def test_all_protocols_in_one_command(cli, place, tmp_path):
+    line = f"evaluate {place}/run --protocol all --epochs 1 --percents 50 --lists 2 --semi probe,knn --cache --json"
+    code, out, _ = cli(f"{line} --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16 --out {tmp_path}/all")
+    assert code == 0
+    found = json.loads(out[-1])
+    assert list(found["results"]) == ["linear", "knn", "retrieval", "finetune", "supervised", "semi"]
+    assert found == json.loads((tmp_path / "all/results.json").read_text())
+    assert {row["measure"] for row in found["table"]} >= {"1-NN", "10-NN", "fine-tuned", "supervised from scratch"}
+    assert (place / "run/features").is_dir()
+
+
+def test_lists_of_labels_are_written(cli, place, tmp_path):
+    code, out, err = cli(f"data subset {place}/store --split xsub --percents 10,50 --lists 3 --out {tmp_path}/l.json")
+    assert (code, err) == (0, [])
+    found = json.loads((tmp_path / "l.json").read_text())
+    assert found["sha256"] in out[0]
+    assert [len(lists) for lists in found["lists"].values()] == [3, 3]
+    refused(cli(f"data subset {place}/store --split nowhere --out {tmp_path}/m.json"), "no split 'nowhere'", 1)
+
+
+def test_what_cannot_be_asked(cli, place):
+    refused(cli(f"evaluate {place}/run --protocol finetune --finetune.lrr 1"), "did you mean finetune.lr?")
+    refused(cli(f"evaluate {place}/run --protocol finetune --finetune.lr=fast"), "finetune.lr: 'fast'; a finite number")
+    refused(cli(f"evaluate {place}/run --protocol finetune --recipe ntu"), "--recipe ntu: neither a file nor one of")
+    refused(cli(f"evaluate {place}/run --protocol semi --percents 1,x"), "--percents: '1,x'; numbers with commas")
+    refused(cli(f"evaluate {place}/run --protocol knn --out {place}/somewhere"), "a FILE.json is expected, as knn")
+    refused(cli(f"export {place}/run --to torch"), "needed: --out")

@@ -1,0 +1,125 @@
+"""Raw files to classes: the numbers of an evaluation, and broken files named."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import s2vfast.errors as errors
+from s2vfast import nn
+from s2vfast.cli import main
+from s2vfast.config import Config
+from s2vfast.data import Store
+from s2vfast.data.importer import import_dataset
+from s2vfast.evaluate import features, finetune, finetune_config, protocols
+from s2vfast.evaluate.predict import predict
+from s2vfast.train import checkpoint, rundir
+
+CONFIG = {
+    "data": {"frames": 8, "bodies": 1, "split": "xview", "center": "frame", "velocity": 1.0},
+    "model": {"segment_frames": 4, "dim": 8, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": 0.5},
+    "mask": {"ratio": 0.8, "tube_len": 1},
+    "objective": {"top_k": 2},
+}
+RECIPE = finetune_config.load(changes={"epochs": 2.0, "batch": 4, "hidden": 8})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with raw NW-UCLA files ``raw``, their ``store`` and a fine-tuned run ``tuned``."""
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "raw").mkdir()
+    rng = np.random.default_rng(0)
+    for action, label in ((1, 1), (8, 7), (12, 10)):
+        for view in (1, 2, 3):
+            for repetition in range(2):
+                name = f"a{action:02d}_s01_e{repetition:02d}_v{view:02d}"
+                frames = int(rng.integers(5, 20))
+                data = {"file_name": name, "label": label}
+                data["skeletons"] = rng.uniform(0.1, 3, (frames, 20, 3)).round(5).tolist()
+                (folder / "raw" / f"{name}.json").write_text(json.dumps(data))
+    import_dataset(folder / "raw", folder / "store")
+    store, config = Store.open(folder / "store"), Config.from_dict(CONFIG)
+    encoder = nn.build_encoder(config, 20)
+    rundir.create(folder / "run", config, store)
+    tensors = {f"teacher.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    checkpoint.save(folder / "run", 1, {"model": tensors}, {}, keep=1)
+    protocols.evaluate(folder / "run", folder / "store", protocol="finetune", recipe=RECIPE, out=folder / "tuned")
+    return folder
+
+
+def test_probabilities_are_those_of_an_evaluation(place):
+    store = Store.open(place / "store")
+    model, config, about = finetune.load_classifier(place / "tuned")
+    clips = features.Clips(config, store, "cpu").make(torch.arange(len(store)))
+    expected = torch.softmax(model(clips.unflatten(0, (-1, 1))), dim=1)
+    files = [place / "raw" / f"{name}.json" for name in reversed(store.names)]
+    found = list(predict(place / "tuned", files, top=4))
+    assert [entry["file"] for entry in found] == [str(file) for file in files]
+    for entry, row in zip(found, expected.flip(0), strict=True):
+        values, order = row.sort(descending=True)
+        assert [name for name, _ in entry["top"]] == [about["classes"][i] for i in order[:4]]
+        assert [value for _, value in entry["top"]] == pytest.approx(values[:4].tolist(), abs=1e-6)
+
+
+def test_broken_files_are_named_and_skipped(place, tmp_path, capfd):
+    good = sorted((place / "raw").iterdir())[0]
+    half, other = tmp_path / "a01_s01_e00_v01.json", tmp_path / "a12_s01_e00_v01.json"
+    half.write_text(good.read_text()[:500])
+    other.write_text(json.dumps({"file_name": other.stem, "label": 10, "skeletons": [[[float("nan")] * 3] * 20] * 3}))
+    (tmp_path / "letter.txt").write_text("hello")
+    files = [half, good, other, tmp_path / "letter.txt", tmp_path / "nothing.json"]
+    found = list(predict(place / "tuned", files))
+    assert [("error" in entry) for entry in found] == [True, False, True, True, True]
+    assert "not JSON" in found[0]["error"]
+    assert str(half) in found[0]["error"]
+    assert "not a finite number" in found[2]["error"]
+    assert "of no known format" in found[3]["error"]
+    assert "no such file" in found[4]["error"]
+
+    words = ["predict", str(place / "tuned"), *map(str, files)]
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 1
+    assert out.startswith(str(good))
+    assert len(err.splitlines()) == 4
+    assert all(line.startswith("skipped: ") for line in err.splitlines())
+    assert main([*words, "--json"]) == 1
+    lines = [json.loads(line) for line in capfd.readouterr()[0].splitlines()]
+    assert [sorted(line) for line in lines][1] == ["file", "sequence", "top"]
+    assert len(lines) == 5
+    assert main(["predict", str(place / "tuned"), str(good)]) == 0
+
+
+def test_a_file_of_several_sequences_names_them(place, tmp_path):
+    rng = np.random.default_rng(1)
+    annotations = [
+        {"frame_dir": f"clip{i}", "label": 90, "total_frames": 9, "keypoint": rng.uniform(0.1, 2, (1, 9, 20, 3))}
+        for i in range(3)
+    ]
+    file = tmp_path / "mine.pkl"
+    file.write_bytes(pickle.dumps({"split": {"train": ["clip0"], "test": ["clip1"]}, "annotations": annotations}))
+    found = list(predict(place / "tuned", [file], layout="kinect_v1"))
+    assert [entry["sequence"] for entry in found] == ["clip0", "clip1", "clip2"]
+    assert all(len(entry["top"]) == 5 for entry in found)
+
+
+def test_what_cannot_be_asked(place, tmp_path):
+    good = sorted((place / "raw").iterdir())[0]
+    with pytest.raises(errors.CheckpointError, match="a pretrained run, which has no classes"):
+        list(predict(place / "run", [good]))
+    with pytest.raises(errors.ConfigError, match="top: 0"):
+        list(predict(place / "tuned", [good], top=0))
+    with pytest.raises(errors.ConfigError, match="--format: 'bvh' is not one of ntu"):
+        list(predict(place / "tuned", [good], format="bvh"))
+
+
+def test_another_skeleton_is_an_error_of_the_file(place, tmp_path):
+    rng = np.random.default_rng(1)
+    annotations = [{"frame_dir": "a", "label": 0, "total_frames": 5, "keypoint": rng.uniform(0.1, 2, (1, 5, 25, 3))}]
+    file = tmp_path / "ntu.pkl"
+    file.write_bytes(pickle.dumps({"split": {"train": ["a"], "test": []}, "annotations": annotations}))
+    (found,) = predict(place / "tuned", [file], layout="kinect_v2")
+    assert "its layout is kinect_v2; the run was made with kinect_v1 (20 joints)" in found["error"]
