@@ -1,6 +1,6 @@
 """token_mask: draws, motion and a sort: masks of single tokens by their motion, as MAMP has them.
 
-    python -m benchmarks.bench_token_mask [--shape ntu] [--device cuda] [--out DIR]
+python -m benchmarks.bench_token_mask [--shape ntu] [--device cuda] [--out DIR]
 """
 
 from __future__ import annotations
