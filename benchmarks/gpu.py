@@ -112,7 +112,9 @@ def main() -> int:
             continue
         result = run(step, out, torch.cuda.is_available())
         results.append(result)
-        said = result.get("skipped") or f"exit code {result['code']} after {result['seconds']} s"
+        said = f"skipped: {result.get('skipped')}"
+        if "code" in result:
+            said = f"exit code {result['code']} after {result['seconds']} s"
         print(f"{step.name:<16} {said}", flush=True)
         if result.get("code"):
             print(result["said"], flush=True)
