@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,12 +82,16 @@ def run(step: Step, out: Path, has_gpu: bool) -> dict[str, object]:
         log.write(f"\n===== {step.name}: {' '.join(command)}\n")
         log.flush()
         start = log.tell()
+        # A group of its own: what it started ends with it, and does not disturb the next step.
+        env = {**os.environ, **dict(step.env)}
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
         try:
-            env = {**os.environ, **dict(step.env)}
-            code = subprocess.run(
-                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=step.seconds, env=env
-            ).returncode
+            code = process.wait(step.seconds)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             code = 124
     result: dict[str, object] = {"step": step.name, "code": code, "seconds": round(time.monotonic() - begun, 1)}
     if code:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "static" in what:
             code = max(code, static(asked.out))
         if asked.report:
-            code = max(code, subprocess.call([sys.executable, "-m", "benchmarks.report", "--results", str(asked.out)]))
+            code = max(code, _call([sys.executable, "-m", "benchmarks.report", "--results", str(asked.out)]))
         return code
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -132,7 +132,13 @@ def program(name: str, device: torch.device, out: Path | None) -> int:
     """Run a benchmark that has a program of its own; its exit code."""
     command = [sys.executable, "-m", f"benchmarks.bench_{name}", *PROGRAMS[name][device.type]]
     progress(" ".join(["python", *command[1:]]))
-    return subprocess.call([*command, *(["--out", str(out)] if out else [])], cwd=_results.ROOT)
+    return _call([*command, *(["--out", str(out)] if out else [])])
+
+
+def _call(command: list[str]) -> int:
+    """A command's exit code; 128 and more where a signal ended it, as a shell has it."""
+    code = subprocess.call(command, cwd=_results.ROOT)
+    return code if code >= 0 else 128 - code
 
 
 def static(out: Path | None) -> int:
