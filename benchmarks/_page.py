@@ -26,7 +26,8 @@ HOW_TO_READ = """## How to read the figures
   `:compile` that torch.compile made it. Other names are other ways to do the same.
 - The **roofline** is the least time that the device could take for a piece of work, at the rates that it reached itself
   in the same run: matrix products, bytes moved, exponentials, whichever takes longest (what the work is *bound by*).
-  The share is that time over p50: 100 % cannot be beaten, unless the data were in a cache. A step's **floor** is the
+  The share is that time over p50: about 100 % is all there is, and more means that the data were in a
+  cache, or that the product which set the rate ran less well than this one. A step's **floor** is the
   same, for all of its work.
 - **warm**: the same inputs again and again; **cold**: inputs that are in no cache; *not captured*: launched one by one
   instead of as a CUDA graph.
@@ -240,6 +241,6 @@ HGMMA, HMMA and UTCHMMA are instructions of the matrix units, FFMA and MUFU (exp
 
 def readme_block(groups: Sequence[Group], link: str) -> str:
     """What stands between README's marks."""
-    said = "Medians of interleaved runs in one process; a ratio (×) is the other's time over this one's. How it was "
-    said += f"measured, all rows and pictures: [{link}]({link})."
+    said = "Medians, interleaved in one process but for the cold start; a ratio (×) is the other's time over "
+    said += f"this one's. How it was measured, all rows and pictures: [{link}]({link})."
     return "\n\n".join([MADE, said, *at_a_glance(groups), *without_gpu(groups, f"{link}#compiled-not-run")])
