@@ -59,7 +59,7 @@ def words(seed: int, epoch: int, ids: Tensor, stream: int, count: int) -> Tensor
     """
     ids = ids.to(torch.int64)[:, None]
     blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=ids.device)[None, :]
-    shape = torch.broadcast_shapes(ids.shape, blocks.shape)
+    shape = (ids.shape[0], blocks.shape[1])
     counter = (
         blocks.expand(shape),
         (ids & _LOW).expand(shape),

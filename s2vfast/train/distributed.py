@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -143,13 +144,21 @@ def start() -> Iterator[Ranks]:
         torch.cuda.set_device(local % torch.cuda.device_count())
     mine = not dist.is_initialized()
     if mine:
+        # Its functions' defaults are the group there is when it is first imported, which the compiler does. A group
+        # held for ever keeps its threads, and one that wants the interpreter while it ends aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
         with _peers():
             store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
             # torchrun may keep its store when it starts ranks again, and the addresses of those that died with it.
             store = dist.PrefixStore(f"s2vfast/{torchrun.attempt()}", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-    yield Ranks(rank, world, local)
-    # Only where all went well: else the others may be waiting in another collective, and would be waited for in turn.
+    try:
+        yield Ranks(rank, world, local)
+    except BaseException:
+        # No barrier: the others may be waiting in another collective. NCCL would wait for its own.
+        if mine and backend == "gloo":
+            dist.destroy_process_group()
+        raise
     if mine:
         with _peers():
             dist.barrier()
