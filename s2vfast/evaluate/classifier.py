@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from s2vfast import ops
 from s2vfast.nn import Encoder
-from s2vfast.nn.block import Block
 from s2vfast.reference import philox
 
 DROP_PATH, DROPOUT = 32, 33
@@ -114,34 +113,8 @@ def encode(encoder: Encoder, clips: Tensor, paths: Tensor, rates: list[float]) -
     """
     x = encoder.embedding(clips)
     for i, (block, rate) in enumerate(zip(encoder.blocks, rates, strict=True)):
-        x = block(x) if rate == 0 else _dropped(block, x, paths[:, i].to(x.dtype))
+        x = block(x, factors=None if rate == 0 else paths[:, i].to(x.dtype))
     return ops.add_norm(x, None, None, encoder.norm.weight, encoder.norm.bias, encoder.norm.eps)[1]
-
-
-def _dropped(block: Block, x: Tensor, factors: Tensor) -> Tensor:
-    """`Block.forward` with its two branches multiplied by factors [N, 2].
-
-    The fused operations end with the residual addition, so that x + factor * branch is x + factor * (result - x).
-    """
-    N, L, D = x.shape
-    attention, feed_forward = factors[:, 0, None, None], factors[:, 1, None, None]  # [N, 1, 1]
-    norm1, norm2 = block.norm1, block.norm2
-    qkv = ops.norm_linear(x, norm1.weight, norm1.bias, block.qkv.weight, block.qkv.bias, norm1.eps)
-    mixed = ops.attention(qkv.view(N, L, 3, block.heads, D // block.heads)).reshape(N, L, D)
-    projection = {"projection": block.proj.weight, "projection_bias": block.proj.bias}
-    x = torch.lerp(x, ops.add_norm(x, mixed, block.gamma1, None, None, **projection)[0], attention)
-    whole = ops.mlp(
-        x,
-        block.fc1.weight,
-        block.fc1.bias,
-        block.fc2.weight,
-        block.fc2.bias,
-        norm_weight=norm2.weight,
-        norm_bias=norm2.bias,
-        gamma=block.gamma2,
-        eps=norm2.eps,
-    )
-    return torch.lerp(x, whole, feed_forward)
 
 
 def _linear(linear: nn.Linear, x: Tensor) -> Tensor:

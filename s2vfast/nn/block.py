@@ -38,12 +38,14 @@ class Block(nn.Module):
         gammas = [ones if gamma is None else gamma for gamma in (self.gamma1, self.gamma2)]
         return [*first, gammas[0], *second, gammas[1]]
 
-    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
         """The residual stream after this block.
 
         Args:
             x: [N, L, D], the residual stream.
             rows: int32 [N, M], tokens that are still wanted after attention; None for all.
+            factors: [N, 2] of x's dtype, what the two branches of each track are multiplied by (stochastic depth);
+                None for one.
 
         Returns:
             [N, L, D] ([N, M, D] with ``rows``).
@@ -55,10 +57,11 @@ class Block(nn.Module):
         if rows is not None:  # what follows treats every token by itself
             index = rows.long()[..., None].expand(-1, -1, D)
             x, mixed = x.gather(1, index), mixed.gather(1, index)
-        x, _ = ops.add_norm(
+        added, _ = ops.add_norm(
             x, mixed, self.gamma1, None, None, projection=self.proj.weight, projection_bias=self.proj.bias
         )
-        return ops.mlp(
+        x = added if factors is None else _scaled(x, added, factors[:, 0])
+        added = ops.mlp(
             x,
             self.fc1.weight,
             self.fc1.bias,
@@ -69,6 +72,12 @@ class Block(nn.Module):
             gamma=self.gamma2,
             eps=norm2.eps,
         )
+        return added if factors is None else _scaled(x, added, factors[:, 1])
+
+
+def _scaled(x: Tensor, added: Tensor, factor: Tensor) -> Tensor:
+    """x + factor * branch of x + branch: the fused operations end with the addition. factor [N]."""
+    return torch.lerp(x, added, factor[:, None, None])
 
 
 def _gamma(dim: int, layer_scale: float | None) -> nn.Parameter | None:
