@@ -18,6 +18,8 @@ from s2vfast.reference.adamw_ema import adamw_ema as _reference
 
 __all__ = ["Span", "adamw_ema"]
 
+_ROW = 2**14
+
 
 def adamw_ema(
     param: Tensor,
@@ -93,7 +95,7 @@ def _torch(
     clip: float,
     tau: float | Tensor,
 ) -> Tensor:
-    norm = torch.linalg.vector_norm(grad)
+    norm = _norm(grad)
     # No question to the host: where the norm is not finite, everything is multiplied by one or added zero times.
     bad = ~torch.isfinite(norm)
     if clip:
@@ -124,6 +126,13 @@ def _torch(
     share = torch.as_tensor(1.0 - tau, device=param.device).to(param.dtype).masked_fill(bad, 0.0)
     teacher.lerp_(param[: teacher.numel()], share)
     return norm
+
+
+def _norm(grad: Tensor) -> Tensor:
+    """The norm of the norms of short rows: in float32 one sum over millions of squares is off by some 2e-4 on a CPU."""
+    end = grad.numel() - grad.numel() % _ROW
+    rows = torch.linalg.vector_norm(grad[:end].view(-1, _ROW), dim=1)
+    return torch.linalg.vector_norm(torch.cat([rows, torch.linalg.vector_norm(grad[end:])[None]]))
 
 
 def _on_host(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
