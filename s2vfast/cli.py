@@ -212,7 +212,9 @@ def _add_data(group: Any, command: Callable[..., jsonargparse.ArgumentParser]) -
         parser.add_argument("--dtype", type=typing.Literal["float32", "float16"], default="float32", help="on the disk")
         parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
 
-    subset = command(group, "subset", _subset, "write lists of a share of the labels of every class")
+    subset = command(
+        group, "subset", functools.partial(_evaluation, "subset"), "write lists of a share of the labels of every class"
+    )
     subset.add_argument("store", type=str, help="folder of a store")
     subset.add_argument("--split", type=str, required=True, help="split whose training part is chosen from")
     subset.add_argument("--percents", type=str, default="1,5,10,20", help="shares, with commas between them")
@@ -342,12 +344,6 @@ def _show(options: Any) -> int:
 
     print(report.show(options.store))
     return 0
-
-
-def _subset(options: Any) -> int:
-    from s2vfast.evaluate import commands
-
-    return commands.subset(options)
 
 
 def _doctor(options: Any) -> int:

@@ -20,6 +20,18 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, handler)
 
 
+# Milliseconds a step on the store below.
+TINY = """
+data: {frames: 8, rotate: [0.1, 0.1, 0.1]}
+model: {segment_frames: 4, dim: 8, heads: 2, depth: 1, decoder_depth: 1, layer_scale: 0.1}
+mask: {ratio: 0.8, tube_len: 1}
+objective: {top_k: 1, ema_start: 0.9}
+optim: {warmup_epochs: 0.5}
+train: {steps: 8, batch: 4, threads: 1, device: cpu, log_every: 2}
+checkpoint: {every: 3, keep: 2}
+"""
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
@@ -38,3 +50,31 @@ def real_data() -> Path:
     folder = Path(named).absolute()
     assert (folder / "nw_ucla").is_dir(), f"S2VFAST_DATA={named}: there is no nw_ucla/ in it"
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with ``store``, ``tiny.yaml`` and a finished run ``run``."""
+    from s2vfast.cli import main
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert main(f"data synth --out {folder}/store --subjects 2 --views 1 --repetitions 1".split()) == 0
+    assert main(f"pretrain --config {folder}/tiny.yaml --data {folder}/store --out {folder}/run".split()) == 0
+    return folder
+
+
+@pytest.fixture
+def cli(capfd, monkeypatch):
+    """cli("words of a command") -> (exit code, lines of standard output, lines of standard error)."""
+    from s2vfast.cli import main
+
+    monkeypatch.delenv("S2VFAST_DEBUG", raising=False)
+
+    def call(line):
+        capfd.readouterr()
+        code = main(line.split())
+        out, err = capfd.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return call

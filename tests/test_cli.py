@@ -11,46 +11,10 @@ import numpy as np
 import pytest
 
 from s2vfast import presets
-from s2vfast.cli import main
 from s2vfast.config import Config
 from s2vfast.data.store import Store
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.train import checkpoint
-
-# Milliseconds a step on the store below.
-TINY = """
-data: {frames: 8, rotate: [0.1, 0.1, 0.1]}
-model: {segment_frames: 4, dim: 8, heads: 2, depth: 1, decoder_depth: 1, layer_scale: 0.1}
-mask: {ratio: 0.8, tube_len: 1}
-objective: {top_k: 1, ema_start: 0.9}
-optim: {warmup_epochs: 0.5}
-train: {steps: 8, batch: 4, threads: 1, device: cpu, log_every: 2}
-checkpoint: {every: 3, keep: 2}
-"""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with ``store``, ``tiny.yaml`` and a finished run ``run``."""
-    folder = tmp_path_factory.mktemp("cli")
-    (folder / "tiny.yaml").write_text(TINY)
-    assert main(f"data synth --out {folder}/store --subjects 2 --views 1 --repetitions 1".split()) == 0
-    assert main(f"pretrain --config {folder}/tiny.yaml --data {folder}/store --out {folder}/run".split()) == 0
-    return folder
-
-
-@pytest.fixture
-def cli(capfd, monkeypatch):
-    """cli("words of a command") -> (exit code, lines of standard output, lines of standard error)."""
-    monkeypatch.delenv("S2VFAST_DEBUG", raising=False)
-
-    def call(line):
-        capfd.readouterr()
-        code = main(line.split())
-        out, err = capfd.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return call
 
 
 def sequences(place):
@@ -328,10 +292,10 @@ def test_a_reader_that_goes_away_is_no_traceback(place, tmp_path):
     assert "Exception ignored" not in done.stderr
 
 
-def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys):
+def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys, place):
     from s2vfast.demo import demo
 
-    config = Config.from_dict(presets.parse(TINY, "tiny"))
+    config = Config.from_dict(presets.parse((place / "tiny.yaml").read_text(), "tiny"))
     options = {"config": config, "synth": {"subjects": 2, "views": 1, "repetitions": 1}}
     out = tmp_path / "demo"
     began = time.monotonic()

@@ -4,43 +4,7 @@ import json
 import os
 import signal
 
-import pytest
-
-from s2vfast.cli import main
 from s2vfast.train import checkpoint
-
-# Milliseconds a step on the store below.
-TINY = """
-data: {frames: 8, rotate: [0.1, 0.1, 0.1]}
-model: {segment_frames: 4, dim: 8, heads: 2, depth: 1, decoder_depth: 1, layer_scale: 0.1}
-mask: {ratio: 0.8, tube_len: 1}
-objective: {top_k: 1, ema_start: 0.9}
-train: {steps: 8, batch: 4, threads: 1, device: cpu}
-"""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with ``store`` and a finished run ``run``."""
-    folder = tmp_path_factory.mktemp("commands")
-    (folder / "tiny.yaml").write_text(TINY)
-    assert main(f"data synth --out {folder}/store --subjects 2 --views 1 --repetitions 1".split()) == 0
-    assert main(f"pretrain --config {folder}/tiny.yaml --data {folder}/store --out {folder}/run".split()) == 0
-    return folder
-
-
-@pytest.fixture
-def cli(capfd, monkeypatch):
-    """cli("words of a command") -> (exit code, lines of standard output, lines of standard error)."""
-    monkeypatch.delenv("S2VFAST_DEBUG", raising=False)
-
-    def call(line):
-        capfd.readouterr()
-        code = main(line.split())
-        out, err = capfd.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return call
 
 
 def refused(result, message, code=2):
