@@ -5,6 +5,7 @@ Measured, not looked up, in the same run as what is set against them: a machine 
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import errors
+from s2vfast.ops._linear import linear
 
 try:
     import triton
@@ -22,7 +24,7 @@ except ImportError:  # a CPU needs none
     triton = None
 
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of an array, of which two are more than any cache
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrix
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}
 GRAIN = 2**15  # float32 numbers that PyTorch gives a thread at least: with their exponentials 256 KiB
 BLOCK, UNROLLED, ROUNDS = 1024, 16, 16  # of the kernel of exponentials
@@ -31,12 +33,12 @@ REPEAT = 7
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """What the device reaches now, each the median of several measurements; about two seconds on a CPU.
+    """What the device reaches now, each the median of several measurements; some seconds on a CPU.
 
     Returns:
         ``copy_gb_s``: 1e9 bytes a second, read ones and written ones both counted, of arrays well past the caches.
-        ``matmul_float32`` and, on a GPU, ``matmul_bfloat16``: 1e12 operations a second of a large square matrix
-        product of these operands.
+        ``matmul_float32`` and, on a GPU, ``matmul_bfloat16``: 1e12 operations a second of large matrix products of
+        these operands, the best of several.
         ``exp_g_s``: 1e9 exponentials a second that no memory keeps waiting: on a CPU torch.exp of an array that stays
         in the caches of the cores, on all threads in use; on a GPU exp2 in registers.
     """
@@ -105,10 +107,15 @@ def _copy(device: torch.device) -> float:
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> float:
-    side = SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * side**3 / _seconds(lambda: torch.mm(a, b, out=out), device) / 1e12
+    """The best of a square product and one of many rows with a weight, each by either way there is to ask for it."""
+    side, best = SIDE[device.type], 0.0
+    for rows, inner, outer in ((side, side, side), (2 * side, side // 4, side)):
+        x = torch.randn(rows, inner, device=device, dtype=dtype)
+        weight = torch.randn(outer, inner, device=device, dtype=dtype)
+        out = x.new_empty(rows, outer)
+        for call in (functools.partial(torch.mm, x, weight.t(), out=out), functools.partial(linear, x, weight, None)):
+            best = max(best, 2 * rows * inner * outer / _seconds(call, device) / 1e12)
+    return best
 
 
 def _exp_cpu() -> float:

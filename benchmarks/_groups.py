@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._ops import CPU_TRACKS
+from benchmarks._results import UNKNOWN
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -71,12 +72,12 @@ def groups(results: Iterable[Result]) -> list[Group]:
     Of two of the same day, the one with more rows is taken for the newest.
     """
     found: dict[tuple[Any, ...], list[Result]] = {}
-    for result in results:
+    for number, result in enumerate(results):
         device = result["device"]
+        # Two of no known commit need not be of the same one.
+        commit = f"{UNKNOWN} {number}" if result["commit"] == UNKNOWN else result["commit"]
         versions = tuple(sorted(result["versions"].items()))
-        found.setdefault((device["type"], device["slug"], device["name"], result["commit"], versions), []).append(
-            result
-        )
+        found.setdefault((device["type"], device["slug"], device["name"], commit, versions), []).append(result)
     made: list[Group] = []
     devices: set[tuple[str, str]] = set()
     for key in sorted(found, key=lambda key: _age(found[key]), reverse=True):

@@ -10,7 +10,6 @@ import functools
 import importlib
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,13 +24,14 @@ from benchmarks._results import percentiles
 from benchmarks._timer import Timer
 from s2vfast import errors, ops
 from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
-from s2vfast.verify import verify, verify_call
+from s2vfast.verify import verify_call
 
 STANDARD = ("ntu", "ntu_student", "nwucla", "long", "wide")
 CPU_TRACKS = {"ntu": 4, "ntu_student": 32, "nwucla": 32, "nwucla_student": 32, "long": 1, "wide": 1}
 """Tracks on a CPU, where a GPU takes `SHAPES`' own: what takes about a tenth of a second."""
 LIGHT_TRACKS = 32
 LEAST_ROUNDS = 7
+CHECKED_TRACKS = 2  # of a shape, in the comparison with the reference, which is slow
 PASSES = ("forward", "forward+backward")
 COMPILED = "torch:compile"
 
@@ -43,6 +43,7 @@ class Cost:
     flop: float = 0.0  # of matrix products
     exps: float = 0.0
     bytes: float | None = None  # None: every input read and every output written once, see `_traffic`
+    operands: float = 0.0  # numbers of the dtype of matrix operands that cross memory beside these bytes
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Benchmark:
         cost: of (shape, whether backward too): what it has to do.
         shapes: names of `SHAPES` at which it is measured.
         baselines: what it is compared with, beside its own implementations.
-        make: makes arguments in place of `s2vfast.inputs`.
+        make: makes arguments in place of `s2vfast.inputs`; what they give is compared with the reference too.
         light: it takes little time, so that a CPU does more tracks.
         plain: whether the reference, run eagerly, and torch.compile of the ``torch`` implementation are measured too:
             not so where the reference is written for one sample at a time, or works in place.
@@ -151,23 +152,29 @@ def _traffic(given: dict[str, Any], function: Callable[..., Any], backward: bool
 
 
 def check(bench: Benchmark, names: list[str], dtype: torch.dtype, device: torch.device) -> dict[str, str]:
-    """Why an implementation or baseline is not to be reported, by name: at which shape it is wrong, and in what."""
+    """Why an implementation or baseline is not to be reported, by name: at which shape it is wrong, and in what.
+
+    At every shape, for `CHECKED_TRACKS` tracks; and, where a benchmark makes arguments of its own, for these.
+    """
     wrong: dict[str, str] = {}
     for number, name in enumerate(names):
-        shape = dataclasses.replace(bench.shape(name, device), N=1)
-        given = inputs(bench.stem, shape, dtype=dtype, device=device)
-        for impl, function in bench.contenders(device, given, first=number == 0).items():
+        whole = bench.shape(name, device)
+        few = dataclasses.replace(whole, N=min(whole.N, CHECKED_TRACKS))
+        sets = [inputs(bench.stem, few, dtype=dtype, device=device)]
+        if bench.make is not None:
+            sets.append(bench.inputs(whole, dtype, device))
+        asked = [(given, bench.contenders(device, given, first=number == 0)) for given in sets]
+        for given, impl, function in ((given, *item) for given, found in asked for item in found.items()):
             if impl in wrong:
                 continue
+            # Not the reference under autocast, which it is not written for.
+            own = functools.partial(getattr(ops, bench.stem), impl=impl) if impl in ops.IMPLEMENTATIONS else None
             try:
-                if impl in ops.IMPLEMENTATIONS:
-                    rows = verify(bench.stem, impl, shape, dtype=dtype, device=device)
-                else:
-                    rows = verify_call(bench.stem, function, given, dtype=dtype, device=device)
+                rows = verify_call(bench.stem, own or function, given, dtype=dtype, device=device)
             except errors.ImplementationError:
                 continue  # it does not take this shape
             except Exception as error:  # whatever a baseline of another library raises is a reason not to report it
-                wrong[impl] = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                wrong[impl] = f"{name}: {said(error)}"
                 continue
             if bad := [row for row in rows if not row.good]:
                 worst = max(bad, key=lambda row: row.error / max(row.allowed, 1e-30))
@@ -176,6 +183,11 @@ def check(bench: Benchmark, names: list[str], dtype: torch.dtype, device: torch.
                     f"{worst.allowed:.2g} is allowed"
                 )
     return wrong
+
+
+def said(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def measure(
@@ -217,7 +229,11 @@ def measure(
                 say(f"{bench.stem}, {name}, {backward}: {', '.join(made.functions) or 'nothing that can be timed'}")
                 common = {"stem": bench.stem, "shape": name, "sizes": dataclasses.asdict(shape), "pass": backward}
                 common |= {"dtype": str(dtype).removeprefix("torch."), "threads": count}
-                rows += [common | row for row in made.rows(seconds, ceilings, dtype)]
+                rows += [common | row for row in made.rows(seconds, ceilings, dtype, say)]
+                rows += [
+                    {"stem": bench.stem, "impl": impl, "refused": f"{name}, {backward}: {why}"}
+                    for impl, why in made.failed.items()
+                ]
             finally:
                 torch.set_num_threads(most)
     return rows
@@ -238,55 +254,75 @@ class _Case:
         only: list[str] | None,
     ) -> None:
         self.given, self.backward, self.timer = given, backward, Timer(device)
+        self.failed: dict[str, str] = {}  # what went wrong, by contender
         size = sum(tensor.nbytes for tensor in tensors_of(given))
         self.sets = [given, *(_copy(given) for _ in range(self.timer.copies(size) - 1))]
         self.functions = {
             name: function
             for name, function in bench.contenders(device, given, first).items()
-            if name not in wrong and (only is None or name in only) and self._takes(function)
+            if name not in wrong and (only is None or name in only) and self._takes(name, function)
         }
         self.cost = bench.cost(shape, backward)
 
-    def _takes(self, function: Callable[..., Any]) -> bool:
+    def _takes(self, name: str, function: Callable[..., Any]) -> bool:
         try:
             with torch.no_grad():
                 function(**self.given)
         except errors.ImplementationError:
             return False
+        except Exception as error:  # one that fails keeps no other from being timed
+            self.failed[name] = said(error)
+            return False
         return True
 
-    def rows(self, seconds: float, ceilings: Mapping[str, float], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-        """Measure, warm and, on a GPU, cold."""
+    def _samplers(self, sets: list[dict[str, Any]]) -> dict[str, tuple[Callable[[], float], str]]:
+        """`Timer.sampler` of every contender that does not fail."""
+        found = {}
+        for name, function in self.functions.items():
+            if name not in self.failed:
+                try:
+                    found[name] = self.timer.sampler([call_of(function, given, self.backward) for given in sets])
+                except Exception as error:
+                    self.failed[name] = said(error)
+        return found
+
+    def rows(
+        self, seconds: float, ceilings: Mapping[str, float], dtype: torch.dtype, say: Callable[[str], None]
+    ) -> Iterator[dict[str, Any]]:
+        """Measure, warm and, on a GPU, cold; `failed` then says what could not be."""
         if not self.functions:
             return
         moved = self.cost.bytes
         if moved is None:
             moved = _traffic(self.given, next(iter(self.functions.values())), self.backward)
+        moved += self.cost.operands * dtype.itemsize
         needs = {"gflop": self.cost.flop / 1e9, "gexp": self.cost.exps / 1e9, "gb": moved / 1e9}
-        bound, least = _ceilings.bound(**needs, ceilings=ceilings, dtype=dtype)
+        needs = {what: float(f"{value:.5g}") for what, value in needs.items()}
         for state, sets in (("warm", self.sets[:1]), ("cold", self.sets)):
             if state == "cold" and len(sets) == 1:
                 continue
-            samplers, captured = {}, {}
-            for name, function in self.functions.items():
-                calls = [call_of(function, given, self.backward) for given in sets]
-                samplers[name], captured[name] = self.timer.sampler(calls)
-            times = interleaved(samplers, seconds)
+            samplers = self._samplers(sets)
+            times = interleaved({name: sample for name, (sample, _) in samplers.items()}, seconds)
             for name, found in times.items():
-                torch_s = times.get("torch")
+                torch_s, eager = times.get("torch"), samplers[name][1]
                 ratio = torch_s and round(statistics.median(t / o for o, t in zip(found, torch_s, strict=True)), 3)
-                eager = self.timer.cuda and not captured[name]
-                middle = percentiles(found)
-                yield (
-                    {"impl": name, "state": f"{state}, not captured" if eager else state}
-                    | middle
-                    | {
-                        **{what: float(f"{value:.5g}") for what, value in needs.items()},
-                        "bound": bound,
-                        "roofline": round(1000 * least / middle["p50"], 4),
-                        "ratio": ratio,
-                    }
-                )
+                if eager:
+                    say(f"  {name}: no graph, so that its launches count: {eager}")
+                yield {
+                    "impl": name,
+                    "state": f"{state}, not captured" if eager else state,
+                    **(middle := percentiles(found)),
+                    **needs,
+                    **roofline(needs | {"dtype": dtype}, middle["p50"], ceilings),
+                    "ratio": ratio,
+                }
+
+
+def roofline(row: Mapping[str, Any], p50: float, ceilings: Mapping[str, float]) -> dict[str, Any]:
+    """``bound`` and ``roofline`` of a row's needs and dtype: what takes longest at the ceilings, and that over p50."""
+    needs = {name: row[name] for name in ("gflop", "gexp", "gb")}
+    bound, least = _ceilings.bound(**needs, ceilings=ceilings, dtype=row["dtype"])
+    return {"bound": bound, "roofline": round(1000 * least / p50, 4)}
 
 
 def interleaved(samplers: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
@@ -304,8 +340,3 @@ def interleaved(samplers: Mapping[str, Callable[[], float]], seconds: float) -> 
 def load(stem: str) -> Benchmark:
     """The benchmark of an operation."""
     return importlib.import_module(f"benchmarks.bench_{stem}").BENCHMARK
-
-
-def progress(text: str) -> None:
-    """A line on what is being done."""
-    print(text, file=sys.stderr, flush=True)

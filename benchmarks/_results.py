@@ -8,10 +8,13 @@ of each kind holds.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -28,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SCHEMA = 1
 STATIC = "static"  # the folder of what was compiled and not run
+UNKNOWN = "unknown"  # a commit
 
 _NUMBER, _MAYBE = (int, float), (int, float, type(None))
 HEADER: dict[str, Any] = {
@@ -41,6 +45,8 @@ HEADER: dict[str, Any] = {
     "ceilings": dict,  # what the device reached in the same run: see `benchmarks._ceilings`; {} where not needed
     "rows": list,
 }
+DEVICE: dict[str, Any] = {"name": str, "slug": str, "type": str, "threads": int}
+PARTIAL = ".partial"  # the end of the name of what is not whole yet
 TIMES = {"p20": _NUMBER, "p50": _NUMBER, "p80": _NUMBER}
 FIELDS: dict[str, dict[str, Any]] = {
     # An implementation of an operation, or a baseline. Times in ms.
@@ -146,8 +152,14 @@ def commit(root: Path = ROOT) -> str:
             if path:
                 changes += path.encode() + (root / path).read_bytes()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("S2VFAST_COMMIT") or "unknown"
+        return os.environ.get("S2VFAST_COMMIT") or UNKNOWN
     return f"{name}+{hashlib.sha1(changes).hexdigest()[:8]}" if changes else name
+
+
+@functools.cache
+def origin() -> tuple[str, str]:
+    """Commit and date (UTC), as they are when this is first called: what changes later has not been measured."""
+    return commit(), datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
@@ -186,12 +198,13 @@ def result(
         pass
     if device["type"] == "cuda":
         versions["cuda"] = str(torch.version.cuda)
+    name, date = origin()
     made = {
         "schema": SCHEMA,
         "kind": kind,
         "command": command or _command(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": name,
+        "date": date,
         "versions": versions,
         "device": device,
         "ceilings": dict(ceilings or {}),
@@ -215,7 +228,7 @@ def _command() -> str:
 
 
 def check(found: Any, where: str | Path) -> None:
-    """Raise `DataError`, naming file, row and field, unless ``found`` is a result."""
+    """Raise `DataError`, naming file, row and field, unless ``found`` is a result that can be shown."""
     if not isinstance(found, dict):
         raise errors.DataError(f"{where}: expected an object with {', '.join(HEADER)}")
     _fields(found, HEADER, str(where))
@@ -224,16 +237,30 @@ def check(found: Any, where: str | Path) -> None:
     kind = found["kind"]
     if kind not in FIELDS:
         raise errors.DataError(f"{where}: kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
+    _fields(found["device"], DEVICE, f"{where}: device")
+    slug = found["device"]["slug"]
+    _need(bool(re.fullmatch(r"[\w.-]+", slug)), where, "device: slug", "letters, digits, - and .", slug)
+    try:
+        datetime.date.fromisoformat(found["date"])
+    except ValueError:
+        _need(False, where, "date", "YYYY-MM-DD", found["date"])
+    for name, value in found["ceilings"].items():
+        _need(_number(value) and value > 0, where, f"ceilings: {name}", "a number above 0", value)
     for number, row in enumerate(found["rows"]):
         place = f"{where}: rows[{number}]"
         if not isinstance(row, dict):
             raise errors.DataError(f"{place}: expected an object")
         if "refused" in row:
             _fields(row, {**{name: FIELDS[kind][name] for name in IDENTITY[kind]}, "refused": str}, place)
-        else:
-            _fields(row, FIELDS[kind], place)
-            if unknown := set(row) - set(FIELDS[kind]):
-                raise errors.DataError(f"{place}: unknown field {min(unknown)!r}")
+            continue
+        _fields(row, FIELDS[kind], place)
+        if unknown := set(row) - set(FIELDS[kind]):
+            raise errors.DataError(f"{place}: unknown field {min(unknown)!r}")
+        for name in ("p50", "other_p50", "ratio"):
+            _need(row.get(name) is None or row[name] > 0, place, name, "more than 0", row.get(name))
+        for name in ("breakdown", "phases"):
+            for part, value in row.get(name, {}).items():
+                _need(_number(value) and value >= 0, place, f"{name}: {part}", "a number, 0 or more", value)
 
 
 def _fields(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
@@ -241,21 +268,47 @@ def _fields(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -
         if name not in found:
             raise errors.DataError(f"{where}: field {name!r} is missing")
         value = found[name]
-        if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
-            names = "/".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise errors.DataError(f"{where}: {name}: expected {names}, got {value!r}")
+        names = "/".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        _need(isinstance(value, kinds) and not isinstance(value, bool), where, name, names, value)
+        _need(not isinstance(value, float) or _number(value), where, name, "a finite number", value)
 
 
-def write(made: dict[str, Any], out: Path) -> Path:
-    """Write a result to out/DEVICE/KIND.json; what is there of the same kind is replaced."""
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _need(good: bool, where: str | Path, what: str, expected: str, got: Any) -> None:
+    if not good:
+        raise errors.DataError(f"{where}: {what}: expected {expected}, got {got!r}")
+
+
+def write(made: dict[str, Any], out: Path, *, whole: bool = True) -> Path:
+    """Write a result to out/DEVICE/KIND.json; what is there of the same kind is replaced, once this is ``whole``.
+
+    What is not is kept in KIND.json.partial, so that a run which is stopped loses neither its own measurements nor
+    those that were there.
+    """
     path = out / made["device"]["slug"] / f"{made['kind']}.json"
+    partial = path.with_name(f"{path.name}{PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {name: value for name, value in made.items() if name != "rows"}
     lines = ",\n".join(f"  {json.dumps(row)}" for row in made["rows"])
     # A row a line: what changed is then seen in a diff.
     text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n'
-    path.write_text(text, "utf-8")
-    return path
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(text, "utf-8")
+    os.replace(beside, partial)
+    return partial.replace(path) if whole else partial
+
+
+def promote(folder: Path) -> list[Path]:
+    """Take results below a folder that are not whole, as what measured them was stopped, where there are no others."""
+    found = []
+    for partial in sorted(folder.glob(f"*/*.json{PARTIAL}")):
+        path = partial.with_name(partial.name.removesuffix(PARTIAL))
+        if not path.exists():
+            found.append(partial.replace(path))
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from benchmarks._ceilings import bound
+from benchmarks._timer import timed
 from s2vfast import errors, ops, presets
 from s2vfast.config import Config
 from s2vfast.objectives import Bodies, build_objective
@@ -232,10 +232,17 @@ class Run:
         try:
             self.advance = contestant(self.setting, self.name)
             self.losses = [self.advance() for _ in range(checked)]
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            self.refuse(error)
+
+    def refuse(self, error: Exception) -> None:
+        """Leave it out: one that fails, for whatever reason, keeps no other from being measured."""
+        self.advance = None  # its memory is for the others
+        if isinstance(error, torch.OutOfMemoryError):
             self.refused = NO_ROOM
-        except errors.S2vfastError as error:
-            self.refused = str(error)
+        else:
+            kind = "" if isinstance(error, errors.S2vfastError) else f"{type(error).__name__}: "
+            self.refused = kind + " ".join(str(error).split())[:300]
 
     def agree(self, base: Run) -> None:
         """Compare the first losses with those of another one; what differs is refused."""
@@ -275,22 +282,14 @@ def begin(setting: Setting, names: Sequence[str], versus: str, checked: int, alo
     return runs
 
 
-def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds of a call that ends with its result on the host."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - begun) * 1000
-
-
 def take_turns(runs: Sequence[Run], repeat: int, between: Callable[[], Any] | None = None) -> None:
     """Time runs that were not refused, one after the other, round after round; ``between`` is called after each."""
     for _ in range(repeat):
         for run in runs:
             if not run.refused:
-                run.times.append(timed(run.advance, run.setting.device))
+                try:
+                    run.times.append(timed(run.advance, run.setting.device))
+                except Exception as error:
+                    run.refuse(error)
         if between is not None:
             between()

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks import _results
-from benchmarks._step import Setting, contestant, timed
+from benchmarks._step import Setting, contestant
+from benchmarks._timer import timed
 from s2vfast import errors
 from s2vfast.config import Config
 from s2vfast.train import distributed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 _FLUSH_BYTES = 256 * 2**20  # more than any second-level cache
 _WARM = 3  # calls before anything is timed or captured: kernels are compiled, workspaces allocated
-_LEAST_MS = 0.3  # of a replay: launching a graph takes some microseconds, which no call should bear alone
+_LEAST_MS = 1.0  # of a replay: launching a graph takes some microseconds, which should be a per cent at most
 _MOST_CALLS = 64
 
 Call = Callable[[], Any]
@@ -32,31 +33,38 @@ class Timer:
         self._flush.zero_()
         return _between_events(call)
 
-    def sampler(self, calls: Sequence[Call]) -> tuple[Callable[[], float], bool]:
-        """A function that measures once: milliseconds a call, the calls taking turns; and whether a graph is replayed.
+    def sampler(self, calls: Sequence[Call]) -> tuple[Callable[[], float], str]:
+        """A function that measures once: milliseconds a call, the calls taking turns; and why no graph is replayed.
 
         Args:
             calls: the same work on inputs of their own each. Where these are more than the caches hold, every call
                 finds its inputs in none.
+
+        Returns:
+            The function; and a text that is empty on a CPU, and where the calls could be captured.
         """
         for _ in range(_WARM):
             for call in calls:
                 call()
         if not self.cuda:
-            return _Turns(calls), False
+            return _Turns(calls), ""
         torch.cuda.synchronize()
-        single = _between_events(calls[0])
-        rounds = max(1, min(_MOST_CALLS, round(_LEAST_MS / max(single, 1e-3))) // len(calls))
-        count = rounds * len(calls)
 
-        def everything() -> None:
+        def all_calls(rounds: int) -> None:
             for _ in range(rounds):
                 for call in calls:
                     call()
 
-        graph = _captured(everything)
-        replay = graph.replay if graph else everything
-        return lambda: _between_events(replay) / count, graph is not None
+        # A replay tells how long the calls take; what the host needs to launch them one by one does not count.
+        once, why = _captured(lambda: all_calls(1))
+        if once is None:
+            return lambda: _between_events(lambda: all_calls(1)) / len(calls), why
+        once.replay()
+        single = min(_between_events(once.replay) for _ in range(_WARM))
+        rounds = min(math.ceil(_LEAST_MS / max(single, 1e-3)), max(_MOST_CALLS // len(calls), 1))
+        graph = once if rounds == 1 else _captured(lambda: all_calls(rounds))[0]
+        assert graph is not None  # what was captured once can be again
+        return lambda: _between_events(graph.replay) / (rounds * len(calls)), ""
 
     def copies(self, size: int) -> int:
         """How many inputs of so many bytes are more than the second-level cache holds three times over; 2 at least.
@@ -96,18 +104,32 @@ def _between_events(call: Call) -> float:
     return begun.elapsed_time(ended)
 
 
-def _captured(call: Call) -> torch.cuda.CUDAGraph | None:
-    """The call as a graph; None where it asks the device for a number or synchronises, which cannot be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+def timed(call: Call, device: torch.device) -> float:
+    """Milliseconds of a call by the clock, on a GPU until all is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+    def whole() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return _by_the_clock(whole)
+
+
+def _captured(call: Call) -> tuple[torch.cuda.CUDAGraph | None, str]:
+    """The call as a graph; or None and why: it asks the device for a number, or synchronises."""
+    stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(stream)
     with torch.cuda.stream(side):
         call()
-    torch.cuda.current_stream().wait_stream(side)
+    stream.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             call()
-    except RuntimeError:
+    except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # a capture that ends in an error leaves its own
         torch.cuda.synchronize()
-        return None
-    return graph
+        return None, " ".join(str(error).split())[:200]
+    return graph, ""

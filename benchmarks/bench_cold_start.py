@@ -7,7 +7,7 @@ Every measurement is a process of its own, which begins where this one has start
 made up, no store is opened, and the files that are imported have been read once before. Phases, medians: ``imports``;
 ``build``, which is clips, model and optimizer, on a GPU also its context; ``first step``. ``second step``, to compare
 with, is no part of the whole; on a GPU it is the one that is captured. Where Triton's kernels or torch.compile take
-part, a process with a cache that is ``empty`` is followed by one with the same cache, now ``filled``.
+part, a process with a cache that is ``empty`` comes first, and those after it have the same cache, now ``filled``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import _results
+from benchmarks._program import begin, progress, show
 from benchmarks._step import Setting, contestant, label, load
 from benchmarks._step_processes import last_line
 from s2vfast import errors
@@ -39,6 +40,7 @@ MORE = "second step"
 DEFAULTS = {"cpu": (("nwucla", 32), ("ntu60", 2)), "cuda": (("ntu60", 64),)}
 IMPLS = {"cpu": "torch", "cuda": "triton"}
 REPEAT = {"cpu": 5, "cuda": 3}
+EMPTY = 1  # processes that begin with an empty cache, which takes long to fill
 BEGUN = "S2VFAST_BENCHMARK_BEGUN"  # the environment's: when the process was started, in seconds of time.time()
 
 
@@ -87,29 +89,40 @@ def child(asked: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def measure(settings: dict[str, Setting], impl: str, repeat: int) -> Iterator[dict[str, Any]]:
-    """Rows of an implementation, for settings by name: all take turns."""
+def measure(settings: dict[str, Setting], impl: str, repeat: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows of an implementation, for settings by name, as far as they are known: after each round, in which all take
+    turns."""
     device = next(iter(settings.values())).device
     states = caches(impl, device)
     found: dict[tuple[str, str], list[dict[str, float]]] = {key: [] for key in itertools.product(settings, states)}
     refused: dict[str, str] = {}
     subprocess.run([sys.executable, "-c", "import benchmarks.bench_cold_start"], cwd=_results.ROOT, check=True)
-    for number, (name, setting) in itertools.product(range(repeat), settings.items()):
-        print(f"{impl}, {name}: {number + 1} of {repeat}", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as cache:
-            try:
-                for state in states if name not in refused else ():
-                    found[name, state].append(start(setting, impl, None if state == "none" else cache))
-            except errors.TrainingError as error:
-                refused[name] = str(error)
-    for (name, state), phases in found.items():
-        row = {"impl": impl, "config": name, "clips": settings[name].clips, "cache": state}
-        if name in refused:
-            yield row | {"refused": refused[name]}
-            continue
-        totals = [sum(times[phase] for phase in PHASES) for times in phases]
-        middle = {phase: statistics.median(times[phase] for times in phases) for phase in (*PHASES, MORE)}
-        yield row | _results.percentiles(totals) | {"phases": {phase: round(s, 4) for phase, s in middle.items()}}
+    with tempfile.TemporaryDirectory() as home:
+        for number in range(repeat):
+            for name, setting in settings.items():
+                if name in refused:
+                    continue
+                progress(f"{impl}, {name}: {number + 1} of {repeat}")
+                try:
+                    for state in states:
+                        if state != "empty" or number < EMPTY:
+                            cache = None if state == "none" else f"{home}/{name}"
+                            found[name, state].append(start(setting, impl, cache))
+                except errors.TrainingError as error:
+                    refused[name] = str(error)
+            yield [
+                row_of({"impl": impl, "config": name, "clips": settings[name].clips, "cache": state}, phases, refused)
+                for (name, state), phases in found.items()
+            ]
+
+
+def row_of(row: dict[str, Any], phases: list[dict[str, float]], refused: dict[str, str]) -> dict[str, Any]:
+    """A row of seconds by phase of several processes, see `benchmarks._results.FIELDS`."""
+    if row["config"] in refused:
+        return row | {"refused": refused[row["config"]]}
+    totals = [sum(times[phase] for phase in PHASES) for times in phases]
+    middle = {phase: statistics.median(times[phase] for times in phases) for phase in (*PHASES, MORE)}
+    return row | _results.percentiles(totals) | {"phases": {phase: round(s, 4) for phase, s in middle.items()}}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -128,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="a preset or a YAML file (default: nwucla and ntu60, on a GPU ntu60)")
     parser.add_argument("--batch", type=int, help="clips a step, with --config (default: 2)")
     parser.add_argument("--impl", help="what is measured (default: torch, on a GPU triton)")
-    parser.add_argument("--repeat", type=int, help="processes (default: 5, on a GPU 3)")
+    parser.add_argument(
+        "--repeat", type=int, help="processes, one of them with an empty cache (default: 5, on a GPU 3)"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON instead of lines")
     parser.add_argument("--out", type=Path, help="folder to write DEVICE/cold_start.json to")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -141,28 +156,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("batch", "repeat"):
         if (value := getattr(given, name)) is not None and value < 1:
             parser.error(f"--{name}: {value}; 1 or more is expected")
+    made: dict[str, Any] = {}
     try:
-        made = result(given)
+        for made in results(given):
+            if given.out:  # after each round, so that what is stopped has lost nothing
+                _results.write(made, given.out, whole=False)
         if given.out:
             _results.write(made, given.out)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(made) if given.json else "\n".join(map(line, made["rows"])))
-    return int(any("refused" in row for row in made["rows"]))
+    return show(made, line, given.json)
 
 
-def result(given: argparse.Namespace) -> dict[str, Any]:
-    """The result of a command line."""
-    device = torch.device(given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise errors.ConfigError("--device cuda: there is no GPU that PyTorch can use; give --device cpu")
+def results(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The result of a command line, after each round."""
+    device = begin(given.device)
     impl = given.impl or IMPLS[device.type]
     label(impl, device)
     configs = ((given.config, given.batch or 2),) if given.config else DEFAULTS[device.type]
     settings = {Path(name).stem: Setting(load(name), clips, device) for name, clips in configs}
-    rows = list(measure(settings, impl, given.repeat or REPEAT[device.type]))
-    return _results.result("cold_start", rows, _results.device_facts(device))
+    for rows in measure(settings, impl, given.repeat or REPEAT[device.type]):
+        yield _results.result("cold_start", rows, _results.device_facts(device))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ all clips or tracks.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks import _numpy_pipeline as usual
 from benchmarks import _results
+from benchmarks._program import begin, progress, show
+from benchmarks._timer import timed
+from benchmarks.bench_clip_sample import store
 from s2vfast import errors, ops
 from s2vfast.reference import philox
 from s2vfast.reference.tube_mask import tube_mask as at_once
 
 SPEC = ops.ClipSpec(90, rotate=(0.3, 0.3, 0.3))
-SEQUENCES, CLIPS, TRACKS, JOINTS = 400, 64, 128, 25
+CLIPS, TRACKS, JOINTS = 64, 128, 25
 MASK = {"segment_frames": 3, "tube_len": 5, "keep": 2, "motion_weight": 0.1}
 CALLS = 20  # of ours in a round, which take little time
 IMPLS = {"cpu": "native", "cuda": "triton"}
@@ -52,21 +52,9 @@ class Case:
     same: Callable[[Any, Any], bool]
 
 
-def recordings(sequences: int = SEQUENCES) -> dict[str, Tensor]:
-    """A store's frames and tables: 40 to 250 frames, a third of the sequences with a second body as long."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(40, 251, (sequences,), generator=generator)
-    second = torch.rand(sequences, generator=generator) < 1 / 3
-    count = torch.stack([lengths, torch.where(second, lengths, 0)], dim=1)  # [Q, 2]
-    row = count.flatten().cumsum(0).reshape(sequences, 2) - count
-    index = torch.cat([torch.arange(n, dtype=torch.int32) for n in count.flatten().tolist()])
-    frames = torch.randn(int(count.sum()), JOINTS, 3, generator=generator)
-    return {"frames": frames, "frame_index": index, "row": row, "count": count.int()}
-
-
 def clip_sampling(device: torch.device, clips: int = CLIPS) -> Iterator[Case]:
     """Clips out of a store."""
-    given = recordings()
+    given = store(JOINTS)
     ids = torch.randint(len(given["row"]), (clips,), generator=torch.Generator().manual_seed(1))
     stored = [usual.padded(given, int(i)) for i in ids]
     draws = [usual.draws(int(given["count"][i, 0]), int(i), SPEC, 1, 1) for i in ids]
@@ -109,7 +97,7 @@ def tube_masking(device: torch.device, tracks: int = TRACKS) -> Iterator[Case]:
 def measure(case: Case, device: torch.device, threads: int, repeat: int) -> dict[str, Any]:
     """A row, see `benchmarks._results.FIELDS`."""
     row = {"what": case.what, "threads": threads, "versus": case.versus}
-    print(f"{case.what}, {threads} threads, against {case.versus}", file=sys.stderr, flush=True)
+    progress(f"{case.what}, {threads} threads, against {case.versus}")
     try:
         if not case.same(case.ours(), case.theirs()):
             return row | {"refused": f"{IMPLS[device.type]} differs from {case.versus}"}
@@ -124,15 +112,6 @@ def measure(case: Case, device: torch.device, threads: int, repeat: int) -> dict
         "unit": case.unit,
         "per_second": float(f"{1000 * case.count / times['p50']:.4g}"),
     }
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds of a call, on a GPU until it is done."""
-    begun = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - begun)
 
 
 def rows(device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
@@ -169,16 +148,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.repeat < 1:
         parser.error(f"--repeat: {given.repeat}; 1 or more is expected")
-    if given.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda: there is no GPU that PyTorch can use; give --device cpu", file=sys.stderr)
+    try:
+        device = begin(given.device)
+    except errors.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    device = torch.device(given.device)
-    facts = _results.device_facts(device)
-    made = _results.result("data", list(rows(device, given.repeat)), facts)
+    facts, found, made = _results.device_facts(device), [], {}
+    for row in rows(device, given.repeat):
+        found.append(row)
+        made = _results.result("data", found, facts)
+        if given.out:  # after each, so that what is stopped has lost nothing
+            _results.write(made, given.out, whole=False)
     if given.out:
         _results.write(made, given.out)
-    print(json.dumps(made) if given.json else "\n".join(map(line, made["rows"])))
-    return int(any("refused" in row for row in made["rows"]))
+    return show(made, line, given.json)
 
 
 if __name__ == "__main__":

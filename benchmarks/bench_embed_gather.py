@@ -13,11 +13,13 @@ from s2vfast.inputs import Shape
 
 
 def cost(shape: Shape, backward: bool) -> Cost:
-    """A product of the visible tokens' numbers with [D, s * C]; backward one more, as clips need no gradient."""
-    width = shape.s * shape.C
-    rows = float(shape.N) * shape.K
-    moved = rows * (width + shape.D) * 4
-    return Cost(flop=(2 if backward else 1) * 2 * rows * width * shape.D, bytes=(2 if backward else 1) * moved)
+    """A product of the visible tokens' numbers with [D, s * C]; backward one more, as clips need no gradient.
+
+    Of the clips, float32, only the visible tokens are read; what is written is of the operands' dtype.
+    """
+    width, times = shape.s * shape.C, 2 if backward else 1
+    rows = float(shape.N) * shape.K * times
+    return Cost(flop=2 * rows * width * shape.D, bytes=4 * rows * width, operands=rows * shape.D)
 
 
 BENCHMARK = Benchmark("embed_gather", cost, shapes=("ntu", "nwucla", "long", "wide"), light=True)

@@ -30,13 +30,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks import _ceilings, _results, _step, _step_processes
+from benchmarks._program import begin, progress
 from benchmarks._step import CHECKED, NO_ROOM, Run, Setting, label
 from benchmarks._step_profile import look
+from benchmarks._timer import timed
 from s2vfast import errors
 
 SWEEPS = ("batch", "tokens", "ranks")
@@ -44,11 +46,7 @@ CLIPS = {"cpu": (1, 2, 4, 8), "cuda": (8, 16, 32, 64, 128)}
 FRAMES = (1 / 3, 2 / 3, 1, 2)  # times the config's
 RANKS = (1, 2)  # on a CPU; on GPUs powers of two
 Row = dict[str, Any]
-
-
-def say(text: str) -> None:
-    """A line on what is being measured."""
-    print(text, file=sys.stderr, flush=True)
+T = TypeVar("T")
 
 
 def product(device: torch.device) -> tuple[Callable[[], Any], float]:
@@ -87,7 +85,7 @@ class Bench:
             "precision": setting.precision(run.name),
         }
         if run.refused:
-            say(f"  {run.name}: not timed: {run.refused}")
+            progress(f"  {run.name}: not timed: {run.refused}")
             return row | {"refused": run.refused}
         times = _results.percentiles(run.times)
         costs = setting.costs(savings=run.name != "reference")["sum"]
@@ -116,29 +114,39 @@ def rows_of(bench: Bench, runs: Sequence[Run], sweep: str = "main") -> list[Row]
 def main_rows(bench: Bench, memory: bool) -> tuple[list[Run], list[Row]]:
     """All contestants at the main setting."""
     how = bench.main.config.objective.empty_bodies
-    say(f"{bench.main.clips} clips of {bench.called}, empty bodies: {how}: do {', '.join(bench.names)} agree?")
+    progress(f"{bench.main.clips} clips of {bench.called}, empty bodies: {how}: do {', '.join(bench.names)} agree?")
     runs = _step.begin(bench.main, bench.names, bench.names[-1], CHECKED)
     multiply, operations = product(bench.device)
     large: list[float] = []
-    say(f"  {bench.repeat} rounds of {', '.join(run.name for run in runs if not run.refused) or 'none of them'}")
-    _step.take_turns(
-        runs, bench.repeat, lambda: large.append(min(_step.timed(multiply, bench.device) for _ in range(3)))
-    )
+    progress(f"  {bench.repeat} rounds of {', '.join(run.name for run in runs if not run.refused) or 'none of them'}")
+    _step.take_turns(runs, bench.repeat, lambda: large.append(min(timed(multiply, bench.device) for _ in range(3))))
     rows = rows_of(bench, runs)
-    timed = [(run, row) for run, row in zip(runs, rows, strict=True) if not run.refused]
-    for run, row in timed:
+    measured = [(run, row) for run, row in zip(runs, rows, strict=True) if not run.refused]
+    for run, row in measured:
         rates = [row["gflop"] * 1e9 / ms * p / operations for ms, p in zip(run.times, large, strict=True)]
-        say(f"  {run.name}: {row['gflop']:.1f} GFLOP a step, at {statistics.median(rates):.0%} of the product's rate")
+        progress(
+            f"  {run.name}: {row['gflop']:.1f} GFLOP a step, at {statistics.median(rates):.0%} of the product's rate"
+        )
     if bench.device.type == "cuda":
         release(runs)  # what is looked at is built anew there
-    for run, row in timed:
-        say(f"  where {run.name}'s time goes")
-        row["breakdown"], row["launches"] = look(run, row["p50"])
+    for run, row in measured:
+        found = attempt(f"where {run.name}'s time goes", lambda run=run, row=row: look(run, row["p50"]))
+        row["breakdown"], row["launches"] = found or ({}, None)
     release(runs)
-    for run, row in timed if memory else ():
-        say(f"  what memory {run.name} takes")
-        row["peak_mib"] = _step_processes.peak(bench.main, run.name)
+    for run, row in measured if memory else ():
+        name = run.name
+        row["peak_mib"] = attempt(f"what memory {name} takes", lambda name=name: _step_processes.peak(bench.main, name))
     return runs, rows
+
+
+def attempt(what: str, find: Callable[[], T]) -> T | None:
+    """What is found beside the times; None where that fails, which costs no more than itself."""
+    progress(f"  {what}")
+    try:
+        return find()
+    except Exception as error:
+        progress(f"  {what}: not found: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return None
 
 
 def release(runs: Sequence[Run]) -> None:
@@ -175,7 +183,7 @@ def series(bench: Bench, sweep: str, settings: list[Setting], done: Sequence[Run
     def begin(setting: Setting) -> list[Run]:
         small = setting.clips * setting.tokens <= bench.main.clips * bench.main.tokens
         names = few if on_gpu or small else [name for name in few if name == bench.names[0]]
-        say(f"{sweep}: {setting.clips} clips of {setting.tokens} tokens a track: {', '.join(names)}")
+        progress(f"{sweep}: {setting.clips} clips of {setting.tokens} tokens a track: {', '.join(names)}")
         # On a GPU the first steps are also those that capture.
         return _step.begin(setting, names, bench.names[-1], CHECKED if on_gpu else 1, alone=True)
 
@@ -198,14 +206,14 @@ def ranks_rows(bench: Bench, done: Sequence[Run]) -> list[Row]:
     on_gpu, devices = bench.device.type == "cuda", torch.cuda.device_count()
     if ours.refused or ours.name == "reference" or (on_gpu and devices < 2):
         why = "this machine has one GPU" if on_gpu and devices < 2 else f"{ours.name} does not run on several"
-        say(f"ranks: skipped: {why}")
+        progress(f"ranks: skipped: {why}")
         return []
     rows = []
     for world in [2**n for n in range(devices.bit_length())] if on_gpu else RANKS:
         if bench.main.clips % world:
-            say(f"ranks: {world} skipped: {bench.main.clips} clips cannot be shared evenly")
+            progress(f"ranks: {world} skipped: {bench.main.clips} clips cannot be shared evenly")
             continue
-        say(f"ranks: {world} of {ours.name}")
+        progress(f"ranks: {world} of {ours.name}")
         run = Run(bench.main, ours.name)
         try:
             run.losses, run.times = _step_processes.ranks(
@@ -223,13 +231,14 @@ def grown(bench: Bench, rows: Sequence[Row], most: int) -> None:
     found = {row["clips"]: row for row in rows if row["impl"] == bench.names[0] and "refused" not in row}
     if not {1, most} <= set(found):
         return
+    largest = replace(bench.main, clips=most)
     peaks = {
-        name: _step_processes.peak(replace(bench.main, clips=most), name)
+        name: attempt(f"what memory {name} takes", lambda name=name: _step_processes.peak(largest, name))
         for name in bench.names[:: len(bench.names) - 1]
     }
     found[most]["peak_mib"] = peaks[bench.names[0]]
-    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items())
-    say(f"{most} clips take {found[most]['p50'] / found[1]['p50']:.2f} times what one takes; memory: {memory}")
+    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items() if mib is not None)
+    progress(f"{most} clips take {found[most]['p50'] / found[1]['p50']:.2f} times what one takes; memory: {memory}")
 
 
 def line(row: Row) -> str:
@@ -276,16 +285,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The result of a command line, after each of its parts: what is stopped has lost nothing."""
-    device = torch.device(given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise errors.ConfigError("--device cuda: there is no GPU that PyTorch can use; give --device cpu")
+    device = begin(given.device)
     names = [label(name, device) for name in (given.impl, *given.vs)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise errors.ConfigError(f"--vs: {twice[0]} is there twice")
     setting = Setting(_step.load(given.config), given.batch, device)
-    say("what the device reaches")
+    progress("what the device reaches")
     ceilings = _ceilings.ceilings(device)
-    say("  " + "  ".join(f"{name} {value:g}" for name, value in ceilings.items()))
+    progress("  " + "  ".join(f"{name} {value:g}" for name, value in ceilings.items()))
     rows: list[Row] = []
 
     def so_far() -> dict[str, Any]:
@@ -318,7 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for made in measure(given):
             if given.out:
-                _results.write(made, given.out)
+                _results.write(made, given.out, whole=False)
+        if given.out:
+            _results.write(made, given.out)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

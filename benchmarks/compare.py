@@ -34,7 +34,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks._ops import PASSES, load, progress
+from benchmarks._ops import CHECKED_TRACKS, PASSES, load
+from benchmarks._program import dtype_of, progress
 from benchmarks._versions import NotCompared, Version, install, snapshot, unpack
 from benchmarks._worker import LONG_MS
 from s2vfast import errors
@@ -190,7 +191,8 @@ class Comparison:
         threads = [0] if device.type == "cuda" else sorted({1, most} if "native" in can else {most})
         named = self.asked.shape
         for name in [name for name in bench.shapes if not named or name in named] or named:
-            sizes = dataclasses.asdict(dataclasses.replace(bench.shape(name, device), N=1))
+            whole = bench.shape(name, device)
+            sizes = dataclasses.asdict(dataclasses.replace(whole, N=min(whole.N, CHECKED_TRACKS)))
             good = []
             for impl in can:
                 progress(f"{stem}, {name}, {impl}: compared with the reference")
@@ -279,7 +281,7 @@ def main(rev: str, stems: list[str], asked: argparse.Namespace, device: torch.de
     if unknown := [name for name in asked.impl or [] if name not in IMPLEMENTATIONS]:
         known = ", ".join(IMPLEMENTATIONS)
         raise errors.ConfigError(f"--compare {rev}: --impl {unknown[0]}: only implementations are compared: {known}")
-    dtype = asked.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    dtype = str(dtype_of(asked.dtype, device)).removeprefix("torch.")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2vfast-compare-")))
         commit = unpack(rev, home / "old")

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks._calls import call_of
 from benchmarks._ops import PASSES, check
+from benchmarks._program import dtype_of
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -27,7 +28,7 @@ def pytest_addoption(parser: Any) -> None:
 
 def _where(config: Any) -> tuple[torch.device, torch.dtype]:
     device = torch.device(config.option.device)
-    return device, getattr(torch, config.option.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    return device, dtype_of(config.option.dtype, device)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:

@@ -10,17 +10,13 @@ the exit code is 1 where the pages are not what the results give.
 from __future__ import annotations
 
 import argparse
-import datetime
-import math
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import _groups, _results
-from benchmarks._groups import Result, Row
+from benchmarks._groups import Result
 from benchmarks._page import PICTURES, page, readme_block
 from benchmarks._plots import THEMES, Plot, plots
 from s2vfast import errors
@@ -35,53 +31,12 @@ def load(folder: Path) -> list[Result]:
     Raises:
         DataError: there are none, or one cannot be used; the message names file, row and field.
     """
-    found: list[Result] = []
-    for path in _results.paths(folder):
-        found.append(_results.read(path))
-        _check(found[-1], path)
+    found = [_results.read(path) for path in _results.paths(folder)]
     if not found:
         raise errors.DataError(
             f"{folder}: holds no results (DEVICE/KIND.json); measure first: python -m benchmarks.run --out {folder}"
         )
     return found
-
-
-def _check(result: Result, path: Path) -> None:
-    """Raise unless what `_results.check` leaves open can be shown: names, dates, numbers that can be divided by."""
-
-    def need(good: bool, what: str, expected: str, got: Any) -> None:
-        if not good:
-            raise errors.DataError(f"{path}: {what}: expected {expected}, got {got!r}")
-
-    device = result["device"]
-    for name, kind in {"name": str, "slug": str, "type": str, "threads": int}.items():
-        need(isinstance(device.get(name), kind), f"device: {name}", kind.__name__, device.get(name))
-    need(bool(re.fullmatch(r"[\w.-]+", device["slug"])), "device: slug", "letters, digits, - and .", device["slug"])
-    try:
-        datetime.date.fromisoformat(result["date"])
-    except ValueError:
-        need(False, "date", "YYYY-MM-DD", result["date"])
-    for name, value in result["ceilings"].items():
-        need(isinstance(value, (int, float)) and 0 < value < math.inf, f"ceilings: {name}", "a number above 0", value)
-    for number, row in enumerate(result["rows"]):
-        if "refused" in row:
-            continue
-        for name, value in _numbers(row):
-            need(math.isfinite(value), f"rows[{number}]: {name}", "a finite number", value)
-        for name in ("p50", "other_p50", "ratio"):
-            need(row.get(name) is None or row[name] > 0, f"rows[{number}]: {name}", "more than 0", row.get(name))
-        for name in ("breakdown", "phases"):
-            for part, value in row.get(name, {}).items():
-                good = isinstance(value, (int, float)) and value >= 0
-                need(good, f"rows[{number}]: {name}: {part}", "a number, 0 or more", value)
-
-
-def _numbers(row: Row) -> Iterator[tuple[str, float]]:
-    for name, value in row.items():
-        if isinstance(value, float):
-            yield name, value
-        elif isinstance(value, dict):
-            yield from ((f"{name}: {part}", number) for part, number in value.items() if isinstance(number, float))
 
 
 def pages(results: Path, docs: Path, readme: Path) -> tuple[str, str, list[Plot], str]:

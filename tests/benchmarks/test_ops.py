@@ -113,10 +113,10 @@ def test_ratio_and_roofline_are_of_the_times(monkeypatch):
 
 def test_a_sampler_on_a_cpu_calls_in_turn():
     said = []
-    sample, captured = _timer.Timer(CPU).sampler([lambda: said.append(0), lambda: said.append(1)])
+    sample, why = _timer.Timer(CPU).sampler([lambda: said.append(0), lambda: said.append(1)])
     said.clear()
     assert all(sample() >= 0 for _ in range(4))
-    assert not captured
+    assert why == ""
     assert sorted(said) == [0, 0, 1, 1]
     assert _timer.Timer(CPU).copies(10) == 1
 
@@ -140,18 +140,89 @@ def test_what_is_wrong_is_not_timed_and_the_exit_code_says_so(tmp_path, quick, b
     assert "NOT TIMED: does not agree" in capsys.readouterr().out
 
 
-def test_a_part_is_added_to_results_of_the_same_commit_alone(tmp_path, quick, capsys):
-    common = ["--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]
-    assert run.main(["masked_mse", *common]) == 0
-    assert run.main(["mask_fill", *common]) == 0
+def test_what_is_there_is_not_lost(tmp_path, quick, capsys):
+    common = ["--seconds", "0", "--out", str(tmp_path)]
+    assert run.main(["masked_mse", "--shape", "tiny", *common]) == 0
     path = tmp_path / "cpu/ops.json"
-    assert {row["stem"] for row in _results.read(path)["rows"]} == {"masked_mse", "mask_fill"}
-    there = json.loads(path.read_text())
-    there["commit"] = "another"
-    path.write_text(json.dumps(there))
-    assert run.main(["mask_fill", *common]) == 2
-    assert "holds results of another commit (another, now" in capsys.readouterr().err
-    assert json.loads(path.read_text()) == there
+    there = path.read_bytes()
+    for arguments, lost in (
+        (["mask_fill", "--shape", "tiny"], "rows of masked_mse"),
+        (["masked_mse", "--shape", "tiny"], "what --shape leaves out"),
+        (["masked_mse", "--impl", "torch"], "what --impl leaves out"),
+    ):
+        assert run.main([*arguments, *common]) == 2
+        assert f"would lose {lost}; give another --out" in capsys.readouterr().err
+    assert path.read_bytes() == there
+    assert [file.name for file in path.parent.iterdir()] == ["ops.json"]
+
+
+def test_a_run_that_is_stopped_loses_nothing(tmp_path, quick, monkeypatch):
+    real = run.measure
+
+    def stopped(bench, *arguments):
+        if bench.stem == "masked_mse":
+            raise KeyboardInterrupt
+        return real(bench, *arguments)
+
+    monkeypatch.setattr(run, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["mask_fill", "masked_mse", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)])
+    assert [file.name for file in (tmp_path / "cpu").iterdir()] == ["ops.json.partial"]
+    assert {row["stem"] for row in _results.read(tmp_path / "cpu/ops.json.partial")["rows"]} == {"mask_fill"}
+
+
+def test_rows_are_held_to_the_most_the_device_did(tmp_path, monkeypatch, quick):
+    found = iter([CEILINGS, {**CEILINGS, "copy_gb_s": 2 * CEILINGS["copy_gb_s"]}])
+    monkeypatch.setattr(run._ceilings, "ceilings", lambda device: next(found))
+    assert run.main(["tube_mask", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    made = _results.read(tmp_path / "cpu/ops.json")
+    assert made["ceilings"]["copy_gb_s"] == 2 * CEILINGS["copy_gb_s"]
+    for row in made["rows"]:
+        assert row["roofline"] == pytest.approx(1000 * row["gb"] / 40.0 / row["p50"], abs=1e-4)
+
+
+def test_what_fails_keeps_no_other_from_being_timed():
+    calls = 0
+
+    def twice(**given):
+        """Right when it is compared with the reference, and then no more."""
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise IndexError("it is used up")
+        return ops.masked_mse(**given, impl="torch")
+
+    used_up = _ops.Baseline(lambda given: twice)
+    bench = dataclasses.replace(_ops.load("masked_mse"), plain=False, baselines={"twice": used_up})
+    rows = _ops.measure(bench, ["tiny"], torch.float32, CPU, 0.0, CEILINGS)
+    assert {row["impl"] for row in rows if "refused" not in row} >= {"torch"}
+    assert [row["refused"] for row in rows if row["impl"] == "twice"] == [
+        f"tiny, {one}: IndexError: it is used up" for one in _ops.PASSES
+    ]
+
+
+def test_what_is_timed_is_compared_with_the_reference_too():
+    """An error that only the arguments of the benchmark show."""
+    bench = dataclasses.replace(_ops.load("adamw_ema"), plain=False, shapes=("tiny",))
+    large = bench.inputs(SHAPES["tiny"], torch.float32, CPU)["param"].numel()
+
+    def wrong(**given):
+        norm = ops.adamw_ema(**given, impl="torch")
+        return norm * 2 if given["param"].numel() == large else norm
+
+    bench = dataclasses.replace(bench, baselines={"wrong": _ops.Baseline(lambda given: wrong)})
+    assert "output 0 is off" in _ops.check(bench, ["tiny"], torch.float32, CPU)["wrong"]
+
+
+def test_every_call_of_the_optimizer_clips():
+    bench = _ops.load("adamw_ema")
+    given = bench.inputs(SHAPES["tiny"], torch.float32, CPU)
+    for function in bench.contenders(CPU, given, first=True).values():
+        before = given["grad"].clone()
+        for _ in range(3):
+            function(**given)
+            assert not torch.equal(given["grad"], before)
+            before = given["grad"].clone()
 
 
 @pytest.mark.parametrize(

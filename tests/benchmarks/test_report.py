@@ -57,6 +57,8 @@ def test_results_of_other_devices_commits_and_versions_are_never_mixed(place):
     other = {**CPU, "name": "Other CPU"}
     kinds = [(CPU, "aaa", "2030-01-02"), (CPU, "bbb+12", "2030-01-05"), (other, "aaa", "2030-01-02")]
     kinds += [(GPU, "aaa", "2030-01-02"), (CPU, "unknown", "2029-01-01"), (CPU, "aaa", "2030-01-02")]
+    # Two of which nobody knows the commit need not be of the same one.
+    assert len(_groups.groups([result("step", [], CPU, "unknown", "2029-01-01") for _ in range(2)])) == 2
     made = []
     for number, (device, commit, date) in enumerate(kinds):
         rows = [step("torch", 1000.0 + 111 * number, ratio=2.0, breakdown=parts(100.0 + 11 * number), clips=clips)
@@ -179,7 +181,7 @@ BROKEN = {
     "rows[3]: floor: expected a finite number, got inf": ("rows", 3, "floor", math.inf),
     "rows[3]: unknown field 'more'": ("rows", 3, "more", 1),
     "device: slug: expected letters, digits, - and ., got '../x'": ("device", "slug", "../x"),
-    "device: threads: expected int, got None": ("device", "threads", None),
+    "device: field 'threads' is missing": ("device", "threads", None),
     "date: expected YYYY-MM-DD, got 'today'": ("date", "today"),
     "schema: expected 1, got 0; measure again": ("schema", 0),
     "ceilings: copy_gb_s: expected a number above 0, got 'much'": ("ceilings", "copy_gb_s", "much"),

@@ -38,6 +38,25 @@ def test_a_result_comes_back_as_it_was(tmp_path):
         assert made[name]
 
 
+def test_what_is_not_whole_leaves_what_is_there(tmp_path):
+    whole, part = _results.result("data", [ROW, ROW], CPU), _results.result("data", [ROW], CPU)
+    path = _results.write(whole, tmp_path)
+    partial = _results.write(part, tmp_path, whole=False)
+    assert (partial.name, _results.read(path), _results.read(partial)) == ("data.json.partial", whole, part)
+    assert _results.paths(tmp_path) == [path]
+    assert _results.promote(tmp_path) == []
+    path.unlink()
+    assert _results.promote(tmp_path) == [path]
+    assert _results.read(path) == part
+    assert sorted(file.name for file in path.parent.iterdir()) == ["data.json"]
+
+
+def test_the_commit_is_that_of_the_beginning(monkeypatch):
+    begun = _results.origin()
+    monkeypatch.setattr(_results, "commit", lambda: "changed since")
+    assert _results.result("data", [], CPU)["commit"] == begun[0]
+
+
 def test_committed_results_follow_the_schema():
     for path in _results.paths(_results.RESULTS):
         assert _results.read(path)["rows"]
@@ -48,16 +67,22 @@ def test_committed_results_follow_the_schema():
     [
         (lambda r: r["rows"][0].pop("p50"), r"rows\[0\]: field 'p50' is missing"),
         (lambda r: r["rows"][0].update(ratio="fast"), r"rows\[0\]: ratio: expected int/float, got 'fast'"),
-        (lambda r: r["rows"][0].update(p20=float("nan")), r"rows\[0\]: p20: expected int/float, got nan"),
+        (lambda r: r["rows"][0].update(p20=float("nan")), r"rows\[0\]: p20: expected a finite number, got nan"),
         (lambda r: r["rows"][0].update(speed=1), r"rows\[0\]: unknown field 'speed'"),
         (lambda r: r["rows"].append({"refused": "differs"}), r"rows\[1\]: field 'what' is missing"),
         (lambda r: r.pop("commit"), "field 'commit' is missing"),
         (lambda r: r.update(schema=0), "schema: expected 1, got 0; measure again"),
         (lambda r: r.update(kind="speed"), "kind: expected one of ops, step"),
+        (lambda r: r.update(date="yesterday"), "date: expected YYYY-MM-DD"),
+        (lambda r: r["device"].update(slug="../up"), "device: slug: expected letters, digits"),
+        (lambda r: r["device"].pop("threads"), "device: field 'threads' is missing"),
+        (lambda r: r.update(ceilings={"copy_gb_s": 0}), "ceilings: copy_gb_s: expected a number above 0"),
+        (lambda r: r["rows"][0].update(p80=float("inf")), r"rows\[0\]: p80: expected a finite number, got inf"),
+        (lambda r: r["rows"][0].update(ratio=0.0), r"rows\[0\]: ratio: expected more than 0"),
     ],
 )
 def test_what_is_wrong_is_named_by_file_row_and_field(tmp_path, change, says):
-    made = _results.result("data", [ROW], CPU)
+    made = _results.result("data", [ROW], {**CPU})
     change(made)
     path = tmp_path / "data.json"
     path.write_text(json.dumps(made))

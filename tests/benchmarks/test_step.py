@@ -234,6 +234,38 @@ def test_growth_and_json_and_a_file_name_without_its_folder(run, capsys, monkeyp
     assert {row["config"] for row in rows} == {"mine"}
 
 
+def test_a_contestant_that_fails_is_refused_and_the_others_are_timed(run, monkeypatch):
+    real = _step.contestant
+
+    def failing(setting, name, *more, **options):
+        advance, left = real(setting, name, *more, **options), [_step.CHECKED + 1]
+
+        def step():
+            left[0] -= 1
+            if left[0] < 0 and name == "torch":
+                raise IndexError("it is used up")
+            return advance()
+
+        return step
+
+    monkeypatch.setattr(_step, "contestant", failing)
+    code, rows = run()
+    assert code == 1
+    assert [row.get("refused") for row in rows] == ["IndexError: it is used up", None]
+
+
+def test_what_is_not_found_beside_the_times_costs_no_more(run, monkeypatch, capsys):
+    def failing(*given):
+        raise errors.TrainingError("no process to be had")
+
+    monkeypatch.setattr(bench_step, "look", failing)
+    monkeypatch.setattr(_step_processes, "peak", failing)
+    code, rows = run("--memory")
+    assert code == 0
+    assert [(row["breakdown"], row["launches"], row["peak_mib"]) for row in rows] == [({}, None, None)] * 2
+    assert "not found: TrainingError: no process to be had" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,0 +1,45 @@
+"""What the programs that measure have in common: where they run, what they say, what they leave."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import _results
+from s2vfast import errors
+
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+"""Of matrix operands, by type of device, where nothing else is asked for."""
+
+
+def begin(device: str) -> torch.device:
+    """The device of that name; what is written from now on is of the commit that there is now.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _results.origin()
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise errors.ConfigError(f"--device {device}: there is no GPU that PyTorch can use; give --device cpu")
+    return found
+
+
+def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of matrix operands; None or nothing: the device's own of `DTYPES`."""
+    return getattr(torch, name or DTYPES[device.type])
+
+
+def progress(text: str) -> None:
+    """A line on what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(made: dict[str, Any], line: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+    """Print a result, a line a row or as it is written; the exit code: 1 where a row was refused."""
+    print(json.dumps(made) if as_json else "\n".join(map(line, made["rows"])))
+    return int(any("refused" in row for row in made["rows"]))
