@@ -89,7 +89,7 @@ def collect(
         raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: an epoch from 0 and 1 draw or more are expected")
     V = store.layout.num_joints
     config.validate(V)
-    model = build_objective(config, V)
+    model = build_objective(config, V, store.layout.parts)
     M = source.body_count(store, config, index)
     draws = [_draw(store, config, model, index, M, number) for number in range(epoch, epoch + epochs)]
     return Shown(store.names[index], store.classes[store.labels[index]], store.layout, config, draws)

@@ -23,6 +23,7 @@ LAYOUT = Layout(
     root=0,
     torso=(0, 1),
     sides=(3, 4),
+    parts={"trunk": (0, 1, 2), "arms": (3, 4)},
 )
 CONFIG = {
     "data": {"frames": 12, "bodies": 2, "split": "halves"},

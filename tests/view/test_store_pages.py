@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from s2vfast import ops
+from s2vfast.config import Config
 from s2vfast.data.layout import LAYOUTS
 from s2vfast.errors import CheckpointError, ConfigError, DataError
 from s2vfast.reference import philox
@@ -101,6 +102,18 @@ def test_masks_are_those_of_the_operation(place, tmp_path, read_page, is_picture
         scores = tube_scores(clips, segment_frames=3, tube_len=2, motion_weight=1.0, noise=noise)
         torch.testing.assert_close(tubes / (tubes.amax(-1, keepdim=True) + 1e-6), scores)
     is_picture(mask.draw(shown, tmp_path / "a.png"))
+
+
+def test_body_parts_are_those_of_the_stores_layout(place):
+    """Where a segment is not masked whole, a whole part of it is: the trunk, or both arms."""
+    tree = place.config.to_dict()
+    tree["objective"]["name"] = "skeletonmae"
+    tree["mask"] |= {"kind": "frame_joint", "parts": 1, "frame_ratio": 0.25, "joints": "segment"}
+    shown = mask.collect(place.store, "s000", config=Config.from_dict(tree), epochs=4)
+    for draw in shown.draws:
+        hidden = ~draw.visible.reshape(-1, 5).astype(bool)
+        assert all(row[:3].all() or row[3:].all() for row in hidden)
+        assert {int(row.sum()) for row in hidden} == {3, 5}
 
 
 def test_the_draws_differ_and_come_back(place):
