@@ -1,0 +1,251 @@
+"""What the methods reach on real recordings: every objective, several seeds, the protocols of the papers.
+
+    python -m benchmarks.accuracy --store STORE --out DIR [--config nwucla] [--seeds 3] [--jobs 2] [--docs docs]
+
+Pretrains each objective of a preset with each seed, evaluates every run, the untrained encoder and the same network
+trained from scratch, and writes docs/CONFIG.md with its numbers in docs/CONFIG.json. It says every command that it
+runs, so that each can be run by hand. ``--jobs`` run side by side, each on one thread. What is stopped goes on where
+it was when the same command is given again; what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _results
+from benchmarks._program import progress
+from s2vfast import errors
+from s2vfast.evaluate import table as evaluation
+
+OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
+POOLS = ("mean", "joint_time")
+TUNED = "tuned"
+PROBES = {"linear probe (published recipe)": "linear", "linear probe (L-BFGS)": "L-BFGS", "1-NN": "1-NN"}
+"""Rows of an evaluation of features, and what their columns are called; of each there is one for each pooling."""
+FULL = ("fine-tuned", "supervised from scratch")
+"""Rows of one column: training from scratch is fine-tuning of first weights."""
+COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command, and the one whose result it needs."""
+
+    name: str
+    words: list[str]
+    after: str | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """As it is run."""
+        return [sys.executable, "-m", "s2vfast", *self.words]
+
+
+def tasks(store: Path, out: Path, config: str, seeds: int) -> list[Task]:
+    """All that has to be done, in order."""
+    made: list[Task] = []
+    for seed in range(1, seeds + 1):
+        tune = f"--recipe nwucla --finetune.seed {seed}"
+
+        def evaluate(method: str, run: str, what: str, words: str, seed: int = seed) -> None:
+            place = out / "evaluated" / f"{method}-{seed}-{what}"
+            command = ["evaluate", str(out / run), *words.split(), "--seed", f"{seed}", "--out", str(place)]
+            made.append(Task(place.name, command, after=run))
+
+        for objective in OBJECTIVES:
+            run = f"{objective}-{seed}"
+            train = f"pretrain --config {config} --objective {objective} --train.seed {seed} --train.threads 1 --resume"
+            made.append(Task(run, [*train.split(), "--data", str(store), "--out", str(out / run)]))
+            for pool in POOLS:
+                evaluate(objective, run, pool, f"--protocol linear,knn --pool {pool}")
+            evaluate(objective, run, TUNED, f"--protocol finetune {tune}")
+        run = f"{OBJECTIVES[-1]}-{seed}"  # whose first weights all others have too
+        for pool in POOLS:
+            evaluate("untrained", run, pool, f"--untrained --protocol linear,knn --pool {pool}")
+        evaluate("supervised", run, TUNED, f"--protocol supervised {tune}")
+    return made
+
+
+class Runner:
+    """Tasks side by side, each on one thread, each with a log of its own.
+
+    Args:
+        out: the folder of runs; logs and what is done lie in ``out/logs``.
+        jobs: how many at a time.
+    """
+
+    def __init__(self, out: Path, jobs: int) -> None:
+        self.logs, self.jobs = out / "logs", jobs
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.begun: dict[str, float] = {}
+
+    def done(self, task: Task) -> bool:
+        """Whether the same command has ended well."""
+        mark = self.logs / f"{task.name}.done"
+        return mark.is_file() and mark.read_text("utf-8") == shlex.join(task.words)
+
+    def run(self, todo: Sequence[Task]) -> None:
+        """Do all that is not done; raises `TrainingError` with the last line of what failed."""
+        waiting = [task for task in todo if not self.done(task)]
+        progress(f"{len(todo) - len(waiting)} of {len(todo)} commands were done before")
+        try:
+            while waiting or self.running:
+                names = {task.name for task in waiting} | set(self.running)
+                for task in list(waiting):
+                    if len(self.running) < self.jobs and task.after not in names:
+                        waiting.remove(task)
+                        self.start(task)
+                time.sleep(0.5)
+                self.collect({task.name: task for task in todo}, len(waiting))
+        except BaseException:
+            for process in self.running.values():
+                process.send_signal(signal.SIGINT)  # each saves what it has
+            for process in self.running.values():
+                process.wait()
+            raise
+
+    def start(self, task: Task) -> None:
+        """Start a task."""
+        progress(f"{task.name}: s2vfast {shlex.join(task.words)}")
+        log = (self.logs / f"{task.name}.log").open("ab")
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # A group of its own: Ctrl-C is passed on once, not twice.
+        self.running[task.name] = subprocess.Popen(
+            task.command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=_results.ROOT, start_new_session=True
+        )
+        self.begun[task.name] = time.monotonic()
+        log.close()
+
+    def collect(self, known: dict[str, Task], left: int) -> None:
+        """Take note of what has ended."""
+        for name, process in list(self.running.items()):
+            if (code := process.poll()) is None:
+                continue
+            del self.running[name]
+            log = self.logs / f"{name}.log"
+            if code:
+                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+                raise errors.TrainingError(f"{name}: exit code {code}: {last} ({log})")
+            (self.logs / f"{name}.done").write_text(shlex.join(known[name].words), "utf-8")
+            took = time.monotonic() - self.begun[name]
+            progress(f"{name}: done in {took:.0f} s; {left} wait, {len(self.running)} run")
+
+
+def collected(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Top-1 in per cent of every seed, by method and column."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for method in ("untrained", "supervised", *OBJECTIVES):
+        columns = found.setdefault(method, {})
+        whats = {"untrained": POOLS, "supervised": (TUNED,)}.get(method, (*POOLS, TUNED))
+        for seed, what in itertools.product(range(1, seeds + 1), whats):
+            path = out / "evaluated" / f"{method}-{seed}-{what}" / "results.json"
+            try:
+                made = json.loads(path.read_text("utf-8"))
+                rows = made["table"] if "table" in made else evaluation.rows({made["protocol"]: made})
+            except (OSError, ValueError, KeyError) as error:
+                raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
+            for row in rows:
+                column = f"{PROBES.get(row['measure'])}, {what}" if row["measure"] not in FULL else FULL[0]
+                if row["metric"] == "top-1" and column in COLUMNS:
+                    columns.setdefault(column, []).append(round(row["value"], 2))
+    return found
+
+
+def spread(values: Sequence[float] | None) -> str:
+    """Mean ± sample standard deviation, in per cent."""
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """A Markdown table of methods and columns."""
+    lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
+    names = {"supervised": "supervised, from scratch"}
+    for method, columns in found.items():
+        cells = " | ".join(spread(columns.get(column)) for column in COLUMNS)
+        lines.append(f"| {names.get(method, method)} | {cells} |")
+    return "\n".join(lines)
+
+
+def section(made: dict[str, Any]) -> str:
+    """What stands between the marks of the page: the table, and where it is from."""
+    device, versions = made["device"], ", ".join(f"{name} {v}" for name, v in sorted(made["versions"].items()))
+    return (
+        f"{table(made['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {made['seeds']} "
+        f"seeds. `{made['command']}`, commit `{made['commit']}`, {made['date']}, {device['name']}, {versions}.</sub>"
+    )
+
+
+START, END = "<!-- accuracy -->", "<!-- /accuracy -->"
+
+
+def replaced(page: Path, text: str) -> str:
+    """A page's text with another section between its marks; raises `DataError` where it has none."""
+    try:
+        whole = page.read_text("utf-8")
+    except OSError as error:
+        raise errors.DataError(f"{page}: cannot be read: {error.strerror}") from None
+    before, start, rest = whole.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise errors.DataError(f"{page}: needs one line {START} and, below it, one line {END}, for the table")
+    return f"{before}{START}\n{text}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, collect, write; 1 where a command failed, 130 where it was stopped."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, required=True, help="folder of a store")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and what they reach")
+    parser.add_argument("--config", default="nwucla", help="a preset with one for each objective")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each")
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time, each on one thread")
+    parser.add_argument("--docs", type=Path, help="folder of CONFIG.md, whose table is replaced (default: none)")
+    asked = parser.parse_args(arguments)
+    for name in ("seeds", "jobs"):
+        if getattr(asked, name) < 1:
+            parser.error(f"--{name}: {getattr(asked, name)}; 1 or more is expected")
+    commit, date = _results.origin()
+    store, out = asked.store.absolute(), asked.out.absolute()
+    try:
+        Runner(out, asked.jobs).run(tasks(store, out, asked.config, asked.seeds))
+        found = collected(out, asked.seeds)
+        print(table(found))
+        if asked.docs:
+            import torch
+
+            command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {asked.config}"
+            head = _results.result("data", [], _results.device_facts(torch.device("cpu")))
+            made = {"command": f"{command} --seeds {asked.seeds}", "commit": commit, "date": date}
+            made |= {"seeds": asked.seeds, "versions": head["versions"], "device": head["device"], "top1": found}
+            page = asked.docs / f"{asked.config}.md"
+            text = replaced(page, section(made))
+            page.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+            page.write_text(text, "utf-8")
+            print(f"{page} written")
+    except errors.S2vfastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
