@@ -117,6 +117,14 @@ def _peers() -> Iterator[None]:
         ) from error
 
 
+def make_group(backend: str, **options: Any) -> None:
+    """``torch.distributed.init_process_group``, of a group that can be destroyed."""
+    # Its functions' defaults are the group there is when it is first imported, which the compiler does. A group held
+    # for ever keeps its threads, and one that wants the interpreter while it ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
+    dist.init_process_group(backend, **options)
+
+
 @contextlib.contextmanager
 def start() -> Iterator[Ranks]:
     """Meet the other ranks, if there are any, for the length of a ``with`` block.
@@ -144,14 +152,11 @@ def start() -> Iterator[Ranks]:
         torch.cuda.set_device(local % torch.cuda.device_count())
     mine = not dist.is_initialized()
     if mine:
-        # Its functions' defaults are the group there is when it is first imported, which the compiler does. A group
-        # held for ever keeps its threads, and one that wants the interpreter while it ends aborts the process.
-        importlib.import_module("torch.distributed.nn.functional")
         with _peers():
             store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
             # torchrun may keep its store when it starts ranks again, and the addresses of those that died with it.
             store = dist.PrefixStore(f"s2vfast/{torchrun.attempt()}", store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+            make_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     try:
         yield Ranks(rank, world, local)
     except BaseException:

@@ -146,6 +146,23 @@ def test_a_killed_rank_costs_nothing(files, tmp_path, seed):
     assert all(a[name].equal(b[name]) for name in b)
 
 
+def test_evaluation_of_two_ranks_is_that_of_one(files, alone, tmp_path):
+    words = ["evaluate", str(alone), "--protocol", "linear,knn,finetune", "--json", "--finetune.epochs", "2"]
+    words += ["--finetune.batch", "4", "--finetune.hidden", "8"]
+    found = []
+    for ranks in (1, 2):
+        done = run(ranks, [*words, "--out", str(tmp_path / f"{ranks}")])
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1])["table"])
+        assert done.stdout.count('"table"') == 1
+    for one, two in zip(*found, strict=True):
+        assert one["measure"] == two["measure"]
+        # One of the four test sequences may lie on the border of two classes.
+        assert one["value"] == pytest.approx(two["value"], abs=25.1)
+    losses = [[line["loss"] for line in lines(tmp_path / f"{ranks}/finetune")] for ranks in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 SPOILT = """
 import os, sys
 from pathlib import Path
