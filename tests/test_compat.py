@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from s2vfast import compat, errors, ops
+from s2vfast.compat import golden
 from s2vfast.config import Config
 from s2vfast.objectives import build_objective
 
@@ -54,10 +55,24 @@ def test_golden_mamp_in_single_precision(impl):
 @pytest.mark.parametrize("name", ["param/blocks.1.attn.qkv.weight", "src", "uniform", "pred", "grad/decoder_pred.bias"])
 def test_golden_mamp_notices_a_change(tmp_path, name):
     with np.load(MAMP) as file:
-        golden = {key: file[key] for key in file.files}
-    golden[name] = golden[name] * 1.001 if name != "uniform" else golden[name][:, ::-1]
-    np.savez(tmp_path / "changed.npz", **golden)
+        numbers = {key: file[key] for key in file.files}
+    numbers[name] = numbers[name] * 1.001 if name != "uniform" else numbers[name][:, ::-1]
+    np.savez(tmp_path / "changed.npz", **numbers)
     assert max(compat.check_golden(tmp_path / "changed.npz", impl="torch").values()) > 1e-5
+
+
+@pytest.mark.parametrize("path", [SMALL, MAMP], ids=["skeleton2vec", "mamp"])
+def test_a_gradient_that_is_not_finite_is_no_agreement(path, monkeypatch):
+    """Python's max drops a NaN that does not come first."""
+    real = golden._gradients
+
+    def poisoned(expected, found):
+        keys = sorted(found)
+        found[keys[len(keys) // 2]].view(-1)[-1] = float("nan")
+        return real(expected, found)
+
+    monkeypatch.setattr(golden, "_gradients", poisoned)
+    assert compat.check_golden(path, impl="torch")["gradients"] == float("inf")
 
 
 def test_golden_mamp_compares_a_target_that_is_there(tmp_path):

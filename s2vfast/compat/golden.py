@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def _compare(golden: dict, meta: dict, run: dict) -> dict[str, float]:
         ours.reshape(N * S, -1, ours.shape[-1]), theirs.reshape(N * S, -1, ours.shape[-1]), strict=True
     ):
         distance = np.abs(mine[:, None] - given[None]).max(-1)
-        latent = max(latent, distance.min(0).max(), distance.min(1).max())
+        latent = max(latent, distance.min(0).max(), distance.min(1).max()) if np.isfinite(distance).all() else math.inf
 
     gradients, teacher = (
         to_published(run["gradients"], meta["channels"]),
@@ -281,4 +282,5 @@ def _gradients(golden: dict, found: dict[str, Tensor]) -> float:
 
 def _relative(found: Tensor, expected: np.ndarray, floor: float = 1e-300) -> float:
     difference = np.abs(found.detach().numpy() - expected).max()
-    return float(difference / max(np.abs(expected).max(), floor))
+    # Python's max would drop a NaN that it does not begin with.
+    return float(difference / max(np.abs(expected).max(), floor)) if np.isfinite(difference) else math.inf

@@ -48,6 +48,11 @@ class FlatAdamW:
                 self.names.append(label + name)
                 self.parameters.append(parameter)
                 decays.append(parameter.ndim == 2 and name.endswith("weight"))
+        if twice := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(
+                f"{twice[0]}: two parameters of this name, one of which no checkpoint would hold; modules beside the "
+                f"encoder are named by their classes: put two of one class into one module"
+            )
         size = 0
         for parameter in self.parameters:
             self.places.append((size, parameter.numel()))

@@ -103,12 +103,12 @@ def test_laws(case):
             assert hidden >= options.get("masked_parts", 0), "body parts masked whole"
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases(), st.sampled_from([torch.float32, torch.float64]))
-def test_implementations_are_bit_equal(case, dtype):
+@settings(max_examples=15, deadline=None)
+@given(cases())
+def test_the_kernel_is_bit_equal(case):
     clips, options = case
-    expected = reference(clips.to(dtype), **options)
-    found = token_mask(clips.to(dtype), **options, impl="torch")
+    expected = reference(clips, **options)
+    found = token_mask(clips, **options, impl="triton")
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
 
 

@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 
 from s2vfast import ops
@@ -87,3 +88,12 @@ def test_without_a_teacher_the_student_is_trained_alone():
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     assert flats[1].teacher.numel() == 0
     assert sum(buffer.numel() for buffer in flats[1].buffers()) == 3 * flats[1].param.numel()
+
+
+def test_two_modules_of_one_name_are_refused():
+    """A checkpoint would hold one of them, and the other would begin anew when the run goes on."""
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="linear.weight: two parameters of this name"):
+        FlatAdamW(torch.nn.LayerNorm(2), [one, two], None)
+    both = torch.nn.Sequential(one, two)
+    assert len(FlatAdamW(torch.nn.LayerNorm(2), [both], None).weights()) == 6
