@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,31 @@ def evaluate(options: Any) -> int:
             raise errors.ConfigError(f"--protocol: {name!r} is not one of {', '.join((*protocols.KNOWN, 'all'))}")
     several = options.protocol == "all" or len(names) > 1
     results, folder = _places(options.out, names, several)
+    if results is not None:
+        _check_place(results)
     how = _options(options, several) | {"out": folder}
     store = options.store or rundir.read(options.run)["store"]["path"]
+    partly: dict[str, Any] = {}
     try:
         with distributed.start() as ranks, _Showing() as showing:
             how |= {"ranks": ranks, "progress": showing if ranks.first else None}
             if several:
-                found = protocols.evaluate_all(options.run, store, options.split, names, **how)
+
+                def each(found: dict[str, Any]) -> None:
+                    partly.update(found)
+                    if results is not None:
+                        ranks.tell(lambda: _write(results, found))
+
+                found = protocols.evaluate_all(options.run, store, options.split, names, each=each, **how)
             else:
                 confusion = options.confusion or results is not None
                 found = protocols.evaluate(options.run, store, options.split, names[0], confusion=confusion, **how)
             if results is not None:
                 ranks.tell(lambda: _write(results, found))
+    except errors.S2vfastError:
+        if partly and torchrun.speaks():  # what one protocol cannot do costs no other
+            print(json.dumps(partly) if options.json else table.text(partly))
+        raise
     except Stopped as stopped:
         if torchrun.speaks():
             _to_stderr(str(stopped))
@@ -86,6 +100,22 @@ def _places(out: str | None, names: list[str], several: bool) -> tuple[Path | No
     return Path(out) / RESULTS, Path(out)
 
 
+def _check_place(path: Path) -> None:
+    """Raise where results could not be written to ``path``, or would replace what is none of their kind."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.read_text("utf-8") if path.exists() else None
+        writable = os.access(path.parent, os.W_OK)
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.DataError(f"--out {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not writable:
+        raise errors.DataError(f"--out {path}: {path.parent} cannot be written to")
+    with contextlib.suppress(ValueError):
+        if there is None or "store_fingerprint" in json.loads(there):
+            return
+    raise errors.DataError(f"--out {path}: exists already and holds no results of evaluate; name another file")
+
+
 def _options(options: Any, several: bool) -> dict[str, Any]:
     given = options.get("finetune")
     changes = {name: presets.value(text) for name, text in (given.as_dict() if given else {}).items()}
@@ -100,7 +130,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         "device": options.device,
         "cache": options.cache,
         "log": _to_stderr,
-        "k": options.k or (10 if several else 1),
+        "k": (10 if several else 1) if options.k is None else options.k,
         **({} if options.transform is None else {"transform": options.transform}),
         "epochs": options.epochs,
         "lr": options.lr,

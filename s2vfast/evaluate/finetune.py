@@ -60,8 +60,8 @@ class Source:
     """Its checkpoint."""
     weights: str
     """SHA-256 of the encoder's weights at the start."""
-    pretrained_on: dict[str, str]
-    """Path and fingerprint of the pretrained run's store."""
+    pretrained_on: dict[str, str] | None
+    """Path, fingerprint and split of the pretrained run's store; None: from the first weights."""
     split: str
     """Split of the store."""
     part: str
@@ -128,12 +128,22 @@ def tune(
     with contextlib.ExitStack() as stack:
         ranks.tell(lambda: _claim(out, config, store, options, source, stack))
         found = ranks.each(lambda: _newest(out, log if ranks.first else _silent))
+        if found is not None and found.step >= tuner.total_steps:
+            return 0.0
         if found is not None:
             tuner.load(found.tensors, found.step)
-        size = found.meta["metrics_bytes"] if found is not None else 0
-        if tuner.step < tuner.total_steps:
-            return _run(out, tuner, size, stack, log)
-    return 0.0
+        return _run(out, tuner, found.meta["metrics_bytes"] if found is not None else 0, stack, log)
+
+
+def require(run_dir: str | Path) -> dict[str, Any]:
+    """What run.json says of a fine-tuned run; `CheckpointError` of any other."""
+    about = rundir.read(run_dir)
+    if KEY not in about:
+        raise errors.CheckpointError(
+            f"{run_dir}: a pretrained run, which has no classes; make one that has with "
+            f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"
+        )
+    return about
 
 
 def load_classifier(
@@ -144,12 +154,7 @@ def load_classifier(
     Raises:
         CheckpointError: no such run, or no intact checkpoint.
     """
-    config, about = rundir.read_config(run_dir), rundir.read(run_dir)
-    if KEY not in about:
-        raise errors.CheckpointError(
-            f"{run_dir}: a pretrained run, which has no classes; make one that has with "
-            f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"
-        )
+    config, about = rundir.read_config(run_dir), require(run_dir)
     found = checkpoint.load_latest(run_dir, log=log, groups=("model",))
     joints, options = len(about["layout"]["joints"]), finetune_config.from_dict(about[KEY]["recipe"])
     head = classifier.Head(joints * config.model.dim, options.hidden, len(about["classes"]))
@@ -168,8 +173,10 @@ def _claim(
     wanted = {"recipe": options.to_dict(), "source": asdict(source)}
     if not rundir.begun(out):
         rundir.check_free(out)
-        # Its own split, which need not be one of the store that was pretrained on.
+        # Its own split, which need not be one of the store that was pretrained on, and the seed of its first weights.
         own = replace(config, data=replace(config.data, split=source.split))
+        if source.mode == "supervised":
+            own = replace(own, train=replace(own.train, seed=options.seed))
         rundir.create(out, own, store, {KEY: wanted})
     about = rundir.read(out)
     if KEY not in about:
@@ -236,7 +243,10 @@ def _run(out: Path, tuner: Tuner, size: int, stack: contextlib.ExitStack, log: C
         nonlocal saved
         take()
         if saved != tuner.step and metrics is not None:
-            checkpoint.save(out, tuner.step, tuner.state(), {"metrics_bytes": metrics.sync()}, options.keep)
+            state, keep = tuner.state(), options.keep
+            if tuner.step == total:  # nothing goes on from here, and a table of a paper has some twenty of these
+                state, keep = {"model": state["model"]}, 1
+            checkpoint.save(out, tuner.step, state, {"metrics_bytes": metrics.sync()}, keep)
         saved = tuner.step
 
     with shown:

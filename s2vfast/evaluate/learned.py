@@ -18,7 +18,6 @@ from s2vfast import nn
 from s2vfast.evaluate import features, finetune, measures, metrics, subsets
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.evaluate.subject import Subject
-from s2vfast.train import rundir
 
 FOLDER = "finetuned"
 """Folder of a run that holds its fine-tuned runs, where no other is named."""
@@ -60,7 +59,7 @@ def tuned(
             run=str(subject.run),
             step=0 if mode == "supervised" else subject.step,
             weights=weights,
-            pretrained_on=rundir.read(subject.run)["store"],
+            pretrained_on=None if mode == "supervised" else subject.pretrained_on,
             split=subject.split,
             part=subject.parts[0],
             ids=finetune.digest_ids(ids),
@@ -78,6 +77,8 @@ def tuned(
         "folders": [one["folder"] for one in found],
         "training_seconds": [one["seconds"] for one in found],
     }
+    if mode == "supervised":  # whatever the run is whose network it has
+        about |= {"step": 0, "pretrained_on": None, "overlap": 0, "transfer": False}
     scores = [{name: one[name] for name in ("top1", "top5", "per_class", "confusion")} for one in found]
     return measures.together(scores) | about
 

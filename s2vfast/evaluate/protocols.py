@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import features, knn, learned, measures, subsets, table
+from s2vfast.evaluate import features, finetune, knn, learned, measures, subsets, table
 from s2vfast.evaluate.checks import check_choice, check_counts
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.evaluate.subject import Log, Progress, Subject
@@ -65,7 +66,13 @@ class Options:
         check_choice("transform", self.transform, knn.TRANSFORMS)
         for name in self.semi:
             check_choice("semi", name, learned.SEMI_MEASURES)
-        check_counts(k=self.k, repeats=self.repeats, lists=self.lists)
+        check_counts(k=self.k, repeats=self.repeats, lists=self.lists, epochs=self.epochs, batch=self.batch)
+        if not 0 <= self.seed < 2**63:
+            raise errors.ConfigError(f"seed: {self.seed}; a number from 0 to 2**63 - 1 is expected")
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            if not (0 <= value < math.inf and (value or name != "lr")):
+                raise errors.ConfigError(f"{name}: {value}; a positive number is expected")
         if self.draws < 0:
             raise errors.ConfigError(f"draws: {self.draws}; 0 or more is expected")
         for percent in self.percents:
@@ -134,7 +141,8 @@ def evaluate(
     began, how = time.perf_counter(), Options(**options)
     subject = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
                     progress, log, how)  # fmt: skip
-    result = {**_measure(subject, protocol, how), **subject.describe()}
+    _check(subject, [protocol])
+    result = {**subject.describe(), **_measure(subject, protocol, how)}
     return _finished({"protocol": protocol, **result}, began, confusion)
 
 
@@ -154,9 +162,12 @@ def evaluate_all(
     ranks: Ranks | None = None,
     progress: Progress | None = None,
     log: Log = print,
+    each: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Several protocols on the same features; arguments as of `evaluate`.
+
+    ``each`` is called after each protocol but the last with what there is so far, as it is returned.
 
     Returns:
         Plain values for JSON: where everything came from, as in `evaluate`, ``results`` by protocol (with confusion
@@ -167,13 +178,30 @@ def evaluate_all(
     began, how = time.perf_counter(), Options(**options)
     subject = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
                     progress, log, how)  # fmt: skip
-    results = {}
-    for protocol in protocols:
+    _check(subject, protocols)
+    results: dict[str, dict[str, Any]] = {}
+
+    def so_far() -> dict[str, Any]:
+        about = {**subject.describe(), "results": dict(results), "table": table.rows(results)}
+        return _finished(about, began, confusion=True)
+
+    for number, protocol in enumerate(protocols):
         started = time.perf_counter()
         place = None if how.out is None else Path(how.out) / protocol
         found = _measure(subject, protocol, how, place)
         results[protocol] = _finished(found, started, confusion=True)
-    return _finished({**subject.describe(), "results": results, "table": table.rows(results)}, began, confusion=True)
+        if each is not None and number + 1 < len(protocols):
+            each(so_far())
+    return so_far()
+
+
+def _check(subject: Subject, protocols: Sequence[str]) -> None:
+    """Raise where a protocol cannot be done with such a run, before any is."""
+    if "classify" not in protocols:
+        return
+    if subject.untrained:
+        raise errors.ConfigError("--untrained: classify measures a fine-tuned run as it is; leave one of them out")
+    finetune.require(subject.run)
 
 
 def _open(

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import s2vfast
 import s2vfast.errors as errors
 from s2vfast import nn
 from s2vfast.config import Config
 from s2vfast.data.store import Store
-from s2vfast.evaluate import features, finetune
+from s2vfast.evaluate import features, finetune, seen
 from s2vfast.evaluate.checks import open_store, whole_file
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
@@ -94,14 +95,30 @@ class Subject:
         where = features.resolve_device(device, ranks)
         log = log if ranks.first else _silent
         encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
-        store = open_store(run_dir, store_path)
+        store, about = open_store(run_dir, store_path), rundir.read(run_dir)
+        tuned = about.get(finetune.KEY)
+        if untrained and tuned and tuned["source"]["mode"] != "supervised":
+            raise errors.ConfigError(
+                f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
+                f"{tuned['source']['run']}"
+            )
         split = split or config.data.split
         ids = _part_ids(store, split, *parts)
+        if not untrained and (learned := len(np.intersect1d(seen.labelled(about, store), ids[1]))):
+            raise errors.DataError(
+                f"{run_dir}: was fine-tuned on the labels of {learned} sequence(s) of {parts[1]!r} of split {split!r}; "
+                f"an accuracy on sequences that were fitted says nothing, choose another split, part or run"
+            )
         labels = tuple(torch.from_numpy(store.labels[chosen]).to(where) for chosen in ids)
         made = cls(
             Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, **options,
             ranks=ranks, log=log,
         )  # fmt: skip
+        if overlap := made.overlap:
+            log(
+                f"warning: pretraining has seen {overlap} of the {len(ids[1])} sequences of {parts[1]!r} of split "
+                f"{split!r}, without their labels"
+            )
         if missing := made.missing:
             log(
                 f"warning: {len(missing)} class(es) of {parts[1]} are not in {parts[0]} and cannot be told: "
@@ -119,6 +136,20 @@ class Subject:
         """Classes of the part that is measured which the other does not have."""
         fitted, measured = (set(labels.tolist()) for labels in self.labels)
         return [self.store.classes[label] for label in sorted(measured - fitted)]
+
+    @property
+    def pretrained_on(self) -> dict[str, str] | None:
+        """Path, fingerprint and split of the store that the encoder was pretrained on; None where it was not."""
+        about = rundir.read(self.run)
+        if finetune.KEY in about:
+            return about[finetune.KEY]["source"]["pretrained_on"]
+        return about["store"] | {"split": self.config.data.split}
+
+    @property
+    def overlap(self) -> int:
+        """How many sequences of the part that is measured pretraining has seen."""
+        learned = None if self.untrained else self.pretrained_on
+        return len(np.intersect1d(seen.unlabelled(learned, self.store), self.ids[1]))
 
     def features(self, part: int, draw: int | None = None, what: str = "") -> Tensor:
         """float32 [n, F] of part 0 or 1, on the device; computed once.
@@ -166,8 +197,9 @@ class Subject:
             "step": self.step,
             "parts": list(self.parts),
             "run": str(self.run),
-            "pretrained_on": about["store"],
-            "transfer": about["store"]["fingerprint"] != self.store.fingerprint,
+            "pretrained_on": self.pretrained_on,
+            "overlap": self.overlap,
+            "transfer": self.pretrained_on is not None and self.pretrained_on["fingerprint"] != self.store.fingerprint,
             "objective": self.config.objective.name,
             "store": str(self.store.path),
             "store_fingerprint": self.store.fingerprint,
@@ -175,7 +207,6 @@ class Subject:
         }
         if finetune.KEY in about:
             found["finetuned"] = about[finetune.KEY]
-            found["pretrained_on"] = about[finetune.KEY]["source"]["pretrained_on"]
             found["tuned_on"] = about["store"]
         return found
 
@@ -191,6 +222,7 @@ class Subject:
     def _key(self, part: int, draw: int | None) -> str:
         """SHA-256 of all that features depend on."""
         about = {
+            "version": s2vfast.__version__,  # another one may make other clips
             "weights": self.weights,
             "clips": asdict(self.config.data),
             "heads": self.config.model.heads,

@@ -21,11 +21,14 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         results: of `s2vfast.evaluate.protocols.evaluate_all`, by protocol.
     """
     found: list[dict[str, Any]] = []
+    several = ""  # said of measures on lists of labels, which may be all of them too
 
     def row(
         measure: str, metric: str, value: float, std: float | None = None, of: int = 1, labels: float = 100
     ) -> None:
-        found.append({"measure": measure, "labels": labels, "metric": metric, "value": value, "std": std, "of": of})
+        found.append(
+            {"measure": measure + several, "labels": labels, "metric": metric, "value": value, "std": std, "of": of}
+        )
 
     def accuracies(measure: str, result: dict[str, Any], labels: float = 100) -> None:
         for metric, key in (("top-1", "top1"), ("top-5", "top5")):
@@ -39,8 +42,10 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                     if key == "map" or key.startswith("recall"):
                         row(f"retrieval, {name}", {"map": "mAP"}.get(key, key), value)
         elif protocol == "semi":
+            several = f", {result['lists']} list{'s' * (result['lists'] > 1)}"
             for part in result["rows"]:
                 accuracies(_NAMES[part["measure"]], part, part["percent"])
+            several = ""
         elif protocol == "knn":
             for k, part in result["by_k"].items():
                 accuracies(f"{k}-NN", part)
@@ -54,6 +59,8 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def text(result: dict[str, Any]) -> str:
     """What `s2vfast.evaluate.protocols.evaluate_all` found, to read: a line a measure."""
     encoder = "untrained encoder" if result["untrained"] else f"{result['objective']}, step {result['step']}"
+    if "finetuned" in result:
+        encoder = f"fine-tuned run ({result['finetuned']['source']['mode']}) of {encoder}"
     lines = [
         f"{encoder}, {result['pool']} features, split {result['split']} ({result['n_train']} to fit, "
         f"{result['n_test']} to measure)"

@@ -79,7 +79,7 @@ def make_run(path, store, **changes):
     return made, teacher.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small():
     """What the fixtures below are made with, for tests that need another store or run."""
     return SimpleNamespace(

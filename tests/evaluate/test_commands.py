@@ -4,6 +4,8 @@ import json
 import os
 import signal
 
+import pytest
+
 from s2vfast.train import checkpoint
 
 
@@ -75,7 +77,39 @@ def test_lists_of_labels_are_written(cli, place, tmp_path):
     refused(cli(f"data subset {place}/store --split nowhere --out {tmp_path}/m.json"), "no split 'nowhere'", 1)
 
 
+def test_a_place_for_results_is_looked_at_first(cli, place, tmp_path, monkeypatch):
+    from s2vfast.evaluate import features
+
+    monkeypatch.setattr(features, "load_encoder", lambda *a, **k: pytest.fail("the run was read"))
+    (tmp_path / "precious.json").write_text('["mine"]')
+    (tmp_path / "file").write_text("")
+    words = f"evaluate {place}/run --protocol knn --out"
+    refused(cli(f"{words} {tmp_path}/precious.json"), "holds no results of evaluate; name another file", 1)
+    refused(cli(f"{words} {tmp_path}/file/x.json"), "--out", 1)
+    assert (tmp_path / "precious.json").read_text() == '["mine"]'
+
+
+def test_what_one_protocol_cannot_do_costs_no_other(cli, place, tmp_path, monkeypatch):
+    from s2vfast.errors import DataError
+    from s2vfast.evaluate import measures
+
+    def failing(subject):
+        raise DataError("no retrieval today")
+
+    monkeypatch.setattr(measures, "retrieval_scores", failing)
+    code, out, err = cli(f"evaluate {place}/run --protocol knn,retrieval --json --out {tmp_path}/found.json")
+    assert (code, err[-1]) == (1, "s2vfast: error: no retrieval today")
+    found = json.loads(out[-1])
+    assert list(found["results"]) == ["knn"]
+    assert found == json.loads((tmp_path / "found.json").read_text())
+    monkeypatch.undo()
+    assert cli(f"evaluate {place}/run --protocol knn,retrieval --out {tmp_path}/found.json")[0] == 0
+    assert list(json.loads((tmp_path / "found.json").read_text())["results"]) == ["knn", "retrieval"]
+
+
 def test_what_cannot_be_asked(cli, place):
+    refused(cli(f"evaluate {place}/run --protocol knn --k 0"), "k: 0; 1 or more")
+    refused(cli(f"evaluate {place}/run --seed 99999999999999999999"), "seed: 99999999999999999999; a number from 0")
     refused(cli(f"evaluate {place}/run --protocol finetune --finetune.lrr 1"), "did you mean finetune.lr?")
     refused(cli(f"evaluate {place}/run --protocol finetune --finetune.lr=fast"), "finetune.lr: 'fast'; a finite number")
     refused(cli(f"evaluate {place}/run --protocol finetune --recipe ntu"), "--recipe ntu: neither a file nor one of")

@@ -1,0 +1,40 @@
+"""Which sequences of a store a run has learned from: accuracy on these says nothing, or less than it seems to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from s2vfast.data.store import Store
+from s2vfast.evaluate import finetune, subsets
+
+NONE = np.empty(0, np.int64)
+
+
+def labelled(about: dict[str, Any], store: Store) -> np.ndarray:
+    """Sequence numbers whose labels a fine-tuned run has learned: int64, ascending.
+
+    Args:
+        about: the run's run.json.
+        store: whose sequences are asked about; of another one than the run's, none are known.
+    """
+    if finetune.KEY not in about or about["store"]["fingerprint"] != store.fingerprint:
+        return NONE
+    source = about[finetune.KEY]["source"]
+    if source["labels"] is None:
+        return store.select(source["split"], source["part"])
+    drawn = {name: source["labels"][name] for name in ("percent", "seed", "number")}
+    return subsets.subset(store, source["split"], drawn.pop("percent"), part=source["part"], **drawn)
+
+
+def unlabelled(pretrained_on: dict[str, str] | None, store: Store) -> np.ndarray:
+    """Sequence numbers that pretraining has seen.
+
+    Args:
+        pretrained_on: path, fingerprint and split of the store that was; None: there was no pretraining.
+        store: whose sequences are asked about.
+    """
+    if pretrained_on is None or pretrained_on["fingerprint"] != store.fingerprint or "split" not in pretrained_on:
+        return NONE
+    return store.select(pretrained_on["split"], "train")
