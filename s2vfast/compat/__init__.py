@@ -11,6 +11,7 @@ _HOME = {
     "to_mamp": "mamp",
     "from_published": "skeleton2vec",
     "to_published": "skeleton2vec",
+    "import_checkpoint": "importer",
     "read_checkpoint": "foreign",
 }
 

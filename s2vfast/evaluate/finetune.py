@@ -61,7 +61,7 @@ class Source:
     weights: str
     """SHA-256 of the encoder's weights at the start."""
     pretrained_on: dict[str, str]
-    """Path and fingerprint of the pretrained run's store."""
+    """Path and fingerprint of the pretrained run's store, or the published checkpoint that was imported."""
     split: str
     """Split of the store."""
     part: str

@@ -60,7 +60,7 @@ def tuned(
             run=str(subject.run),
             step=0 if mode == "supervised" else subject.step,
             weights=weights,
-            pretrained_on=rundir.read(subject.run)["store"],
+            pretrained_on=rundir.pretrained_on(rundir.read(subject.run)),
             split=subject.split,
             part=subject.parts[0],
             ids=finetune.digest_ids(ids),

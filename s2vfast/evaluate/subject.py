@@ -166,8 +166,9 @@ class Subject:
             "step": self.step,
             "parts": list(self.parts),
             "run": str(self.run),
-            "pretrained_on": about["store"],
-            "transfer": about["store"]["fingerprint"] != self.store.fingerprint,
+            "pretrained_on": rundir.pretrained_on(about),
+            # Of imported weights nobody knows.
+            "transfer": None if rundir.IMPORTED in about else about["store"]["fingerprint"] != self.store.fingerprint,
             "objective": self.config.objective.name,
             "store": str(self.store.path),
             "store_fingerprint": self.store.fingerprint,
