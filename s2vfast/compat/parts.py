@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s2vfast import errors
 from s2vfast.compat.namings import NAMINGS, Naming
-from s2vfast.compat.reader import Beside
+from s2vfast.compat.reader import Beside, shown
 
 PARTS = ("auto", "teacher", "student")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -147,12 +147,6 @@ def heads(tree: Any) -> int | None:
     for _, container in _containers(tree, objects=True):
         said |= {container[name] for name in _HEADS if type(container.get(name)) is int}
     return said.pop() if len(said) == 1 else None
-
-
-def shown(name: Any) -> str:
-    """A name in the file, fit for a terminal."""
-    text = str(name)
-    return text if text.isprintable() and len(text) <= 200 else ascii(text)[:200]
 
 
 def _containers(tree: Any, objects: bool = False) -> Iterator[tuple[str, dict]]:

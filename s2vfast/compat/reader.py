@@ -65,6 +65,12 @@ def read_file(path: str | Path) -> tuple[str, Any]:
         raise errors.CheckpointError(f"{path}: {_reason(str(error) or type(error).__name__)}") from error
 
 
+def shown(name: Any) -> str:
+    """Something that a file says, fit for a line on a terminal."""
+    text = str(name)[:200]
+    return text if text.isprintable() else ascii(text)
+
+
 def _format(start: bytes) -> str:
     if start.startswith(b"PK\x03\x04"):
         return "zip"
@@ -93,8 +99,8 @@ def _reason(message: str) -> str:
     # The same name may be an object to build or a function to call.
     if found := re.search(r"GLOBAL (\S+)", message):
         return (
-            f"refused, and nothing of it was run: it asks for {found[1]}, which weights do not need. If you trust "
-            f"where it is from, save its weights alone, as safetensors or by torch.save of the state dict"
+            f"refused, and nothing of it was run: it asks for {shown(found[1])}, which weights do not need. If you "
+            f"trust where it is from, save its weights alone, as safetensors or by torch.save of the state dict"
         )
     if "TorchScript" in message:
         return "refused: a TorchScript program; save the state dict of the model it was made from"
@@ -103,5 +109,5 @@ def _reason(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     # Behind the advice stands what was wrong.
     said = [line for line in lines if "eights only load failed" not in line and "heck the documentation" not in line]
-    said = (said or lines)[-1].partition(". ")[0][:200]
-    return f"no checkpoint of torch.save or safetensors, or a damaged one ({said})"
+    said = (said or lines)[-1].partition(". ")[0]
+    return f"no checkpoint of torch.save or safetensors, or a damaged one ({shown(said)})"
