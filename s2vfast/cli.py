@@ -23,6 +23,7 @@ import jsonargparse
 import s2vfast
 import s2vfast.errors as errors
 from s2vfast import presets
+from s2vfast.compat import commands as foreign
 from s2vfast.config import Config
 from s2vfast.evaluate import arguments, finetune_config
 from s2vfast.train import torchrun
@@ -148,6 +149,8 @@ def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
 
     for name, text in arguments.COMMANDS.items():
         arguments.add(name, command(top, name, functools.partial(_evaluation, name), text))
+
+    foreign.add(command(top, foreign.NAME, foreign.run, foreign.TEXT))
 
     _add_data(commands_of("data", "make and look at stores"), command)
     view.add(functools.partial(command, commands_of("view", "pages and pictures of data, masks, features and runs")))

@@ -34,7 +34,19 @@ def test_help_is_quick_and_complete():
     slow = "torch numpy matplotlib sklearn scipy tensorboard".split()
     script = f"import sys, s2vfast.cli as c; c.main(['--help']); print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for command in ("demo", "pretrain", "evaluate", "embed", "predict", "export", "data", "view", "doctor"):
+    commands = (
+        "demo",
+        "pretrain",
+        "evaluate",
+        "embed",
+        "predict",
+        "export",
+        "import-checkpoint",
+        "data",
+        "view",
+        "doctor",
+    )
+    for command in commands:
         assert f"    {command} " in done.stdout
     assert done.stdout.endswith("[]\n"), "help imports what it does not need"
 

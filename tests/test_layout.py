@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "ops": {"reference", "kernels", "_extension"},
     "nn": {"ops"},
     "objectives": {"nn", "ops", "reference", "config_checks"},
-    "compat": {"objectives", "nn", "ops", "reference"},
+    "compat": {"train", "objectives", "nn", "ops", "reference", "data", "presets"},
     "data": {"ops", "reference"},
     "train": {"objectives", "nn", "ops", "reference", "data", "presets", "config_checks"},
     "evaluate": {"train", "objectives", "nn", "ops", "reference", "data", "presets"},

@@ -1,7 +1,25 @@
-"""Other people's parameters: the published naming of Skeleton2vec and of MAMP, both ways; files of golden numbers."""
+"""Other people's parameters: checkpoints of Skeleton2vec and MAMP, their naming both ways; files of golden numbers."""
 
-from s2vfast.compat.golden import check_golden
-from s2vfast.compat.mamp import from_mamp, to_mamp
-from s2vfast.compat.skeleton2vec import from_published, to_published
+from __future__ import annotations
 
-__all__ = ["check_golden", "from_mamp", "from_published", "to_mamp", "to_published"]
+import importlib
+from typing import Any
+
+_HOME = {
+    "check_golden": "golden",
+    "from_mamp": "mamp",
+    "to_mamp": "mamp",
+    "from_published": "skeleton2vec",
+    "to_published": "skeleton2vec",
+    "import_checkpoint": "importer",
+    "read_checkpoint": "foreign",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: the command line's help reads `commands`, and need not wait for torch.
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

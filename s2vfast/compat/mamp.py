@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -30,6 +30,33 @@ _POSITIONS = {  # published [1, S, 1, D] or [1, 1, V, D] -> ours [S, D] or [V, D
     "decoder_temp_embed": "decoder.segment",
     "decoder_pos_embed": "decoder.joint",
 }
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "same": lambda value: value,
+    "flat": lambda value: value.reshape(-1),
+    "rows": lambda value: value.reshape(-1, value.shape[-1]),
+    # [D, C, s, 1] -> [D, s * C]
+    "convolution": lambda value: value[..., 0].transpose(1, 2).reshape(len(value), -1).contiguous(),
+}
+"""What becomes of a published parameter, by name."""
+
+
+def place(theirs: str) -> tuple[str, str] | None:
+    """Where a published parameter goes: our name, and how it gets there (a key of `CHANGES`); None: nowhere."""
+    name, _, kind = theirs.rpartition(".")
+    match = re.fullmatch(r"(blocks|decoder_blocks)\.(\d+)\.(.+)", name)
+    if theirs in _POSITIONS:
+        return _POSITIONS[theirs], "rows"
+    if theirs == "mask_token":
+        return "decoder.mask_token", "flat"
+    if theirs == "joints_embed.proj.weight":
+        return "encoder.embedding.weight", "convolution"
+    if theirs == "joints_embed.proj.bias":
+        return "encoder.embedding.bias", "same"
+    if kind in ("weight", "bias") and name in _LINEAR:
+        return f"{_LINEAR[name]}.{kind}", "same"
+    if kind in ("weight", "bias") and match and match[3] in _BLOCK:
+        return f"{_STACKS[match[1]]}.{match[2]}.{_BLOCK[match[3]]}.{kind}", "same"
+    return None
 
 
 def from_mamp(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,22 +69,10 @@ def from_mamp(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     ours = {}
     for theirs, value in state.items():
-        name, _, kind = theirs.rpartition(".")
-        match = re.fullmatch(r"(blocks|decoder_blocks)\.(\d+)\.(.+)", name)
-        if theirs in _POSITIONS:
-            ours[_POSITIONS[theirs]] = value.reshape(-1, value.shape[-1])
-        elif theirs == "mask_token":
-            ours["decoder.mask_token"] = value.reshape(-1)
-        elif theirs == "joints_embed.proj.weight":  # [D, C, s, 1]
-            ours["encoder.embedding.weight"] = value[..., 0].transpose(1, 2).reshape(len(value), -1).contiguous()
-        elif theirs == "joints_embed.proj.bias":
-            ours["encoder.embedding.bias"] = value
-        elif kind in ("weight", "bias") and name in _LINEAR:
-            ours[f"{_LINEAR[name]}.{kind}"] = value
-        elif kind in ("weight", "bias") and match and match[3] in _BLOCK:
-            ours[f"{_STACKS[match[1]]}.{match[2]}.{_BLOCK[match[3]]}.{kind}"] = value
-        else:
+        found = place(theirs)
+        if found is None:
             raise errors.CheckpointError(f"{theirs}: no parameter of the published MAMP has this name")
+        ours[found[0]] = CHANGES[found[1]](value)
     return ours
 
 

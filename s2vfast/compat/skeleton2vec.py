@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ _BLOCK = {
     "mlp.fc2.bias": "fc2.bias",
     "gamma_2": "gamma2",
 }
-_PARTS = ("queries", "keys", "values")  # in this order in our qkv
+PARTS = ("queries", "keys", "values")  # in this order in our qkv
 _PLAIN = {
     "encoder_embedding.projection.1.bias": "encoder.embedding.bias",
     "encoder_norm.weight": "encoder.norm.weight",
@@ -45,6 +45,34 @@ _POSITIONS = {  # published [1, D, 1, V] or [1, D, S, 1] -> ours [V, D] or [S, D
 _PROJECTION = "encoder_embedding.projection.1.weight"
 
 
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "same": lambda value: value,
+    "flat": lambda value: value.reshape(-1),
+    "columns": lambda value: value.reshape(value.shape[1], -1).t().contiguous(),
+    # [D, C, s, 1] -> [D, s * C]
+    "convolution": lambda value: value[..., 0].transpose(1, 2).reshape(len(value), -1).contiguous(),
+}
+"""What becomes of a published parameter, by name; queries, keys and values become one."""
+
+
+def place(theirs: str) -> tuple[str, str] | None:
+    """Where a published parameter goes: our name, and how (a key of `CHANGES`, or a name in `PARTS`); None: nowhere."""
+    match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", theirs)
+    if theirs in _PLAIN:
+        return _PLAIN[theirs], "same"
+    if theirs in _POSITIONS:
+        return _POSITIONS[theirs][0], "columns"
+    if theirs == _PROJECTION:
+        return "encoder.embedding.weight", "convolution"
+    if theirs == "mask_token_emb":
+        return "decoder.mask_token", "flat"
+    if match and match[3] in _BLOCK:
+        return f"{match[1]}.blocks.{match[2]}.{_BLOCK[match[3]]}", "same"
+    if match and (part := re.fullmatch(r"attn\.(queries|keys|values)\.(weight|bias)", match[3])):
+        return f"{match[1]}.blocks.{match[2]}.qkv.{part[2]}", part[1]
+    return None
+
+
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in the published naming as one of `s2vfast.objectives.skeleton2vec.Skeleton2vec`.
 
@@ -53,32 +81,23 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name that is not of the published model, or a part that is missing.
     """
-    state, ours = dict(state), {}
-    for theirs, name in _PLAIN.items():
-        if theirs in state:
-            ours[name] = state.pop(theirs)
-    for theirs, (name, _) in _POSITIONS.items():
-        if theirs in state:
-            value = state.pop(theirs)
-            ours[name] = value.reshape(value.shape[1], -1).t().contiguous()
-    if _PROJECTION in state:
-        weight = state.pop(_PROJECTION)  # [D, C, s, 1]
-        ours["encoder.embedding.weight"] = weight[..., 0].transpose(1, 2).reshape(weight.shape[0], -1).contiguous()
-    if "mask_token_emb" in state:
-        ours["decoder.mask_token"] = state.pop("mask_token_emb").reshape(-1)
-    for theirs in list(state):
-        match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", theirs)
-        if match and match[3] in _BLOCK:
-            ours[f"{match[1]}.blocks.{match[2]}.{_BLOCK[match[3]]}"] = state.pop(theirs)
-        elif match and (part := re.fullmatch(r"attn\.queries\.(weight|bias)", match[3])):
-            stem = f"{match[1]}.layers.{match[2]}.attn."
-            missing = [f"{stem}{p}.{part[1]}" for p in _PARTS if f"{stem}{p}.{part[1]}" not in state]
-            if missing:
-                raise errors.CheckpointError(f"{missing[0]}: missing beside {theirs}")
-            packed = torch.cat([state.pop(f"{stem}{p}.{part[1]}") for p in _PARTS])
-            ours[f"{match[1]}.blocks.{match[2]}.qkv.{part[1]}"] = packed
-    if state:
-        raise errors.CheckpointError(f"{next(iter(state))}: no parameter of the published Skeleton2vec has this name")
+    ours: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, str]] = {}
+    for theirs, value in state.items():
+        found = place(theirs)
+        if found is None:
+            raise errors.CheckpointError(f"{theirs}: no parameter of the published Skeleton2vec has this name")
+        name, how = found
+        if how in PARTS:
+            packed.setdefault(name, {})[how] = theirs
+        else:
+            ours[name] = CHANGES[how](value)
+    for name, parts in packed.items():
+        for part in PARTS:
+            if part not in parts:
+                there, theirs = next(iter(parts.items()))
+                raise errors.CheckpointError(f"{theirs.replace(there, part)}: missing beside {theirs}")
+        ours[name] = torch.cat([state[parts[part]] for part in PARTS])
     return ours
 
 
@@ -112,7 +131,7 @@ def to_published(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Te
         elif match and match[3] in block:
             published[f"{match[1]}.layers.{match[2]}.{block[match[3]]}"] = value
         elif match and match[3] in ("qkv.weight", "qkv.bias"):
-            for part, piece in zip(_PARTS, value.chunk(3), strict=True):
+            for part, piece in zip(PARTS, value.chunk(3), strict=True):
                 published[f"{match[1]}.layers.{match[2]}.attn.{part}.{match[3][4:]}"] = piece.contiguous()
         else:
             raise errors.CheckpointError(f"{name}: no parameter of Skeleton2vec has this name")

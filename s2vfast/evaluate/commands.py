@@ -11,7 +11,7 @@ from typing import Any
 
 import s2vfast.errors as errors
 from s2vfast import presets
-from s2vfast.evaluate import finetune_config, protocols, table
+from s2vfast.evaluate import features, finetune_config, protocols, table
 from s2vfast.evaluate.finetune import Stopped
 from s2vfast.train import distributed, rundir, torchrun
 from s2vfast.train.progress import Counter
@@ -55,7 +55,7 @@ def evaluate(options: Any) -> int:
     if results is not None:
         _check_place(results)
     how = _options(options, several) | {"out": folder}
-    store = options.store or rundir.read(options.run)["store"]["path"]
+    store = options.store or rundir.store_path(options.run)
     partly: dict[str, Any] = {}
     try:
         with distributed.start() as ranks, _Showing() as showing:
@@ -164,7 +164,7 @@ def _lines(found: dict[str, Any]) -> str:
         "supervised": "trained from scratch",
         "classify": "its own classes",
     }[protocol]
-    encoder = "untrained encoder" if found["untrained"] else f"encoder of step {found['step']}"
+    encoder = features.called(found["step"], found["untrained"])
     lines = [f"{encoder}, {name}, split {found['split']} ({found['n_train']} to fit, {found['n_test']} to measure)"]
     spread = [f" ± {found[f'{key}_std']:.2f}" if f"{key}_std" in found else "" for key in ("top1", "top5")]
     lines.append(f"top-1 {found['top1']:.2f}{spread[0]} %   top-5 {found['top5']:.2f}{spread[1]} %")
@@ -184,7 +184,7 @@ def embed(options: Any) -> int:
 
     found = embed(
         options.run,
-        options.store or rundir.read(options.run)["store"]["path"],
+        options.store or rundir.store_path(options.run),
         options.out,
         options.split,
         pool=options.pool,

@@ -42,7 +42,8 @@ def load_encoder(
         log: told of damaged checkpoints that were passed over.
 
     Returns:
-        (encoder on the CPU in evaluation mode, the run's config, the step of the checkpoint; 0 where untrained).
+        (encoder on the CPU in evaluation mode, the run's config, the step of the checkpoint; 0 where untrained or
+        imported).
 
     Raises:
         CheckpointError: no run there, no intact checkpoint, or one of another network.
@@ -69,6 +70,11 @@ def load_encoder(
                 f"{' '.join(str(error).split())}"
             ) from error
     return encoder.eval().requires_grad_(False), config, step
+
+
+def called(step: int, untrained: bool) -> str:
+    """What to call the encoder of `load_encoder`; published weights that were imported have made no step here."""
+    return "untrained encoder" if untrained else f"encoder of step {step}" if step else "imported encoder"
 
 
 def resolve_device(name: str, ranks: Ranks | None = None) -> torch.device:

@@ -61,7 +61,8 @@ class Source:
     weights: str
     """SHA-256 of the encoder's weights at the start."""
     pretrained_on: dict[str, str] | None
-    """Path, fingerprint and split of the pretrained run's store; None: from the first weights."""
+    """Path, fingerprint and split of the pretrained run's store, or the published checkpoint that was imported; None:
+    from the first weights."""
     split: str
     """Split of the store."""
     part: str

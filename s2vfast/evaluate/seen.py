@@ -32,9 +32,10 @@ def unlabelled(pretrained_on: dict[str, str] | None, store: Store) -> np.ndarray
     """Sequence numbers that pretraining has seen.
 
     Args:
-        pretrained_on: path, fingerprint and split of the store that was; None: there was no pretraining.
+        pretrained_on: path, fingerprint and split of the store that was, or a published checkpoint, of which nobody
+            knows; None: there was no pretraining.
         store: whose sequences are asked about.
     """
-    if pretrained_on is None or pretrained_on["fingerprint"] != store.fingerprint or "split" not in pretrained_on:
+    if pretrained_on is None or pretrained_on.get("fingerprint") != store.fingerprint:
         return NONE
     return store.select(pretrained_on["split"], "train")

@@ -139,11 +139,20 @@ class Subject:
 
     @property
     def pretrained_on(self) -> dict[str, str] | None:
-        """Path, fingerprint and split of the store that the encoder was pretrained on; None where it was not."""
+        """Path, fingerprint and split of the store that was pretrained on, or a published checkpoint; None: neither."""
         about = rundir.read(self.run)
         if finetune.KEY in about:
             return about[finetune.KEY]["source"]["pretrained_on"]
-        return about["store"] | {"split": self.config.data.split}
+        found = rundir.pretrained_on(about)
+        return found if rundir.IMPORTED in about else found | {"split": self.config.data.split}
+
+    @property
+    def transfer(self) -> bool | None:
+        """Whether the encoder was pretrained on another store; None of imported weights, of which nobody knows."""
+        if self.pretrained_on is None:
+            return False
+        known = self.pretrained_on.get("fingerprint")
+        return None if known is None else known != self.store.fingerprint
 
     @property
     def overlap(self) -> int:
@@ -199,7 +208,7 @@ class Subject:
             "run": str(self.run),
             "pretrained_on": self.pretrained_on,
             "overlap": self.overlap,
-            "transfer": self.pretrained_on is not None and self.pretrained_on["fingerprint"] != self.store.fingerprint,
+            "transfer": self.transfer,
             "objective": self.config.objective.name,
             "store": str(self.store.path),
             "store_fingerprint": self.store.fingerprint,

@@ -58,7 +58,8 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def text(result: dict[str, Any]) -> str:
     """What `s2vfast.evaluate.protocols.evaluate_all` found, to read: a line a measure."""
-    encoder = "untrained encoder" if result["untrained"] else f"{result['objective']}, step {result['step']}"
+    trained = f"{result['objective']}, " + (f"step {result['step']}" if result["step"] else "imported")
+    encoder = "untrained encoder" if result["untrained"] else trained
     if "finetuned" in result:
         encoder = f"fine-tuned run ({result['finetuned']['source']['mode']}) of {encoder}"
     lines = [

@@ -118,7 +118,12 @@ def _plan(run: Path, config: Config | None, store_path: str | Path | None, resum
     going_on = resume and rundir.begun(run)
     if going_on:
         config, notes = _agreed(rundir.read_config(run), config)
-        store_path = store_path or rundir.read(run)["store"]["path"]
+        if rundir.IMPORTED in rundir.read(run):
+            raise errors.CheckpointError(
+                f"{run}: holds imported weights, without an optimizer's state to go on with; evaluate or fine-tune "
+                f"them, or begin a run in another folder"
+            )
+        store_path = store_path or rundir.store_path(run)
     else:
         notes = [f"{run}: no run has begun here; beginning one"] if resume else []
         rundir.check_free(run)

@@ -24,6 +24,8 @@ CONFIG = "config.yaml"
 RUN = "run.json"
 METRICS = "metrics.jsonl"
 THROUGHPUT = "throughput.jsonl"
+IMPORTED = "imported"
+"""What run.json calls the file whose weights a run holds, where it was not trained here."""
 FORMAT = 1
 
 
@@ -55,7 +57,8 @@ def create(run_dir: str | Path, config: Config, store: Any, more: dict[str, Any]
     Args:
         run_dir: A folder that `check_free` admits; it and its parents are made where missing.
         config: The run's config.
-        store: The `s2vfast.data.store.Store` it trains on.
+        store: The `s2vfast.data.store.Store` it trains on. For imported weights also what has a layout alone, with
+            None for path and fingerprint.
         more: What else ``run.json`` is to hold.
 
     Raises:
@@ -113,6 +116,19 @@ def read(run_dir: str | Path) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise errors.CheckpointError(f"{path}: not of a run that this version of s2vfast reads (format {FORMAT})")
     return described
+
+
+def store_path(run_dir: str | Path) -> str:
+    """Where the store is that the run was made with; `CheckpointError` where there was none."""
+    path = read(run_dir)["store"]["path"]
+    if path is None:
+        raise errors.CheckpointError(f"{run_dir}: made without a store; name one with --data")
+    return path
+
+
+def pretrained_on(described: dict[str, Any]) -> dict[str, Any]:
+    """What ``run.json`` says that a run's weights are from: a store, or (`IMPORTED`) a published checkpoint."""
+    return described.get(IMPORTED) or described["store"]
 
 
 def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: bool) -> None:
@@ -235,7 +251,10 @@ def _description(store: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "store": {"path": str(Path(store.path).resolve()), "fingerprint": store.fingerprint},
+        "store": {
+            "path": None if store.path is None else str(Path(store.path).resolve()),
+            "fingerprint": store.fingerprint,
+        },
         "layout": store.layout.to_dict(),
         "classes": list(store.classes),
         "versions": {

@@ -32,8 +32,8 @@ class Shown:
     class_name: str
     layout: Layout
     config: Config
-    step: int
-    """Of the checkpoint."""
+    encoder: str
+    """What to call it."""
     places: np.ndarray
     """float32 [M, T, V, 3] of the deterministic clip; M at most 2."""
     seen: np.ndarray
@@ -153,7 +153,7 @@ def collect(
         store.classes[store.labels[index]],
         store.layout,
         config,
-        step,
+        features.called(step, untrained),
         places,
         source.seen_in(places, store.layout.root),
         similarity.numpy(),
@@ -204,7 +204,7 @@ def write(shown: Shown, out: str | Path) -> Path:
         "body": shown.body,
     }
     title = f"Similarity and attention: {shown.name}"
-    subtitle = f"{shown.class_name}; {_encoder(shown)}"
+    subtitle = f"{shown.class_name}; {shown.encoder}"
     return page.write(out, "attention", title, subtitle, data)
 
 
@@ -218,10 +218,6 @@ def row_wise(weights: np.ndarray) -> dict[str, Any]:
         "weights": page.packed(np.rint(255 * weights / largest).astype(np.uint8)),
         "largest": page.packed(largest[..., 0].astype(np.float32)),
     }
-
-
-def _encoder(shown: Shown) -> str:
-    return f"encoder of step {shown.step}" if shown.step else "untrained encoder"
 
 
 def draw(shown: Shown, out: str | Path) -> Path:
@@ -258,5 +254,5 @@ def draw(shown: Shown, out: str | Path) -> Path:
         if seen[joint]:
             body.plot(*points[joint], "o", markersize=10, markerfacecolor="none", markeredgecolor="red")
         body.set_title(f"segment {segment + 1}", fontsize=8)
-    figure.suptitle(f"{shown.name}: {shown.class_name}; {_encoder(shown)}", fontsize=10)
+    figure.suptitle(f"{shown.name}: {shown.class_name}; {shown.encoder}", fontsize=10)
     return pictures.save(figure, out)

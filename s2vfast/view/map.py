@@ -113,7 +113,7 @@ def collect(
     rows = knn.normalised(table, table[:0], transform)[0]
     places, axes = (_tsne if method == "tsne" else _pca)(rows.numpy().astype(np.float64), seed)
     clips, seen = _animations(store, ids, budget)
-    encoded = f"encoder of step {step}" if step else "untrained encoder"
+    encoded = features.called(step, untrained)
     said = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
     return Shown(
         [store.names[i] for i in ids],

@@ -102,7 +102,7 @@ def collect(
     train, query = knn.normalised(table[:-1], table[-1:], transform)
     similarity = (train @ query[0]).numpy()
     nearest = np.argsort(-similarity, kind="stable")[:k]
-    encoded = f"encoder of step {step}" if step else "untrained encoder"
+    encoded = features.called(step, untrained)
     return Shown(
         store.layout,
         _item(store, index, index, None),

@@ -1,0 +1,244 @@
+"""A run of ours made of a published checkpoint: a config that fits its weights, and the weights under our names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2vfast import errors, presets
+from s2vfast.compat import report
+from s2vfast.compat.foreign import Foreign, read_checkpoint
+from s2vfast.config import Config
+from s2vfast.data.layout import LAYOUTS, Layout, get_layout
+from s2vfast.data.store import Store
+from s2vfast.objectives import objective_class
+from s2vfast.train import checkpoint, rundir
+
+REPORT = "import.json"
+"""File of a run's folder that holds the report."""
+
+
+@dataclass(frozen=True)
+class _NoStore:
+    """Stands for a store where there is none: the skeleton alone."""
+
+    layout: Layout
+    path: None = None
+    fingerprint: None = None
+    classes: list[str] = field(default_factory=list)
+
+
+def import_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    naming: str = "auto",
+    *,
+    config: str | Path | None = None,
+    store: str | Path | None = None,
+    layout: str | Path | None = None,
+    part: str = "auto",
+    heads: int | None = None,
+    leave_out: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Make a run of a published checkpoint, which evaluation, features, export and pictures take like a pretrained one.
+
+    Args:
+        path: as in `s2vfast.compat.read_checkpoint`; so are naming, part and leave_out.
+        out: the run's folder: empty or missing.
+        naming: skeleton2vec, mamp or auto.
+        config: a preset or YAML file that the weights must fit. None: the published preset, with the sizes of the
+            weights.
+        store: a store of the skeleton that the run is to be used with. None: there is none, and commands ask for one.
+        layout: the skeleton where there is no store: a name or a JSON file. None: the known one of so many joints.
+        part: auto, teacher or student.
+        heads: attention heads, which no weight shows. None: of the settings in the file, else of the config.
+        leave_out: patterns of names that are not taken.
+
+    Returns:
+        The report (`s2vfast.compat.report.describe`), which is also in the run's folder, as import.json.
+
+    Raises:
+        CheckpointError: a file that cannot be read or used, or a folder that is not free.
+        ConfigError: a config that the weights do not fit; the message names the tensor and the field.
+        DataError: no such store or layout.
+        TrainingError: the folder cannot be written.
+    """
+    out = Path(out)
+    rundir.check_free(out)
+    found = read_checkpoint(path, naming, part=part, leave_out=leave_out)
+    where = _home(found, store, layout)
+    made, named, assumed = _config(found, config, heads)
+    made.validate(where.layout.num_joints)
+    objective_class(made.objective.name).build(made, where.layout.num_joints, where.layout.parts)
+    about = {
+        "file": str(found.path.resolve()),
+        "sha256": found.sha256,
+        "naming": found.naming.name,
+        "part": found.part,
+        "place": found.place,
+    }
+    told = report.describe(found, made, named, assumed) | {
+        "run": str(out),
+        "store": None if store is None else str(store),
+    }
+    existed = out.exists()
+    try:
+        rundir.create(out, made, where, {rundir.IMPORTED: about})
+        rundir.write_atomic(out / REPORT, json.dumps(told, indent=1) + "\n")
+        tensors = {name: value.to(torch.float32) for name, value in found.tensors.items()}
+        checkpoint.save(out, 0, {"model": tensors}, {rundir.IMPORTED: about}, keep=1)
+    except BaseException as error:
+        # run.json would make half a run of what is left.
+        for name in (rundir.RUN, rundir.CONFIG, REPORT):
+            checkpoint.remove(out / name)
+        shutil.rmtree(checkpoint.folder(out), ignore_errors=True)
+        if not existed and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        cause = error.__cause__ if isinstance(error, errors.TrainingError) else error
+        if isinstance(cause, OSError):
+            raise errors.TrainingError(
+                f"{out}: cannot be written: {cause.strerror or cause}; nothing of it stays"
+            ) from error
+        raise
+    return told
+
+
+def _home(found: Foreign, store: str | Path | None, layout: str | Path | None) -> Store | _NoStore:
+    """The store, or what stands for it, with the skeleton of the weights."""
+    joints, source = found.sizes.joints, found.sizes.sources["joints"]
+    if store is not None and layout is not None:
+        raise errors.ConfigError("--layout: the store given by --data has one; leave one of them out")
+    if store is not None:
+        where: Store | _NoStore = Store.open(store)
+        name = f"the store {store}"
+    elif layout is not None:
+        where = _NoStore(get_layout(layout))
+        name = f"--layout {layout}"
+    else:
+        fitting = [known for known in LAYOUTS.values() if known.num_joints == joints]
+        if len(fitting) != 1:
+            raise errors.ConfigError(
+                f"--layout: needed, as no known skeleton has the {joints} joints of {source}; name a JSON file, or a "
+                f"store with --data"
+            )
+        return _NoStore(fitting[0])
+    if where.layout.num_joints != joints:
+        raise errors.CheckpointError(
+            f"{found.path}: {source} is of {joints} joints; {name} has {where.layout.num_joints} "
+            f"({where.layout.name}). Name one of that skeleton"
+        )
+    return where
+
+
+def _config(found: Foreign, config: str | Path | None, heads: int | None) -> tuple[Config, str, dict[str, Any]]:
+    """The run's config, what to call where it is from, and the values in it that no weight shows."""
+    naming, sizes = found.naming, found.sizes
+    if heads is not None and heads < 1:
+        raise errors.ConfigError(f"--heads: {heads}; 1 or more is expected")
+    if heads is not None and found.heads not in (None, heads):
+        raise errors.ConfigError(f"--heads: {heads}; the settings in {found.path} say {found.heads}; leave it out")
+    tree = presets.read_for(config or naming.preset, naming.name)
+    named = f"--config {config}" if config else f"preset {naming.preset}"
+    said = "--heads" if heads is not None else "settings in the file" if found.heads is not None else named
+    heads = found.heads if heads is None else heads
+    if config is None:
+        tree = presets.merge(tree, _fitted(tree, found))
+    if heads is not None:
+        given = tree.get("model", {}).get("heads")
+        if config is not None and said != "--heads" and given not in (None, heads):
+            raise errors.ConfigError(
+                f"model.heads: {given} in {named}; the settings in {found.path} say {heads}; change one, or say --heads"
+            )
+        tree = presets.merge(tree, {"model": {"heads": heads}})
+    made = Config.from_dict(tree)
+    if config is not None:
+        _check(found, made, named)
+    if sizes.dim % made.model.heads:
+        raise errors.ConfigError(f"model.heads: {made.model.heads} does not divide the width {sizes.dim}")
+    if made.objective.auxiliary != "none":
+        raise errors.ConfigError(
+            f"objective.auxiliary: {made.objective.auxiliary} in {named}; published weights have no second head, give "
+            f"none"
+        )
+    assumed = {
+        "model.heads": {"value": made.model.heads, "from": said},
+        "model.norm_eps": {"value": made.model.norm_eps, "from": named, "published": naming.norm_eps},
+    }
+    return made, named, assumed
+
+
+def _fitted(tree: dict[str, Any], found: Foreign) -> dict[str, Any]:
+    """Changes that give the published preset the sizes of the weights."""
+    sizes, base = found.sizes, Config.from_dict(tree)
+    if sizes.channels != base.channels:
+        raise errors.ConfigError(
+            f"--config: needed; {_shaped(found, sizes.sources['channels'])} of {found.path} takes {sizes.channels} "
+            f"channels, the published clips have {base.channels}, and data.velocity is what makes 6 of them"
+        )
+    return {
+        "data": {
+            "frames": sizes.segments * sizes.segment_frames,
+        },
+        "model": {
+            "dim": sizes.dim,
+            "segment_frames": sizes.segment_frames,
+            "depth": sizes.depth,
+            "decoder_depth": sizes.decoder_depth or base.model.decoder_depth,
+            "mlp_ratio": sizes.hidden / sizes.dim,
+            "layer_scale": (base.model.layer_scale or 1e-4) if sizes.layer_scale else None,
+        },
+        # What masks and targets are made with is of no use to weights that are not trained on; it must be possible.
+        "mask": {
+            "tube_len": max(n for n in range(1, base.mask.tube_len + 1) if sizes.segments % n == 0),
+            "keep": base.mask.keep if base.keep(sizes.joints) else 1,
+        },
+        "objective": {"top_k": min(base.objective.top_k, sizes.depth)},
+    }
+
+
+def _check(found: Foreign, config: Config, named: str) -> None:
+    """Raise `ConfigError` where a config is of another network than the weights."""
+    sizes, model = found.sizes, config.model
+    names = found.naming.stacks
+    source: Callable[[str], str] = sizes.sources.__getitem__
+    held = [
+        ("model.dim", model.dim, sizes.dim, source("dim")),
+        ("model.segment_frames", model.segment_frames, sizes.segment_frames, source("segment_frames")),
+        ("data.frames", config.data.frames, sizes.segments * sizes.segment_frames, source("segments")),
+        ("model.depth", model.depth, sizes.depth, f"{names[0]}{sizes.depth - 1}"),
+        ("model.mlp_ratio", round(model.dim * model.mlp_ratio) / model.dim, sizes.hidden / sizes.dim, source("hidden")),
+    ]
+    if sizes.decoder_depth:
+        last = f"{names[1]}{sizes.decoder_depth - 1}"
+        held.append(("model.decoder_depth", model.decoder_depth, sizes.decoder_depth, last))
+    for path, value, theirs, tensor in held:
+        if value != theirs:
+            raise errors.ConfigError(
+                f"{path}: {value} in {named}; {theirs:g} by {_shaped(found, tensor)} of {found.path}; change the "
+                f"config, or leave --config out"
+            )
+    if config.channels != sizes.channels:
+        raise errors.ConfigError(
+            f"data.velocity: {config.data.velocity} in {named} makes clips of {config.channels} channels; "
+            f"{sizes.channels} by {_shaped(found, source('channels'))} of {found.path}"
+        )
+    if (model.layer_scale is not None) != sizes.layer_scale:
+        there = ("has", "a number") if sizes.layer_scale else ("has no", "null")
+        raise errors.ConfigError(
+            f"model.layer_scale: {model.layer_scale} in {named}; {found.path} {there[0]} LayerScale: give {there[1]}"
+        )
+
+
+def _shaped(found: Foreign, tensor: str) -> str:
+    """A tensor of the file with its shape."""
+    for one in found.mapped:
+        for name in one.theirs:
+            if name == tensor or name.endswith(f".{tensor}"):
+                return f"{tensor} {list(one.their_shape)}"
+    return tensor
