@@ -75,8 +75,8 @@ def collect(
         which: the sequence's name or number.
         config: a preset, a YAML file, or a config.
         run: or the run whose config it is.
-        epoch: the first.
-        epochs: how many, one after the other.
+        epoch: the first, from 0.
+        epochs: how many, one after the other, all below 2**32.
 
     Raises:
         S2vfastError: a store, sequence, run or config that cannot be used.
@@ -87,6 +87,8 @@ def collect(
         config = choose_config(store, config, run)
     if epoch < 0 or epochs < 1:
         raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: an epoch from 0 and 1 draw or more are expected")
+    if epoch + epochs > 2**32:
+        raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: epochs go up to {2**32 - 1}")
     V = store.layout.num_joints
     config.validate(V)
     model = build_objective(config, V, store.layout.parts)
