@@ -260,10 +260,13 @@ class _Task:
 
 
 def _entry(broken: BrokenRecording) -> dict[str, Any]:
-    entry = {"name": broken.name, "reason": broken.reason, "kind": "broken", "file": broken.file}
+    texts = {"name": broken.name, "reason": broken.reason, "file": broken.file, "message": str(broken)}
+    # Half a character of a name, which may be what is wrong with it, can be printed as \udXXX only.
+    entry: dict[str, Any] = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
+    entry["kind"] = "broken"
     if broken.line is not None:
         entry["line"] = broken.line
-    return {**entry, "message": str(broken)}
+    return entry
 
 
 def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:

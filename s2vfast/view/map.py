@@ -237,13 +237,13 @@ def draw(shown: Shown, out: str | Path) -> Path:
                 facecolors=COLOURS[colour] if part == 0 else "none",
                 edgecolors=COLOURS[colour],
                 linewidths=0.8,
-                label=shown.classes[label] if part == 0 else None,
+                label=pictures.plain(shown.classes[label]) if part == 0 else None,
             )
     if not (shown.parts == 0).all():
         filled, *others = shown.part_names
-        axes.set_title(f"filled: {filled}; outlined: {', '.join(others)}", fontsize=9)
+        axes.set_title(pictures.plain(f"filled: {filled}; outlined: {', '.join(others)}"), fontsize=9)
     axes.set_xlabel(shown.axes[0])
     axes.set_ylabel(shown.axes[1])
     figure.legend(loc="outside right upper", fontsize=7, ncols=1 + len(present) // 31)
-    figure.suptitle(shown.about, fontsize=8)
+    figure.suptitle(pictures.plain(shown.about), fontsize=8)
     return pictures.save(figure, out)

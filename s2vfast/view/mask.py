@@ -185,5 +185,5 @@ def draw(shown: Shown, out: str | Path) -> Path:
             ax, points[frame], first.seen[0, frame], shown.layout, "lightgray", c=faces, s=sizes, edgecolors=edges
         )
         ax.set_title(f"segment {segment + 1}", fontsize=8)
-    figure.suptitle(f"{shown.name}: {shown.class_name}, epoch {first.epoch}", fontsize=10)
+    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}, epoch {first.epoch}"), fontsize=10)
     return pictures.save(figure, out)

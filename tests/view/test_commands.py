@@ -44,7 +44,7 @@ def test_every_page_has_a_command_and_a_picture(cli, place, tmp_path, read_page,
 
 def test_without_a_name_the_page_gets_one_that_is_a_files(cli, place, tmp_path):
     code, out, _ = cli("sequence", place.store, place.evil)
-    assert (code, out) == (0, ["view-sequence-_script_img_src_x_onerror_alert_1_quoted_so_.html"])
+    assert (code, out) == (0, ["view-sequence-_script_img_src_x_onerror_alert_1_quoted_so_frac_.html"])
     assert [path.name for path in tmp_path.iterdir()] == out
     assert cli("curves", place.run)[1] == ["view-curves.html"]
 

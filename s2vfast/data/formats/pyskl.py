@@ -30,7 +30,7 @@ from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.store import Body, Sequence
-from s2vfast.data.store_writer import Splits
+from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.errors import DataError
 
 LAYOUT_BY_JOINTS = {layout.num_joints: layout for layout in LAYOUTS.values()}
@@ -144,6 +144,8 @@ def _classes(given: Any, annotations: list[Any], src: Path) -> list[str]:
     if given is not None:
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given) or len(given) < count:
             raise DataError(f"{src}: 'classes': expected a list of at least {count} names")
+        for name in given:
+            check_text(f"{src}: class name", name)
         return given
     if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
         return [f"A{label:03d}" for label in range(1, count + 1)]
@@ -162,6 +164,7 @@ def _splits(given: Any, src: Path) -> tuple[Splits, list[str]]:
         if match is None:
             notes.append(f"split list {key!r} left out: its name does not end in train, val or test")
             continue
+        check_text(f"{src}: split list", str(key))
         splits.setdefault((match["split"] or "default") + match["fold"], {})[match["part"]] = list(names)
     for parts in splits.values():
         if "val" in parts and "test" not in parts:
