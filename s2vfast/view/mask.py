@@ -154,13 +154,14 @@ def segment_motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
         segment_frames: s.
 
     Returns:
-        [M, T / s, V], in the unit of ``places``; the first segment has the second's, and zeros where it is the only one.
+        [M, T / s, V], in the unit of ``places``; the first segment has the second's, or zeros where it is alone.
     """
     M, T, V, _ = places.shape
-    frames = places.reshape(M, T // segment_frames, segment_frames, V, 3)
-    motion = np.zeros((M, T // segment_frames, V), dtype=places.dtype)
-    motion[:, 1:] = np.abs(np.diff(frames, axis=1)).mean(axis=(2, 4))
-    motion[:, :1] = motion[:, 1:2] if T > segment_frames else 0
+    S = T // segment_frames
+    motion = np.zeros((M, S, V), dtype=places.dtype)
+    apart = np.abs(np.diff(places.reshape(M, S, segment_frames, V, 3), axis=1))
+    motion[:, 1:] = apart.mean(axis=(2, 4))
+    motion[:, 0] = motion[:, min(1, S - 1)]
     return motion
 
 
