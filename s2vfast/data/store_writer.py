@@ -103,13 +103,19 @@ def write_store(
     return out
 
 
-def check_sequence(sequence: Sequence, layout: Layout, num_classes: int) -> None:
-    """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``."""
+def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:
+    """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``.
+
+    Args:
+        sequence: any.
+        layout: of the store.
+        num_classes: classes of the store; None: its label does not matter.
+    """
     name = sequence.name
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"sequence name {name!r}: expected a non-empty text")
     check_text("sequence name", name)
-    if not 0 <= sequence.label < num_classes:
+    if num_classes is not None and not 0 <= sequence.label < num_classes:
         raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}")
     if not 0 <= sequence.total_frames < 2**31:
         raise DataError(f"{name}: total_frames {sequence.total_frames}")
@@ -131,7 +137,7 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int) -> None
 def check_text(what: str, text: str) -> None:
     """Raise DataError if a text holds half a character, which nothing can print or write to a file."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"{what} {ascii(text)}: not a text, it holds half a character (a lone surrogate); rename it")
+        raise DataError(f"{what} {text!a}: not a text, it holds half a character (a lone surrogate); rename it")
 
 
 class _Writer:
