@@ -141,9 +141,10 @@ def import_dataset(
 def read_checked(source: Source, item: Any) -> list[Sequence | dict[str, Any]]:
     """The recordings of one item of a source, each a sequence that a store may hold, or why it is none.
 
-    The latter is a dictionary with name, reason, kind, and file and line where known.
+    The latter is a dictionary with name, reason, kind, and file and line where known. Of a source that was opened
+    without labels, a sequence's label is not looked at.
     """
-    return _Task(source.read, source.layout, len(source.classes), source.limit)([item])[0]
+    return _Task(source.read, source.layout, len(source.classes) if source.labelled else None, source.limit)([item])[0]
 
 
 def _collect(
@@ -218,7 +219,7 @@ class _Task:
 
     read: Read
     layout: Layout
-    classes: int
+    classes: int | None
     limit: float
 
     def __call__(self, chunk: list[Any]) -> Result:
@@ -260,10 +261,13 @@ class _Task:
 
 
 def _entry(broken: BrokenRecording) -> dict[str, Any]:
-    entry = {"name": broken.name, "reason": broken.reason, "kind": "broken", "file": broken.file}
+    texts = {"name": broken.name, "reason": broken.reason, "file": broken.file, "message": str(broken)}
+    # Half a character of a name, which may be what is wrong with it, can be printed as \udXXX only.
+    entry: dict[str, Any] = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
+    entry["kind"] = "broken"
     if broken.line is not None:
         entry["line"] = broken.line
-    return {**entry, "message": str(broken)}
+    return entry
 
 
 def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:

@@ -56,7 +56,7 @@ class Sequence:
     name: str
     """Unique in a store."""
     label: int
-    """Class number, from 0."""
+    """Class number, from 0; -1 where a recording without a label is asked for, as a store never holds it."""
     total_frames: int
     """Length of the recording, frames without a body included."""
     bodies: list[Body]

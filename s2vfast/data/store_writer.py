@@ -77,6 +77,8 @@ def write_store(
         raise DataError(f"{out}: exists already; choose another place or allow overwriting")
     if os.path.lexists(out) and not (out / HEADER).is_file():
         raise DataError(f"{out}: exists and is not a store, so it is not overwritten")
+    for name in classes:
+        check_text("class name", name)
     with _disk_errors(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(out)
@@ -101,12 +103,19 @@ def write_store(
     return out
 
 
-def check_sequence(sequence: Sequence, layout: Layout, num_classes: int) -> None:
-    """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``."""
+def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:
+    """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``.
+
+    Args:
+        sequence: any.
+        layout: of the store.
+        num_classes: classes of the store; None: its label does not matter.
+    """
     name = sequence.name
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"sequence name {name!r}: expected a non-empty text")
-    if not 0 <= sequence.label < num_classes:
+    check_text("sequence name", name)
+    if num_classes is not None and not 0 <= sequence.label < num_classes:
         raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}")
     if not 0 <= sequence.total_frames < 2**31:
         raise DataError(f"{name}: total_frames {sequence.total_frames}")
@@ -123,6 +132,12 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int) -> None
             raise DataError(f"{where}: frame {at[frame]}, joint {joint} is not a finite number")
         if len(at) and (at[0] < 0 or at[-1] >= sequence.total_frames or (np.diff(at) <= 0).any()):
             raise DataError(f"{where}: frame numbers must ascend from 0 to below {sequence.total_frames}")
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise DataError if a text holds half a character, which nothing can print or write to a file."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{what} {text!a}: not a text, it holds half a character (a lone surrogate); rename it")
 
 
 class _Writer:
@@ -221,6 +236,7 @@ class _Writer:
         by_id: dict[str, dict[str, list[int]]] = {}
         missing: dict[str, dict[str, int]] = {}
         for split, parts in splits.items():
+            check_text("split name", split)
             by_id[split] = {}
             for part, names in parts.items():
                 wanted = set(names)

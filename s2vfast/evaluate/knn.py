@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Similarities held at a time. Chunks of test rows keep a pass over a large training part within memory.
 _CHUNK_ENTRIES = 1 << 24
+# Deviations from the mean that are none: what an encoder always says may differ by one or two from batch to batch.
+_ROUNDINGS = 4
 
 Transform = Literal["none", "center", "standardize"]
 TRANSFORMS: tuple[str, ...] = ("none", "center", "standardize")
@@ -66,14 +68,32 @@ def normalised(train: Tensor, test: Tensor, transform: Transform) -> tuple[Tenso
         [n, F] and [m, F].
     """
     if transform != "none":
-        mean = train.mean(dim=0)
+        mean, deviation = spread(train)
         train, test = train - mean, test - mean
     if transform == "standardize":
-        # A feature that never changes carries nothing: 0 / 1 instead of 0 / 0.
-        deviation = train.square().mean(dim=0).sqrt()
-        deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         train, test = train / deviation, test / deviation
     return F.normalize(train, dim=1), F.normalize(test, dim=1)
+
+
+def spread(features: Tensor) -> tuple[Tensor, Tensor]:
+    """What features are standardised by.
+
+    A feature that never changes carries nothing; divided by its deviation, which is 0 or rounding, it would be noise of
+    the size of all others. One that deviates by no more than rounding of its mean counts as such.
+
+    Args:
+        features: [n, F] floating.
+
+    Returns:
+        Mean and standard deviation [F], the latter 1 where a feature never changes; in the features' dtype, summed up
+        in double precision.
+    """
+    mean = features.mean(dim=0, dtype=torch.float64)
+    rounding = _ROUNDINGS * torch.finfo(features.dtype).eps * mean.abs()
+    mean = mean.to(features.dtype)
+    deviation = (features - mean).square().mean(dim=0, dtype=torch.float64).sqrt()
+    deviation = torch.where(deviation > rounding, deviation, torch.ones_like(deviation))
+    return mean, deviation.to(features.dtype)
 
 
 def _rank_chunk(train: Tensor, train_labels: Tensor, test: Tensor, classes: int, k: int) -> Tensor:

@@ -1,7 +1,11 @@
-"""Raw files to classes, by a fine-tuned run: the same reading, checks and clips as an import and an evaluation."""
+"""Raw files to classes, by a fine-tuned run: the same reading, checks and clips as an import and an evaluation.
+
+What a file says of classes is not looked at: neither labels nor names that tell them need to be there.
+"""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,7 +51,8 @@ def predict(
 
     Yields:
         ``file``, ``sequence`` (its name, where a file holds several) and ``top``, a list of [class, probability], the
-        most probable first; or ``file`` and ``error`` for what cannot be read.
+        most probable first; or ``file`` and ``error`` for what cannot be read, or is not finite in the network. They
+        come as the files are read, so many at a time that memory holds them.
 
     Raises:
         CheckpointError: no fine-tuned run.
@@ -72,6 +77,12 @@ def predict(
                 names = [about["classes"][i] for i in values.indices.tolist()[:top]]
                 entry["sequence"] = recording.name if entry.pop("several") else None
                 entry["top"] = [list(pair) for pair in zip(names, values.values.tolist(), strict=False)]
+                if not values.values.isfinite().all():
+                    name = "" if entry["sequence"] is None else f" {entry['sequence']}:"
+                    reason = (
+                        f"the network's numbers of it are not finite; check its coordinates, and the loss of {run_dir}"
+                    )
+                    entry = {"file": entry["file"], "error": f"{entry['file']}:{name} {reason}"}
             yield entry
 
     waiting: list[dict[str, Any]] = []
@@ -85,32 +96,32 @@ def predict(
 
 
 def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
-    """The recordings of a file, or what is wrong with it."""
+    """The recordings of a file one by one, and what is wrong with it."""
     try:
-        source = FORMATS[format or detect_format(path)].open_source(path, layout)
+        source = FORMATS[format or detect_format(path)].open_source(path, layout, labelled=False)
         if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
                 f"({skeleton.num_joints} joints)"
             )
-        found = [made for item in source.items for made in read_checked(source, item)]
+        found = (made for item in source.items for made in read_checked(source, item))
+        first = list(itertools.islice(found, 2))
+        if not first:
+            yield {"file": str(path), "error": f"{path}: no recording in it"}
+        for made in itertools.chain(first, found):
+            if isinstance(made, Recording):
+                yield {"file": str(path), "recording": made, "several": len(first) > 1}
+            else:
+                where = f":{made['line']}" if "line" in made else ""
+                name = f" {made['name']}:" if len(first) > 1 else ""
+                yield {"file": str(path), "error": f"{path}{where}:{name} {made['reason']}"}
     except (errors.DataError, OSError) as error:
         text = str(error) if isinstance(error, errors.DataError) else f"{path}: {error.strerror or error}"
         yield {"file": str(path), "error": text}
-        return
-    if not found:
-        yield {"file": str(path), "error": f"{path}: no recording in it"}
-    for made in found:
-        if isinstance(made, Recording):
-            yield {"file": str(path), "recording": made, "several": len(found) > 1}
-        else:
-            where = f":{made['line']}" if "line" in made else ""
-            name = f" {made['name']}:" if len(found) > 1 else ""
-            yield {"file": str(path), "error": f"{path}{where}:{name} {made['reason']}"}
 
 
 def _probabilities(model: Any, config: Any, skeleton: Layout, recordings: list[Recording], device: torch.device) -> Any:
-    """float32 [n, classes] on the CPU."""
+    """float32 [n, classes] on the CPU; a row of what is not finite in the network is not finite."""
     if not recordings:
         return []
     with tempfile.TemporaryDirectory(prefix="s2vfast-") as folder:
@@ -123,7 +134,16 @@ def _probabilities(model: Any, config: Any, skeleton: Layout, recordings: list[R
             Path(folder) / "store", plain, layout=skeleton, classes=["unknown"], splits={}, source={}, dropped=[]
         )
         store = Store.open(path)
-        ids = np.arange(len(store), dtype=np.int64)
-        pooled = features.extract(model.encoder, config, store, ids, pool="joint", device=device)
+        clips = features.Clips(config, store, device)
+
+        def extract(ids: np.ndarray) -> torch.Tensor:
+            try:
+                return features.extract(model.encoder, config, store, ids, pool="joint", device=device, clips=clips)
+            except errors.DataError:  # some are not finite; the others are to have their classes
+                if len(ids) > 1:
+                    return torch.cat([extract(one) for one in np.split(ids, len(ids))])
+                return torch.full((1, features.feature_width(config, skeleton.num_joints, "joint")), torch.nan)
+
+        pooled = extract(np.arange(len(store), dtype=np.int64))
         with torch.no_grad():
             return torch.softmax(model.head(pooled.to(device)), dim=1).cpu()

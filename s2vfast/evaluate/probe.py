@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import s2vfast.errors as errors
+from s2vfast.evaluate import knn
 
 PENALTIES: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """L2 penalties that are compared, the strongest first."""
@@ -96,9 +97,7 @@ def validation_rows(labels: Tensor) -> Tensor:
 
 
 def _path(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], steps: int):
-    mean = features.mean(dim=0)
-    deviation = (features - mean).square().mean(dim=0).sqrt()
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    mean, deviation = knn.spread(features)
     x = (features - mean) / deviation  # [n, F]
     weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
     bias = x.new_zeros(classes).requires_grad_()

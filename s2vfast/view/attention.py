@@ -225,7 +225,7 @@ def draw(shown: Shown, out: str | Path) -> Path:
     layout, S, V = shown.layout, shown.config.segments, shown.layout.num_joints
     block, head = shown.asked
     segment, joint = divmod(shown.token, V)
-    of = f"{layout.joints[joint].replace('_', ' ')}, segment {segment + 1}"
+    of = f"{pictures.spoken(layout.joints[joint])}, segment {segment + 1}"
     heads = "mean over heads" if head is None else f"head {head + 1}"
     panels = (
         (f"cosine similarity to {of}", shown.similarity[shown.body, shown.token], "similarity"),
@@ -254,5 +254,5 @@ def draw(shown: Shown, out: str | Path) -> Path:
         if seen[joint]:
             body.plot(*points[joint], "o", markersize=10, markerfacecolor="none", markeredgecolor="red")
         body.set_title(f"segment {segment + 1}", fontsize=8)
-    figure.suptitle(f"{shown.name}: {shown.class_name}; {shown.encoder}", fontsize=10)
+    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}; {shown.encoder}"), fontsize=10)
     return pictures.save(figure, out)

@@ -176,7 +176,7 @@ def draw(
                     continue
                 steps, values = run.columns[key]
                 colour = COLOURS[i % len(COLOURS)]
-                named = ", ".join(part for part in (run.name if len(runs) > 1 else "", kind) if part)
+                named = pictures.plain(", ".join(part for part in (run.name if len(runs) > 1 else "", kind) if part))
                 axes.plot(steps, values, style, color=colour, alpha=0.25, linewidth=0.8)
                 mean = smooth(values, max(3, len(values) // 20))
                 axes.plot(steps, mean, style, color=colour, linewidth=1.6, label=named or None)
@@ -189,7 +189,7 @@ def draw(
             axes.legend(fontsize=7)
     all_axes[-1].set_xlabel("step")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(pictures.plain(title))
     return pictures.save(figure, out)
 
 

@@ -74,9 +74,9 @@ def collect(
         store_path: a store of its layout.
         method: "tsne" (scikit-learn's) or "pca"; both of rows that `transform` and a length of 1 were given.
         split: named split of the store; None: the one of the run.
-        parts: of it.
+        parts: of it, each once. Split "all" has every sequence in any part, so that they are one.
         limit: sequences on the map at most; of more, that many are drawn at random.
-        seed: of that draw and of t-SNE.
+        seed: of that draw and of t-SNE, in [0, 2**32).
         pool: how tokens become a vector.
         transform: of features, with the statistics of all that are mapped.
         untrained: the weights that the run started from.
@@ -91,13 +91,19 @@ def collect(
         raise errors.ConfigError(f"--method: {method!r} is not one of {', '.join(METHODS)}")
     if not parts:
         raise errors.ConfigError("--parts: no part of the split is named")
+    if twice := [part for i, part in enumerate(parts) if part in parts[:i]]:
+        raise errors.ConfigError(f"--parts: {twice[0]!r} is named twice")
     if limit < 3:
         raise errors.ConfigError(f"--limit: {limit}; 3 or more are expected")
+    if not 0 <= seed < 2**32:  # what scikit-learn takes
+        raise errors.ConfigError(f"--seed: {seed}; a number from 0 to {2**32 - 1} is expected")
     if method == "tsne":
         _tsne_class()
     store = source.open_store(store_path, run)
     encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
     split = split or config.data.split
+    if split == "all" and split not in store.splits:
+        parts = ("all",)
     chosen = [store.select(split, part) for part in parts]
     ids, number = np.concatenate(chosen), np.repeat(np.arange(len(parts)), [len(some) for some in chosen])
     all_of_them = len(ids)
@@ -114,6 +120,7 @@ def collect(
     places, axes = (_tsne if method == "tsne" else _pca)(rows.numpy().astype(np.float64), seed)
     clips, seen = _animations(store, ids, budget)
     encoded = features.called(step, untrained)
+    whence = split if parts == ("all",) else f"{split}/{'+'.join(parts)}"
     said = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
     return Shown(
         [store.names[i] for i in ids],
@@ -126,7 +133,7 @@ def collect(
         axes,
         clips,
         seen,
-        f"{encoded}, {pool} features, transform {transform}, {said} sequences of {split}/{'+'.join(parts)}",
+        f"{encoded}, {pool} features, transform {transform}, {said} sequences of {whence}",
     )
 
 
@@ -230,13 +237,13 @@ def draw(shown: Shown, out: str | Path) -> Path:
                 facecolors=COLOURS[colour] if part == 0 else "none",
                 edgecolors=COLOURS[colour],
                 linewidths=0.8,
-                label=shown.classes[label] if part == 0 else None,
+                label=pictures.plain(shown.classes[label]) if part == 0 else None,
             )
     if not (shown.parts == 0).all():
         filled, *others = shown.part_names
-        axes.set_title(f"filled: {filled}; outlined: {', '.join(others)}", fontsize=9)
+        axes.set_title(pictures.plain(f"filled: {filled}; outlined: {', '.join(others)}"), fontsize=9)
     axes.set_xlabel(shown.axes[0])
     axes.set_ylabel(shown.axes[1])
     figure.legend(loc="outside right upper", fontsize=7, ncols=1 + len(present) // 31)
-    figure.suptitle(shown.about, fontsize=8)
+    figure.suptitle(pictures.plain(shown.about), fontsize=8)
     return pictures.save(figure, out)

@@ -28,7 +28,7 @@ class Draw:
     seen: np.ndarray
     """bool [M, T, V]."""
     motion: np.ndarray
-    """float32 [M, S, V]: mean of |difference to the next frame| over a token's frames and coordinates."""
+    """float32 [M, S, V]: mean over a token's frames and coordinates of what `Shown.motion` says."""
     visible: np.ndarray
     """bool [masks, M, S, V]."""
 
@@ -41,7 +41,15 @@ class Shown:
     class_name: str
     layout: Layout
     config: Config
+    motion: str
+    """Which motion is shown: the one that the draw of the mask looks at, where it looks at any."""
+    decides: bool
+    """Whether it does."""
     draws: list[Draw]
+
+
+FRAME_MOTION = "mean |difference to the next frame|"
+SEGMENT_MOTION = "mean |difference to the same frame of the segment before|"
 
 
 def choose_config(store: Any, config: str | None = None, run: str | Path | None = None) -> Config:
@@ -75,8 +83,8 @@ def collect(
         which: the sequence's name or number.
         config: a preset, a YAML file, or a config.
         run: or the run whose config it is.
-        epoch: the first.
-        epochs: how many, one after the other.
+        epoch: the first, from 0.
+        epochs: how many, one after the other, all below 2**32.
 
     Raises:
         S2vfastError: a store, sequence, run or config that cannot be used.
@@ -87,12 +95,22 @@ def collect(
         config = choose_config(store, config, run)
     if epoch < 0 or epochs < 1:
         raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: an epoch from 0 and 1 draw or more are expected")
+    if epoch + epochs > 2**32:
+        raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: epochs go up to {2**32 - 1}")
     V = store.layout.num_joints
     config.validate(V)
     model = build_objective(config, V, store.layout.parts)
     M = source.body_count(store, config, index)
     draws = [_draw(store, config, model, index, M, number) for number in range(epoch, epoch + epochs)]
-    return Shown(store.names[index], store.classes[store.labels[index]], store.layout, config, draws)
+    return Shown(
+        store.names[index],
+        store.classes[store.labels[index]],
+        store.layout,
+        config,
+        SEGMENT_MOTION if model.masking.kind == "motion_token" else FRAME_MOTION,
+        model.masking.kind == "motion_token" or model.masking.motion_weight > 0,
+        draws,
+    )
 
 
 def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch: int) -> Draw:
@@ -102,11 +120,12 @@ def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch
     visible = torch.zeros(len(masks.visible), S * V, dtype=torch.bool)
     visible.scatter_(1, masks.visible.long(), True)  # [masks * data.bodies, L]
     places = clips[:bodies, ..., :3].numpy()
+    motion = segment_motion_of if model.masking.kind == "motion_token" else motion_of
     return Draw(
         epoch,
         places,
         source.seen_in(places, store.layout.root),
-        motion_of(places, config.model.segment_frames),
+        motion(places, config.model.segment_frames),
         visible.view(-1, len(clips), S, V)[:, :bodies].numpy(),
     )
 
@@ -127,6 +146,25 @@ def motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
     return step.reshape(M, T // segment_frames, segment_frames, V, 3).mean(axis=(2, 4))
 
 
+def segment_motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
+    """How far joints are from where they were one segment before, as ``motion_token`` sees it.
+
+    Args:
+        places: [M, T, V, 3].
+        segment_frames: s.
+
+    Returns:
+        [M, T / s, V], in the unit of ``places``; the first segment has the second's, or zeros where it is alone.
+    """
+    M, T, V, _ = places.shape
+    S = T // segment_frames
+    motion = np.zeros((M, S, V), dtype=places.dtype)
+    apart = np.abs(np.diff(places.reshape(M, S, segment_frames, V, 3), axis=1))
+    motion[:, 1:] = apart.mean(axis=(2, 4))
+    motion[:, 0] = motion[:, min(1, S - 1)]
+    return motion
+
+
 def write(shown: Shown, out: str | Path) -> Path:
     """Write the page."""
     config = shown.config
@@ -137,6 +175,7 @@ def write(shown: Shown, out: str | Path) -> Path:
         "layout": source.layout_entry(shown.layout, source.clip_unit(config)),
         "segments": S,
         "segment_frames": config.model.segment_frames,
+        "motion": shown.motion,
         "draws": [
             {
                 "epoch": draw.epoch,
@@ -151,6 +190,7 @@ def write(shown: Shown, out: str | Path) -> Path:
             ("seed", config.train.seed),
             ("tokens", f"{S} segments of {config.model.segment_frames} frames × {V} joints = {S * V}"),
             ("visible", f"{visible} ({100 * visible / (S * V):.0f} %)"),
+            ("motion", f"{shown.motion}; the masks {'are drawn by it' if shown.decides else 'do not depend on it'}"),
             *((f"mask.{name}", str(value)) for name, value in config.to_dict()["mask"].items() if value is not None),
         ],
     }
@@ -165,9 +205,8 @@ def draw(shown: Shown, out: str | Path) -> Path:
     figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * shown.layout.num_joints + 1.4)
     axes = figure.subplots(1, 1 + len(picked), width_ratios=[4.6] + [1.1] * len(picked))
     unit = source.clip_unit(shown.config)
-    pictures.grid(
-        axes[0], first.motion[0], shown.layout, f"motion ({unit} a frame)", vmin=0, vmax=first.motion[0].max() or 1
-    )
+    label = f"motion ({unit} a {'segment' if shown.motion == SEGMENT_MOTION else 'frame'})"
+    pictures.grid(axes[0], first.motion[0], shown.layout, label, vmin=0, vmax=first.motion[0].max() or 1)
     at = np.argwhere(first.visible[0, 0])  # segment, joint
     axes[0].scatter(*at.T, s=22, c="white", edgecolors="black", linewidths=1)
     axes[0].set_title("visible tokens (discs)", fontsize=9)
@@ -183,5 +222,5 @@ def draw(shown: Shown, out: str | Path) -> Path:
             ax, points[frame], first.seen[0, frame], shown.layout, "lightgray", c=faces, s=sizes, edgecolors=edges
         )
         ax.set_title(f"segment {segment + 1}", fontsize=8)
-    figure.suptitle(f"{shown.name}: {shown.class_name}, epoch {first.epoch}", fontsize=10)
+    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}, epoch {first.epoch}"), fontsize=10)
     return pictures.save(figure, out)

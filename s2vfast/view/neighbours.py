@@ -150,7 +150,7 @@ def draw(shown: Shown, out: str | Path, frames: int = 5) -> Path:
         said = "query" if item.similarity is None else f"similarity {item.similarity:.3f}"
         mark = "" if item.similarity is None else ("same class" if item.right else "another class")
         colour = "black" if item.similarity is None else ("#0a6b4d" if item.right else "#b3261e")
-        text = f"{item.name}\n{item.class_name}\n{said}\n{mark}".strip()
+        text = pictures.plain(f"{item.name}\n{item.class_name}\n{said}\n{mark}".strip())
         row[0].text(0, 0.5, text, fontsize=7, va="center", color=colour, transform=row[0].transAxes)
-    figure.suptitle(f"Nearest neighbours: {shown.about}", fontsize=7)
+    figure.suptitle(pictures.plain(f"Nearest neighbours: {shown.about}"), fontsize=7)
     return pictures.save(figure, out)

@@ -128,7 +128,8 @@ def write(out: str | Path, kind: str, title: str, subtitle: str, data: dict[str,
         DataError: the file cannot be written.
     """
     out = Path(out)
-    replace(out, render(kind, title, subtitle, data).encode())
+    # Half a character (a lone surrogate) of a name is no text; it becomes a question mark.
+    replace(out, render(kind, title, subtitle, data).encode("utf-8", "replace"))
     return out
 
 

@@ -36,6 +36,14 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
+def plain(text: str) -> str:
+    """A text that matplotlib draws as it is: between two bare $ it would read mathematics.
+
+    Half a character (a lone surrogate), which no font has, becomes a question mark.
+    """
+    return text.replace("$", r"\$").encode("utf-8", "replace").decode()
+
+
 def save(made: Any, out: str | Path, dpi: int = 150) -> Path:
     """Write a figure as a PNG, which is there whole or as it was before.
 
@@ -118,6 +126,11 @@ def same_scale(axes: list[Any], points: np.ndarray) -> None:
         ax.set_axis_off()
 
 
+def spoken(joint: str) -> str:
+    """A joint's name as a picture has it."""
+    return plain(joint.replace("_", " "))
+
+
 def grid(axes: Any, values: np.ndarray, layout: Layout, label: str, **options: Any) -> None:
     """Draw joints × segments as a heat map with a colour bar.
 
@@ -129,7 +142,7 @@ def grid(axes: Any, values: np.ndarray, layout: Layout, label: str, **options: A
         options: for ``axes.imshow``.
     """
     image = axes.imshow(values.T, aspect="auto", interpolation="nearest", **{"cmap": "viridis", **options})
-    axes.set_yticks(range(layout.num_joints), [name.replace("_", " ") for name in layout.joints], fontsize=7)
+    axes.set_yticks(range(layout.num_joints), [spoken(name) for name in layout.joints], fontsize=7)
     every = max(1, len(values) // 10)
     axes.set_xticks(range(0, len(values), every), [str(s + 1) for s in range(0, len(values), every)], fontsize=7)
     axes.set_xlabel("segment")

@@ -74,5 +74,5 @@ def draw(shown: Shown, out: str | Path, pictures_shown: int = 8) -> Path:
     axes = figure.subplots(1, len(frames), squeeze=False)[0]
     pictures.strip(list(axes), shown.places, shown.seen, shown.layout, frames)
     pictures.scale_bar(axes[0], "m")
-    figure.suptitle(f"{shown.name}: {shown.class_name}", fontsize=10)
+    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}"), fontsize=10)
     return pictures.save(figure, out)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from s2vfast.data.importer import import_dataset
-from s2vfast.data.report import imported
+from s2vfast.data.report import imported, show
 from s2vfast.data.store import Store
 from s2vfast.errors import DataError
 
@@ -168,6 +168,14 @@ def test_two_of_one_name_and_empty_ones(tmp_path):
         ({"annotations": [annotation("a", 0)], "split": [1]}, "'split': expected a dict"),
         ({"annotations": [annotation("a", 0)], "split": {"x_train": "a"}}, "'split' 'x_train': expected a list"),
         ({"annotations": [annotation("a", 5)], "classes": ["b"]}, "'classes': expected a list of at least 6 names"),
+        (
+            {"annotations": [annotation("a", 0)], "classes": ["b\udfff"]},
+            "data.pkl: class name 'b\\udfff': not a text, it holds half a character",
+        ),
+        (
+            {"annotations": [annotation("a", 0)], "split": {"\ud800_train": ["a"]}},
+            "data.pkl: split list '\\ud800_train': not a text, it holds half a character",
+        ),
         ({"annotations": [annotation("a", -5)]}, "no sequence to store; the first dropped: a: label -5"),
     ],
 )
@@ -176,6 +184,19 @@ def test_pickles_that_are_something_else(tmp_path, data, message):
         load(tmp_path, data)
     assert message in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["data.pkl"]
+
+
+def test_half_a_character_in_a_name_is_refused(tmp_path):
+    report, store = load(tmp_path, {"annotations": [annotation("a", 0), annotation("clip\ud800", 0)]})
+    assert store.names == ["a"]
+    ((name, reason),) = [(entry["name"], entry["reason"]) for entry in report.broken]
+    assert (name, "half a character" in reason) == ("clip\\ud800", True)
+    assert store.dropped == report.dropped
+    (imported(report) + show(store)).encode()
+    with pytest.raises(DataError, match="half a character") as caught:
+        load(tmp_path, {"annotations": [annotation("clip\ud800", 0)]}, on_error="fail", overwrite=True)
+    assert str(caught.value).isascii()
+    assert "clip\\ud800" in str(caught.value)
 
 
 def test_a_list_of_annotations_will_do(tmp_path):

@@ -66,6 +66,21 @@ def test_impossible_sequences_leave_nothing_behind(tmp_path, sequence, message):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"classes": ["x\udfff"]}, r"class name 'x\\udfff'"),
+        ({"splits": {"\udfff": {"train": ["a"]}}}, r"split name '\\udfff'"),
+        ({"name": "a\udfff"}, r"sequence name 'a\\udfff'"),
+    ],
+)
+def test_half_a_character_is_no_name(tmp_path, more, what):
+    one = Sequence(more.pop("name", "a"), 0, 1, [body([0])])
+    with pytest.raises(DataError, match=f"^{what}: not a text, it holds half a character"):
+        write(tmp_path / "store", [one], **more)
+    assert left_behind(tmp_path) == []
+
+
 def test_names_are_unique_and_float16_must_hold_the_numbers(tmp_path):
     same = [Sequence("a", 0, 1, [body([0])]), Sequence("a", 0, 1, [body([0])])]
     with pytest.raises(DataError, match="a: two sequences of this name"):

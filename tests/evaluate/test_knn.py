@@ -80,6 +80,21 @@ def test_classes_missing_from_training_are_never_ranked():
     assert (ranked[:, 4:] == -1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_is_known_in_spite_of_rounding(dtype):
+    train = torch.full((1000, 4), 0.1, dtype=dtype)
+    train[::3, 1] = torch.nextafter(train[0, 1], torch.ones((), dtype=dtype))
+    train[:, 2] += 1e-4 * torch.linspace(-1, 1, 1000, dtype=dtype)
+    train[:, 3] = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    mean, deviation = knn.spread(train)
+    assert (mean.dtype, deviation.dtype) == (dtype, dtype)
+    assert deviation[:2].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(deviation[2:], train[:, 2:].double().numpy().std(axis=0), rtol=1e-3)
+    # The constants say nothing of a row: its length is that of the other two.
+    rows = knn.normalised(train, train[:0], "standardize")[0]
+    assert rows[:, :2].abs().max() < 1e-5
+
+
 def test_transforms_use_the_training_statistics():
     train, labels, test, _ = _blobs()
     train, test = train * torch.linspace(0.1, 10, 16), test * torch.linspace(0.1, 10, 16)

@@ -14,6 +14,7 @@ from s2vfast.config import Config
 from s2vfast.data import Store
 from s2vfast.data.importer import import_dataset
 from s2vfast.evaluate import features, finetune, finetune_config, protocols
+from s2vfast.evaluate import predict as prediction
 from s2vfast.evaluate.predict import predict
 from s2vfast.train import checkpoint, rundir
 
@@ -104,6 +105,60 @@ def test_a_file_of_several_sequences_names_them(place, tmp_path):
     found = list(predict(place / "tuned", [file], layout="kinect_v1"))
     assert [entry["sequence"] for entry in found] == ["clip0", "clip1", "clip2"]
     assert all(len(entry["top"]) == 5 for entry in found)
+
+
+def test_neither_labels_nor_names_are_needed(place, tmp_path):
+    good = sorted((place / "raw").iterdir())[0]
+    skeletons = json.loads(good.read_text())["skeletons"]
+    (tmp_path / "clip.json").write_text(good.read_text())
+    (tmp_path / "a99_s01_e00_v01.json").write_text(json.dumps({"file_name": "x", "skeletons": skeletons}))
+    keypoint = np.array(skeletons)[None]
+    annotation = {"frame_dir": "mine", "label": None, "total_frames": len(skeletons), "keypoint": keypoint}
+    (tmp_path / "mine.pkl").write_bytes(pickle.dumps({"annotations": [annotation], "split": 7, "classes": 7}))
+    files = [good, *(tmp_path / name for name in ("clip.json", "a99_s01_e00_v01.json", "mine.pkl"))]
+    first, *others = predict(place / "tuned", files)
+    for found in others:
+        assert found["top"] == first["top"]
+    renamed = [entry["sequence"] for entry in predict(place / "tuned", [tmp_path], format="nwucla")]
+    assert renamed == ["a99_s01_e00_v01", "clip"]
+
+
+def test_answers_come_while_files_are_read(place, monkeypatch):
+    read = []
+    monkeypatch.setattr(prediction, "_AT_ONCE", 3)
+    one_by_one = prediction.read_checked
+    monkeypatch.setattr(prediction, "read_checked", lambda source, item: read.append(item) or one_by_one(source, item))
+    found = predict(place / "tuned", [place / "raw"])
+    next(found)
+    assert len(read) == 3
+    assert len(list(found)) == 17
+    assert len(read) == 18
+
+
+def test_numbers_that_are_not_finite_name_the_file(place, tmp_path, monkeypatch):
+    files = sorted((place / "raw").iterdir())[:3]
+    expected = list(predict(place / "tuned", files))
+    far = tmp_path / "far.json"
+    far.write_text(json.dumps({"skeletons": (np.array(json.loads(files[0].read_text())["skeletons"]) * 5).tolist()}))
+    load = finetune.load_classifier
+
+    def loaded(*args, **options):
+        model, config, about = load(*args, **options)
+
+        def overflow(_, inputs, output):
+            return torch.where((inputs[0].abs() > 5).flatten(1).any(1)[:, None, None], torch.inf, output)
+
+        model.encoder.register_forward_hook(overflow)
+        return model, config, about
+
+    monkeypatch.setattr(finetune, "load_classifier", loaded)
+    found = list(predict(place / "tuned", [files[0], far, *files[1:]]))
+    odd = found.pop(1)
+    assert sorted(odd) == ["error", "file"]
+    assert odd["error"].startswith(f"{far}: the network's numbers of it are not finite; check its coordinates")
+    assert [entry["top"] for entry in found] == [
+        [[name, pytest.approx(value, abs=1e-6)] for name, value in entry["top"]] for entry in expected
+    ]
 
 
 def test_what_cannot_be_asked(place, tmp_path):

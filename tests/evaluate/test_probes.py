@@ -65,6 +65,15 @@ def test_the_validation_share_leaves_every_class_something_to_fit():
     assert single.scores(torch.randn(2, 4)).isfinite().all()
 
 
+def test_a_constant_weighs_nothing_in_spite_of_rounding():
+    x, y, test, _ = _blobs(n=1000, m=40)
+    x, test = x.float(), test.float()
+    x[:, 3] = test[:, 3] = 0.1
+    found = probe.fit(x, y, classes=5, penalties=[1e-3])
+    assert found.deviation[3] == 1
+    assert found.weight[:, 3].abs().max() < 1e-6
+
+
 def test_probe_refuses():
     with pytest.raises(errors.DataError, match="2 or more"):
         probe.fit(torch.randn(1, 4), torch.zeros(1, dtype=torch.int64), classes=3)

@@ -14,11 +14,11 @@ from s2vfast.config import Config
 from s2vfast.data import Body, Layout, Sequence, Store, write_store
 from s2vfast.train import checkpoint, rundir
 
-EVIL = "</script><img src=x onerror=alert(1)>\"quoted\" & 'so'"
-EVIL_CLASS = "<!-- <script>wave</script>"
+EVIL = "</script><img src=x onerror=alert(1)>\"quoted\" & 'so' $\\frac^$"
+EVIL_CLASS = "<!-- <script>wave</script> $^$"
 LAYOUT = Layout(
     name="stick",
-    joints=("hip", "neck", "head", "left", "right"),
+    joints=("hip", "neck", "head", "left", "right$^$"),
     parents=(-1, 0, 1, 1, 1),
     root=0,
     torso=(0, 1),

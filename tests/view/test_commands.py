@@ -44,7 +44,7 @@ def test_every_page_has_a_command_and_a_picture(cli, place, tmp_path, read_page,
 
 def test_without_a_name_the_page_gets_one_that_is_a_files(cli, place, tmp_path):
     code, out, _ = cli("sequence", place.store, place.evil)
-    assert (code, out) == (0, ["view-sequence-_script_img_src_x_onerror_alert_1_quoted_so_.html"])
+    assert (code, out) == (0, ["view-sequence-_script_img_src_x_onerror_alert_1_quoted_so_frac_.html"])
     assert [path.name for path in tmp_path.iterdir()] == out
     assert cli("curves", place.run)[1] == ["view-curves.html"]
 
@@ -74,6 +74,11 @@ def test_the_options_reach_the_page(cli, place, tmp_path, read_page):
         ("neighbours {store} {store} s000", 1, "no run here"),
         ("map {run} {store} --method umap", 2, "--method"),
         ("map {run} {store} --parts ,", 2, "--parts: no part of the split is named"),
+        ("map {run} {store} --parts train,train", 2, "--parts: 'train' is named twice"),
+        ("map {run} {store} --seed -1", 2, "--seed: -1; a number from 0 to 4294967295"),
+        ("map {run} {store} --seed 4294967296 --method pca", 2, "--seed: 4294967296; a number from 0"),
+        ("mask {store} s000 --run {run} --epoch 99999999999999999999", 2, "--epoch 99999999999999999999, --draws 8: e"),
+        ("mask {store} s000 --run {run} --epoch 4294967295 --draws 2", 2, "epochs go up to 4294967295"),
         ("curves {store}", 1, "no run here"),
         ("curves", 2, "needed: RUNS"),
         ("sequence {store} s000 --out a --png ./a", 2, "--png: ./a is the file of the page too"),

@@ -90,6 +90,13 @@ def test_runs_are_called_by_what_tells_them_apart(place, tmp_path):
         curves.read_runs([tmp_path / "a"])
 
 
+def test_names_in_a_picture_are_no_mathematics(place, tmp_path, is_picture):
+    for name in ("a$^$", "b$_$"):
+        shutil.copytree(place.run, tmp_path / name)
+    runs = curves.read_runs([tmp_path / "a$^$", tmp_path / "b$_$"])
+    is_picture(curves.draw(runs, tmp_path / "a.png", title="a$^$", log=True))
+
+
 def test_long_runs_are_thinned_to_their_end():
     steps = np.arange(1.0, 5002.0)
     thin, values = curves.thinned(steps, 2 * steps, 2000)

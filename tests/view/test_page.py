@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s2vfast.errors import DataError
-from s2vfast.view import page
+from s2vfast.view import page, pictures
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
@@ -58,6 +58,23 @@ def test_titles_and_data_are_text():
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
     assert not set("<>&") & set(data)
     assert json.loads(data) == {"name": evil}
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"), [("a$^$b", "a$^$b"), (r"\$5 $", r"\$5 $"), ("$", "$"), ("clip\ud800", "clip?")]
+)
+def test_pictures_draw_a_text_as_it_is(text, drawn):
+    from matplotlib.text import Text
+
+    # What matplotlib itself makes of it: the text that is laid out, and whether it is mathematics.
+    assert Text(text=pictures.plain(text))._preprocess_math(pictures.plain(text)) == (drawn, False)
+
+
+def test_half_a_character_becomes_a_question_mark(tmp_path):
+    out = page.write(tmp_path / "a.html", "curves", "clip\ud800", "wave\udfff", {"name": "clip\ud800"})
+    text = out.read_text("utf-8")
+    assert "<h1>clip?</h1><p>wave?</p>" in text
+    assert '{"name":"clip\\ud800"}' in text
 
 
 def test_a_page_is_there_whole_or_as_it_was(tmp_path):

@@ -161,6 +161,14 @@ def test_a_map_has_every_sequence_of_the_parts(place, tmp_path, read_page, is_pi
     is_picture(maps.draw(shown, tmp_path / "a.png"))
 
 
+def test_split_all_has_every_sequence_once(place, tmp_path, is_picture):
+    shown = maps.collect(place.run, place.store, method="pca", split="all", **QUIET)
+    assert shown.names == place.opened.names
+    assert (shown.part_names, set(shown.parts)) == (("all",), {0})
+    assert shown.about.endswith(", 24 sequences of all")
+    is_picture(maps.draw(shown, tmp_path / "a.png"))
+
+
 def test_pca_is_scikit_learns(place):
     shown = maps.collect(place.run, place.store, method="pca", parts=("test",), **QUIET)
     ids = place.opened.select("halves", "test")

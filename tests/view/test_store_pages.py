@@ -9,6 +9,7 @@ from s2vfast.config import Config
 from s2vfast.data.layout import LAYOUTS
 from s2vfast.errors import CheckpointError, ConfigError, DataError
 from s2vfast.reference import philox
+from s2vfast.reference.token_mask import gumbel_scores
 from s2vfast.reference.tube_mask import tube_scores
 from s2vfast.view import mask, page, sequence, source
 
@@ -101,7 +102,32 @@ def test_masks_are_those_of_the_operation(place, tmp_path, read_page, is_picture
         noise = torch.zeros(2, S // 2, V)
         scores = tube_scores(clips, segment_frames=3, tube_len=2, motion_weight=1.0, noise=noise)
         torch.testing.assert_close(tubes / (tubes.amax(-1, keepdim=True) + 1e-6), scores)
+    assert dict(data["facts"])["motion"] == "mean |difference to the next frame|; the masks are drawn by it"
     is_picture(mask.draw(shown, tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("name", ["holes", "single"])
+def test_the_motion_of_a_motion_token_mask_is_what_decided_it(place, tmp_path, read_page, is_picture, name):
+    tree = place.config.to_dict()
+    tree["objective"]["name"] = "mamp"
+    shown = mask.collect(place.store, name, config=Config.from_dict(tree), epochs=1)
+    data = read_page(mask.write(shown, tmp_path / "a.html"))
+    assert data["motion"] == "mean |difference to the same frame of the segment before|"
+    assert dict(data["facts"])["motion"] == f"{data['motion']}; the masks are drawn by it"
+    motion = torch.from_numpy(page.unpacked(data["draws"][0]["motion"])).double().flatten(1)  # [1, L]
+    clips = torch.from_numpy(shown.draws[0].places)
+    # The same noise everywhere leaves the log-softmax of the intensity, but for a number added to all.
+    scores = gumbel_scores(clips, 3, tree["mask"]["tau"], torch.full(motion.shape, 0.5))
+    expected = motion / (motion.amax() * tree["mask"]["tau"] + 1e-10)
+    torch.testing.assert_close(expected - expected.mean(), scores - scores.mean(), rtol=1e-5, atol=1e-5)
+    is_picture(mask.draw(shown, tmp_path / "a.png"))
+
+
+def test_a_mask_that_no_motion_decides_says_so(place, tmp_path, read_page):
+    tree = place.config.to_dict()
+    tree["mask"]["kind"] = "tube"
+    data = read_page(mask.write(mask.collect(place.store, "s000", config=Config.from_dict(tree)), tmp_path / "a.html"))
+    assert dict(data["facts"])["motion"] == "mean |difference to the next frame|; the masks do not depend on it"
 
 
 def test_body_parts_are_those_of_the_stores_layout(place):

@@ -5,9 +5,10 @@ To add a format, write ``formats/<name>.py`` with::
     def detect(src: Path) -> bool: ...
         # Is src (a file or a folder) of this format? Look at names and first lines only.
 
-    def open_source(src: Path, layout: Layout | None) -> Source: ...
+    def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source: ...
         # List the recordings and say how to read one, as `base.Source` describes. `layout` is what the user asked
-        # for; a format with a skeleton of its own leaves it aside. Raise DataError if src as a whole is unusable.
+        # for; a format with a skeleton of its own leaves it aside. Without `labelled`, which is how `s2vfast predict`
+        # reads, neither labels nor names need to be there. Raise DataError if src as a whole is unusable.
 
 and add the module to `FORMATS`. Its ``read`` returns `Sequence` objects: bodies with the main one first, each with
 the frame numbers it was seen in, gaps left as gaps, and a note for everything that was dropped. Everything else is

@@ -55,6 +55,9 @@ class Source:
     """Largest believable absolute coordinate, in the format's units."""
     notes: list[str] = field(default_factory=list)
     """Said in the report: what was converted or left out for the whole dataset."""
+    labelled: bool = True
+    """Whether its sequences must have labels, and names that tell what the format's names tell. Else label, subject,
+    view, repetition and setup are -1, and classes and splits say nothing."""
 
 
 def find_absurd(joints: np.ndarray, limit: float) -> tuple[int, int, str] | None:

@@ -32,15 +32,15 @@ PARTS = ("train", "test")
 
 
 def detect(src: Path) -> bool:
-    """A .npz file with x_train."""
+    """A .npz file with x_train or x_test."""
     if not src.is_file() or src.suffix != ".npz" or not zipfile.is_zipfile(src):
         return False
     with zipfile.ZipFile(src) as archive:
-        return "x_train.npy" in archive.namelist()
+        return not {"x_train.npy", "x_test.npy"}.isdisjoint(archive.namelist())
 
 
-def open_source(src: Path, layout: Layout | None) -> Source:
-    """Read the labels and the shapes. The layout is always kinect_v2.
+def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
+    """Read the labels and the shapes. The layout is always kinect_v2; without ``labelled``, one of the parts will do.
 
     Raises:
         DataError: an array is missing or of another shape.
@@ -49,10 +49,10 @@ def open_source(src: Path, layout: Layout | None) -> Source:
         raise DataError(f"{src}: expected one .npz file")
     labels: dict[str, np.ndarray] = {}
     classes = 1
-    for part in PARTS:
+    for part in PARTS if labelled else _parts(src):
         with _member(src, f"x_{part}") as member:
             shape, _ = _skeletons_header(member, f"{src}: x_{part}")
-        labels[part], count = _labels(src, part)
+        labels[part], count = _labels(src, part) if labelled else (np.full(shape[0], -1), 0)
         classes = max(classes, count)
         if len(labels[part]) != shape[0]:
             raise DataError(f"{src}: {shape[0]} sequences in x_{part} but {len(labels[part])} labels in y_{part}")
@@ -61,10 +61,17 @@ def open_source(src: Path, layout: Layout | None) -> Source:
         classes=[f"A{number:03d}" for number in range(1, classes + 1)],
         items=_items(src, labels),
         total=sum(map(len, labels.values())),
-        read=partial(read_row, file=src.name),
+        read=partial(read_row, file=src.name, labelled=labelled),
         splits=partial(splits, split=split_name(src.stem)),
         parallel=False,
+        labelled=labelled,
     )
+
+
+def _parts(src: Path) -> list[str]:
+    """The parts that there are, or the first."""
+    with zipfile.ZipFile(src) as archive:
+        return [part for part in PARTS if f"x_{part}.npy" in archive.namelist()] or [PARTS[0]]
 
 
 def split_name(stem: str) -> str:
@@ -79,14 +86,14 @@ def splits(infos: list[SequenceInfo], split: str) -> Splits:
     return {split: {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}}
 
 
-def read_row(item: tuple[str, int, np.ndarray], file: str) -> list[Sequence | BrokenRecording]:
+def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True) -> list[Sequence | BrokenRecording]:
     """One sequence from its numbers [T, 150].
 
     Raises:
         BrokenRecording: the label is not one class.
     """
     name, label, numbers = item
-    if label < 0:
+    if labelled and label < 0:
         raise BrokenRecording(file, "the label is not one-hot", name=name)
     bodies_first = numbers.reshape(-1, BODIES, JOINTS, 3).transpose(1, 0, 2, 3)  # [M, T, V, 3]
     seen = bodies_first.any(axis=(2, 3))  # [M, T]
@@ -100,7 +107,7 @@ def read_row(item: tuple[str, int, np.ndarray], file: str) -> list[Sequence | Br
 
 
 def _items(src: Path, labels: dict[str, np.ndarray]) -> Iterator[tuple[str, int, np.ndarray]]:
-    for part in sorted(PARTS):  # test before train: names ascend, as in every store
+    for part in sorted(labels):  # test before train: names ascend, as in every store
         with _member(src, f"x_{part}") as member:
             (count, frames, width), dtype = _skeletons_header(member, f"{src}: x_{part}")
             size = frames * width * dtype.itemsize

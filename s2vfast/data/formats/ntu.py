@@ -22,6 +22,7 @@ Every drop is noted. A track keeps its frame numbers: where its body was not see
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def detect(src: Path) -> bool:
     return src.suffix == ".skeleton" if src.is_file() else any(src.rglob("*.skeleton"))
 
 
-def open_source(src: Path, layout: Layout | None) -> Source:
+def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
     """All ``.skeleton`` files below ``src``, in the order of their names. The layout is always kinect_v2."""
     files = [src] if src.is_file() else sorted(src.rglob("*.skeleton"), key=lambda path: (path.stem, path))
     if not files:
@@ -83,8 +84,9 @@ def open_source(src: Path, layout: Layout | None) -> Source:
         classes=[f"A{action:03d}" for action in range(1, classes + 1)],
         items=files,
         total=len(files),
-        read=read_file,
+        read=partial(read_file, labelled=labelled),
         splits=splits60 if classes == 60 else splits120,
+        labelled=labelled,
     )
 
 
@@ -109,28 +111,21 @@ def _split(infos: list[SequenceInfo], trains: list[bool]) -> dict[str, list[str]
     return {"train": [i.name for i, yes in pairs if yes], "test": [i.name for i, yes in pairs if not yes]}
 
 
-def read_file(path: Path) -> list[Sequence | BrokenRecording]:
-    """One recording, with at most two bodies chosen by the rule above.
+def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecording]:
+    """One recording, with at most two bodies chosen by the rule above; without ``labelled`` under any name.
 
     Raises:
         BrokenRecording: file, line and reason.
     """
     name = parse_name(path.stem)
-    if name is None or not 1 <= name.action <= 120:
+    if labelled and (name is None or not 1 <= name.action <= 120):
         raise BrokenRecording(path.name, "the name is not SsssCcccPpppRrrrAaaa with an action from 1 to 120")
     frames, tracks, notes = parse(path.read_bytes(), path.name)
     bodies = choose_bodies(tracks, notes)
-    sequence = Sequence(
-        name=path.stem,
-        label=name.action - 1,
-        total_frames=frames,
-        bodies=bodies,
-        subject=name.performer,
-        view=name.camera,
-        repetition=name.replication,
-        setup=name.setup,
-        notes=notes,
-    )
+    sequence = Sequence(path.stem, -1, frames, bodies, notes=notes)
+    if labelled:
+        sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera
+        sequence.repetition, sequence.setup = name.replication, name.setup
     return [sequence]
 
 

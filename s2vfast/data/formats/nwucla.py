@@ -10,8 +10,10 @@ whose numbers have holes. Splits:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +45,30 @@ _PATTERN = "a[0-9][0-9]_s[0-9][0-9]_e[0-9][0-9]_v[0-9][0-9].json"
 
 
 def detect(src: Path) -> bool:
-    """A folder with aAA_sSS_eEE_vVV.json files, or one such file."""
+    """A folder with aAA_sSS_eEE_vVV.json files, one such file, or a .json file with ``"skeletons"`` near its start."""
+    if src.is_file() and src.suffix == ".json" and not _NAME.fullmatch(src.stem):
+        with contextlib.suppress(OSError), src.open("rb") as file:
+            return b'"skeletons"' in file.read(4096)
+        return False
     if src.is_file():
-        return src.suffix == ".json" and _NAME.fullmatch(src.stem) is not None
+        return src.suffix == ".json"
     return any(src.rglob(_PATTERN))
 
 
-def open_source(src: Path, layout: Layout | None) -> Source:
+def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
     """All recordings below ``src``, in the order of their names. The layout is always kinect_v1."""
-    files = [src] if src.is_file() else sorted(src.rglob(_PATTERN), key=lambda path: (path.stem, path))
+    pattern = _PATTERN if labelled else "*.json"
+    files = [src] if src.is_file() else sorted(src.rglob(pattern), key=lambda path: (path.stem, path))
     if not files:
-        raise DataError(f"{src}: no files named aAA_sSS_eEE_vVV.json below")
+        raise DataError(f"{src}: no files named {'aAA_sSS_eEE_vVV' if labelled else '*'}.json below")
     return Source(
         layout=LAYOUTS["kinect_v1"],
         classes=list(ACTIONS.values()),
         items=files,
         total=len(files),
-        read=read_file,
+        read=partial(read_file, labelled=labelled),
         splits=splits,
+        labelled=labelled,
     )
 
 
@@ -74,42 +82,40 @@ def splits(infos: list[SequenceInfo]) -> Splits:
     }
 
 
-def read_file(path: Path) -> list[Sequence | BrokenRecording]:
-    """One recording.
+def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecording]:
+    """One recording; without ``labelled`` of any name, and nothing but its skeletons is looked at.
 
     Raises:
         BrokenRecording: not such a file, or a label that does not fit its name.
     """
     name = _NAME.fullmatch(path.stem)
-    if name is None:
+    if labelled and name is None:
         raise BrokenRecording(path.name, "the name is not aAA_sSS_eEE_vVV")
-    action, performer, repetition, camera = map(int, name.groups())
     try:
         data = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise BrokenRecording(path.name, f"not JSON: {error.msg}", error.lineno) from None
     except (ValueError, RecursionError) as error:
         raise BrokenRecording(path.name, f"not JSON: {error}") from None
-    if not isinstance(data, dict) or not {"skeletons", "label"} <= data.keys():
-        raise BrokenRecording(path.name, "expected an object with file_name, skeletons and label")
+    if not isinstance(data, dict) or not {"skeletons", *(["label"] if labelled else [])} <= data.keys():
+        expected = "file_name, skeletons and label" if labelled else "skeletons"
+        raise BrokenRecording(path.name, f"expected an object with {expected}")
+    known = _known(name, data, path) if labelled else {"label": -1}
+    joints = _joints(data["skeletons"], path.name)
+    body = Body("1", np.arange(len(joints), dtype=np.int32), joints)
+    return [Sequence(name=path.stem, total_frames=len(joints), bodies=[body], **known)]
+
+
+def _known(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, int]:
+    """What the name and the label say: label, subject, view and repetition."""
+    action, performer, repetition, camera = map(int, name.groups())
     if data.get("file_name", path.stem) != path.stem:
         raise BrokenRecording(path.name, f"file_name inside is {data['file_name']!r}")
     label, actions = data["label"], list(ACTIONS)
     if not isinstance(label, int) or not 1 <= label <= len(actions) or actions[label - 1] != action:
         expected = actions.index(action) + 1 if action in actions else "none (no such action)"
         raise BrokenRecording(path.name, f"label {label!r}, expected {expected} for action a{action:02d}")
-    joints = _joints(data["skeletons"], path.name)
-    body = Body("1", np.arange(len(joints), dtype=np.int32), joints)
-    sequence = Sequence(
-        name=path.stem,
-        label=label - 1,
-        total_frames=len(joints),
-        bodies=[body],
-        subject=performer,
-        view=camera,
-        repetition=repetition,
-    )
-    return [sequence]
+    return {"label": label - 1, "subject": performer, "view": camera, "repetition": repetition}
 
 
 def _joints(frames: Any, file: str) -> np.ndarray:

@@ -34,13 +34,22 @@ _IN_LIST = re.compile(r"\b(?:A\d{2,3}N\d{2,3}|\d{4})-[LMR]\b")
 
 
 def detect(src: Path) -> bool:
-    """A folder with files like 0002-L.txt below it."""
-    return src.is_dir() and any(_NAME.fullmatch(path.stem) for path in src.rglob("*-[LMR].txt"))
+    """A folder with files like 0002-L.txt below it, or one such file."""
+    if src.is_file():
+        return src.suffix == ".txt" and _NAME.fullmatch(src.stem) is not None
+    return any(_NAME.fullmatch(path.stem) for path in src.rglob("*-[LMR].txt"))
 
 
-def open_source(src: Path, layout: Layout | None) -> Source:
-    """All recordings below ``src``, in the order of their names. The layout is always kinect_v2."""
+def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
+    """All recordings below ``src``, in the order of their names. The layout is always kinect_v2.
+
+    Without ``labelled``, ``src`` may be one skeleton file of any name.
+    """
     skeletons, labels, empty = {}, {}, []
+    if src.is_file():
+        if labelled:
+            raise DataError(f"{src}: expected a folder of skeleton files and label files")
+        skeletons[src.stem] = src
     for path in sorted(src.rglob("*-[LMR].txt")):
         if not _NAME.fullmatch(path.stem):
             continue
@@ -68,9 +77,10 @@ def open_source(src: Path, layout: Layout | None) -> Source:
         classes=[f"action {number}" for number in range(1, CLASSES + 1)],
         items=[(skeletons[name], labels.get(name)) for name in sorted(skeletons)],
         total=len(skeletons),
-        read=read_recording,
+        read=partial(read_recording, labelled=labelled),
         splits=partial(splits, lists=lists),
         notes=notes,
+        labelled=labelled,
     )
 
 
@@ -115,49 +125,59 @@ def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
     return parts
 
 
-def read_recording(item: tuple[Path, Path | None]) -> list[Sequence | BrokenRecording]:
+def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> list[Sequence | BrokenRecording]:
     """The labelled actions of one recording; a label that cannot be used does not spoil the others.
+
+    Without ``labelled`` a label file tells only where the actions are; where there is none, the whole recording is one.
 
     Raises:
         BrokenRecording: the skeleton file as a whole cannot be read.
     """
     path, label_path = item
-    if label_path is None:
+    if labelled and label_path is None:
         raise BrokenRecording(path.name, "no label file of this name")
-    performer, camera = _NAME.fullmatch(path.stem).groups()
     frames = parse(path.read_bytes(), path.name)  # [F, 2, V, 3]
+    if label_path is None:
+        return [_action(path, path.stem, frames, 0, len(frames))]
     made: list[Sequence | BrokenRecording] = []
     for number, line in enumerate(label_path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         name = f"{path.stem}.{number:03d}"
         try:
-            label, start, stop, notes = _label(line, label_path, number, len(frames))
-            clip = frames[start:stop]
-            for body in range(2):
-                if absurd := find_absurd(clip[:, body], MAX_METRES):
-                    row, _, reason = absurd
-                    raise BrokenRecording(path.name, f"body {body}, {reason}", start + row + 1)
+            label, start, stop, notes = _label(line, label_path, number, len(frames), labelled)
+            sequence = _action(path, name, frames, start, stop)
         except BrokenRecording as broken:
             broken.name = name
             made.append(broken)
             continue
-        index = np.arange(stop - start, dtype=np.int32)
-        bodies = [Body(str(body), index, clip[:, body].astype(np.float32)) for body in range(2)]
-        bodies = [body for body in bodies if body.joints.any()]
-        subject = int(performer) if performer else -1
-        view = VIEWS[camera]
-        made.append(Sequence(name, label, stop - start, bodies, subject=subject, view=view, notes=notes))
+        sequence.label, sequence.notes = label, notes
+        if labelled:
+            performer, camera = _NAME.fullmatch(path.stem).groups()
+            sequence.subject, sequence.view = int(performer) if performer else -1, VIEWS[camera]
+        made.append(sequence)
     return made
 
 
-def _label(line: bytes, path: Path, number: int, frames: int) -> tuple[int, int, int, list[str]]:
-    """(label from 0, start, stop, notes) of one line of a label file."""
+def _action(path: Path, name: str, frames: np.ndarray, start: int, stop: int) -> Sequence:
+    """Frames start to stop - 1 of a recording [F, 2, V, 3], without a label."""
+    clip = frames[start:stop]
+    for body in range(2):
+        if absurd := find_absurd(clip[:, body], MAX_METRES):
+            row, _, reason = absurd
+            raise BrokenRecording(path.name, f"body {body}, {reason}", start + row + 1)
+    index = np.arange(stop - start, dtype=np.int32)
+    bodies = [Body(str(body), index, clip[:, body].astype(np.float32)) for body in range(2)]
+    return Sequence(name, -1, stop - start, [body for body in bodies if body.joints.any()])
+
+
+def _label(line: bytes, path: Path, number: int, frames: int, labelled: bool = True) -> tuple[int, int, int, list[str]]:
+    """(label from 0, start, stop, notes) of one line of a label file; without ``labelled`` the label is -1."""
     file = f"{path.parent.name}/{path.name}"
     fields = line.split(b",")
     if len(fields) not in (3, 4):
         raise BrokenRecording(file, f"expected class,start,end,confidence, found {len(fields)} fields", number)
-    action = whole_number(fields[0], "class", file, number, 1, CLASSES)
+    action = whole_number(fields[0], "class", file, number, 1, CLASSES) if labelled else 0
     start = whole_number(fields[1], "start", file, number, 0, 2**31)
     stop = whole_number(fields[2], "end", file, number, 0, 2**31)
     if stop <= start or start >= frames:

@@ -30,7 +30,7 @@ from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.store import Body, Sequence
-from s2vfast.data.store_writer import Splits
+from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.errors import DataError
 
 LAYOUT_BY_JOINTS = {layout.num_joints: layout for layout in LAYOUTS.values()}
@@ -42,7 +42,7 @@ def detect(src: Path) -> bool:
     return src.is_file() and src.suffix in (".pkl", ".pickle")
 
 
-def open_source(src: Path, layout: Layout | None) -> Source:
+def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
     """Load the pickle and look at its annotations.
 
     Raises:
@@ -75,21 +75,24 @@ def open_source(src: Path, layout: Layout | None) -> Source:
     flat = first.shape[3] == 2
     if flat:
         notes.append("2 coordinates a joint: z set to 0")
-    splits, split_notes = _splits(data.get("split") or {}, src)
+    splits, split_notes = _splits(data.get("split") or {}, src) if labelled else ({}, [])
     return Source(
         layout=layout,
-        classes=_classes(data.get("classes"), annotations, src),
+        classes=_classes(data.get("classes"), annotations, src) if labelled else [],
         items=sorted(annotations, key=_name),
         total=len(annotations),
-        read=partial(read_annotation, file=src.name, channels=first.shape[3]),
+        read=partial(read_annotation, file=src.name, channels=first.shape[3], labelled=labelled),
         splits=lambda infos: splits,
         parallel=False,
         limit=MAX_PIXELS if flat else MAX_METRES,
         notes=notes + split_notes,
+        labelled=labelled,
     )
 
 
-def read_annotation(annotation: Any, file: str, channels: int) -> list[Sequence | BrokenRecording]:
+def read_annotation(
+    annotation: Any, file: str, channels: int, labelled: bool = True
+) -> list[Sequence | BrokenRecording]:
     """One annotation as a sequence; its bodies keep their order.
 
     Raises:
@@ -98,8 +101,8 @@ def read_annotation(annotation: Any, file: str, channels: int) -> list[Sequence 
     name = _name(annotation)
     if not name:
         raise BrokenRecording(file, "an annotation without 'frame_dir'")
-    label = annotation.get("label")
-    if not _is_label(label):
+    label = annotation.get("label") if labelled else -1
+    if labelled and not _is_label(label):
         raise BrokenRecording(file, f"label {label!r}, expected a whole number from 0", name=name)
     if not _has_array(annotation):
         raise BrokenRecording(file, "no 'keypoint' array [M, T, V, C] with C 2 or 3", name=name)
@@ -116,7 +119,7 @@ def read_annotation(annotation: Any, file: str, channels: int) -> list[Sequence 
         seen = track.any(axis=(1, 2))
         if seen.any():
             bodies.append(Body(str(body), np.flatnonzero(seen).astype(np.int32), track[seen]))
-    known = parse_name(name)
+    known = parse_name(name) if labelled else None
     sequence = Sequence(name, int(label), keypoint.shape[1], bodies)
     if known is not None:
         sequence.subject, sequence.view = known.performer, known.camera
@@ -144,6 +147,8 @@ def _classes(given: Any, annotations: list[Any], src: Path) -> list[str]:
     if given is not None:
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given) or len(given) < count:
             raise DataError(f"{src}: 'classes': expected a list of at least {count} names")
+        for name in given:
+            check_text(f"{src}: class name", name)
         return given
     if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
         return [f"A{label:03d}" for label in range(1, count + 1)]
@@ -162,6 +167,7 @@ def _splits(given: Any, src: Path) -> tuple[Splits, list[str]]:
         if match is None:
             notes.append(f"split list {key!r} left out: its name does not end in train, val or test")
             continue
+        check_text(f"{src}: split list", str(key))
         splits.setdefault((match["split"] or "default") + match["fold"], {})[match["part"]] = list(names)
     for parts in splits.values():
         if "val" in parts and "test" not in parts:

@@ -23,7 +23,7 @@ const grid = new Grid({
   range: () => ({
     low: 0,
     high: draws[now.draw].motion.reduce((a, b) => Math.max(a, b), 0),
-    text: `motion: mean |difference to the next frame| (${layout.unit})`,
+    text: `motion: ${DATA.motion} (${layout.unit})`,
   }),
   marked: (joint, segment) => isVisible(now.body, joint, segment),
   said: (joint, segment) => `${spoken(layout.joints[joint])}, segment ${segment + 1} ` +

@@ -1,0 +1,106 @@
+"""What every format gives without labels and without names that tell them, where an import refuses the same."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.importer import import_dataset, read_checked
+from s2vfast.errors import DataError
+
+from .ntu_files import IDS, frames_of, person, skeleton_text
+
+
+def places(*shape):
+    return np.random.default_rng(0).uniform(0.1, 2, shape).round(5).astype(np.float32)
+
+
+def ntu(folder):
+    joints = person(20)
+    (folder / "clip.skeleton").write_text(skeleton_text(frames_of((IDS[0], 0, joints), total=20)))
+    return folder / "clip.skeleton", {"clip": joints}
+
+
+def ntu_action(folder):
+    path, expected = ntu(folder)
+    return path.rename(folder / "S001C001P001R001A999.skeleton"), {"S001C001P001R001A999": expected["clip"]}
+
+
+def nwucla(folder):
+    joints = places(7, 20, 3)
+    (folder / "clip.json").write_text(json.dumps({"skeletons": joints.tolist(), "label": "wave"}))
+    return folder / "clip.json", {"clip": joints}
+
+
+def nwucla_folder(folder):
+    nwucla(folder)[0].rename(folder / "a99_s01_e00_v01.json")
+    joints = nwucla(folder)[1]["clip"]
+    return folder, {"a99_s01_e00_v01": joints, "clip": joints}
+
+
+def pyskl(folder):
+    keypoint = places(1, 7, 25, 3)
+    names = ("S001C001P001R001A001", "clip")
+    annotations = [{"frame_dir": name, "label": None, "keypoint": keypoint} for name in names]
+    (folder / "a.pkl").write_bytes(pickle.dumps({"annotations": annotations}))
+    return folder / "a.pkl", dict.fromkeys(names, keypoint[0])
+
+
+def ctrgcn(folder):
+    x = places(2, 7, 150)
+    x[..., 75:] = 0
+    np.savez(folder / "a.npz", x_test=x)
+    return folder / "a.npz", {f"test_{i:06d}": x[i, :, :75].reshape(7, 25, 3) for i in range(2)}
+
+
+def pkummd_file(folder, name="0002-L"):
+    joints = places(9, 2, 25, 3)
+    joints[:, 1] = 0
+    lines = (" ".join(f"{x:.5f}" for x in frame.reshape(-1)) for frame in joints)
+    (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder / f"{name}.txt", {name: joints[:, 0]}
+
+
+def pkummd_folder(folder):
+    joints = pkummd_file(folder)[1]["0002-L"]
+    pkummd_file(folder, "0002-M")
+    (folder / "label").mkdir()
+    (folder / "label" / "0002-L.txt").write_text("0,2,6,1\n99,1,3,1\n")
+    return folder, {"0002-L.001": joints[2:6], "0002-L.002": joints[1:3], "0002-M": joints}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [ntu, ntu_action, nwucla, nwucla_folder, pyskl, ctrgcn, pkummd_file, pkummd_folder],
+    ids=lambda f: f.__name__,
+)
+def test_recordings_without_labels(tmp_path, make):
+    (tmp_path / "src").mkdir()
+    src, expected = make(tmp_path / "src")
+    source = FORMATS[detect_format(src)].open_source(src, None, labelled=False)
+    found = [made for item in source.items for made in read_checked(source, item)]
+    assert [made.name for made in found] == list(expected)
+    for made, joints in zip(found, expected.values(), strict=True):
+        assert (made.label, made.subject, made.view, made.repetition, made.setup) == (-1,) * 5
+        np.testing.assert_allclose(made.bodies[0].joints, joints, atol=1e-6)
+    with pytest.raises(DataError):
+        import_dataset(src, tmp_path / "store")
+
+
+def test_what_else_is_wrong_is_still_wrong(tmp_path):
+    for change, reason in (
+        ({"skeletons": 7}, "skeletons is no list"),
+        ({"label": 1}, "expected an object with skeletons"),
+        ({"skeletons": [[[1e9] * 3] * 20]}, "absurd"),
+    ):
+        (tmp_path / "clip.json").write_text(json.dumps(change))
+        source = FORMATS["nwucla"].open_source(tmp_path / "clip.json", None, labelled=False)
+        ((made,),) = [read_checked(source, item) for item in source.items]
+        assert reason in made["reason"]
+    with pytest.raises(DataError, match=r"no files named \*\.json below"):
+        FORMATS["nwucla"].open_source(tmp_path / "nothing", None, labelled=False)
+    np.savez(tmp_path / "a.npz", x=1)
+    with pytest.raises(DataError, match="no array x_train"):
+        FORMATS["ctrgcn"].open_source(tmp_path / "a.npz", None, labelled=False)
