@@ -62,3 +62,18 @@ def call_of(function: Callable[..., Any], given: dict[str, Any], backward: bool)
         return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
 
     return both
+
+
+def differs(found: list[Tensor | None], expected: list[Tensor | None], dtype: torch.dtype) -> str:
+    """In what results are not another's, to what a whole batch rounds to; empty where they agree."""
+    allowed = 1e-3 if dtype == torch.float32 else 5e-2
+    for number, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        if mine is None or theirs is None:
+            if mine is not theirs:
+                return f"result {number} is there in one of them alone"
+            continue
+        error = (mine.double() - theirs.double()).abs().max() if mine.numel() else torch.zeros(())
+        most = allowed * theirs.double().abs().max() if theirs.is_floating_point() and theirs.numel() else 0.0
+        if not error <= most:
+            return f"result {number} is off by {float(error):.2g}"
+    return ""

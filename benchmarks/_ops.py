@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _ceilings
-from benchmarks._calls import autocast, call_of, leaves_of, tensors_of
+from benchmarks._calls import autocast, call_of, differs, leaves_of, tensors_of
 from benchmarks._results import percentiles
 from benchmarks._timer import Timer
 from s2vfast import errors, ops
@@ -72,6 +73,7 @@ class Benchmark:
         shapes: names of `SHAPES` at which it is measured.
         baselines: what it is compared with, beside its own implementations.
         make: makes arguments in place of `s2vfast.inputs`; what they give is compared with the reference too.
+        checked: arguments that are others in the comparison with the reference.
         light: it takes little time, so that a CPU does more tracks.
         plain: whether the reference, run eagerly, and torch.compile of the ``torch`` implementation are measured too:
             not so where the reference is written for one sample at a time, or works in place.
@@ -82,6 +84,7 @@ class Benchmark:
     shapes: tuple[str, ...] = STANDARD
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     make: Callable[..., dict[str, Any]] | None = None
+    checked: Mapping[str, Any] = field(default_factory=dict)
     light: bool = False
     plain: bool = True
 
@@ -116,10 +119,20 @@ class Benchmark:
             baselines[COMPILED] = Baseline(lambda given: _compiled(functools.partial(public, impl="torch")), first=True)
         for name, baseline in baselines.items():
             if device.type in baseline.devices and (first or not baseline.first):
-                prepared = baseline.prepare(given)
+                try:
+                    prepared = baseline.prepare(given)
+                except Exception as error:  # another library's; it is then the one that fails when it is called
+                    prepared = _failing(error)
                 if not isinstance(prepared, str):
                     found[name] = prepared
         return found
+
+
+def _failing(error: Exception) -> Callable[..., Any]:
+    def call(**given: Any) -> Any:
+        raise error
+
+    return call
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +167,8 @@ def _traffic(given: dict[str, Any], function: Callable[..., Any], backward: bool
 def check(bench: Benchmark, names: list[str], dtype: torch.dtype, device: torch.device) -> dict[str, str]:
     """Why an implementation or baseline is not to be reported, by name: at which shape it is wrong, and in what.
 
-    At every shape, for `CHECKED_TRACKS` tracks; and, where a benchmark makes arguments of its own, for these.
+    At every shape, for `CHECKED_TRACKS` tracks; and, where a benchmark makes arguments of its own, for these. What is
+    timed with more tracks is compared with ``torch`` too, see `_Case`.
     """
     wrong: dict[str, str] = {}
     for number, name in enumerate(names):
@@ -162,7 +176,7 @@ def check(bench: Benchmark, names: list[str], dtype: torch.dtype, device: torch.
         few = dataclasses.replace(whole, N=min(whole.N, CHECKED_TRACKS))
         sets = [inputs(bench.stem, few, dtype=dtype, device=device)]
         if bench.make is not None:
-            sets.append(bench.inputs(whole, dtype, device))
+            sets.append(bench.inputs(whole, dtype, device) | dict(bench.checked))
         asked = [(given, bench.contenders(device, given, first=number == 0)) for given in sets]
         for given, impl, function in ((given, *item) for given, found in asked for item in found.items()):
             if impl in wrong:
@@ -255,25 +269,40 @@ class _Case:
     ) -> None:
         self.given, self.backward, self.timer = given, backward, Timer(device)
         self.failed: dict[str, str] = {}  # what went wrong, by contender
+        dtype = next((t.dtype for t in tensors_of(given) if t.dtype == torch.bfloat16), torch.float32)
         size = sum(tensor.nbytes for tensor in tensors_of(given))
         self.sets = [given, *(_copy(given) for _ in range(self.timer.copies(size) - 1))]
+        there = bench.contenders(device, given, first)
+        # Arguments of a benchmark's own have been compared with the reference, and may be changed by a call.
+        expected = None
+        if bench.make is None and "torch" in there and "torch" not in wrong:
+            expected = self._results(there["torch"])
         self.functions = {
             name: function
-            for name, function in bench.contenders(device, given, first).items()
-            if name not in wrong and (only is None or name in only) and self._takes(name, function)
+            for name, function in there.items()
+            if name not in wrong and (only is None or name in only) and self._takes(name, function, expected, dtype)
         }
         self.cost = bench.cost(shape, backward)
 
-    def _takes(self, name: str, function: Callable[..., Any]) -> bool:
+    def _results(self, function: Callable[..., Any]) -> list[Tensor | None]:
+        """What a contender computes of what is timed: its outputs, or gradients for the same upstream ones."""
+        torch.manual_seed(0)
+        found = call_of(function, self.given, self.backward)()
+        return list(found) if isinstance(found, tuple) else [found]
+
+    def _takes(
+        self, name: str, function: Callable[..., Any], expected: list[Tensor | None] | None, dtype: torch.dtype
+    ) -> bool:
         try:
-            with torch.no_grad():
-                function(**self.given)
+            found = self._results(function)
         except errors.ImplementationError:
             return False
         except Exception as error:  # one that fails keeps no other from being timed
             self.failed[name] = said(error)
             return False
-        return True
+        if expected is not None and (far := differs(found, expected, dtype)):
+            self.failed[name] = f"does not agree with torch on what is timed: {far}"
+        return name not in self.failed
 
     def _samplers(self, sets: list[dict[str, Any]]) -> dict[str, tuple[Callable[[], float], str]]:
         """`Timer.sampler` of every contender that does not fail."""
@@ -302,10 +331,13 @@ class _Case:
             if state == "cold" and len(sets) == 1:
                 continue
             samplers = self._samplers(sets)
-            times = interleaved({name: sample for name, (sample, _) in samplers.items()}, seconds)
+            times = interleaved({name: sample for name, (sample, _) in samplers.items()}, seconds, self.failed)
             for name, found in times.items():
                 torch_s, eager = times.get("torch"), samplers[name][1]
-                ratio = torch_s and round(statistics.median(t / o for o, t in zip(found, torch_s, strict=True)), 3)
+                # Where one was replayed and the other launched call by call, their times are not of the same.
+                same = "torch" in samplers and bool(samplers["torch"][1]) == bool(eager)
+                pairs = zip(found, torch_s, strict=True) if torch_s and same else None
+                ratio = pairs and round(statistics.median(t / o for o, t in pairs), 3)
                 if eager:
                     say(f"  {name}: no graph, so that its launches count: {eager}")
                 yield {
@@ -325,16 +357,29 @@ def roofline(row: Mapping[str, Any], p50: float, ceilings: Mapping[str, float]) 
     return {"bound": bound, "roofline": round(1000 * least / p50, 4)}
 
 
-def interleaved(samplers: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """Times of all, one after the other, round after round, for so long; `LEAST_ROUNDS` at least."""
+def interleaved(
+    samplers: Mapping[str, Callable[[], float]], seconds: float, failed: dict[str, str]
+) -> dict[str, list[float]]:
+    """Times of all, one after the other, round after round, for so long; `LEAST_ROUNDS` at least.
+
+    One that fails is left out, and ``failed`` told why.
+    """
     times: dict[str, list[float]] = {name: [] for name in samplers}
     end = time.perf_counter() + seconds
     for count in itertools.count(1):
-        for name, sample in samplers.items():
-            times[name].append(sample())
+        for name in [name for name in samplers if name not in failed]:
+            times[name].append(_sampled(name, samplers[name], failed))
         if count >= LEAST_ROUNDS and time.perf_counter() > end:
-            return times
+            return {name: found for name, found in times.items() if name not in failed}
     raise AssertionError  # the loop above does not end otherwise
+
+
+def _sampled(name: str, sample: Callable[[], float], failed: dict[str, str]) -> float:
+    try:
+        return sample()
+    except Exception as error:
+        failed[name] = said(error)
+        return math.nan
 
 
 def load(stem: str) -> Benchmark:

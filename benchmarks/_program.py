@@ -23,9 +23,18 @@ def begin(device: str) -> torch.device:
         ConfigError: there is none.
     """
     _results.origin()
-    found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise errors.ConfigError(f"--device {device}: there is no GPU that PyTorch can use; give --device cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in DTYPES:
+        raise errors.ConfigError(f"--device {device}: expected cpu, cuda or cuda:N")
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise errors.ConfigError(f"--device {device}: there is no GPU that PyTorch can use; give --device cpu")
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise errors.ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+        torch.cuda.set_device(found)  # streams, events and graphs are made where this is
     return found
 
 

@@ -55,6 +55,8 @@ class Timer:
                 for call in calls:
                     call()
 
+        if why := _synchronises(calls):
+            return lambda: _between_events(lambda: all_calls(1)) / len(calls), why
         # A replay tells how long the calls take; what the host needs to launch them one by one does not count.
         once, why = _captured(lambda: all_calls(1))
         if once is None:
@@ -63,7 +65,8 @@ class Timer:
         single = min(_between_events(once.replay) for _ in range(_WARM))
         rounds = min(math.ceil(_LEAST_MS / max(single, 1e-3)), max(_MOST_CALLS // len(calls), 1))
         graph = once if rounds == 1 else _captured(lambda: all_calls(rounds))[0]
-        assert graph is not None  # what was captured once can be again
+        if graph is None:  # it takes as much memory again
+            graph, rounds = once, 1
         return lambda: _between_events(graph.replay) / (rounds * len(calls)), ""
 
     def copies(self, size: int) -> int:
@@ -117,6 +120,20 @@ def timed(call: Call, device: torch.device) -> float:
     return _by_the_clock(whole)
 
 
+def _synchronises(calls: Sequence[Call]) -> str:
+    """Why calls cannot be captured, where they ask the device for something: a capture that fails may leave PyTorch's
+    allocator in a state that costs whoever comes next."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for call in calls:
+            call()
+    except RuntimeError as error:
+        return " ".join(str(error).split())[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
+
+
 def _captured(call: Call) -> tuple[torch.cuda.CUDAGraph | None, str]:
     """The call as a graph; or None and why: it asks the device for a number, or synchronises."""
     stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -131,5 +148,6 @@ def _captured(call: Call) -> tuple[torch.cuda.CUDAGraph | None, str]:
     except RuntimeError as error:
         torch.cuda.set_stream(stream)  # a capture that ends in an error leaves its own
         torch.cuda.synchronize()
-        return None, " ".join(str(error).split())[:200]
+        # The first error ends the capture, whose end is the second.
+        return None, " ".join(str(error.__context__ or error).split())[:200]
     return graph, ""

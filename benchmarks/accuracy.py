@@ -83,7 +83,7 @@ class Runner:
     """Tasks side by side, each on one thread, each with a log of its own.
 
     Args:
-        out: the folder of runs; logs and what is done lie in ``out/logs``.
+        out: the folder of runs; logs and what was done by which commit lie in ``out/logs``.
         jobs: how many at a time.
     """
 
@@ -96,7 +96,12 @@ class Runner:
     def done(self, task: Task) -> bool:
         """Whether the same command has ended well."""
         mark = self.logs / f"{task.name}.done"
-        return mark.is_file() and mark.read_text("utf-8") == shlex.join(task.words)
+        return mark.is_file() and json.loads(mark.read_text("utf-8"))["command"] == shlex.join(task.words)
+
+    def origins(self, todo: Sequence[Task]) -> dict[str, Any]:
+        """Commits that did what is done, in order, and the last day."""
+        marks = [json.loads((self.logs / f"{task.name}.done").read_text("utf-8")) for task in todo]
+        return {"commits": sorted({mark["commit"] for mark in marks}), "date": max(mark["date"] for mark in marks)}
 
     def run(self, todo: Sequence[Task]) -> None:
         """Do all that is not done; raises `TrainingError` with the last line of what failed."""
@@ -140,7 +145,9 @@ class Runner:
             if code:
                 last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
                 raise errors.TrainingError(f"{name}: exit code {code}: {last} ({log})")
-            (self.logs / f"{name}.done").write_text(shlex.join(known[name].words), "utf-8")
+            commit, date = _results.origin()
+            mark = {"command": shlex.join(known[name].words), "commit": commit, "date": date}
+            (self.logs / f"{name}.done").write_text(json.dumps(mark), "utf-8")
             took = time.monotonic() - self.begun[name]
             progress(f"{name}: done in {took:.0f} s; {left} wait, {len(self.running)} run")
 
@@ -185,9 +192,10 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 def section(made: dict[str, Any]) -> str:
     """What stands between the marks of the page: the table, and where it is from."""
     device, versions = made["device"], ", ".join(f"{name} {v}" for name, v in sorted(made["versions"].items()))
+    commits = " and ".join(f"`{commit}`" for commit in made["commits"])
     return (
         f"{table(made['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {made['seeds']} "
-        f"seeds. `{made['command']}`, commit `{made['commit']}`, {made['date']}, {device['name']}, {versions}.</sub>"
+        f"seeds. `{made['command']}`, commit {commits}, {made['date']}, {device['name']}, {versions}.</sub>"
     )
 
 
@@ -220,10 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("seeds", "jobs"):
         if getattr(asked, name) < 1:
             parser.error(f"--{name}: {getattr(asked, name)}; 1 or more is expected")
-    commit, date = _results.origin()
+    _results.origin()
     store, out = asked.store.absolute(), asked.out.absolute()
     try:
-        Runner(out, asked.jobs).run(tasks(store, out, asked.config, asked.seeds))
+        runner, todo = Runner(out, asked.jobs), tasks(store, out, asked.config, asked.seeds)
+        runner.run(todo)
         found = collected(out, asked.seeds)
         print(table(found))
         if asked.docs:
@@ -231,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {asked.config}"
             head = _results.result("data", [], _results.device_facts(torch.device("cpu")))
-            made = {"command": f"{command} --seeds {asked.seeds}", "commit": commit, "date": date}
+            made = {"command": f"{command} --seeds {asked.seeds}", **runner.origins(todo)}
             made |= {"seeds": asked.seeds, "versions": head["versions"], "device": head["device"], "top1": found}
             page = asked.docs / f"{asked.config}.md"
             text = replaced(page, section(made))

@@ -101,8 +101,9 @@ def measure(case: Case, device: torch.device, threads: int, repeat: int) -> dict
     try:
         if not case.same(case.ours(), case.theirs()):
             return row | {"refused": f"{IMPLS[device.type]} differs from {case.versus}"}
-    except errors.ImplementationError as error:
-        return row | {"refused": str(error)}
+    except Exception as error:  # one that fails keeps no other from being measured
+        kind = "" if isinstance(error, errors.S2vfastError) else f"{type(error).__name__}: "
+        return row | {"refused": kind + str(error)}
     found = [([timed(case.ours, device) for _ in range(CALLS)], timed(case.theirs, device)) for _ in range(repeat)]
     times = _results.percentiles([ms for ours, _ in found for ms in ours])
     return row | {

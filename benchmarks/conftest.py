@@ -15,7 +15,7 @@ import torch
 
 from benchmarks._calls import call_of
 from benchmarks._ops import PASSES, check
-from benchmarks._program import dtype_of
+from benchmarks._program import begin, dtype_of
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -27,7 +27,7 @@ def pytest_addoption(parser: Any) -> None:
 
 
 def _where(config: Any) -> tuple[torch.device, torch.dtype]:
-    device = torch.device(config.option.device)
+    device = begin(config.option.device)
     return device, dtype_of(config.option.dtype, device)
 
 

@@ -111,7 +111,8 @@ def _check_place(path: Path) -> None:
     if not writable:
         raise errors.DataError(f"--out {path}: {path.parent} cannot be written to")
     with contextlib.suppress(ValueError):
-        if there is None or "store_fingerprint" in json.loads(there):
+        found = {"store_fingerprint"} if there is None else json.loads(there)
+        if isinstance(found, (dict, set)) and "store_fingerprint" in found:
             return
     raise errors.DataError(f"--out {path}: exists already and holds no results of evaluate; name another file")
 

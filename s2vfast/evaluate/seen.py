@@ -33,9 +33,10 @@ def unlabelled(pretrained_on: dict[str, str] | None, store: Store) -> np.ndarray
 
     Args:
         pretrained_on: path, fingerprint and split of the store that was, or a published checkpoint, of which nobody
-            knows; None: there was no pretraining.
+            knows (nor of a run whose split is not said); None: there was no pretraining.
         store: whose sequences are asked about.
     """
     if pretrained_on is None or pretrained_on.get("fingerprint") != store.fingerprint:
         return NONE
-    return store.select(pretrained_on["split"], "train")
+    split = pretrained_on.get("split")
+    return NONE if split is None else store.select(split, "train")

@@ -162,7 +162,8 @@ def start() -> Iterator[Ranks]:
     except BaseException:
         # No barrier: the others may be waiting in another collective. NCCL would wait for its own.
         if mine and backend == "gloo":
-            dist.destroy_process_group()
+            with contextlib.suppress(Exception):  # what went wrong before is what counts
+                dist.destroy_process_group()
         raise
     if mine:
         with _peers():

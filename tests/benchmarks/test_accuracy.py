@@ -53,7 +53,9 @@ def test_what_is_needed_comes_first_and_what_is_done_is_not_done_again(tmp_path,
     order = (tmp_path / "order").read_text().split()
     assert sorted(order) == ["a", "b", "c"]
     assert order.index("a") < order.index("c")
-    accuracy.Runner(tmp_path, jobs).run([*made, stub(tmp_path, "d")])
+    runner = accuracy.Runner(tmp_path, jobs)
+    runner.run([*made, stub(tmp_path, "d")])
+    assert runner.origins(made)["commits"] == [_results.origin()[0]]
     assert (tmp_path / "order").read_text().split() == [*order, "d"]
 
 

@@ -1,6 +1,7 @@
 """`make gpu` as far as a machine without a GPU goes: it runs, and says what it skips and why."""
 
 import json
+import subprocess
 
 import torch
 
@@ -57,3 +58,11 @@ def test_fewer_than_eight_files_are_left(tmp_path):
     """log.txt, summary.json, tests.xml, and a file for each kind that is measured."""
     kinds = {step.command[-1] for step in gpu.steps(tmp_path) if "benchmarks.run" in step.command} - {"0.2"} | {"ops"}
     assert 3 + len(kinds) < 8
+
+
+def test_tests_for_a_gpu_are_collected_without_what_a_gpu_machine_lacks():
+    """Its image has no jsonargparse: whatever imports the command line at its top ends the whole collection."""
+    script = "import sys, pytest; sys.modules['jsonargparse'] = None; "
+    script += "sys.exit(pytest.main(['-m', 'gpu', '--collect-only', '-q', '-p', 'no:cacheprovider']))"
+    done = subprocess.run([gpu.PYTHON, "-c", script], cwd=gpu.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -90,9 +90,49 @@ def test_a_baseline_that_is_wrong_is_refused():
 def test_contenders_take_turns():
     said = []
     samplers = {name: lambda name=name: said.append(name) or 1.0 for name in "ab"}
-    times = _ops.interleaved(samplers, 0.0)
+    times = _ops.interleaved(samplers, 0.0, {})
     assert "".join(said) == "ab" * _ops.LEAST_ROUNDS
     assert len(times["a"]) == len(times["b"]) == _ops.LEAST_ROUNDS
+
+
+def test_one_that_fails_in_its_turn_is_left_out():
+    turns, failed = iter([1.0, 2.0]), {}
+    times = _ops.interleaved({"a": lambda: next(turns), "b": lambda: 3.0}, 0.0, failed)
+    assert list(times) == ["b"]
+    assert len(times["b"]) == _ops.LEAST_ROUNDS
+    assert failed == {"a": "StopIteration: "}
+
+
+def test_what_is_wrong_with_more_tracks_alone_is_not_timed():
+    """Where tiles are chosen by the number of rows, the comparison at few tracks does not see them all."""
+
+    def wrong(prediction, target):
+        loss = ops.masked_mse(prediction, target, impl="torch")
+        return loss * 1.01 if len(prediction) > _ops.CHECKED_TRACKS else loss
+
+    bench = dataclasses.replace(
+        _ops.load("masked_mse"), plain=False, baselines={"wrong": _ops.Baseline(lambda given: wrong)}
+    )
+    rows = _ops.measure(bench, ["odd"], torch.float32, CPU, 0.0, CEILINGS)
+    assert SHAPES["odd"].N > _ops.CHECKED_TRACKS
+    refused = [row["refused"] for row in rows if row["impl"] == "wrong"]
+    assert refused
+    assert all("does not agree with torch on what is timed: result 0 is off" in why for why in refused)
+    assert not [row for row in rows if row["impl"] == "torch" and "refused" in row]
+
+
+def test_a_baseline_that_cannot_be_prepared_is_refused():
+    bench = dataclasses.replace(
+        _ops.load("masked_mse"), plain=False, baselines={"none": _ops.Baseline(lambda given: 1 / 0)}
+    )
+    rows = _ops.measure(bench, ["tiny"], torch.float32, CPU, 0.0, CEILINGS)
+    assert [row["refused"] for row in rows if row["impl"] == "none"] == ["tiny: ZeroDivisionError: division by zero"]
+
+
+@pytest.mark.parametrize("name", ["graphics", "meta", "cuda:x"])
+def test_a_device_that_is_none_is_one_line(name, capsys):
+    assert run.main(["masked_mse", "--device", name]) == 2
+    assert f"--device {name}: expected cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
 def test_ratio_and_roofline_are_of_the_times(monkeypatch):
@@ -103,7 +143,9 @@ def test_ratio_and_roofline_are_of_the_times(monkeypatch):
         cost=lambda shape, backward: _ops.Cost(flop=1e6, bytes=1e3),
         baselines={"twice": _ops.Baseline(lambda given: lambda **kw: ops.masked_mse(**kw, impl="torch"))},
     )
-    monkeypatch.setattr(_ops, "interleaved", lambda samplers, seconds: {n: [milliseconds[n]] * 7 for n in samplers})
+    monkeypatch.setattr(
+        _ops, "interleaved", lambda samplers, seconds, failed: {n: [milliseconds[n]] * 7 for n in samplers}
+    )
     rows = {row["impl"]: row for row in _ops.measure(bench, ["tiny"], torch.float32, CPU, 0.0, CEILINGS)}
     assert (rows["torch"]["ratio"], rows["twice"]["ratio"]) == (1.0, 2.0)
     assert rows["twice"]["p50"] == 2.0

@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from s2vfast import compat, errors
-from s2vfast.cli import main
 from s2vfast.compat import importer, report
 from s2vfast.compat.namings import NAMINGS
 from s2vfast.data.store import Store
@@ -27,6 +26,8 @@ def cli(capfd, monkeypatch):
 
     def call(line):
         capfd.readouterr()
+        from s2vfast.cli import main
+
         code = main(line.split())
         out, err = capfd.readouterr()
         return code, out, err.splitlines()

@@ -86,6 +86,8 @@ def test_a_place_for_results_is_looked_at_first(cli, place, tmp_path, monkeypatc
     words = f"evaluate {place}/run --protocol knn --out"
     refused(cli(f"{words} {tmp_path}/precious.json"), "holds no results of evaluate; name another file", 1)
     refused(cli(f"{words} {tmp_path}/file/x.json"), "--out", 1)
+    (tmp_path / "null.json").write_text("null")
+    refused(cli(f"{words} {tmp_path}/null.json"), "holds no results of evaluate; name another file", 1)
     assert (tmp_path / "precious.json").read_text() == '["mine"]'
 
 

@@ -9,7 +9,6 @@ import torch
 
 import s2vfast.errors as errors
 from s2vfast import nn
-from s2vfast.cli import main
 from s2vfast.config import Config
 from s2vfast.data import Store
 from s2vfast.data.importer import import_dataset
@@ -66,6 +65,8 @@ def test_probabilities_are_those_of_an_evaluation(place):
 
 
 def test_broken_files_are_named_and_skipped(place, tmp_path, capfd):
+    from s2vfast.cli import main
+
     good = sorted((place / "raw").iterdir())[0]
     half, other = tmp_path / "a01_s01_e00_v01.json", tmp_path / "a12_s01_e00_v01.json"
     half.write_text(good.read_text()[:500])

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from s2vfast.cli import main
 from s2vfast.view import map as maps
 
 KINDS = {
@@ -26,6 +25,8 @@ def cli(capfd, monkeypatch, tmp_path):
 
     def call(*words):
         capfd.readouterr()
+        from s2vfast.cli import main
+
         code = main(["view", *map(str, words)])
         out, err = capfd.readouterr()
         return code, out.splitlines(), err.splitlines()
