@@ -121,6 +121,19 @@ def test_what_is_wrong_with_more_tracks_alone_is_not_timed():
     assert not [row for row in rows if row["impl"] == "torch" and "refused" in row]
 
 
+def test_a_result_that_is_laid_out_otherwise_is_the_same():
+    """Also its gradients, for which upstream ones must not depend on the layout."""
+    plain = dataclasses.replace(_ops.load("attention"), plain=False, baselines={})
+
+    def transposed(qkv):
+        return ops.attention(qkv, impl="torch").transpose(1, 2).contiguous().transpose(1, 2)
+
+    bench = dataclasses.replace(plain, baselines={"transposed": _ops.Baseline(lambda given: transposed)})
+    rows = _ops.measure(bench, ["tiny"], torch.float32, CPU, 0.0, CEILINGS)
+    assert not [row for row in rows if "refused" in row]
+    assert {row["pass"] for row in rows if row["impl"] == "transposed"} == set(_ops.PASSES)
+
+
 def test_a_baseline_that_cannot_be_prepared_is_refused():
     bench = dataclasses.replace(
         _ops.load("masked_mse"), plain=False, baselines={"none": _ops.Baseline(lambda given: 1 / 0)}
