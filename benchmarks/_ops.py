@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks import _ceilings
 from benchmarks._calls import autocast, call_of, differs, leaves_of, tensors_of
+from benchmarks._program import said
 from benchmarks._results import percentiles
 from benchmarks._timer import Timer
 from s2vfast import errors, ops
@@ -197,11 +198,6 @@ def check(bench: Benchmark, names: list[str], dtype: torch.dtype, device: torch.
                     f"{worst.allowed:.2g} is allowed"
                 )
     return wrong
-
-
-def said(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def measure(

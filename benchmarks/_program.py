@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,22 @@ def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
 def progress(text: str) -> None:
     """A line on what is being done."""
     print(text, file=sys.stderr, flush=True)
+
+
+def said(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def written(results: Iterable[dict[str, Any]], out: Path | None) -> dict[str, Any]:
+    """The last of results, each the one before and more; in ``out`` after each: what is stopped has lost nothing."""
+    made: dict[str, Any] = {}
+    for made in results:
+        if out:
+            _results.write(made, out, whole=False)
+    if out:
+        _results.write(made, out)
+    return made
 
 
 def show(made: dict[str, Any], line: Callable[[dict[str, Any]], str], as_json: bool) -> int:

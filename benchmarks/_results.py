@@ -170,6 +170,20 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     return {"name": facts()["machine"]["cpu"], "slug": "cpu", "type": "cpu", "threads": torch.get_num_threads()}
 
 
+def versions(device: Mapping[str, Any]) -> dict[str, str]:
+    """A result's ``versions`` on a device as of `device_facts`."""
+    found = {"s2vfast": s2vfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    try:
+        import triton
+
+        found["triton"] = triton.__version__
+    except ImportError:
+        pass
+    if device["type"] == "cuda":
+        found["cuda"] = str(torch.version.cuda)
+    return found
+
+
 def result(
     kind: str,
     rows: Iterable[Mapping[str, Any]],
@@ -189,15 +203,6 @@ def result(
     Raises:
         DataError: a row lacks a field, or holds something else in one.
     """
-    versions = {"s2vfast": s2vfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    try:
-        import triton
-
-        versions["triton"] = triton.__version__
-    except ImportError:
-        pass
-    if device["type"] == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
     name, date = origin()
     made = {
         "schema": SCHEMA,
@@ -205,7 +210,7 @@ def result(
         "command": command or _command(),
         "commit": name,
         "date": date,
-        "versions": versions,
+        "versions": versions(device),
         "device": device,
         "ceilings": dict(ceilings or {}),
         "rows": [dict(row) for row in rows],

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from benchmarks._ceilings import bound
+from benchmarks._program import said
 from benchmarks._timer import timed
 from s2vfast import errors, ops, presets
 from s2vfast.config import Config
@@ -241,8 +242,8 @@ class Run:
         if isinstance(error, torch.OutOfMemoryError):
             self.refused = NO_ROOM
         else:
-            kind = "" if isinstance(error, errors.S2vfastError) else f"{type(error).__name__}: "
-            self.refused = kind + " ".join(str(error).split())[:300]
+            known = isinstance(error, errors.S2vfastError)
+            self.refused = " ".join(str(error).split())[:300] if known else said(error)
 
     def agree(self, base: Run) -> None:
         """Compare the first losses with those of another one; what differs is refused."""

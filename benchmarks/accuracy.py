@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import _results
 from benchmarks._program import progress
 from s2vfast import errors
@@ -236,12 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = collected(out, asked.seeds)
         print(table(found))
         if asked.docs:
-            import torch
-
             command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {asked.config}"
-            head = _results.result("data", [], _results.device_facts(torch.device("cpu")))
+            device = _results.device_facts(torch.device("cpu"))
             made = {"command": f"{command} --seeds {asked.seeds}", **runner.origins(todo)}
-            made |= {"seeds": asked.seeds, "versions": head["versions"], "device": head["device"], "top1": found}
+            made |= {"seeds": asked.seeds, "versions": _results.versions(device), "device": device, "top1": found}
             page = asked.docs / f"{asked.config}.md"
             text = replaced(page, section(made))
             page.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")

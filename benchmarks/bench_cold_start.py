@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import _results
-from benchmarks._program import begin, progress, show
+from benchmarks._program import begin, progress, show, written
 from benchmarks._step import Setting, contestant, label, load
 from benchmarks._step_processes import last_line
 from s2vfast import errors
@@ -155,13 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("batch", "repeat"):
         if (value := getattr(given, name)) is not None and value < 1:
             parser.error(f"--{name}: {value}; 1 or more is expected")
-    made: dict[str, Any] = {}
     try:
-        for made in results(given):
-            if given.out:  # after each round, so that what is stopped has lost nothing
-                _results.write(made, given.out, whole=False)
-        if given.out:
-            _results.write(made, given.out)
+        made = written(results(given), given.out)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

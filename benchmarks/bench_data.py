@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import _numpy_pipeline as usual
 from benchmarks import _results
-from benchmarks._program import begin, progress, show
+from benchmarks._program import begin, progress, said, show, written
 from benchmarks._timer import timed
 from benchmarks.bench_clip_sample import store
 from s2vfast import errors, ops
@@ -102,8 +102,7 @@ def measure(case: Case, device: torch.device, threads: int, repeat: int) -> dict
         if not case.same(case.ours(), case.theirs()):
             return row | {"refused": f"{IMPLS[device.type]} differs from {case.versus}"}
     except Exception as error:  # one that fails keeps no other from being measured
-        kind = "" if isinstance(error, errors.S2vfastError) else f"{type(error).__name__}: "
-        return row | {"refused": kind + str(error)}
+        return row | {"refused": str(error) if isinstance(error, errors.S2vfastError) else said(error)}
     found = [([timed(case.ours, device) for _ in range(CALLS)], timed(case.theirs, device)) for _ in range(repeat)]
     times = _results.percentiles([ms for ours, _ in found for ms in ours])
     return row | {
@@ -126,6 +125,14 @@ def rows(device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
                     yield measure(case, device, threads, repeat)
     finally:
         torch.set_num_threads(most)
+
+
+def results(device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
+    """The result, after each of its rows."""
+    facts, found = _results.device_facts(device), []
+    for row in rows(device, repeat):
+        found.append(row)
+        yield _results.result("data", found, facts)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -154,15 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except errors.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    facts, found, made = _results.device_facts(device), [], {}
-    for row in rows(device, given.repeat):
-        found.append(row)
-        made = _results.result("data", found, facts)
-        if given.out:  # after each, so that what is stopped has lost nothing
-            _results.write(made, given.out, whole=False)
-    if given.out:
-        _results.write(made, given.out)
-    return show(made, line, given.json)
+    return show(written(results(device, given.repeat), given.out), line, given.json)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks import _ceilings, _results, _step, _step_processes
-from benchmarks._program import begin, progress
+from benchmarks._program import begin, progress, said, written
 from benchmarks._step import CHECKED, NO_ROOM, Run, Setting, label
 from benchmarks._step_profile import look
 from benchmarks._timer import timed
@@ -145,7 +145,7 @@ def attempt(what: str, find: Callable[[], T]) -> T | None:
     try:
         return find()
     except Exception as error:
-        progress(f"  {what}: not found: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        progress(f"  {what}: not found: {said(error)}")
         return None
 
 
@@ -321,13 +321,9 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if a contestant was wrong, 2 if it cannot be done."""
-    given, made = parsed(arguments), {}
+    given = parsed(arguments)
     try:
-        for made in measure(given):
-            if given.out:
-                _results.write(made, given.out, whole=False)
-        if given.out:
-            _results.write(made, given.out)
+        made = written(measure(given), given.out)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

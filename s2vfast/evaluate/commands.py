@@ -110,9 +110,11 @@ def _check_place(path: Path) -> None:
         raise errors.DataError(f"--out {path}: {getattr(error, 'strerror', None) or error}") from error
     if not writable:
         raise errors.DataError(f"--out {path}: {path.parent} cannot be written to")
+    if there is None:
+        return
     with contextlib.suppress(ValueError):
-        found = {"store_fingerprint"} if there is None else json.loads(there)
-        if isinstance(found, (dict, set)) and "store_fingerprint" in found:
+        found = json.loads(there)
+        if isinstance(found, dict) and "store_fingerprint" in found:
             return
     raise errors.DataError(f"--out {path}: exists already and holds no results of evaluate; name another file")
 

@@ -137,7 +137,7 @@ class Subject:
         fitted, measured = (set(labels.tolist()) for labels in self.labels)
         return [self.store.classes[label] for label in sorted(measured - fitted)]
 
-    @property
+    @functools.cached_property
     def pretrained_on(self) -> dict[str, str] | None:
         """Path, fingerprint and split of the store that was pretrained on, or a published checkpoint; None: neither."""
         about = rundir.read(self.run)
@@ -154,7 +154,7 @@ class Subject:
         known = self.pretrained_on.get("fingerprint")
         return None if known is None else known != self.store.fingerprint
 
-    @property
+    @functools.cached_property
     def overlap(self) -> int:
         """How many sequences of the part that is measured pretraining has seen."""
         learned = None if self.untrained else self.pretrained_on
