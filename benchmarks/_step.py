@@ -182,11 +182,11 @@ def engine(setting: Setting, choice: str, ranks: Ranks, capture: bool) -> Advanc
     config, device = setting.config, setting.device
     impl, _, mode = choice.partition(":")
     mode = mode or ("graph" if device.type == "cuda" else "eager")
-    clips = setting.inputs().chunk(ranks.world)[ranks.rank]
-    ids = torch.arange(setting.clips).chunk(ranks.world)[ranks.rank]
+    clips = setting.inputs().chunk(ranks.world_size)[ranks.rank]
+    ids = torch.arange(setting.clips).chunk(ranks.world_size)[ranks.rank]
     model = build_objective(config, JOINTS).to(device)
     parts = parts_for(config, JOINTS, len(ids), device)
-    space = room(ranks.world * parts, config.model.dim)
+    space = room(ranks.world_size * parts, config.model.dim)
     optimizer = FlatAdamW(model.encoder, [model.decoder], model.teacher, operands=setting.operands, room=space)
     step = Step(model, optimizer, config.optim, ranks, parts, compiled=mode == "compile")
     run = Captured(step) if capture and device.type == "cuda" and mode != "eager" else step

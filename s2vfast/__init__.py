@@ -14,10 +14,10 @@ _HOME = {
     "Config": "s2vfast.config",
     "S2vfastError": "s2vfast.errors",
     "Store": "s2vfast.data.store",
-    "Pretrainer": "s2vfast.train.engine",
+    "Trainer": "s2vfast.train.trainer",
     "use_impl": "s2vfast.ops",
 }
-_MODULES = ("compat", "data", "evaluate", "nn", "objectives", "ops", "reference", "train", "view")
+_MODULES = ("compat", "data", "evaluate", "networks", "objectives", "ops", "presets", "reference", "train", "view")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

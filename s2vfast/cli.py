@@ -7,39 +7,42 @@ signal n. ``S2VFAST_DEBUG=1`` shows tracebacks. Modules are imported when their 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import itertools
 import os
 import re
 import signal
 import sys
-import typing
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import jsonargparse
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import s2vfast
 import s2vfast.errors as errors
-from s2vfast import presets
-from s2vfast.compat import commands as foreign
-from s2vfast.config import Config
-from s2vfast.evaluate import arguments, finetune_config
+from s2vfast.compat import commands as import_checkpoint
+from s2vfast.evaluate import arguments
 from s2vfast.train import torchrun
 from s2vfast.view import commands as view
 
-Handler = Callable[[Any], int]
 
-# Errors come to us, options are written out, and --print_config is our own: it prints what a run would use.
-_STRICT: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "print_config": None}
+@dataclass(frozen=True)
+class Command:
+    """What follows ``s2vfast``."""
+
+    text: str
+    """What it does, in a line."""
+    run: Callable[[Any], int]
+    """Options to exit code. ``options.settings`` holds what was given as ``--section.field value``."""
+    add: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    """Gives a parser its options."""
+    sections: Callable[[argparse.ArgumentParser], None] | None = None
+    """Adds ``--section.field`` to the help of a command that takes such settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(arguments)
+        code = _run(words)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -58,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, error: errors.S2vfastError | None = None) -> int:
-    # All ranks find the same fault in a config, and only one of them need say it.
-    if error is not None and (error.elsewhere or (isinstance(error, errors.ConfigError) and not torchrun.speaks())):
+    # All ranks meet the same fault in a config, and only one of them need say it.
+    by_other = error is not None and error.reported_by_other_rank
+    if by_other or (isinstance(error, errors.ConfigError) and not torchrun.is_main_process()):
         return code
     if os.environ.get("S2VFAST_DEBUG") == "1":
         import traceback
@@ -69,103 +73,157 @@ def _fail(message: str, code: int, error: errors.S2vfastError | None = None) -> 
     return code
 
 
-def _run(arguments: list[str]) -> int:
-    _check_paths(arguments)
-    parser, handlers = _build()
+class _Parser(argparse.ArgumentParser):
+    """Errors come to us, and options are written out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.match(r"the following arguments are required: (.*)", message):
+            names = (name if name.startswith("-") else name.upper() for name in match[1].split(", "))
+            message = f"needed: {', '.join(names)}"
+        raise errors.ConfigError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def _run(words: list[str]) -> int:
+    words = _load_plugins(words)
+    commands = _commands()
+    name, rest_of_line = _command_of(words, commands)
+    if name is None:
+        return 0
+    command, settings = commands[name], {}
+    if command.sections is not None:
+        settings, rest_of_line = take_settings(rest_of_line)
+    parser = _Parser(prog=f"s2vfast {name}", description=command.text)
+    parser.add_argument("--plugin", metavar="FILE.py", help="register networks, objectives, implementations of a file")
+    command.add(parser)
+    if command.sections is not None and {"-h", "--help"} & set(rest_of_line):
+        command.sections(parser)
     try:
-        options = parser.parse_args(arguments)
-        command: list[str] = []
-        while name := options.get("subcommand"):
-            command.append(name)
-            options = options[name]
-        if " ".join(command) not in handlers:  # `s2vfast` or `s2vfast data` alone: what can follow
-            parser.parse_args([*command, "--help"])
-    except SystemExit as end:  # --help and --version have printed
+        options = parser.parse_args(rest_of_line)
+    except SystemExit as end:  # --help has printed
         return int(end.code or 0)
-    except argparse.ArgumentError as error:
-        raise errors.ConfigError(_explain(str(error), arguments)) from error
-    return handlers[" ".join(command)](options)
+    options.settings = settings
+    return command.run(options)
 
 
-def _check_paths(arguments: list[str]) -> None:
-    """Refuse unknown ``--section.field`` as a config file would; the parser's own words are of no help there."""
-    for argument in arguments:
-        if found := re.match(r"--(\w+)\.([\w.]+)", argument):
-            section, field = found.groups()
-            if section == "finetune":
-                finetune_config.refuse_unknown([field])
-            elif f"{section}.{field}" not in presets.documentation():
-                Config.from_dict({section: {field: None}})
+def _load_plugins(words: list[str]) -> list[str]:
+    """The words without ``--plugin FILE``, which any command takes."""
+    others, files = [], []
+    for word in words:
+        if others and others[-1] == "--plugin":
+            others.pop()
+            files.append(word)
+        elif word.startswith("--plugin="):
+            files.append(word.partition("=")[2])
+        else:
+            others.append(word)
+    if files:
+        from s2vfast.config.registry import load_plugin
+
+        for file in files:
+            load_plugin(file)
+    return others
 
 
-def _explain(message: str, arguments: list[str]) -> str:
-    """The parser's complaint in one line; of a config field, what the config itself has to say."""
-    if found := re.match(r'Parser key "settings\.(\w+)\.(\w+)"', message):
-        option = "--{}.{}".format(*found.groups())
-        given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
-        given += [after for before, after in itertools.pairwise(arguments) if before == option]
-        section, field = found.groups()
-        Config.from_dict({section: {field: presets.value(given[-1])}})
-    message = " ".join(message.split())
-    message = re.sub(r'Parser key "(?:\w+\.)*(\w+)":', r"--\1:", message)
-    message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"one of \1 is expected.", message)
-    message = re.sub(r"Expected a <class '(\w+)'>", r"a value of type \1 is expected", message)
-    if found := re.match(r"the following arguments are required: (.*)", message):
-        names = [name.rpartition(".")[2] for name in found[1].split(", ")]
-        message = "needed: " + ", ".join(f"--{name}" if name == "out" else name.upper() for name in names)
-    return f"{message}; `s2vfast COMMAND --help` lists the options"
+def _command_of(words: list[str], commands: dict[str, Command]) -> tuple[str | None, list[str]]:
+    """The command that the first words name, and what follows; None where help or the version has been printed."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in commands:
+            return name, words[length:]
+    groups = sorted({name.partition(" ")[0] for name in commands if " " in name})
+    group = words[0] if words and words[0] in groups else None
+    after = words[1:] if group else words
+    if after == ["--version"] and group is None:
+        print(f"s2vfast {s2vfast.__version__}")
+        return None, []
+    if after and after[0] not in ("-h", "--help"):
+        names = sorted({name.removeprefix(f"{group} ").partition(" ")[0] for name in _below(group, commands)})
+        raise errors.ConfigError(f"{after[0]}: no such command; commands: {', '.join(names)}")
+    _print_commands(group, commands)
+    return None, []
 
 
-def _build() -> tuple[jsonargparse.ArgumentParser, dict[str, Handler]]:
-    root = jsonargparse.ArgumentParser(
-        prog="s2vfast",
-        description="Self-supervised pretraining on 3D skeleton sequences (Skeleton2vec, SkeletonMAE, MAMP).",
-        version=s2vfast.__version__,
-        **_STRICT,
-    )
-    handlers: dict[str, Handler] = {}
-    groups: dict[int, str] = {}
-    top = root.add_subcommands(required=False, title="commands", metavar="COMMAND", description="")
+def _below(group: str | None, commands: dict[str, Command]) -> list[str]:
+    return [name for name in commands if group is None or name.startswith(f"{group} ")]
 
-    def command(group: Any, name: str, handler: Handler | None, text: str) -> jsonargparse.ArgumentParser:
-        parser = jsonargparse.ArgumentParser(description=text, **_STRICT)
-        group.add_subcommand(name, parser, help=text)
-        if handler is not None:
-            handlers[f"{groups.get(id(group), '')}{name}"] = handler
-        return parser
 
-    def commands_of(name: str, text: str) -> Any:
-        group = command(top, name, None, text).add_subcommands(
-            required=False, title="commands", metavar="COMMAND", description=""
-        )
-        groups[id(group)] = f"{name} "
-        return group
+def _print_commands(group: str | None, commands: dict[str, Command]) -> None:
+    texts: dict[str, str] = {}
+    for name in _below(group, commands):
+        first, _, second = name.removeprefix(f"{group} ").partition(" ")
+        texts[first] = _GROUPS[first] if second else commands[name].text
+    about = _GROUPS[group] if group else "Self-supervised pretraining on 3D skeleton sequences."
+    print(f"usage: s2vfast{f' {group}' if group else ''} COMMAND [options]\n\n{about}\n\ncommands:")
+    for name, text in texts.items():
+        print(f"    {name:18} {text}")
+    print(f"\n`s2vfast {f'{group} ' if group else ''}COMMAND --help` lists a command's options.")
 
-    demo = command(top, "demo", _demo, "synthetic data, pretraining and evaluation in one go, in minutes")
-    demo.add_argument("--out", type=str, default="runs/demo", metavar="DIR", help="folder for all it makes")
-    demo.add_argument("--fresh", action="store_true", help="throw away what an earlier demo made there")
 
-    _add_pretrain(command(top, "pretrain", _pretrain, "pretrain an encoder on a store"))
+def take_settings(words: list[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Values of ``--section.field value`` and ``--section.field=value``, as YAML reads them, and the other words."""
+    from s2vfast import presets
 
+    settings: dict[str, dict[str, Any]] = {}
+    others: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        match = re.fullmatch(r"--(\w+)\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            others.append(word)
+            continue
+        section, name, value = match.groups()
+        if value is None and ((value := next(remaining, None)) is None or value.startswith("--")):
+            raise errors.ConfigError(f"argument --{section}.{name}: expected one argument")
+        settings.setdefault(section, {})[name] = presets.value(value)
+    return settings, others
+
+
+_GROUPS = {"data": "make and look at stores", "view": "pages and pictures of data, masks, features and runs"}
+
+
+def _commands() -> dict[str, Command]:
+    commands = {
+        "demo": Command("synthetic data, pretraining and evaluation in one go, in minutes", _demo, _add_demo),
+        "pretrain": Command("train a network on a store, without labels or with them", _pretrain, _add_pretrain,
+                            _add_sections),
+    }  # fmt: skip
     for name, text in arguments.COMMANDS.items():
-        arguments.add(name, command(top, name, functools.partial(_evaluation, name), text))
+        sections = arguments.add_finetune if name == "evaluate" else None
+        commands[name] = Command(
+            text, functools.partial(_evaluation, name), functools.partial(arguments.add, name), sections
+        )
+    commands[import_checkpoint.NAME] = Command(import_checkpoint.TEXT, import_checkpoint.run, import_checkpoint.add)
+    commands |= {
+        "data import": Command("make a store from a dataset's own files", _import, _add_import),
+        "data synth": Command("make a store of synthetic people", _synth, _add_synth),
+        "data subset": Command(
+            "write lists of a share of the labels of every class", functools.partial(_evaluation, "subset"), _add_subset
+        ),
+        "data check": Command("prove a store intact: compare every file with its hash", _check, _add_store),
+        "data show": Command("print what is in a store", _show, _add_store),
+    }
+    for name, (text, run, add) in view.COMMANDS.items():
+        commands[f"view {name}"] = Command(text, run, add)
+    commands["doctor"] = Command("versions, devices, implementations: to paste into a bug report", _doctor)
+    return commands
 
-    foreign.add(command(top, foreign.NAME, foreign.run, foreign.TEXT))
 
-    _add_data(commands_of("data", "make and look at stores"), command)
-    view.add(functools.partial(command, commands_of("view", "pages and pictures of data, masks, features and runs")))
-
-    command(top, "doctor", _doctor, "versions, devices, implementations: to paste into a bug report")
-    return root, handlers
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for all it makes")
+    parser.add_argument("--fresh", action="store_true", help="throw away what an earlier demo made there")
 
 
-def _add_pretrain(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=str, metavar="NAME|FILE", help=f"{', '.join(presets.names())} or a YAML file")
-    # Sections of the config are called objective and data too; keys of their own keep them apart.
-    text = "skeleton2vec, skeletonmae, mamp: the preset for it (ntu60, mamp: ntu60_mamp), else --config under this name"
-    parser.add_argument("--objective", dest="variant", type=str, metavar="NAME", help=text)
-    parser.add_argument("--data", "--store", dest="store", type=str, metavar="STORE", help="folder of a store")
-    parser.add_argument("--out", type=str, metavar="RUN", help="folder of the run")
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    from s2vfast import presets
+
+    parser.add_argument("--config", metavar="NAME|FILE", help=f"{', '.join(presets.names())} or a YAML file")
+    text = "the preset for this objective (ntu60, mamp: ntu60_mamp), else --config under this name"
+    parser.add_argument("--objective", metavar="NAME", help=text)
+    parser.add_argument("--data", "--store", dest="store", metavar="STORE", help="folder of a store")
+    parser.add_argument("--out", metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard to RUN/tensorboard")
     parser.add_argument(
@@ -177,81 +235,81 @@ def _add_pretrain(parser: jsonargparse.ArgumentParser) -> None:
         help="measure and trace so many steps (10) before the run's own, into RUN/profile",
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole config, documented, and exit")
-    for section in dataclasses.fields(Config):
-        group = parser.add_argument_group(section.name)
-        hints = typing.get_type_hints(section.default_factory)
-        for field in dataclasses.fields(section.default_factory):
-            path = f"{section.name}.{field.name}"
-            text = " ".join(presets.documentation()[path].replace("``", "").split())
-            # No default here: only what is given on the command line may override the preset.
-            group.add_argument(
-                f"--{path}",
-                dest=f"settings.{path}",
-                type=hints[field.name],
-                default=argparse.SUPPRESS,
-                help=f"{text} [{field.default}]".replace("%", "%%"),
-            )
 
 
-def _add_data(group: Any, command: Callable[..., jsonargparse.ArgumentParser]) -> None:
-    read = command(group, "import", _import, "make a store from a dataset's own files")
-    read.add_argument("src", type=str, help="a file or folder")
-    read.add_argument("--format", type=str, help="ntu, pyskl, ctrgcn, nwucla or pkummd; without it detected")
-    read.add_argument("--layout", type=str, help="name or JSON file of the skeleton, for formats without one")
-    read.add_argument(
-        "--on_error", "--on-error", type=typing.Literal["skip", "fail"], default="skip", help="on a broken recording"
+def _add_sections(parser: argparse.ArgumentParser) -> None:
+    """Every field of every section for the help; values are taken from the command line before it is parsed."""
+    from s2vfast import presets
+
+    for section, fields in presets.documentation().items():
+        group = parser.add_argument_group(section)
+        for name, (text, defaults) in fields.items():
+            of = ", ".join(f"{owner}: {value}" if owner else f"{value}" for owner, value in defaults.items())
+            text = " ".join(text.replace("``", "").split())
+            group.add_argument(f"--{section}.{name}", metavar="VALUE", help=f"{text} [{of}]".replace("%", "%%"))
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store to make")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on the disk")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", help="a file or folder")
+    parser.add_argument("--format", help=f"{arguments.formats()}; without it detected")
+    parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
+    parser.add_argument(
+        "--on_error", "--on-error", choices=("skip", "fail"), default="skip", help="on a broken recording"
     )
-    read.add_argument("--workers", type=int | None, help="processes that read; without it chosen")
+    parser.add_argument("--workers", type=int, help="processes that read; without it chosen")
+    _add_out(parser)
 
-    synth = command(group, "synth", _synth, "make a store of synthetic people")
-    synth.add_argument("--subjects", type=int, default=10, help="people, 2 or more")
-    synth.add_argument("--views", type=int, default=3, help="cameras, 1 to 3")
-    synth.add_argument("--repetitions", type=int, default=3, help="times that everyone does every action")
-    synth.add_argument("--seed", type=int, default=1, help="the same seed makes the same store")
-    synth.add_argument("--workers", type=int, default=0, help="processes beside this one")
 
-    for parser in (read, synth):
-        parser.add_argument("--out", type=str, required=True, metavar="STORE", help="folder of the store to make")
-        parser.add_argument("--dtype", type=typing.Literal["float32", "float16"], default="float32", help="on the disk")
-        parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+def _add_synth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subjects", type=int, default=10, help="people, 2 or more")
+    parser.add_argument("--views", type=int, default=3, help="cameras, 1 to 3")
+    parser.add_argument("--repetitions", type=int, default=3, help="times that everyone does every action")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same store")
+    parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
+    _add_out(parser)
 
-    subset = command(
-        group, "subset", functools.partial(_evaluation, "subset"), "write lists of a share of the labels of every class"
-    )
-    subset.add_argument("store", type=str, help="folder of a store")
-    subset.add_argument("--split", type=str, required=True, help="split whose training part is chosen from")
-    subset.add_argument("--percents", type=str, default="1,5,10,20", help="shares, with commas between them")
-    subset.add_argument("--lists", type=int, default=5, help="lists of each share")
-    subset.add_argument("--seed", type=int, default=0, help="of the lists")
-    subset.add_argument("--out", type=str, required=True, metavar="FILE.json", help="the file to write")
 
-    for name, handler, text in (
-        ("check", _check, "prove a store intact: compare every file with its hash"),
-        ("show", _show, "print what is in a store"),
-    ):
-        command(group, name, handler, text).add_argument("store", type=str, help="folder of a store")
+def _add_subset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", help="folder of a store")
+    parser.add_argument("--split", required=True, help="split whose training part is chosen from")
+    parser.add_argument("--percents", default="1,5,10,20", help="shares, with commas between them")
+    parser.add_argument("--lists", type=int, default=5, help="lists of each share")
+    parser.add_argument("--seed", type=int, default=0, help="of the lists")
+    parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", help="folder of a store")
 
 
 def _pretrain(options: Any) -> int:
-    from s2vfast.objectives import objective_class
+    from s2vfast import presets
+    from s2vfast.config import Config
     from s2vfast.train import rundir
-    from s2vfast.train.loop import pretrain
+    from s2vfast.train.loop import train
     from s2vfast.train.progress import duration
 
-    resume = options.resume or torchrun.attempt() > 0
+    resume = options.resume or torchrun.restart_count() > 0
     resumed = resume and options.out is not None and rundir.begun(options.out)
+    settings = options.settings
+    objective = options.objective or settings.get("objective", {}).get("name")
+    network = settings.get("model", {}).get("name")
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
-        tree = presets.merge(tree, {"objective": {"name": options.variant}} if options.variant else {})
-        if options.config is not None and torchrun.speaks():
+        if options.config is not None and torchrun.is_main_process():
             print(f"--config {options.config} is left aside: --resume takes {options.out}/{rundir.CONFIG}")
     elif options.config is None:
         raise errors.ConfigError(f"--config: needed, a YAML file or one of {', '.join(presets.names())}")
     else:
-        tree = presets.read_for(options.config, options.variant)
-    given = options.get("settings")
-    config = Config.from_dict(presets.merge(tree, given.as_dict() if given else {}))
-    objective_class(config.objective.name)
+        tree = presets.read_for(options.config, objective)
+    tree = presets.with_names(tree, objective=objective, model=network)
+    config = Config.from_dict(presets.merge(tree, settings))
     if options.print_config:
         print(presets.dump(config, documented=True), end="")
         return 0
@@ -260,7 +318,7 @@ def _pretrain(options: Any) -> int:
             raise errors.ConfigError(f"{name}: needed")
     if options.profile is not None and options.profile < 1:
         raise errors.ConfigError(f"--profile: {options.profile}; 1 step or more is expected")
-    summary = pretrain(
+    summary = train(
         config,
         options.store,
         options.out,
@@ -270,14 +328,15 @@ def _pretrain(options: Any) -> int:
     )
     if summary.signal is not None:
         return 128 + summary.signal
-    if not torchrun.speaks():
+    if not torchrun.is_main_process():
         return 0
     if summary.loss is not None:
         print(
             f"done: {summary.total_steps} steps, these in {duration(summary.seconds)} "
             f"({summary.clips_per_second:.0f} clips/s), loss {summary.loss:.4f}"
         )
-    print(f"next: s2vfast evaluate {options.out} --protocol linear")
+    protocol = "classify" if config.objective_class.needs_labels else "linear"
+    print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
     return 0
 
 

@@ -148,10 +148,10 @@ def _generate(place: Path, synth: dict[str, Any], log: Callable[[str], Any]) -> 
 
 
 def _train(place: Path, config: Config, log: Callable[[str], Any]) -> int | None:
-    from s2vfast.train.loop import pretrain
+    from s2vfast.train.loop import train
 
     log(f"2/3  pretraining without labels into {place / RUN}")
-    summary = pretrain(config, place / STORE, place / RUN, resume=rundir.begun(place / RUN))
+    summary = train(config, place / STORE, place / RUN, resume=rundir.begun(place / RUN))
     if summary.signal is not None:
         log("or with: s2vfast demo" + ("" if place == Path("runs/demo") else f" --out {place}"))
     return summary.signal

@@ -4,7 +4,7 @@
 class S2vfastError(Exception):
     """Something the user can mend: the message names the file, line or field, what was expected and what to do."""
 
-    elsewhere = False
+    reported_by_other_rank = False
     """Whether another process of the same run says it."""
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import functools
 import importlib.resources
-import inspect
-import itertools
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast.config import Config, ObjectiveConfig
+from s2vfast.config import DEFAULT_NETWORK, DEFAULT_OBJECTIVE, Config, MaskConfig
+from s2vfast.config.fields import field_texts
+from s2vfast.config.legacy import upgrade
+from s2vfast.config.registry import NETWORKS, OBJECTIVES
 
 
 def folder() -> Any:
     """Where the presets are: in the installed package, or ``configs/`` of the repository."""
     try:
-        place = importlib.resources.files("s2vfast.configs")
-        if any(entry.name.endswith(".yaml") for entry in place.iterdir()):
-            return place
+        package = importlib.resources.files("s2vfast.configs")
+        if any(entry.name.endswith(".yaml") for entry in package.iterdir()):
+            return package
     except (ModuleNotFoundError, FileNotFoundError):
         pass
     return Path(__file__).parents[1] / "configs"
@@ -58,7 +57,7 @@ def read(name_or_file: str | Path) -> dict[str, Any]:
 def read_for(name_or_file: str | Path, objective: str | None) -> dict[str, Any]:
     """The tree of a preset's variant for an objective (``ntu60`` and ``mamp``: ``ntu60_mamp``), where there is one.
 
-    Of any other preset, and of a file, the tree with objective.name changed. None: the tree as it is.
+    Of any other preset, and of a file, the tree `with_names`. None: the tree as it is.
     """
     if objective is None:
         return read(name_or_file)
@@ -66,9 +65,22 @@ def read_for(name_or_file: str | Path, objective: str | None) -> dict[str, Any]:
     for name in (f"{family}_{objective}", family):
         if str(name_or_file) in names() and name in names():
             tree = read(name)
-            if tree.get("objective", {}).get("name", ObjectiveConfig().name) == objective:
+            if (tree.get("objective") or {}).get("name", DEFAULT_OBJECTIVE) == objective:
                 return tree
-    return merge(read(name_or_file), {"objective": {"name": objective}})
+    return with_names(read(name_or_file), objective=objective)
+
+
+def with_names(tree: dict[str, Any], *, objective: str | None = None, model: str | None = None) -> dict[str, Any]:
+    """A tree with another objective or network, and what that has of the fields of the one before."""
+    for section, registry, name in (("objective", OBJECTIVES, objective), ("model", NETWORKS, model)):
+        if name is None:
+            continue
+        fields = {"name", *(leaf.name for leaf in dataclasses.fields(registry.get(name).Section))}
+        values = {key: value for key, value in (tree.get(section) or {}).items() if key in fields}
+        tree = {**tree, section: {**values, "name": name}}
+        if section == "objective" and not registry.get(name).masks_tokens:
+            tree.pop("mask", None)
+    return tree
 
 
 def load(name_or_file: str | Path) -> Config:
@@ -91,7 +103,7 @@ def parse(text: str, source: str) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise errors.ConfigError(f"{source}: a mapping of sections is expected, not {type(tree).__name__}")
-    return tree
+    return upgrade(tree)
 
 
 def value(text: str) -> Any:
@@ -120,32 +132,31 @@ def dump(config: Config, documented: bool = False) -> str:
     lines = []
     for name, fields in config.to_dict().items():
         lines.append(f"{name}:")
+        texts = field_texts(type(getattr(config, name)))
         for key, entry in fields.items():
             if documented:
-                lines += [f"  # {line}" for line in documentation()[f"{name}.{key}"].splitlines()]
+                lines += [f"  # {line}" for line in texts.get(key, "").splitlines()]
             lines.append(f"  {key}: {yaml.safe_dump([entry], default_flow_style=True, width=1000).strip()[1:-1]}")
     return "\n".join(lines) + "\n"
 
 
-@functools.cache
-def documentation() -> dict[str, str]:
-    """The text under each field's definition in s2vfast/config.py, by the field's path."""
-    return {
-        f"{section.name}.{name}": text
-        for section in dataclasses.fields(Config)
-        for name, text in field_texts(section.default_factory).items()
-    }
-
-
-def field_texts(made: type) -> dict[str, str]:
-    """The text under each field's definition of a dataclass, by the field's name."""
-    tree = ast.parse(inspect.getsource(sys.modules[made.__module__]))
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == made.__name__)
-    return {
-        definition.target.id: inspect.cleandoc(text.value.value)
-        for definition, text in itertools.pairwise(body)
-        if isinstance(definition, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+def documentation() -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
+    """Section → field → its text, and its default by the network or objective that has it ("": all)."""
+    sections: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {}
+    registries = {"model": NETWORKS, "objective": OBJECTIVES}
+    for leaf in dataclasses.fields(Config):
+        classes = {"": MaskConfig if leaf.name == "mask" else leaf.default_factory}
+        if leaf.name in registries:
+            classes = {name: registries[leaf.name].get(name).Section for name in registries[leaf.name].names()}
+            names = f"{', '.join(classes)}, or one of a plugin."
+            sections[leaf.name] = {"name": (names, {"": {"model": DEFAULT_NETWORK}.get(leaf.name, DEFAULT_OBJECTIVE)})}
+        fields = sections.setdefault(leaf.name, {})
+        for owner, section in classes.items():
+            texts = field_texts(section)
+            for option in dataclasses.fields(section):
+                _, defaults = fields.setdefault(option.name, (texts[option.name], {}))
+                defaults[owner] = option.default
+    return sections
 
 
 @functools.cache

@@ -23,7 +23,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 # Milliseconds a step on the store below.
 TINY = """
 data: {frames: 8, rotate: [0.1, 0.1, 0.1]}
-model: {segment_frames: 4, dim: 8, heads: 2, depth: 1, decoder_depth: 1, layer_scale: 0.1}
+model: {segment_frames: 4, dim: 8, heads: 2, depth: 1, layer_scale: 0.1}
 mask: {ratio: 0.8, tube_len: 1}
 objective: {top_k: 1, ema_start: 0.9}
 optim: {warmup_epochs: 0.5}

@@ -11,6 +11,8 @@ from s2vfast.compat import golden
 from s2vfast.config import Config
 from s2vfast.objectives import build_objective
 
+from .skeletons import chain
+
 SMALL = Path(__file__).parent / "data" / "golden_small.npz"
 MAMP = SMALL.with_name("golden_mamp_small.npz")
 # The large file stands beside the datasets, where it stands at all.
@@ -89,11 +91,11 @@ def test_mamp_naming_both_ways_exactly():
     config = Config.from_dict(
         {
             "data": {"frames": 12},
-            "model": {"dim": 16, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": None},
-            "objective": {"name": "mamp"},
+            "model": {"dim": 16, "heads": 2, "depth": 2, "layer_scale": None},
+            "objective": {"decoder_depth": 1, "name": "mamp"},
         }
     )
-    model = build_objective(config, 25)
+    model = build_objective(config, chain(25))
     assert {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
     back = compat.to_mamp(ours)
     assert back.keys() == published.keys()
@@ -165,7 +167,7 @@ def test_our_model_both_ways_exactly():
     config = Config()
     config.model.dim, config.model.heads, config.model.depth, config.objective.top_k = 16, 2, 2, 2
     config.data.velocity = 1.0
-    model = build_objective(config, 25)
+    model = build_objective(config, chain(25))
     ours = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher.")}
     back = compat.from_published(compat.to_published(ours, channels=6))
     assert back.keys() == ours.keys()

@@ -1,13 +1,15 @@
 """Configs: presets, YAML, and one line that starts with the field's path for everything that is wrong."""
 
-import dataclasses
-
 import pytest
 
 from s2vfast import presets
 from s2vfast.config import Config
+from s2vfast.config.registry import OBJECTIVES
 from s2vfast.errors import ConfigError
 from s2vfast.objectives import build_objective
+from s2vfast.objectives.masks import check_masks
+
+from .skeletons import chain
 
 WRONG = {
     # unknown
@@ -69,17 +71,22 @@ def test_what_is_wrong_is_named(name):
     assert "\n" not in str(caught.value)
 
 
+def visible(tree, joints):
+    config = Config.from_dict(tree)
+    return check_masks(config, "motion_tube", config.network_class.segments(config), chain(joints))
+
+
 def test_visible_joints_are_checked_against_the_skeleton():
-    Config.from_dict({"mask": {"ratio": 0.9}}).validate(25)
+    Config.from_dict({"mask": {"ratio": 0.9}}).validate(chain(25))
     with pytest.raises(ConfigError, match="mask.ratio: 0.97 leaves 0 of 25 joints visible"):
-        Config.from_dict({"mask": {"ratio": 0.97}}).validate(25)
+        Config.from_dict({"mask": {"ratio": 0.97}}).validate(chain(25))
     with pytest.raises(ConfigError, match="mask.keep: 25 leaves 25 of 25 joints visible"):
-        Config.from_dict({"mask": {"keep": 25}}).validate(25)
+        Config.from_dict({"mask": {"keep": 25}}).validate(chain(25))
 
 
 def test_visible_joints_do_not_suffer_from_rounding():
-    assert [Config.from_dict({"mask": {"ratio": 0.9}}).keep(joints) for joints in (17, 20, 25)] == [1, 2, 2]
-    assert Config.from_dict({"mask": {"keep": 5}}).keep(25) == 5
+    assert [visible({"mask": {"ratio": 0.9}}, joints) for joints in (17, 20, 25)] == [1, 2, 2]
+    assert visible({"mask": {"keep": 5}}, 25) == 5
 
 
 def test_a_config_survives_dict_and_yaml():
@@ -90,13 +97,11 @@ def test_a_config_survives_dict_and_yaml():
 
 
 def test_every_field_is_documented():
-    paths = {
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Config)
-        for field in dataclasses.fields(section.default_factory)
-    }
-    assert set(presets.documentation()) == paths
-    assert all(len(text) > 3 for text in presets.documentation().values())
+    documented = presets.documentation()
+    for name in OBJECTIVES.names():
+        for section, fields in Config.from_dict({"objective": {"name": name}, "train": {"batch": 8}}).to_dict().items():
+            assert set(fields) <= set(documented[section])
+    assert all(len(text) > 3 for fields in documented.values() for text, _ in fields.values())
 
 
 def test_the_presets_are_these_and_good():
@@ -104,10 +109,10 @@ def test_the_presets_are_these_and_good():
     variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeletonmae")]
     assert presets.names() == ["demo", *variants]
     for name in presets.names():
-        config, joints = presets.load(name), 20 if "nwucla" in name else 25
-        config.validate(joints)
+        config, layout = presets.load(name), chain(20 if "nwucla" in name else 25)
+        config.validate(layout)
         assert config.objective.name == (name.partition("_")[2] or "skeleton2vec")
-        build_objective(config, joints)
+        build_objective(config, layout)
 
 
 def test_a_preset_has_variants_for_objectives():
@@ -116,10 +121,11 @@ def test_a_preset_has_variants_for_objectives():
     assert presets.read_for("ntu60_mamp", "skeleton2vec") == presets.read("ntu60")
     assert presets.read_for("nwucla", "skeleton2vec") == presets.read_for("nwucla", None) == presets.read("nwucla")
     demo = presets.read("demo")
-    demo["objective"]["name"] = "mamp"
+    demo["objective"] = {"name": "mamp", "decoder_depth": 1}
     assert presets.read_for("demo", "mamp") == demo
-    mine = presets.read_for("nwucla", "mine")
-    assert mine == presets.merge(presets.read("nwucla"), {"objective": {"name": "mine"}})
+    assert "mask" not in presets.read_for("demo", "classify")
+    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, mamp"):
+        presets.read_for("nwucla", "mine")
 
 
 def test_the_presets_hold_what_was_published():
@@ -129,10 +135,10 @@ def test_the_presets_hold_what_was_published():
     default.objective.ema_steps = 251200
     assert ntu60 == default
     assert (ntu60.mask.motion_weight, ntu120.mask.motion_weight) == (0.1, 0.2)
-    assert ntu60.keep(25) * ntu60.segments == 60
+    assert visible(ntu60.to_dict(), 25) * 30 == 60
     for name, tau in (("ntu60_mamp", 0.8), ("ntu120_mamp", 0.75), ("pkummd_mamp", 0.8)):
         mamp = presets.load(name)
-        assert (mamp.data.frames, mamp.model.segment_frames, mamp.model.decoder_depth) == (120, 4, 5)
+        assert (mamp.data.frames, mamp.model.segment_frames, mamp.objective.decoder_depth) == (120, 4, 5)
         assert (mamp.model.layer_scale, mamp.model.norm_eps, mamp.mask.tau, mamp.train.epochs) == (None, 1e-5, tau, 400)
 
 

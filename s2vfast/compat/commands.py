@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import json
-import typing
 from typing import Any
 
 NAME = "import-checkpoint"
 TEXT = "make a run of a published checkpoint of Skeleton2vec or MAMP"
-Naming = typing.Literal["auto", "skeleton2vec", "mamp"]
-Part = typing.Literal["auto", "teacher", "student"]
 
 
 def add(parser: Any) -> None:
     """Give the command its options."""
-    parser.add_argument("file", type=str, metavar="FILE", help=".pth, .pt or .safetensors; nothing in it is run")
-    parser.add_argument("--from", dest="naming", type=Naming, default="auto", help="whose names the parameters have")
+    parser.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors; nothing in it is run")
+    parser.add_argument(
+        "--from",
+        dest="naming",
+        choices=("auto", "skeleton2vec", "mamp"),
+        default="auto",
+        help="whose names the parameters have",
+    )
     parser.add_argument(
         "--config",
-        type=str,
         metavar="NAME|FILE",
         help="a preset or YAML file that the weights must fit; without it the published one, with their sizes",
     )
-    parser.add_argument("--data", dest="store", type=str, metavar="STORE", help="a store that the run is for")
+    parser.add_argument("--data", dest="store", metavar="STORE", help="a store that the run is for")
+    parser.add_argument("--layout", metavar="NAME|FILE", help="the skeleton, without a store; without it by its joints")
     parser.add_argument(
-        "--layout", type=str, metavar="NAME|FILE", help="the skeleton, without a store; without it by its joints"
+        "--part",
+        choices=("auto", "teacher", "student"),
+        default="auto",
+        help="what is evaluated; auto: of Skeleton2vec the teacher, if there",
     )
-    parser.add_argument(
-        "--part", type=Part, default="auto", help="what is evaluated; auto: of Skeleton2vec the teacher, if there"
-    )
-    parser.add_argument("--heads", type=int | None, help="attention heads, where neither file nor config says it")
+    parser.add_argument("--heads", type=int, help="attention heads, where neither file nor config says it")
     parser.add_argument(
         "--leave-out",
         dest="leave_out",
-        type=str,
         nargs="+",
         default=[],
         metavar="NAME",
         help="what is not to be taken, as in head.*",
     )
-    parser.add_argument("--out", type=str, required=True, metavar="RUN", help="folder of the run to make")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run to make")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

@@ -16,7 +16,7 @@ from s2vfast.compat.namings import NAMINGS, Naming, Sizes
 from s2vfast.compat.parts import PARTS, LeftOut, Part
 from s2vfast.compat.reader import read_file
 from s2vfast.compat.skeleton2vec import PARTS as PARTS_OF_QKV
-from s2vfast.objectives import objective_class
+from s2vfast.config.registry import OBJECTIVES
 
 _HOW = {
     "same": "as it is",
@@ -72,8 +72,8 @@ class Foreign:
 
     @property
     def encoder(self) -> dict[str, Tensor]:
-        """The evaluated encoder's parameters, as `s2vfast.nn.Encoder.load_state_dict` takes them."""
-        prefix = objective_class(self.naming.name).evaluated()
+        """The evaluated encoder's parameters, as `s2vfast.networks.Network.load_state_dict` takes them."""
+        prefix = OBJECTIVES.get(self.naming.name).checkpoint_prefix()
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 

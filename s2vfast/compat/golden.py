@@ -14,9 +14,11 @@ from torch import Tensor
 from s2vfast import errors, ops
 from s2vfast.compat.mamp import from_mamp, to_mamp
 from s2vfast.compat.skeleton2vec import from_published, to_published
-from s2vfast.nn import Decoder, Encoder
-from s2vfast.objectives import Masking
+from s2vfast.networks.block import BlockOptions
+from s2vfast.networks.transformer import Transformer
+from s2vfast.objectives.decoder import Decoder
 from s2vfast.objectives.mamp import MAMP
+from s2vfast.objectives.masks import MaskSampler
 from s2vfast.objectives.skeleton2vec import Skeleton2vec
 from s2vfast.reference import skeleton2vec as reference
 from s2vfast.reference.adamw_ema import ema
@@ -53,9 +55,10 @@ def check_golden(
     if "motion_aware_tau" in meta:
         return _compare_mamp(golden, _run_mamp(golden, meta, impl, dtype, device))
     inputs = tuple(_to(value, dtype, device) for value in _inputs(golden, meta))
-    found = [_run_model(*inputs, meta, impl)]
+    keep = _keep(golden, meta)
+    found = [_run_model(*inputs, meta, keep, impl)]
     if impl == "reference":
-        found.append(_run_reference(*inputs, meta))
+        found.append(_run_reference(*inputs, meta, keep))
     results = [_compare(golden, meta, run) for run in found]
     return {name: max(result[name] for result in results) for name in results[0]}
 
@@ -83,11 +86,16 @@ def _to(value: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
     return {k: _to(v, dtype, device) for k, v in value.items()} if isinstance(value, dict) else value.to(device, dtype)
 
 
-def _keep(meta: dict) -> int:
-    return int(np.floor(meta["joints"] * (1.0 - meta["mask_ratio"]) + 1e-9))
+def _keep(golden: dict, meta: dict) -> int:
+    """Visible joints of a tube, by the file's own mask: published code computes int(25 * (1 - 0.8)) = 4, not 5."""
+    segments = meta["frames"] // meta["segment_frames"]
+    visible = (golden["mask"].reshape(-1, segments, meta["joints"]) == 0).sum(-1)
+    if (visible != visible.flat[0]).any():
+        raise errors.DataError("mask: tubes with different numbers of visible joints; one number is expected")
+    return int(visible.flat[0])
 
 
-def _run_reference(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta: dict) -> dict:
+def _run_reference(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta: dict, keep: int) -> dict:
     teacher = {name: value.clone() for name, value in teacher.items()}
     settings = reference.Settings(
         heads=meta["heads"],
@@ -95,7 +103,7 @@ def _run_reference(student: dict, teacher: dict, clips: Tensor, noise: Tensor, m
         decoder_depth=meta["decoder_depth"],
         segment_frames=meta["segment_frames"],
         tube_len=meta["tube_len"],
-        keep=_keep(meta),
+        keep=keep,
         motion_weight=meta["motion_weight"],
         top_k=meta["top_k"],
         target_norm=meta["layer_norm_of_targets"].removesuffix("_norm"),
@@ -121,13 +129,13 @@ def _run_reference(student: dict, teacher: dict, clips: Tensor, noise: Tensor, m
     }
 
 
-def _run_model(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta: dict, impl: str) -> dict:
+def _run_model(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta: dict, keep: int, impl: str) -> dict:
     model = Skeleton2vec(
         *_network(meta, student, layer_scale=1.0),
-        Masking(
+        MaskSampler(
             kind="motion_tube",
             segment_frames=meta["segment_frames"],
-            keep=_keep(meta),
+            keep=keep,
             tube_len=meta["tube_len"],
             motion_weight=meta["motion_weight"],
             placement="published",
@@ -142,9 +150,9 @@ def _run_model(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta:
     ):
         module.load_state_dict(_under(prefix, state))
     with ops.use_impl(impl):
-        visible, masked = model.masking.draw(clips, noise=noise)
+        visible, masked = model.sampler.sample_tokens(clips, noise=noise)
         latent = model.encoder(clips, visible)
-        prediction = model.decoder(latent, model.masking.places(clips, noise=noise))
+        prediction = model.decoder(latent, model.sampler.published_tokens(clips, noise=noise))
         target = model.target(clips, None)
         out = model(clips, noise=noise)
         out.loss.backward()
@@ -169,19 +177,18 @@ def _run_mamp(golden: dict, meta: dict, impl: str, dtype: torch.dtype, device: t
     src = torch.tensor(golden["src"])  # [B, C, T, V, M]
     clips = src.permute(0, 4, 2, 3, 1).flatten(0, 1).contiguous().to(device, dtype)
     uniform = torch.tensor(golden["uniform"]).to(device)
-    tokens = meta["frames"] // meta["segment_frames"] * meta["joints"]
-    masking = Masking(
+    sampler = MaskSampler(
         kind="motion_token",
         segment_frames=meta["segment_frames"],
-        keep=int(tokens * (1.0 - meta["mask_ratio"])),
+        keep=int((golden["mask"][0] == 0).sum()),
         tau=meta["motion_aware_tau"],
     )
     out = params["decoder.head.weight"].shape[0]
-    model = MAMP(*_network(meta, params, layer_scale=None, out=out), masking).to(clips)
+    model = MAMP(*_network(meta, params, layer_scale=None, out=out), sampler).to(clips)
     model.encoder.load_state_dict(_under("encoder.", params))
     model.decoder.load_state_dict(_under("decoder.", params))
     with ops.use_impl(impl):
-        visible, _ = masking.draw(clips, noise=uniform)
+        visible, _ = sampler.sample_tokens(clips, noise=uniform)
         prediction = model.decoder(model.encoder(clips, visible), visible)
         found = model(clips, noise=uniform)
         found.loss.backward()
@@ -196,18 +203,12 @@ def _run_mamp(golden: dict, meta: dict, impl: str, dtype: torch.dtype, device: t
 
 def _network(
     meta: dict, state: dict[str, Tensor], layer_scale: float | None, out: int | None = None
-) -> tuple[Encoder, Decoder]:
+) -> tuple[Transformer, Decoder]:
     """Encoder and decoder of a file's sizes."""
-    shape = {
-        "joints": meta["joints"],
-        "segments": meta["frames"] // meta["segment_frames"],
-        "dim": meta["dim"],
-        "heads": meta["heads"],
-        "mlp_ratio": state["encoder.blocks.0.fc1.weight"].shape[0] / meta["dim"],
-        "norm_eps": meta["norm_eps"],
-        "layer_scale": layer_scale,
-    }
-    encoder = Encoder(
+    mlp_ratio = state["encoder.blocks.0.fc1.weight"].shape[0] / meta["dim"]
+    blocks = BlockOptions(meta["dim"], meta["heads"], mlp_ratio, layer_scale, meta["norm_eps"])
+    shape = {"joints": meta["joints"], "segments": meta["frames"] // meta["segment_frames"], "blocks": blocks}
+    encoder = Transformer(
         segment_frames=meta["segment_frames"], channels=meta["channels"], depth=meta["encoder_depth"], **shape
     )
     return encoder, Decoder(depth=meta["decoder_depth"], out=out, **shape)

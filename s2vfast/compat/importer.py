@@ -17,7 +17,7 @@ from s2vfast.compat.foreign import Foreign, read_checkpoint
 from s2vfast.config import Config
 from s2vfast.data.layout import LAYOUTS, Layout, get_layout
 from s2vfast.data.store import Store
-from s2vfast.objectives import objective_class
+from s2vfast.objectives import build_objective
 from s2vfast.train import checkpoint, rundir
 
 REPORT = "import.json"
@@ -74,8 +74,8 @@ def import_checkpoint(
     found = read_checkpoint(path, naming, part=part, leave_out=leave_out)
     where = _home(found, store, layout)
     made, named, assumed = _config(found, config, heads)
-    made.validate(where.layout.num_joints)
-    objective_class(made.objective.name).build(made, where.layout.num_joints, where.layout.parts)
+    made.validate(where.layout)
+    build_objective(made, where.layout)
     about = {
         "file": str(found.path.resolve()),
         "sha256": found.sha256,
@@ -181,6 +181,8 @@ def _fitted(tree: dict[str, Any], found: Foreign) -> dict[str, Any]:
             f"--config: needed; {_shaped(found, sizes.sources['channels'])} of {found.path} takes {sizes.channels} "
             f"channels, the published clips have {base.channels}, and data.velocity is what makes 6 of them"
         )
+    top_k = getattr(base.objective, "top_k", None)
+    top_k = {} if top_k is None else {"top_k": min(top_k, sizes.depth)}
     return {
         "data": {
             "frames": sizes.segments * sizes.segment_frames,
@@ -189,16 +191,15 @@ def _fitted(tree: dict[str, Any], found: Foreign) -> dict[str, Any]:
             "dim": sizes.dim,
             "segment_frames": sizes.segment_frames,
             "depth": sizes.depth,
-            "decoder_depth": sizes.decoder_depth or base.model.decoder_depth,
             "mlp_ratio": sizes.hidden / sizes.dim,
             "layer_scale": (base.model.layer_scale or 1e-4) if sizes.layer_scale else None,
         },
         # What masks and targets are made with is of no use to weights that are not trained on; it must be possible.
         "mask": {
             "tube_len": max(n for n in range(1, base.mask.tube_len + 1) if sizes.segments % n == 0),
-            "keep": base.mask.keep if base.keep(sizes.joints) else 1,
+            "keep": base.mask.keep if int(sizes.joints * (1.0 - base.mask.ratio) + 1e-9) else 1,
         },
-        "objective": {"top_k": min(base.objective.top_k, sizes.depth)},
+        "objective": {"decoder_depth": sizes.decoder_depth or base.objective.decoder_depth, **top_k},
     }
 
 
@@ -216,7 +217,7 @@ def _check(found: Foreign, config: Config, named: str) -> None:
     ]
     if sizes.decoder_depth:
         last = f"{names[1]}{sizes.decoder_depth - 1}"
-        held.append(("model.decoder_depth", model.decoder_depth, sizes.decoder_depth, last))
+        held.append(("objective.decoder_depth", config.objective.decoder_depth, sizes.decoder_depth, last))
     for path, value, theirs, tensor in held:
         if value != theirs:
             raise errors.ConfigError(

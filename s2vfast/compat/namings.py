@@ -11,7 +11,9 @@ from torch import Tensor
 
 from s2vfast import errors
 from s2vfast.compat import mamp, skeleton2vec
-from s2vfast.nn import Decoder, Encoder
+from s2vfast.networks.block import BlockOptions
+from s2vfast.networks.transformer import Transformer
+from s2vfast.objectives.decoder import Decoder
 
 SIZES = {
     "D": "width",
@@ -102,16 +104,12 @@ class Naming:
 
     def expected(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Shapes of all published parameters of a network of these sizes, its decoder included where it has one."""
-        shape = {
-            "joints": sizes.joints,
-            "segments": sizes.segments,
-            "dim": sizes.dim,
-            "heads": 1,
-            "mlp_ratio": sizes.hidden / sizes.dim,
-            "layer_scale": 1.0 if sizes.layer_scale else None,
-        }
+        blocks = BlockOptions(sizes.dim, 1, sizes.hidden / sizes.dim, layer_scale=1.0 if sizes.layer_scale else None)
+        shape = {"joints": sizes.joints, "segments": sizes.segments, "blocks": blocks}
         with torch.device("meta"):
-            encoder = Encoder(segment_frames=sizes.segment_frames, channels=sizes.channels, depth=sizes.depth, **shape)
+            encoder = Transformer(
+                segment_frames=sizes.segment_frames, channels=sizes.channels, depth=sizes.depth, **shape
+            )
             ours = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
             if sizes.decoder_depth:
                 # What is predicted a token: features, or the motion of coordinates.

@@ -34,7 +34,8 @@ def describe(found: Foreign, config: Config, named: str, assumed: dict[str, Any]
         "place": found.place,
         "student_place": found.student_place,
         "sizes": {name: value for name, value in asdict(found.sizes).items() if name != "sources"},
-        "model": {name: model[name] for name in ("dim", "heads", "depth", "decoder_depth", "mlp_ratio", "norm_eps")},
+        "model": {name: model[name] for name in ("dim", "heads", "depth", "mlp_ratio", "norm_eps")}
+        | {"decoder_depth": config.objective.decoder_depth},
         "config": named,
         "assumed": assumed,
         "clips": {name: data[name] for name in _CLIPS},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import typing
+import pkgutil
+from pathlib import Path
 from typing import Any
 
-from s2vfast import presets
-from s2vfast.evaluate.finetune_config import RECIPES, FinetuneConfig
+POOLS = ("mean", "joint", "joint_time")
+"""As of `s2vfast.evaluate.features.pool_tracks`."""
 
 COMMANDS = {
     "evaluate": "measure a run's encoder on a labelled split: probes, neighbours, retrieval, fine-tuning",
@@ -25,16 +24,15 @@ def add(name: str, parser: Any) -> None:
 
 
 def _run(parser: Any) -> None:
-    parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def _features(parser: Any) -> None:
     _run(parser)
-    parser.add_argument("--data", dest="store", type=str, metavar="STORE", help="a store; without it the run's own")
-    parser.add_argument("--split", type=str, help="a split of the store; without it the run's own")
-    pools = typing.Literal["mean", "joint", "joint_time"]
-    parser.add_argument("--pool", type=pools, default="mean", help="tokens to vector")
+    parser.add_argument("--data", dest="store", metavar="STORE", help="a store; without it the run's own")
+    parser.add_argument("--split", help="a split of the store; without it the run's own")
+    parser.add_argument("--pool", choices=POOLS, default="mean", help="tokens to vector")
     parser.add_argument("--untrained", action="store_true", help="the same encoder with the weights it started from")
 
 
@@ -42,71 +40,78 @@ def _evaluate(parser: Any) -> None:
     _features(parser)
     parser.add_argument(
         "--protocol",
-        type=str,
         default="linear",
         help="linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: each of "
         "these; classify: a fine-tuned run as it is",
     )
     parser.add_argument(
         "--out",
-        type=str,
         metavar="FILE.json|DIR",
         help="a file for the results, with confusion matrices; or a folder for results.json and what is fine-tuned "
         "(without it, that goes to RUN/finetuned)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
-    parser.add_argument("--k", type=int | None, help="neighbours of knn, beside one [1; of several protocols 10]")
-    parser.add_argument(
-        "--transform", type=str, help="of features before knn: center (the default), none or standardize"
-    )
+    parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
+    parser.add_argument("--transform", help="of features before knn: center (the default), none or standardize")
     parser.add_argument("--seed", type=int, default=0, help="of the linear probe, and of the lists of semi")
     parser.add_argument("--repeats", type=int, default=1, help="seeds of linear, finetune and supervised")
     parser.add_argument("--epochs", type=int, default=100, help="epochs of the linear probe")
     parser.add_argument("--lr", type=float, default=0.1, help="first learning rate of the linear probe")
-    parser.add_argument("--percents", type=str, default="1,5,10,20", help="shares of the labels for semi")
+    parser.add_argument("--percents", default="1,5,10,20", help="shares of the labels for semi")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share for semi")
-    parser.add_argument("--semi", type=str, default="linear,probe,knn,finetune", help="what semi measures")
-    parser.add_argument("--train_part", type=str, default="train", help="part of the split that is fitted")
-    parser.add_argument("--test_part", type=str, default="test", help="part of the split that is measured")
+    parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
+    parser.add_argument("--train_part", default="train", help="part of the split that is fitted")
+    parser.add_argument("--test_part", default="test", help="part of the split that is measured")
     parser.add_argument("--confusion", action="store_true", help="add the confusion matrix to the JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument(
         "--recipe",
-        type=str,
         default="published",
         metavar="NAME|FILE",
-        help=f"of fine-tuning: {', '.join(RECIPES)} or a YAML file of its fields",
+        help="of fine-tuning: published, nwucla or a YAML file of its fields",
     )
+
+
+def add_finetune(parser: Any) -> None:
+    """Every field of a recipe for the help; values are taken from the command line before it is parsed."""
+    import dataclasses
+
+    from s2vfast.config.fields import field_texts
+    from s2vfast.evaluate.finetune_config import FinetuneConfig
+
     group = parser.add_argument_group("finetune")
-    texts = presets.field_texts(FinetuneConfig)
-    for field in dataclasses.fields(FinetuneConfig):
-        text = " ".join(texts[field.name].replace("``", "").split())
-        # Text here and no default: the recipe's own check says what is expected, and what is not given stays its own.
+    texts = field_texts(FinetuneConfig)
+    for leaf in dataclasses.fields(FinetuneConfig):
+        text = " ".join(texts[leaf.name].replace("``", "").split())
         group.add_argument(
-            f"--finetune.{field.name}",
-            type=str,
-            default=argparse.SUPPRESS,
-            help=f"{text} [{field.default}]".replace("%", "%%"),
+            f"--finetune.{leaf.name}", metavar="VALUE", help=f"{text} [{leaf.default}]".replace("%", "%%")
         )
+
+
+def formats() -> str:
+    """Names of the formats of recordings, without importing them."""
+    package = Path(__file__).parents[1] / "data" / "formats"
+    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name != "base"]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _embed(parser: Any) -> None:
     _features(parser)
-    parser.add_argument("--out", type=str, required=True, metavar="FILE.npz", help="the file to write")
+    parser.add_argument("--out", required=True, metavar="FILE.npz", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def _predict(parser: Any) -> None:
     _run(parser)
-    parser.add_argument("files", type=str, nargs="+", help="raw files of the skeleton the run was made with")
-    parser.add_argument("--format", type=str, help="ntu, pyskl, ctrgcn, nwucla or pkummd; without it detected")
-    parser.add_argument("--layout", type=str, help="name or JSON file of the skeleton, for formats without one")
+    parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with")
+    parser.add_argument("--format", help=f"{formats()}; without it detected")
+    parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
     parser.add_argument("--json", action="store_true", help="print one JSON object a sequence")
 
 
 def _export(parser: Any) -> None:
-    parser.add_argument("run", type=str, help="folder of a run; of a fine-tuned one the head is exported too")
-    parser.add_argument("--to", type=typing.Literal["onnx", "torch"], required=True, help="ONNX, or torch.export")
-    parser.add_argument("--out", type=str, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("run", help="folder of a run; of a fine-tuned one the head is exported too")
+    parser.add_argument("--to", choices=("onnx", "torch"), required=True, help="ONNX, or torch.export")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast import presets
+from s2vfast.config.fields import refuse_unknown
 from s2vfast.evaluate import features, finetune_config, protocols, table
 from s2vfast.evaluate.finetune import Stopped
 from s2vfast.train import distributed, rundir, torchrun
@@ -59,29 +59,29 @@ def evaluate(options: Any) -> int:
     partly: dict[str, Any] = {}
     try:
         with distributed.start() as ranks, _Showing() as showing:
-            how |= {"ranks": ranks, "progress": showing if ranks.first else None}
+            how |= {"ranks": ranks, "progress": showing if ranks.is_main else None}
             if several:
 
                 def each(found: dict[str, Any]) -> None:
                     partly.update(found)
                     if results is not None:
-                        ranks.tell(lambda: _write(results, found))
+                        ranks.run_on_main_and_broadcast(lambda: _write(results, found))
 
                 found = protocols.evaluate_all(options.run, store, options.split, names, each=each, **how)
             else:
                 confusion = options.confusion or results is not None
                 found = protocols.evaluate(options.run, store, options.split, names[0], confusion=confusion, **how)
             if results is not None:
-                ranks.tell(lambda: _write(results, found))
+                ranks.run_on_main_and_broadcast(lambda: _write(results, found))
     except errors.S2vfastError:
-        if partly and torchrun.speaks():  # what one protocol cannot do costs no other
+        if partly and torchrun.is_main_process():  # what one protocol cannot do costs no other
             print(json.dumps(partly) if options.json else table.text(partly))
         raise
     except Stopped as stopped:
-        if torchrun.speaks():
+        if torchrun.is_main_process():
             _to_stderr(str(stopped))
         return 128 + stopped.signum
-    if torchrun.speaks():
+    if torchrun.is_main_process():
         if not options.confusion and not several:
             for part in (found, found.get("probe", {})):
                 part.pop("confusion", None)
@@ -120,8 +120,8 @@ def _check_place(path: Path) -> None:
 
 
 def _options(options: Any, several: bool) -> dict[str, Any]:
-    given = options.get("finetune")
-    changes = {name: presets.value(text) for name, text in (given.as_dict() if given else {}).items()}
+    refuse_unknown(options.settings, ["finetune"])
+    changes = options.settings.get("finetune", {})
     recipe = finetune_config.load(options.recipe, changes)
     # Whoever names a decay of the learning rate wants it from scratch too.
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}

@@ -27,10 +27,9 @@ import s2vfast
 import s2vfast.errors as errors
 from s2vfast import ops
 from s2vfast.config import Config
-from s2vfast.evaluate import features, finetune
+from s2vfast.evaluate import features, finetune, runs
 from s2vfast.evaluate.checks import check_choice, whole_file
-from s2vfast.evaluate.classifier import Classifier
-from s2vfast.train import rundir
+from s2vfast.objectives.classify import Classify
 
 TARGETS = ("onnx", "torch")
 TOLERANCE = 1e-5
@@ -60,12 +59,12 @@ class _Classes(nn.Module):
 
     names = ("logits", "features")
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classify) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Of clips [B, M, T, V, C]: [B, classes] and [B, V * D]."""
+        """Of clips [B, M, T, V, C]: [B, classes] and [B, features]."""
         pooled = self.model.pool(self.model.encoder(clips.flatten(0, 1)), clips.shape[1])
         return self.model.head(pooled), pooled
 
@@ -95,10 +94,10 @@ def export(
         S2vfastError: no such run, packages that are missing, a file that cannot be written or gives other numbers.
     """
     check_choice("to", to, TARGETS)
-    about = rundir.read(run_dir)
+    config, about = runs.read(run_dir)
     if to == "onnx":
         _require_packages()
-    if finetune.KEY in about:
+    if config.objective.name == "classify":
         model, config, about = finetune.load_classifier(run_dir, log=log)
         network: nn.Module = _Classes(model)
     else:

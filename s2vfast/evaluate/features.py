@@ -6,7 +6,6 @@ fine-tuned run it is the encoder that was fine-tuned.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 import s2vfast.errors as errors
-from s2vfast import nn, objectives, ops
-from s2vfast.data.clips import clip_spec
-from s2vfast.train import checkpoint, rundir
+from s2vfast.evaluate import runs
+from s2vfast.networks import Network, build_network
+from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
-from s2vfast.train.engine import pick_device
+from s2vfast.train.feed import Recordings
+from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 Pool = Literal["mean", "joint", "joint_time"]
 POOLS: tuple[str, ...] = ("mean", "joint", "joint_time")
-_TUNED = "encoder."
 
 
 def load_encoder(
     run_dir: str | Path, *, untrained: bool = False, log: Callable[[str], object] = print
-) -> tuple[nn.Encoder, Config, int]:
+) -> tuple[Network, Config, int]:
     """The encoder that a run is evaluated by.
 
     Args:
@@ -49,24 +48,20 @@ def load_encoder(
         CheckpointError: no run there, no intact checkpoint, or one of another network.
         ConfigError: the run's config is impossible.
     """
-    config, about = rundir.read_config(run_dir), rundir.read(run_dir)
-    encoder = nn.build_encoder(config, len(about["layout"]["joints"]))
-    step = 0
+    config, about = runs.read(run_dir)
+    encoder, step = build_network(config, runs.layout_of(about)), 0
     if not untrained:
-        found = checkpoint.load_latest(run_dir, log=log, groups=("model",))
-        step = found.step
-        pretrained = objectives.objective_class(config.objective.name).evaluated()
-        prefix = _TUNED if "finetune" in about else pretrained
+        prefix = config.objective_class.checkpoint_prefix()
+        saved = runs.load_weights(run_dir, log)
+        step = saved.step
         tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in found.tensors["model"].items()
-            if name.startswith(prefix)
+            name.removeprefix(prefix): tensor for name, tensor in saved.weights.items() if name.startswith(prefix)
         }
         try:
             encoder.load_state_dict(tensors)
         except RuntimeError as error:
             raise errors.CheckpointError(
-                f"{found.path}: its {prefix.rstrip('.')} is not the network of {run_dir}/{rundir.CONFIG}: "
+                f"{saved.path}: its {prefix.rstrip('.')} is not the network of {run_dir}/{rundir.CONFIG}: "
                 f"{' '.join(str(error).split())}"
             ) from error
     return encoder.eval().requires_grad_(False), config, step
@@ -92,63 +87,45 @@ def resolve_device(name: str, ranks: Ranks | None = None) -> torch.device:
         raise errors.ConfigError(str(error).removeprefix("train.")) from None
 
 
-def feature_width(config: Config, joints: int, pool: Pool) -> int:
-    """F: numbers a sequence, for a skeleton of ``joints`` joints."""
-    return config.model.dim * {"mean": 1, "joint": joints, "joint_time": joints + config.segments}[pool]
+def feature_width(encoder: Network, pool: Pool) -> int:
+    """F: numbers a sequence."""
+    segments, joints = encoder.grid or (1, 1)
+    return encoder.width * {"mean": 1, "joint": joints, "joint_time": joints + segments}[pool]
 
 
-def pool_tracks(tokens: Tensor, joints: int, pool: Pool) -> Tensor:
+def check_pool(encoder: Network, pool: Pool) -> None:
+    """Raise `ConfigError` where a pooling needs joints and segments and the network's tokens are none."""
+    if pool != "mean" and encoder.grid is None:
+        raise errors.ConfigError(
+            f"--pool: {pool} needs tokens of joints and segments, which {type(encoder).__name__} does not have; give "
+            f"mean"
+        )
+
+
+def head_pool(encoder: Network) -> Pool:
+    """The pooling that the head of `s2vfast.objectives.classify` sees."""
+    return "mean" if encoder.grid is None else "joint"
+
+
+def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
     """One vector a track.
 
     Args:
-        tokens: [N, L, D], token = segment * joints + joint.
-        joints: V.
+        tokens: [N, L, D].
+        encoder: whose tokens they are.
         pool: "mean" (published): over all tokens, [N, D]. "joint": each joint's mean over segments, [N, V * D].
             "joint_time": the same, then each segment's mean over joints, [N, (V + S) * D].
     """
     if pool == "mean":
         return tokens.mean(dim=1)
-    grid = tokens.unflatten(1, (-1, joints))  # [N, S, V, D]
+    grid = tokens.unflatten(1, encoder.grid)  # [N, S, V, D]
     if pool == "joint":
         return grid.mean(dim=1).flatten(1)
     return torch.cat([grid.mean(dim=1).flatten(1), grid.mean(dim=2).flatten(1)], dim=1)
 
 
-class Clips:
-    """Clips of a store's sequences, made where the encoder runs if the recordings fit there.
-
-    Args:
-        config: of the run, which says how clips are made.
-        store: the sequences.
-        device: where the clips are wanted.
-    """
-
-    def __init__(self, config: Config, store: Store, device: torch.device | str) -> None:
-        self.device, self.bodies = torch.device(device), config.data.bodies
-        self.spec = clip_spec(config.data, store.layout)
-        row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
-        self.present = count > 0
-        """bool [Q, M], on the CPU: which bodies a sequence has."""
-        place = self.device
-        if place.type == "cuda" and store.frames.nbytes > torch.cuda.mem_get_info(place)[0] // 2:
-            place = torch.device("cpu")
-        with warnings.catch_warnings():
-            # The memory map is read-only and so are the clips made from it; torch warns of writing to it.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tables = torch.from_numpy(store.frames), torch.from_numpy(store.frame_index), row, count
-        self._tables = [table.to(place) for table in tables]
-
-    def make(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
-        """[B * M, T, V, C] of sequences ``ids``: those of a training epoch, or (None) the deterministic ones."""
-        there = ids.to(self._tables[0].device)
-        clips = ops.clip_sample(
-            *self._tables, there, self.spec, seed=seed, epoch=epoch or 0, training=epoch is not None
-        )
-        return clips.to(self.device)
-
-
 def extract(
-    encoder: nn.Encoder,
+    encoder: Network,
     config: Config,
     store: Store,
     ids: np.ndarray,
@@ -158,7 +135,7 @@ def extract(
     seed: int = 0,
     batch: int = 64,
     device: torch.device | str = "cpu",
-    clips: Clips | None = None,
+    recordings: Recordings | None = None,
     ranks: Ranks | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -166,7 +143,7 @@ def extract(
 
     Bodies of a sequence are averaged, data.bodies of them, absent ones included: that is the published protocol, and
     it keeps what a body contributes independent of how many others there are. An absent body is an all-zero clip, for
-    which the encoder's answer is always the same, so that it is computed once.
+    which the answer of an encoder with independent tracks is always the same, so that it is computed once.
 
     Args:
         encoder: of `load_encoder`; it stays on ``device``.
@@ -178,7 +155,7 @@ def extract(
         seed: of that draw.
         batch: sequences at a time.
         device: where the encoder runs.
-        clips: where clips come from, if these have been read already.
+        recordings: where clips come from, if these have been read already.
         ranks: processes that each do some of the batches; all of them get the whole.
         progress: called with (sequences done, n) after each batch.
 
@@ -189,22 +166,27 @@ def extract(
         DataError: the features of a sequence are not finite.
     """
     encoder.to(device)
-    ranks, clips = ranks or Ranks(), clips or Clips(config, store, device)
+    check_pool(encoder, pool)
+    ranks = ranks or Ranks()
+    recordings = recordings or Recordings(config, store, torch.device(device))
     V, M = store.layout.num_joints, config.data.bodies
-    result = torch.zeros(len(ids), feature_width(config, V, pool))
+    result = torch.zeros(len(ids), feature_width(encoder, pool))
     with torch.no_grad():
-        empty = torch.zeros(1, config.data.frames, V, config.channels, device=device)
-        empty = pool_tracks(encoder(empty), V, pool)  # [1, F]
-        for start in range(ranks.rank * batch, len(ids), ranks.world * batch):
+        empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
+        empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
+        for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             some = torch.from_numpy(ids[start : start + batch])
-            tracks = clips.make(some, epoch=draw, seed=seed)  # [B * M, T, V, C]
-            present = clips.present[some].flatten().to(device)  # [B * M]
-            pooled = empty.repeat(len(tracks), 1)
-            pooled[present] = pool_tracks(encoder(tracks[present]), V, pool)
+            tracks = recordings.clips(some, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
+            if encoder.independent_tracks:
+                present = recordings.present[some].flatten().to(device)  # [B * M]
+                pooled = empty.repeat(len(tracks), 1)
+                pooled[present] = pool_tracks(encoder(tracks[present]), encoder, pool)
+            else:
+                pooled = pool_tracks(encoder(tracks), encoder, pool)
             result[start : start + len(some)] = pooled.unflatten(0, (-1, M)).mean(dim=1)
             if progress is not None:
                 progress(start + len(some), len(ids))
-    ranks.sum(result)
+    ranks.all_reduce(result)
     bad = (~result.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise errors.DataError(

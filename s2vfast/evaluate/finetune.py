@@ -1,42 +1,37 @@
-"""Fine-tuned runs: their folder, the loop that fills it, and how to read one.
+"""Fine-tuned runs: their folder, how it is filled, and how to read one.
 
-The folder is one of a run as pretraining makes them (``config.yaml``, ``run.json``, ``metrics.jsonl``,
-``checkpoints/``); ``run.json`` also says, under "finetune", by which recipe, from which weights and on which labels. A
-call with the same settings goes on where the one before it stopped, to the same bytes, or finds it finished.
+A fine-tuned run is a run of the objective ``classify`` (`s2vfast.objectives.classify`), trained by the one trainer; its
+``run.json`` also says, under "finetune", by which recipe, from which weights and on which labels. A call with the same
+settings goes on where the one before it stopped, to the same bytes, or finds it finished.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import signal
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from torch import Tensor, nn
 
 import s2vfast.errors as errors
-from s2vfast import nn
-from s2vfast.evaluate import classifier, finetune_config
+from s2vfast.evaluate import finetune_config, runs
 from s2vfast.evaluate.finetune_config import FinetuneConfig
-from s2vfast.evaluate.tuner import Tuner
-from s2vfast.train import checkpoint, progress, rundir, torchrun
+from s2vfast.objectives import build_objective
+from s2vfast.objectives.classify import Classify
+from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
-from s2vfast.train.stopping import Stop
+from s2vfast.train.loop import RESUME_INEXACT, RESUME_SAFE, run_steps
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.store import Store
-    from s2vfast.nn import Encoder
 
-KEY = "finetune"
-"""What run.json calls it."""
-_MENTIONED = ("run", "pretrained_on")
+_NOT_COMPARED = ("run", "pretrained_on")
 """Fields of a source that say where something lay, not what it was."""
 
 
@@ -73,13 +68,13 @@ class Source:
     """Of a list of labels: percent, seed and number; None: all of them."""
 
 
-def digest(encoder: Encoder) -> str:
+def digest(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's weights."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        sha.update(f"{name} {tuple(tensor.shape)} ".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def digest_ids(ids: np.ndarray) -> str:
@@ -89,30 +84,26 @@ def digest_ids(ids: np.ndarray) -> str:
 
 def tune(
     out: str | Path,
-    encoder: Encoder,
     config: Config,
     store: Store,
     ids: np.ndarray,
     options: FinetuneConfig,
     source: Source,
     *,
-    device: torch.device | str = "cpu",
+    initial: Mapping[str, Tensor] | None = None,
     ranks: Ranks | None = None,
-    log: Callable[[str], object] = print,
 ) -> float:
     """Fine-tune to the end, or until a signal.
 
     Args:
         out: the fine-tuned run's folder: empty, missing, or of the same settings.
-        encoder: where it starts from; it is changed.
-        config: the pretrained run's.
+        config: of `s2vfast.evaluate.finetune_config.run_config`.
         store: the sequences.
         ids: int64 [n], those that are learned from.
         options: the recipe.
-        source: what ``encoder`` and ``ids`` are.
-        device: where it runs.
+        source: what ``initial`` and ``ids`` are.
+        initial: the encoder's state to start from; None: its first weights.
         ranks: the processes that share the steps.
-        log: told of what is odd.
 
     Returns:
         Seconds that this call spent on steps.
@@ -120,26 +111,35 @@ def tune(
     Raises:
         Stopped: a signal; everything is saved.
         CheckpointError: the folder holds something else.
+        DataError: fewer than two sequences.
         TrainingError: non-finite numbers, no space left.
     """
     out, ranks = Path(out), ranks or Ranks()
-    tuner = ranks.each(
-        lambda: Tuner(encoder, config, options, store, torch.from_numpy(ids), torch.device(device), ranks)
+    if len(ids) < 2:
+        raise errors.DataError(f"fine-tuning: {len(ids)} training sequence(s); its batch norm needs 2 or more")
+    description = {runs.FINETUNE: {"recipe": options.to_dict(), "source": asdict(source)}}
+    begin = ranks.run_on_main_and_broadcast(lambda: _begins(out, config, store, description))
+    summary = run_steps(
+        out,
+        config,
+        store,
+        ranks,
+        begin=begin,
+        command="the same command",
+        description=description,
+        stream=sys.stderr,  # results go to standard output
+        ids=ids,
+        initial=initial,
     )
-    with contextlib.ExitStack() as stack:
-        ranks.tell(lambda: _claim(out, config, store, options, source, stack))
-        found = ranks.each(lambda: _newest(out, log if ranks.first else _silent))
-        if found is not None and found.step >= tuner.total_steps:
-            return 0.0
-        if found is not None:
-            tuner.load(found.tensors, found.step)
-        return _run(out, tuner, found.meta["metrics_bytes"] if found is not None else 0, stack, log)
+    if not summary.finished:
+        raise Stopped(summary.signal or signal.SIGTERM, out)
+    return summary.seconds
 
 
 def require(run_dir: str | Path) -> dict[str, Any]:
-    """What run.json says of a fine-tuned run; `CheckpointError` of any other."""
-    about = rundir.read(run_dir)
-    if KEY not in about:
+    """What run.json says of a run that has classes; `CheckpointError` of any other."""
+    config, about = runs.read(run_dir)
+    if config.objective.name != "classify":
         raise errors.CheckpointError(
             f"{run_dir}: a pretrained run, which has no classes; make one that has with "
             f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"
@@ -149,122 +149,48 @@ def require(run_dir: str | Path) -> dict[str, Any]:
 
 def load_classifier(
     run_dir: str | Path, log: Callable[[str], object] = print
-) -> tuple[classifier.Classifier, Config, dict[str, Any]]:
-    """A fine-tuned run's network, on the CPU in evaluation mode, its config, and what run.json says.
+) -> tuple[Classify, Config, dict[str, Any]]:
+    """The network of a run that has classes, on the CPU in evaluation mode, its config, and what run.json says.
 
     Raises:
         CheckpointError: no such run, or no intact checkpoint.
     """
-    config, about = rundir.read_config(run_dir), require(run_dir)
-    found = checkpoint.load_latest(run_dir, log=log, groups=("model",))
-    joints, options = len(about["layout"]["joints"]), finetune_config.from_dict(about[KEY]["recipe"])
-    head = classifier.Head(joints * config.model.dim, options.hidden, len(about["classes"]))
-    model = classifier.Classifier(nn.build_encoder(config, joints), head, joints)
+    about = require(run_dir)
+    config, _ = runs.read(run_dir)
+    saved = runs.load_weights(run_dir, log)
+    model = build_objective(config, runs.layout_of(about), about["classes"])
     try:
-        model.load_state_dict(found.tensors["model"])
+        model.load_state_dict({name.removeprefix("student."): tensor for name, tensor in saved.weights.items()})
     except RuntimeError as error:
-        raise errors.CheckpointError(f"{found.path}: not of this network: {' '.join(str(error).split())}") from error
-    return model.eval().requires_grad_(False), config, {**about, "step": found.step}
+        raise errors.CheckpointError(f"{saved.path}: not of this network: {' '.join(str(error).split())}") from error
+    return model.eval().requires_grad_(False), config, {**about, "step": saved.step}
 
 
-def _claim(
-    out: Path, config: Config, store: Store, options: FinetuneConfig, source: Source, stack: contextlib.ExitStack
-) -> None:
-    """Make the folder, or make sure that it is of the same settings; keep others out of it."""
-    wanted = {"recipe": options.to_dict(), "source": asdict(source)}
+def _begins(out: Path, config: Config, store: Store, description: dict[str, Any]) -> bool:
+    """Whether the run is to begin in this folder; `CheckpointError` where it holds one of other settings."""
     if not rundir.begun(out):
         rundir.check_free(out)
-        # Its own split, which need not be one of the store that was pretrained on, and the seed of its first weights.
-        own = replace(config, data=replace(config.data, split=source.split))
-        if source.mode == "supervised":
-            own = replace(own, train=replace(own.train, seed=options.seed))
-        rundir.create(out, own, store, {KEY: wanted})
-    about = rundir.read(out)
-    if KEY not in about:
+        return True
+    own, about = runs.read(out)
+    if runs.FINETUNE not in about:
         raise errors.CheckpointError(f"{out}: holds a pretrained run; name another folder with --out")
-    there = {**about[KEY]["source"], **{f"finetune.{k}": v for k, v in about[KEY]["recipe"].items()}}
-    asked = {**wanted["source"], **{f"finetune.{k}": v for k, v in wanted["recipe"].items()}}
-    there["store"], asked["store"] = about["store"]["fingerprint"], store.fingerprint
-    for values, of in ((there, rundir.read_config(out).to_dict()), (asked, config.to_dict())):
-        values |= {f"{section}.{name}": value for section in ("data", "model") for name, value in of[section].items()}
-    free = {
-        *_MENTIONED,
-        "data.split",
-        "data.workers",
-        "data.resident",
-        *(f"finetune.{name}" for name in finetune_config.FREE),
-    }
+    before = _settings(own, about[runs.FINETUNE], about["store"]["fingerprint"])
+    asked = _settings(config, description[runs.FINETUNE], store.fingerprint)
     for name, value in asked.items():
-        if name not in free and there.get(name) != value:
+        if before.get(name) != value:
             raise errors.CheckpointError(
-                f"{out}: holds a fine-tuned run with {name} = {there.get(name)!r}, not {value!r}; name another folder "
+                f"{out}: holds a fine-tuned run with {name} = {before.get(name)!r}, not {value!r}; name another folder "
                 f"with --out"
             )
-    stack.enter_context(rundir.lock(out))
-    checkpoint.clean(out)
+    return False
 
 
-def _newest(out: Path, log: Callable[[str], object]) -> checkpoint.Checkpoint | None:
-    return checkpoint.load_latest(out, log=log) if checkpoint.steps(out) else None
-
-
-def _silent(line: str) -> None:
-    """Rank 0 says it."""
-
-
-def _run(out: Path, tuner: Tuner, size: int, stack: contextlib.ExitStack, log: Callable[[str], object]) -> float:
-    """Steps until the end or a signal; seconds that they took."""
-    ranks, options, total = tuner.ranks, tuner.options, tuner.total_steps
-    stop = stack.enter_context(Stop(patient=torchrun.launched()))
-    metrics = None
-    if ranks.first:
-        for moved in checkpoint.set_aside(out, after=tuner.step):
-            log(f"{moved}: what is left of a damaged checkpoint; it may be removed")
-        # A kill may have come between a save and the removal of what it made superfluous.
-        checkpoint.prune(out, tuner.step, options.keep)
-        metrics = rundir.JsonLines(out / rundir.METRICS, size)
-        stack.callback(metrics.close)
-    meter = progress.Meter(total)
-    # Results go to standard output, and what is under way beside them.
-    shown = progress.make(meter, options.log_every, sys.stderr) if ranks.first else progress.Silent()
-    saved, stopped, began = tuner.step, False, time.monotonic()
-
-    def take() -> None:
-        nonlocal stopped
-        for result in tuner.drain():
-            meter.add(result.clips)
-            stopped = stopped or result.stop
-            step = result.step
-            if metrics is not None and (step == 1 or step == total or step % options.log_every == 0):
-                values = asdict(result)
-                metrics.write(**{name: values[name] for name in ("step", "epoch", "loss", "top1", "lr", "grad_norm")})
-            shown.update(step, result)
-
-    def save() -> None:
-        nonlocal saved
-        take()
-        if saved != tuner.step and metrics is not None:
-            state, keep = tuner.state(), options.keep
-            if tuner.step == total:  # nothing goes on from here, and a table of a paper has some twenty of these
-                state, keep = {"model": state["model"]}, 1
-            checkpoint.save(out, tuner.step, state, {"metrics_bytes": metrics.sync()}, keep)
-        saved = tuner.step
-
-    with shown:
-        while tuner.step < total and not stopped:
-            if stop.signum:
-                if ranks.world == 1:
-                    break
-                tuner.stopping = True  # together with the others, once all have heard of it
-            tuner.run_step()
-            if tuner.due:
-                take()
-            if tuner.step % options.checkpoint_every == 0:
-                save()
-        # What one rank reads next, another must have written.
-        ranks.tell(save)
-        if not ranks.first:
-            save()
-    if tuner.step < total:
-        raise Stopped(stop.signum or signal.SIGTERM, out)
-    return time.monotonic() - began
+def _settings(config: Config, description: dict[str, Any], store: str) -> dict[str, Any]:
+    """All that the weights of a fine-tuned run depend on, by name."""
+    settings = {**description["source"], "store": store}
+    settings |= {f"finetune.{name}": value for name, value in description["recipe"].items()}
+    for section in ("data", "model"):
+        settings |= {f"{section}.{name}": value for name, value in config.to_dict()[section].items()}
+    free = {*_NOT_COMPARED, *RESUME_SAFE, *RESUME_INEXACT, "data.split"}
+    free |= {f"finetune.{name}" for name in finetune_config.FREE}
+    return {name: value for name, value in settings.items() if name not in free}

@@ -5,85 +5,77 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import typing
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import s2vfast.errors as errors
 from s2vfast import presets
+from s2vfast.config import CheckpointConfig, Config, OptimConfig, TrainConfig
+from s2vfast.config.fields import check_section, option, section_from_tree, tree_of
+from s2vfast.config.registry import OBJECTIVES
 
 
 @dataclass
 class FinetuneConfig:
     """Fine-tuning of a whole encoder with the published head."""
 
-    epochs: float = 100.0
+    epochs: float = option(100.0, gt=0)
     """Length in passes over the labelled training sequences."""
-    min_steps: int = 0
+    min_steps: int = option(0, ge=0)
     """Least length in steps; without it, a run on a few per cent of the labels ends before it has begun."""
-    batch: int = 48
+    batch: int = option(48, ge=2)
     """Sequences a step, over all ranks; of fewer training sequences, all of them."""
-    lr: float = 3e-4
+    lr: float = option(3e-4, gt=0)
     """Peak learning rate of the head and the final norm (published)."""
-    lr_min: float = 1e-5
+    lr_min: float = option(1e-5, ge=0)
     """Learning rate at the end of the cosine."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: float = option(5.0, ge=0)
     """Epochs of linear warm-up."""
-    layer_decay: float = 0.8
+    layer_decay: float = option(0.8, gt=0, le=1)
     """Factor of the learning rate from a block to the one below it; the embedding is below the first (published)."""
-    weight_decay: float = 0.05
+    weight_decay: float = option(0.05, ge=0)
     """Decoupled weight decay on matrices; biases, norms, embeddings and LayerScale have none."""
-    beta1: float = 0.9
+    beta1: float = option(0.9, ge=0, lt=1)
     """Decay of the first moment."""
-    beta2: float = 0.999
+    beta2: float = option(0.999, ge=0, lt=1)
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: float = option(1e-8, gt=0)
     """Added to the root of the second moment."""
-    clip: float = 5.0
+    clip: float = option(5.0, ge=0)
     """Largest global gradient norm; 0 leaves gradients as they are."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = option(0.1, ge=0, lt=1)
     """Share of the target that is spread over all classes (published)."""
-    drop_path: float = 0.3
+    drop_path: float = option(0.3, ge=0, lt=1)
     """Stochastic depth: how often a branch of the last block is left out; linearly less below, never in the first
     block (published)."""
-    dropout: float = 0.3
+    dropout: float = option(0.3, ge=0, lt=1)
     """Share of the head's inputs that are dropped (published)."""
-    hidden: int = 2048
+    hidden: int = option(2048, ge=1)
     """Width of the head between its two linear maps (published)."""
-    seed: int = 1
+    seed: int = option(1, ge=0, lt=2**63)
     """Seed of the head's first weights, order, clips and drops."""
-    accumulate: int = 1
-    """Parts that a rank's share of a step goes through the encoder in. More than one takes less memory and a second
-    forward pass; the numbers are the same."""
+    accumulate: int = option(1, ge=1)
+    """Micro-batches that a rank does its sequences of a step in. More than one takes less memory; the head's batch norm
+    then sees a micro-batch of all ranks at a time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Operands of matrix products, as train.precision of pretraining."""
-    log_every: int = 10
+    log_every: int = option(10, ge=1)
     """Steps between lines of metrics.jsonl."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = option(200, ge=1)
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 2
+    keep: int = option(2, ge=1)
     """Checkpoints that stay; older ones are removed."""
 
     def validate(self) -> None:
         """Raise `ConfigError`, naming the field, unless every value is possible."""
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
-        for names, good, expected in _RULES:
-            for name in names.split():
-                if not good(getattr(self, name)):
-                    raise errors.ConfigError(f"finetune.{name}: {getattr(self, name)}; {expected} is expected")
+        check_section(self, "finetune")
         if self.lr_min > self.lr:
             raise errors.ConfigError(f"finetune.lr_min: {self.lr_min} is above finetune.lr = {self.lr}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field."""
-        return dataclasses.asdict(self)
+        return tree_of(self)
 
 
 FREE = ("accumulate", "log_every", "checkpoint_every", "keep")
@@ -102,16 +94,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores."""
-
-_RULES: tuple[tuple[str, Any, str], ...] = (
-    ("hidden accumulate log_every checkpoint_every keep", lambda v: v >= 1, "1 or more"),
-    ("batch", lambda v: v >= 2, "2 or more, for the batch norm,"),
-    ("epochs lr eps", lambda v: v > 0, "a positive number"),
-    ("min_steps lr_min warmup_epochs weight_decay clip", lambda v: v >= 0, "0 or more"),
-    ("seed", lambda v: 0 <= v < 2**63, "a number from 0 to 2**63 - 1"),
-    ("layer_decay", lambda v: 0 < v <= 1, "a number in (0, 1]"),
-    ("label_smoothing drop_path dropout beta1 beta2", lambda v: 0 <= v < 1, "a number in [0, 1)"),
-)
 
 
 def load(recipe: str | Path = "published", changes: dict[str, Any] | None = None) -> FinetuneConfig:
@@ -139,20 +121,9 @@ def load(recipe: str | Path = "published", changes: dict[str, Any] | None = None
 
 def from_dict(tree: dict[str, Any]) -> FinetuneConfig:
     """The config of plain values by field; unknown fields raise `ConfigError`."""
-    refuse_unknown(tree)
-    config = FinetuneConfig(**tree)
+    config = section_from_tree(FinetuneConfig, tree, "finetune")
     config.validate()
     return config
-
-
-def refuse_unknown(names: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first name that is no field."""
-    known = [field.name for field in dataclasses.fields(FinetuneConfig)]
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean finetune.{close[0]}?" if close else f"known: {', '.join(known)}"
-            raise errors.ConfigError(f"finetune.{name}: no such field; {hint}")
 
 
 def dump(config: FinetuneConfig) -> str:
@@ -162,13 +133,31 @@ def dump(config: FinetuneConfig) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    if typing.get_origin(hint) is Literal:
-        good, expected = value in typing.get_args(hint), f"one of {', '.join(typing.get_args(hint))}"
-    elif hint is int:
-        good, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good, expected = number and math.isfinite(value), "a finite number"
-    if not good:
-        raise errors.ConfigError(f"finetune.{name}: {value!r}; {expected} is expected")
+def run_config(config: Config, options: FinetuneConfig, *, sequences: int | None = None, **data: Any) -> Config:
+    """The config of the run that fine-tuning is: the objective ``classify`` on the network of another run.
+
+    Args:
+        config: of the run whose network it is, which says how clips are made.
+        options: the recipe.
+        sequences: how many are learned from; of fewer than a batch, all of them are one.
+        data: fields of the data section that are others.
+    """
+    objective = OBJECTIVES.get("classify").Section
+    of_recipe = {section: {leaf.name for leaf in fields(section)} for section in (objective, OptimConfig, TrainConfig)}
+    values = {
+        section: {name: value for name, value in options.to_dict().items() if name in names}
+        for section, names in of_recipe.items()
+    }
+    if not config.network_class.branches:
+        values[objective]["drop_path"] = 0.0
+    if sequences is not None:
+        values[TrainConfig]["batch"] = min(options.batch, sequences)
+    return replace(
+        config,
+        data=replace(config.data, **data),
+        mask=None,
+        objective=objective(**values[objective]),
+        optim=OptimConfig(**values[OptimConfig]),
+        train=TrainConfig(**values[TrainConfig]),
+        checkpoint=CheckpointConfig(every=options.checkpoint_every, keep=options.keep, final="weights"),
+    )

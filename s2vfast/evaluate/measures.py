@@ -1,4 +1,4 @@
-"""Measures of features: linear probes, nearest neighbours, retrieval; each takes a `Subject`, returns plain values."""
+"""Measures of features: linear probes, nearest neighbours, retrieval; each takes an `EvalContext`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from s2vfast.evaluate import knn, linear, metrics, probe, retrieval
-from s2vfast.evaluate.subject import Subject
+from s2vfast.evaluate.context import EvalContext
 
 
 def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
     }
 
 
-def together(found: list[dict[str, Any]]) -> dict[str, Any]:
+def aggregate(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Several results of `scores` as one: means, sample standard deviations, the sum of the confusion matrices."""
     if len(found) == 1:
         return found[0]
@@ -46,11 +46,11 @@ def together(found: list[dict[str, Any]]) -> dict[str, Any]:
     return result | {"confusion": torch.tensor([one["confusion"] for one in found]).sum(dim=0).tolist()}
 
 
-def train_features(subject: Subject, draws: int) -> Tensor:
+def train_features(context: EvalContext, draws: int) -> Tensor:
     """[1 + draws, n, F]: of the deterministic clips, and of drawn ones as pretraining makes them."""
-    name = subject.parts[0]
-    drawn = [subject.features(0, draw, f"features of {name}, draw {draw + 1} of {draws}") for draw in range(draws)]
-    return torch.stack([subject.features(0), *drawn])
+    name = context.parts[0]
+    drawn = [context.features(0, draw, f"features of {name}, draw {draw + 1} of {draws}") for draw in range(draws)]
+    return torch.stack([context.features(0), *drawn])
 
 
 def linear_probe(
@@ -58,48 +58,50 @@ def linear_probe(
     labels: Tensor,
     test: Tensor,
     test_labels: Tensor,
-    subject: Subject,
+    context: EvalContext,
     *,
     seeds: Sequence[int],
     **settings: Any,
 ) -> dict[str, Any]:
     """The published linear probe, mean over seeds of its weights and order. ``train`` is [n, F] or [A, n, F]."""
-    found, report = [], subject.progress
+    found, report = [], context.progress
     for seed in seeds:
         fitted = linear.fit(
             train,
             labels,
-            classes=subject.classes,
+            classes=context.classes,
             seed=seed,
             progress=None if report is None else lambda done, of: report("linear probe", done, of),
             **settings,
         )
-        found.append(scores(metrics.rank_scores(fitted.scores(test)), test_labels, subject.store.classes))
-    return together(found)
+        found.append(scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes))
+    return aggregate(found)
 
 
-def fast_probe(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, subject: Subject) -> dict[str, Any]:
+def fast_probe(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, context: EvalContext
+) -> dict[str, Any]:
     """The probe by L-BFGS; ``train`` is [n, F]."""
-    fitted = probe.fit(train, labels, classes=subject.classes)
-    found = scores(metrics.rank_scores(fitted.scores(test)), test_labels, subject.store.classes)
+    fitted = probe.fit(train, labels, classes=context.classes)
+    found = scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes)
     return found | {"penalty": fitted.penalty, "validation": fitted.validation}
 
 
 def neighbours(
-    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, subject: Subject, *, k: int, transform: str
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, context: EvalContext, *, k: int, transform: str
 ) -> dict[str, Any]:
     """kNN with k voters, and with one beside it; ``train`` is [n, F]."""
     found: dict[str, Any] = {}
     by_k = {}
     for voters in dict.fromkeys((1, k)):
-        ranked = knn.rank(train, labels, test, classes=subject.classes, k=voters, transform=transform)
-        found = scores(ranked, test_labels, subject.store.classes)
+        ranked = knn.rank(train, labels, test, classes=context.classes, k=voters, transform=transform)
+        found = scores(ranked, test_labels, context.store.classes)
         by_k[str(voters)] = {name: found[name] for name in ("top1", "top5")}
     return found | {"by_k": by_k}
 
 
-def retrieval_scores(subject: Subject) -> dict[str, Any]:
+def retrieval_scores(context: EvalContext) -> dict[str, Any]:
     """Test against test, without the query itself, and test against train."""
-    (train, test), (train_labels, test_labels) = (subject.features(0), subject.features(1)), subject.labels
+    (train, test), (train_labels, test_labels) = (context.features(0), context.features(1)), context.labels
     own = retrieval.retrieve(test, test_labels, test, test_labels, leave_one_out=True)
     return {"test_to_test": own, "test_to_train": retrieval.retrieve(train, train_labels, test, test_labels)}

@@ -11,7 +11,7 @@ import s2vfast.errors as errors
 from s2vfast.data.store import Store
 from s2vfast.evaluate import features
 from s2vfast.evaluate.checks import check_choice, check_counts, open_store, whole_file
-from s2vfast.evaluate.subject import Log, Progress
+from s2vfast.evaluate.context import Log, Progress
 
 
 def embed(

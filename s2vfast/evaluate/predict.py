@@ -23,6 +23,7 @@ from s2vfast.data.store import Store
 from s2vfast.data.store_writer import write_store
 from s2vfast.evaluate import features, finetune
 from s2vfast.evaluate.checks import check_counts
+from s2vfast.train.feed import Recordings
 
 _AT_ONCE = 256
 """Sequences that are read before they go through the network."""
@@ -134,15 +135,19 @@ def _probabilities(model: Any, config: Any, skeleton: Layout, recordings: list[R
             Path(folder) / "store", plain, layout=skeleton, classes=["unknown"], splits={}, source={}, dropped=[]
         )
         store = Store.open(path)
-        clips = features.Clips(config, store, device)
+        recordings = Recordings(config, store, torch.device(device))
+
+        pool = features.head_pool(model.encoder)
 
         def extract(ids: np.ndarray) -> torch.Tensor:
             try:
-                return features.extract(model.encoder, config, store, ids, pool="joint", device=device, clips=clips)
+                return features.extract(
+                    model.encoder, config, store, ids, pool=pool, device=device, recordings=recordings
+                )
             except errors.DataError:  # some are not finite; the others are to have their classes
                 if len(ids) > 1:
                     return torch.cat([extract(one) for one in np.split(ids, len(ids))])
-                return torch.full((1, features.feature_width(config, skeleton.num_joints, "joint")), torch.nan)
+                return torch.full((1, features.feature_width(model.encoder, pool)), torch.nan)
 
         pooled = extract(np.arange(len(store), dtype=np.int64))
         with torch.no_grad():

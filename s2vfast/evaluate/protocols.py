@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import features, finetune, knn, learned, measures, subsets, table
+from s2vfast.evaluate import features, finetune, finetune_protocols, knn, measures, subsets, table
 from s2vfast.evaluate.checks import check_choice, check_counts
+from s2vfast.evaluate.context import EvalContext, Log, Progress
 from s2vfast.evaluate.finetune_config import FinetuneConfig
-from s2vfast.evaluate.subject import Log, Progress, Subject
 from s2vfast.train.distributed import Ranks
 
 PROTOCOLS: tuple[str, ...] = ("linear", "knn", "retrieval", "finetune", "supervised", "semi")
@@ -58,14 +58,14 @@ class Options:
     """Shares of the labels for "semi"."""
     lists: int = subsets.LISTS
     """Lists of each share."""
-    semi: Sequence[str] = learned.SEMI_MEASURES
+    semi: Sequence[str] = finetune_protocols.SEMI_MEASURES
     """What "semi" measures."""
 
     def check(self) -> None:
         """Raise `ConfigError` unless every value is possible."""
         check_choice("transform", self.transform, knn.TRANSFORMS)
         for name in self.semi:
-            check_choice("semi", name, learned.SEMI_MEASURES)
+            check_choice("semi", name, finetune_protocols.SEMI_MEASURES)
         check_counts(k=self.k, repeats=self.repeats, lists=self.lists, epochs=self.epochs, batch=self.batch)
         if not 0 <= self.seed < 2**63:
             raise errors.ConfigError(f"seed: {self.seed}; a number from 0 to 2**63 - 1 is expected")
@@ -112,7 +112,7 @@ def evaluate(
         split: named split of the store; None: the one of the run.
         protocol: "linear" (`s2vfast.evaluate.linear`, and beside it `s2vfast.evaluate.probe`), "knn"
             (`s2vfast.evaluate.knn`), "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
-            (`s2vfast.evaluate.learned`), or "classify": a fine-tuned run as it is.
+            (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
         pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
         untrained: evaluate the weights that the run started from.
         train_part: part of the split that is fitted.
@@ -139,10 +139,10 @@ def evaluate(
     """
     check_choice("protocol", protocol, KNOWN)
     began, how = time.perf_counter(), Options(**options)
-    subject = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
+    context = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
                     progress, log, how)  # fmt: skip
-    _check(subject, [protocol])
-    result = {**subject.describe(), **_measure(subject, protocol, how)}
+    _check(context, [protocol])
+    result = {**context.describe(), **_measure(context, protocol, how)}
     return _finished({"protocol": protocol, **result}, began, confusion)
 
 
@@ -176,32 +176,32 @@ def evaluate_all(
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
     began, how = time.perf_counter(), Options(**options)
-    subject = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
+    context = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
                     progress, log, how)  # fmt: skip
-    _check(subject, protocols)
+    _check(context, protocols)
     results: dict[str, dict[str, Any]] = {}
 
     def so_far() -> dict[str, Any]:
-        about = {**subject.describe(), "results": dict(results), "table": table.rows(results)}
+        about = {**context.describe(), "results": dict(results), "table": table.rows(results)}
         return _finished(about, began, confusion=True)
 
     for number, protocol in enumerate(protocols):
         started = time.perf_counter()
         place = None if how.out is None else Path(how.out) / protocol
-        found = _measure(subject, protocol, how, place)
+        found = _measure(context, protocol, how, place)
         results[protocol] = _finished(found, started, confusion=True)
         if each is not None and number + 1 < len(protocols):
             each(so_far())
     return so_far()
 
 
-def _check(subject: Subject, protocols: Sequence[str]) -> None:
+def _check(context: EvalContext, protocols: Sequence[str]) -> None:
     """Raise where a protocol cannot be done with such a run, before any is."""
     if "classify" not in protocols:
         return
-    if subject.untrained:
+    if context.untrained:
         raise errors.ConfigError("--untrained: classify measures a fine-tuned run as it is; leave one of them out")
-    finetune.require(subject.run)
+    finetune.require(context.run)
 
 
 def _open(
@@ -219,41 +219,41 @@ def _open(
     progress: Progress | None,
     log: Log,
     options: Options,
-) -> Subject:
+) -> EvalContext:
     check_choice("pool", pool, features.POOLS)
     check_counts(clips=clips)
     options.check()
     how = {"untrained": untrained, "device": device, "pool": pool, "clips": clips, "cache": cache}
     parts, ranks = (train_part, test_part), ranks or Ranks()
-    return Subject.open(
+    return EvalContext.open(
         run_dir, store_path, split, parts, **how, seed=options.seed, ranks=ranks, log=log, progress=progress
     )
 
 
-def _measure(subject: Subject, protocol: str, how: Options, place: Path | None = None) -> dict[str, Any]:
+def _measure(context: EvalContext, protocol: str, how: Options, place: Path | None = None) -> dict[str, Any]:
     """Scores of one protocol, and its settings; ``place`` goes before the folder in the options."""
     place = place or (None if how.out is None else Path(how.out))
     if protocol in ("linear", "knn"):
-        train, test = measures.train_features(subject, how.draws), subject.features(1)  # [1 + draws, n, F], [m, F]
-        labels, test_labels = subject.labels
+        train, test = measures.train_features(context, how.draws), context.features(1)  # [1 + draws, n, F], [m, F]
+        labels, test_labels = context.labels
         settings: dict[str, Any] = {"k": how.k, "transform": how.transform}
         if protocol == "knn":
-            neighbours = (train.flatten(0, 1), labels.repeat(1 + how.draws), test, test_labels, subject)
+            neighbours = (train.flatten(0, 1), labels.repeat(1 + how.draws), test, test_labels, context)
             found = measures.neighbours(*neighbours, **settings)
         else:
             settings, seeds = how.probe, range(how.seed, how.seed + how.repeats)
-            found = measures.linear_probe(train, labels, test, test_labels, subject, seeds=seeds, **settings)
+            found = measures.linear_probe(train, labels, test, test_labels, context, seeds=seeds, **settings)
             if how.fast:
-                found["probe"] = measures.fast_probe(train[0], labels, test, test_labels, subject)
+                found["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
             settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
         return found | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
     if protocol == "retrieval":
-        return measures.retrieval_scores(subject)
+        return measures.retrieval_scores(context)
     if protocol == "classify":
-        return learned.measure(subject, subject.run)
+        return finetune_protocols.measure(context, context.run)
     if protocol == "semi":
-        found = learned.semi(
-            subject,
+        found = finetune_protocols.semi(
+            context,
             how.recipe,
             percents=how.percents,
             lists=how.lists,
@@ -266,9 +266,9 @@ def _measure(subject: Subject, protocol: str, how: Options, place: Path | None =
         return found | {"settings": {"linear": how.probe, "recipe": how.recipe.to_dict()}}
     recipe = how.recipe
     if protocol == "supervised":
-        recipe = how.supervised or learned.from_scratch(recipe)
-    found = learned.tuned(
-        subject, recipe, mode=protocol, seeds=range(recipe.seed, recipe.seed + how.repeats), out=place
+        recipe = how.supervised or finetune_protocols.from_scratch(recipe)
+    found = finetune_protocols.tuned(
+        context, recipe, mode=protocol, seeds=range(recipe.seed, recipe.seed + how.repeats), out=place
     )
     return found | {"settings": {"recipe": found.pop("recipe")}}
 

@@ -1,314 +1,268 @@
-"""What all objectives share: the network, masks, empty bodies, the loss at the masked tokens, and a registry.
+"""What an objective offers: views of a clip, modules and state beside the network, and a loss with named terms.
 
-An objective is a class in a file of this folder, under a name, that says what the target is:
+An objective is a class in a file of this folder, or of a plugin, under a name:
 
-    @register("mine")
-    class Mine(Objective):
-        mask_kind = "random"
+    @dataclass
+    class ContrastConfig:
+        temperature: float = option(0.1, gt=0)
+        \"\"\"Of the softmax over negatives.\"\"\"
 
-        @classmethod
-        def predicted(cls, config):
-            return 3
+    @register("contrast")
+    class Contrast(Objective):
+        Section = ContrastConfig
+        views = 2
 
-        def target(self, clips, masked, bodies=None, empty=None):
-            return …  # [r * N, M, 3]
+        def __init__(self, encoder, config, classes):
+            super().__init__(encoder)
+            self.head = nn.Linear(encoder.width, 128)
 
-Engine, optimizer, checkpoints and evaluation ask what `Objective` declares and nothing else.
+        def step_loss(self, batch, shared=None):
+            first, second = (self.head(self.encoder(view).mean(1)) for view in batch.views)
+            return Loss(..., terms={"similarity": ...})
+
+``objective.name: contrast`` trains it, and ``objective.temperature`` is a field of its config. The trainer, its CUDA
+graph, ranks, resume, evaluation and export ask what `Objective` declares and nothing else. docs/adding.md has a whole
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from s2vfast import errors, ops
-from s2vfast.config import Config
-from s2vfast.nn import Decoder, Encoder, build_decoder, build_encoder
-from s2vfast.objectives.masks import Masking, Masks
-from s2vfast.objectives.targets import TARGETS, numbers_of_token
+from s2vfast.config.registry import OBJECTIVES
+from s2vfast.networks.base import Network, NoFields, build_network
+from s2vfast.objectives.bodies import Bodies
 
-OBJECTIVES: dict[str, type[Objective]] = {}
-"""Name in a config → class."""
-Class = TypeVar("Class", bound="type[Objective]")
+if TYPE_CHECKING:
+    from s2vfast.config import Config
+    from s2vfast.data.layout import Layout
 
-
-def register(name: str) -> Callable[[Class], Class]:
-    """Let a subclass of `Objective` be found under a name, which must be free."""
-
-    def enter(given: Class) -> Class:
-        if name in OBJECTIVES:
-            raise ValueError(f"objective {name}: {OBJECTIVES[name].__qualname__} has this name")
-        OBJECTIVES[name] = given
-        return given
-
-    return enter
-
-
-def objective_class(name: str) -> type[Objective]:
-    """The class registered under a name; ConfigError names those that there are."""
-    if name not in OBJECTIVES:
-        raise errors.ConfigError(f"objective.name: {name!r} is not one of {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name]
+register = OBJECTIVES.register
+"""Enters a subclass of `Objective` under the name that objective.name calls it."""
 
 
 @dataclass(frozen=True)
-class Losses:
+class Draw:
+    """What random draws of a micro-batch are functions of (`s2vfast.reference.philox`)."""
+
+    seed: int
+    epoch: int
+    sample_ids: Tensor  # int64 [n], on the host: sequence numbers of the store
+    labels: Tensor | None = None  # int64 [n], on the device, for objectives with ``needs_labels``
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the networks at once."""
+
+    views: tuple[Tensor, ...]  # float32 [n * M, T, V, C] each: bodies of a sample next to each other
+    inputs: Any = None  # what `Objective.prepare` gave: tensors, or dataclasses and tuples of them
+    bodies: Bodies | None = None  # which tracks hold one; None: it does not matter
+    weight: float = 1.0  # share of the step's samples
+
+    @property
+    def clips(self) -> Tensor:
+        """The first view."""
+        return self.views[0]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, each once, always in the same order."""
+        return list({id(tensor): tensor for tensor in _leaves((self.views, self.inputs, self.bodies))}.values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """The same of other tensors."""
+        images = {id(tensor): function(tensor) for tensor in self.tensors()}
+        return replace(self, **{name: _mapped(getattr(self, name), images) for name in ("views", "inputs", "bodies")})
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _leaves(entry)
+    elif is_dataclass(value):
+        for leaf in fields(value):
+            yield from _leaves(getattr(value, leaf.name))
+
+
+def _mapped(value: Any, images: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return images[id(value)]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(entry, images) for entry in value)
+    if is_dataclass(value):
+        return replace(value, **{leaf.name: _mapped(getattr(value, leaf.name), images) for leaf in fields(value)})
+    return value
+
+
+@dataclass(frozen=True)
+class Loss:
     """What a step reports, on the device."""
 
-    loss: Tensor  # scalar with gradient: the mean over `count` clips' masked tokens
-    count: int | Tensor  # clips (tracks times masks) that the mean is over
-    target: tuple[Tensor, Tensor]  # [D] each: variance and mean of the target's channels over masked tokens
-    prediction: tuple[Tensor, Tensor]  # the same of the prediction
-
-    @property
-    def target_var(self) -> Tensor:
-        """Mean variance of the target's channels; near 0: the teacher, where there is one, has collapsed."""
-        return self.target[0].mean()
-
-    @property
-    def pred_var(self) -> Tensor:
-        """Mean variance of the prediction's channels."""
-        return self.prediction[0].mean()
+    loss: Tensor
+    """Scalar with gradient: a mean over ``count`` samples or tracks."""
+    count: int | Tensor = 1
+    """What micro-batches and ranks are weighted by, where `Objective.weighted_by_count`."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars without gradient by the names in `Objective.terms`, averaged like the loss."""
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """[D] each, variance and mean of channels by the names in `Objective.moments`; the mean of the variances over all
+    micro-batches and ranks is reported."""
 
 
-@dataclass(frozen=True)
-class Bodies:
-    """The tracks of a batch, those with a body first."""
+class Collectives(Protocol):
+    """What an objective may ask the ranks of a run: `s2vfast.train.distributed.Ranks`."""
 
-    order: Tensor  # int64 [N]
-    places: Tensor  # int64 [N], each track's place in `order`, which for all empty ones is that of the first of them
-    filled: int  # no fewer than have a body
+    rank: int
+    world_size: int
 
-    @classmethod
-    def of(cls, clips: Tensor) -> Bodies:
-        """Look for them in clips [N, T, V, C], which makes the host wait for the device."""
-        return cls.known(_filled(clips))
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, [sum of n, …], in the order of ranks; gradients go back to the rows of this one."""
 
-    @classmethod
-    def known(cls, present: Tensor, room: int | None = None) -> Bodies:
-        """From bool [N], which may say of an empty track that it is none: it is then one of its own.
 
-        Args:
-            present: on the device of the result.
-            room: ``filled``, if it is to be more than there are: shapes depend on it.
-        """
-        rank = torch.cumsum(present, 0)
-        filled = int(rank[-1]) if len(rank) else 0
-        places = torch.where(present, rank - 1, filled)
-        order = torch.argsort((~present).to(torch.uint8), stable=True)
-        return cls(order, places, filled if room is None else room)
+class _OneRank:
+    """The only process of a run."""
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, always in the same order."""
-        return self.order, self.places
+    rank, world_size = 0, 1
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        return rows
 
 
 class Objective(nn.Module):
-    """An encoder that sees the visible tokens, a decoder that predicts something of the others, maybe a teacher.
+    """A network with what is trained beside it, its state, and the loss of a micro-batch.
+
+    Modules and buffers are found by their attribute: ``self.head`` is trained, and saved as ``student.head``; a module
+    that `averages` names is a moving average, saved under its own name. Buffers (a queue, running statistics) are
+    saved, resumed, kept the same on all ranks, and put back where a step was not finite.
 
     Args:
-        encoder: the student's, and what is evaluated where there is no teacher.
-        decoder: predicts, with its second head the auxiliary target.
-        masking: which tokens are visible.
-        teacher: the moving average of the encoder, which the optimizer keeps; None: there is none.
-        empty_bodies: of the config; ``share`` is ``compute`` where there is no teacher.
-        auxiliary: the second head's target, a name of `s2vfast.objectives.targets.TARGETS`; None: there is no such
-            head.
-        auxiliary_weight: of its loss.
+        encoder: the network that is trained.
     """
 
-    mask_kind: ClassVar[str] = "random"
-    """What mask.kind ``auto`` stands for."""
-    with_teacher: ClassVar[bool] = False
-    """Whether there is a teacher, whose encoder is then the one that is evaluated."""
-    predicts: ClassVar[str | None] = None
-    """The target's name in `s2vfast.objectives.targets.TARGETS`, where it is one of these."""
+    Section: ClassVar[type] = NoFields
+    """Dataclass of the config's objective section."""
+    masks_tokens: ClassVar[bool] = False
+    """Whether the config has a section ``mask``."""
+    needs_labels: ClassVar[bool] = False
+    """Whether `Draw.labels` are needed: sequences without a label are then left out."""
+    views: int = 1
+    """Views of a clip: draws of `s2vfast.ops.clip_sample`, each with a seed of its own, then `augment`."""
+    averages: ClassVar[dict[str, str]] = {}
+    """Attribute of a moving average → attribute of the module that it follows."""
+    average_buffers: ClassVar[bool] = True
+    """Whether running statistics of averages are averages too, and averages run in evaluation mode; else they are
+    their own, as they run in training mode (MoCo)."""
+    evaluated: ClassVar[str] = "encoder"
+    """Attribute of the network that evaluation takes."""
+    terms: tuple[str, ...] = ()
+    """Names of the loss's terms, for metrics.jsonl."""
+    moments: dict[str, int] = {}  # noqa: RUF012 - replaced, never changed
+    """Names of moments, and channels of each."""
+    weighted_by_count: bool = False
+    """Whether the loss is a mean over a count that only the device knows."""
+    empty_bodies: str = "compute"
+    """``compute``: empty tracks are like others. ``share``, ``drop``: `MicroBatch.bodies` says which are empty."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        decoder: Decoder,
-        masking: Masking,
-        *,
-        teacher: Encoder | None = None,
-        empty_bodies: str = "compute",
-        auxiliary: str | None = None,
-        auxiliary_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, encoder: Network) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.masking = encoder, decoder, masking
-        self.teacher = teacher
-        self.empty_bodies = "compute" if empty_bodies == "share" and teacher is None else empty_bodies
-        self.auxiliary, self.auxiliary_weight = auxiliary, auxiliary_weight
+        self.encoder = encoder
+        self.ranks: Collectives = _OneRank()
+        """The ranks of the run; the trainer sets it."""
 
     @classmethod
-    def build(cls, config: Config, joints: int, parts: dict[str, tuple[int, ...]] | None = None) -> Objective:
-        """The objective of ``config``, as it stands before the first step; arguments as of `build_objective`."""
-        objective, auxiliary = config.objective, None
-        masking = Masking.of(config, joints, cls.mask_kind, parts)
-        if objective.auxiliary != "none":
-            auxiliary = objective.auxiliary
-            if auxiliary == cls.predicts:
-                raise errors.ConfigError(
-                    f"objective.auxiliary: {auxiliary} is what {objective.name} predicts already; give none or another"
-                )
-        return cls(
-            build_encoder(config, joints),
-            build_decoder(
-                config, joints, cls.predicted(config), None if auxiliary is None else numbers_of_token(config)
-            ),
-            masking,
-            empty_bodies=objective.empty_bodies,
-            auxiliary=auxiliary,
-            auxiliary_weight=objective.auxiliary_weight,
-            **cls.options(config),
-        )
+    def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> Objective:
+        """The objective of a config, as it stands before the first step; arguments as of `build_objective`."""
+        return cls(build_network(config, layout), config, classes)
 
     @classmethod
-    def options(cls, config: Config) -> dict[str, Any]:
-        """Further arguments of the class."""
-        return {}
+    def check(cls, config: Config, layout: Layout | None) -> None:
+        """Raise `ConfigError`, naming the field, where values do not fit together; ``layout`` may not be known yet."""
 
     @classmethod
-    def predicted(cls, config: Config) -> int | None:
-        """Numbers predicted a token; None: model.dim."""
-        return None if cls.predicts is None else numbers_of_token(config)
+    def checkpoint_prefix(cls) -> str:
+        """What the names of the evaluated network begin with in a checkpoint."""
+        return f"{cls.evaluated}." if cls.evaluated in cls.averages else f"student.{cls.evaluated}."
 
-    @classmethod
-    def evaluated(cls) -> str:
-        """What the names of the evaluated encoder's parameters begin with in a checkpoint."""
-        return "teacher." if cls.with_teacher else "student.encoder."
+    def average_of(self, module: nn.Module) -> nn.Module:
+        """A copy without gradient, for `averages`."""
+        average = copy.deepcopy(module).requires_grad_(False)
+        return average.eval() if self.average_buffers else average
 
-    @property
-    def rest(self) -> list[nn.Module]:
-        """What is trained beside the encoder; checkpoints name their parameters after their classes."""
-        return [self.decoder]
+    def train(self, mode: bool = True) -> Objective:
+        """As of `torch.nn.Module`; averages stay in evaluation mode where their statistics are averages."""
+        super().train(mode)
+        if self.average_buffers:
+            for name in self.averages:
+                getattr(self, name).eval()
+        return self
 
-    @property
-    def width(self) -> int:
-        """Channels of target and prediction."""
-        return self.decoder.head.out_features
+    def ema_decay(self, step: int, total_steps: int) -> float:
+        """tau of all averages after a step, numbered from 0: average = tau * average + (1 - tau) * followed."""
+        return 1.0
 
-    def target(
-        self, clips: Tensor, masked: Tensor | None, bodies: Bodies | None = None, empty: Tensor | None = None
-    ) -> Tensor:
-        """What is to be predicted.
+    def augment(self, clips: Tensor, view: int, draw: Draw) -> Tensor:
+        """A view [n * M, T, V, C] of clips [n * M, T, V, C]; draws are functions of ``draw`` and ``view`` alone."""
+        return clips
 
-        Args:
-            clips: [N, T, V, C].
-            masked: int32 [r * N, M], the tokens wanted, mask after mask; None for all L.
-            bodies: which tracks are empty, where ``empty_bodies`` is ``share``.
-            empty: what `empty_target` gave.
+    def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> Any:
+        """Tensors that the loss needs beside the views: masks, labels, drops. Made with the clips, ahead of the step.
 
-        Returns:
-            [r * N, M, width], or [N, L, width].
+        Everything random belongs here or into `augment`: the step itself may be captured as a CUDA graph.
         """
-        if self.predicts is None:
-            raise NotImplementedError(f"{type(self).__name__}.target")
-        return TARGETS[self.predicts](clips, masked, self.masking.segment_frames)
-
-    def empty_target(self, clips: Tensor) -> Tensor | None:
-        """The target of a track of zeros, once for several batches like clips [N, T, V, C]; None: nothing to share."""
         return None
 
-    def draw(
-        self,
-        clips: Tensor,
-        *,
-        noise: Tensor | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        sample_ids: Tensor | None = None,
-    ) -> Masks:
-        """The masks of clips [N, T, V, C]; arguments as of `forward`."""
-        return self.masking.masks(clips, noise=noise, seed=seed, epoch=epoch, sample_ids=sample_ids)
+    def shared(self, batches: Sequence[MicroBatch]) -> Tensor | None:
+        """What is computed once for all micro-batches of a step; None: nothing."""
+        return None
 
-    def forward(
-        self,
-        clips: Tensor,
-        masks: Masks | None = None,
-        *,
-        bodies: Bodies | None = None,
-        empty: Tensor | None = None,
-        noise: Tensor | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        sample_ids: Tensor | None = None,
-    ) -> Losses:
-        """The loss of a batch.
+    def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
+        """The loss of a micro-batch.
+
+        Nothing in it may wait for the device. State may be changed in place.
 
         Args:
-            clips: [N, T, V, C], bodies of a sample next to each other.
-            masks: what `draw` gave for these clips; None draws it from the arguments below.
-            bodies: which tracks hold one; None looks for them where that matters, which makes the host wait for the
-                device.
-            empty: what `empty_target` gave, for ``empty_bodies="share"``; None: a track of the batch stands for all.
-            noise: draws of the masks, of masks_per_clip * N tracks; None draws them from (seed, epoch, sample_ids).
-            seed: seed of the masks.
-            epoch: epoch of the masks.
-            sample_ids: int64 [B] with N a multiple of B.
-
-        Returns:
-            Loss and variances.
+            batch: views, and what `prepare` made.
+            shared: what `shared` gave.
         """
-        if masks is None:
-            masks = self.draw(clips, noise=noise, seed=seed, epoch=epoch, sample_ids=sample_ids)
-        visible, masked, places = masks.visible, masks.masked, masks.places
-        r, count = self.masking.per_clip, clips.shape[0]
-        if bodies is None and self.empty_bodies != "compute":
-            bodies = Bodies.of(clips)
-        kept = None
-        if self.empty_bodies == "drop":
-            chosen = bodies.order[: bodies.filled]
-            rows = (torch.arange(r, device=clips.device)[:, None] * count + chosen).reshape(-1)
-            visible, masked, places = visible[rows], masked[rows], places[rows]
-            clips = clips[chosen]
-            kept = _filled(clips).repeat(r)  # [r * n], False where ``filled`` is more than there are
+        raise NotImplementedError(f"{type(self).__name__}.step_loss")
 
-        with torch.no_grad():
-            target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None, empty)
-        stream = self.encoder.stream(clips.repeat(r, 1, 1, 1) if r > 1 else clips, visible)
-        stream = self.decoder.stream(stream, places, masked, norm=self.encoder.norm)  # [r * N, M, D]
-        prediction = self.decoder.predict(stream, self.decoder.head)
-        loss = _mean_error(prediction, target, kept)
-        if self.auxiliary is not None:
-            with torch.no_grad():
-                beside = TARGETS[self.auxiliary](clips, masked, self.masking.segment_frames)
-            found = self.decoder.predict(stream, self.decoder.auxiliary)
-            loss = loss + self.auxiliary_weight * _mean_error(found, beside, kept)
-        with torch.no_grad():
-            number = masked.shape[0] if kept is None else kept.sum()
-            return Losses(loss, number, moments(target, kept), moments(prediction, kept))
+    def warning(self, reported: dict[str, float]) -> str | None:
+        """What to tell the user after a step with these terms and moments, once a run; None: nothing."""
+        return None
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay acts on a parameter, which is named from here."""
+        owner, _, inner = name.partition(".")
+        module = getattr(self, owner)
+        if isinstance(module, Network):
+            return module.decays(inner, parameter)
+        return parameter.ndim >= 2 and name.endswith("weight")
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, as of `Network.layer_of`: what is beside the network is above it."""
+        owner, _, inner = name.partition(".")
+        return self.encoder.layer_of(inner) if owner == "encoder" else self.encoder.depth + 1
 
 
-def _mean_error(prediction: Tensor, target: Tensor, kept: Tensor | None) -> Tensor:
-    """Mean squared error of [N, M, D], of the rows ``kept`` where that is given."""
-    if kept is None:
-        return ops.masked_mse(prediction, target)
-    # What is there too much differs from nothing, and the mean is over the others.
-    whole = torch.where(kept[:, None, None], prediction.to(target.dtype), target)
-    return ops.masked_mse(whole, target) * (kept.numel() / kept.sum().clamp(min=1))
+def build_objective(config: Config, layout: Layout, classes: Sequence[str] = ()) -> Objective:
+    """The objective named by ``config``, as it stands before the first step: a function of train.seed alone.
 
+    Args:
+        config: the run.
+        layout: the skeleton.
+        classes: names of the store's classes, for objectives with ``needs_labels``.
 
-def _filled(clips: Tensor) -> Tensor:
-    """bool [N]: whether a track of clips [N, T, V, C] holds anything."""
-    return (clips != 0).flatten(1).any(dim=1)
-
-
-def moments(x: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Variance and mean over all tokens of each channel of [N, M, D], of the rows ``kept`` where that is given."""
-    x = x if x.dtype == torch.float64 else x.float()
-    if kept is None:
-        rows = x.reshape(-1, x.shape[-1])
-        if x.is_cuda:
-            return torch.var_mean(rows, dim=0, correction=0)
-        # Fifteen times as fast on a CPU.
-        mean = rows.mean(0)
-        return (rows - mean).square().mean(0), mean
-    weight = (kept / (kept.sum().clamp(min=1) * x.shape[1]))[:, None, None]  # [N, 1, 1]
-    mean = (x * weight).sum((0, 1))
-    return ((x - mean).square() * weight).sum((0, 1)), mean
+    Raises:
+        ConfigError: no such objective, or values that do not fit together.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2 * config.train.seed + 1)
+        return config.objective_class.build(config, layout, classes)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from s2vfast.objectives.base import Objective, register
+from s2vfast.objectives.base import register
+from s2vfast.objectives.masked import MaskedObjective
 
 
 @register("mamp")
-class MAMP(Objective):
+class MAMP(MaskedObjective):
     """The target of a token is its s * 3 differences from frame to frame, normalised by themselves.
 
     Tokens that move are masked more often.
     """
 
     mask_kind = "motion_token"
-    predicts = "motion"
+    target_name = "motion"

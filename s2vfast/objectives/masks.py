@@ -1,36 +1,42 @@
-"""Which tokens of a batch the student sees: every masking kind behind one face."""
+"""Which tokens of a batch the student sees: every kind of mask behind one interface."""
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from s2vfast import ops
-from s2vfast.config import Config
-from s2vfast.config_checks import TOKENS, TUBES, check_mask
+from s2vfast.errors import ConfigError
 from s2vfast.reference import philox
 from s2vfast.reference.tube_mask import published_places, tube_scores
 
+if TYPE_CHECKING:
+    from s2vfast.config import Config
+    from s2vfast.data.layout import Layout
+    from s2vfast.networks.base import Network
+
+TUBE_KINDS = ("tube", "motion_tube")
+"""Kinds of masks that choose joints a tube."""
+TOKEN_KINDS = ("random", "motion_token")
+"""Kinds of masks that choose tokens a track."""
+
 
 @dataclass(frozen=True)
-class Masks:
+class MaskBatch:
     """Which tokens of a batch are seen: masks_per_clip times N rows, mask after mask."""
 
     visible: Tensor  # int32 [r * N, K]
     masked: Tensor  # int32 [r * N, M]
-    places: Tensor  # int32 [r * N, K], where the decoder gets the latents
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The different tensors among them."""
-        return (self.visible, self.masked, *(() if self.places is self.visible else (self.places,)))
+    latent_tokens: Tensor  # int32 [r * N, K], the tokens at which the decoder gets the latents
 
 
 @dataclass(frozen=True)
-class Masking:
+class MaskSampler:
     """How masks are drawn; the fields of a kind that is not this one do not matter."""
 
     kind: str
@@ -49,44 +55,42 @@ class Masking:
     placement: str = "token"
 
     @classmethod
-    def of(
-        cls, config: Config, joints: int, published: str, parts: dict[str, tuple[int, ...]] | None = None
-    ) -> Masking:
+    def from_config(cls, config: Config, network: Network, layout: Layout, default_kind: str) -> MaskSampler:
         """The masks of a config.
 
         Args:
             config: the run.
-            joints: V.
-            published: the kind that ``auto`` stands for.
-            parts: body parts of the skeleton's layout.
+            network: whose tokens are masked.
+            layout: the skeleton.
+            default_kind: what mask.kind ``auto`` stands for.
 
         Raises:
             ConfigError: a kind that cannot be drawn with these values.
         """
-        mask, parts = config.mask, parts or {}
-        kind = published if mask.kind == "auto" else mask.kind
-        keep = check_mask(config, kind, joints, parts)
-        by_parts = 0 if mask.parts is None else mask.parts
+        mask, (segments, _) = config.mask, network.grid
+        kind = default_kind if mask.kind == "auto" else mask.kind
+        keep = check_masks(config, default_kind, segments, layout)
+        masked_parts = 0 if mask.parts is None else mask.parts
         return cls(
             kind=kind,
-            segment_frames=config.model.segment_frames,
+            segment_frames=network.segment_frames,
             keep=keep,
             tube_len=mask.tube_len,
             motion_weight=mask.motion_weight if kind == "motion_tube" else 0.0,
             tau=mask.tau,
-            whole_segments=int(config.segments * mask.frame_ratio + 1e-9) if kind == "frame_joint" else 0,
+            whole_segments=int(segments * mask.frame_ratio + 1e-9) if kind == "frame_joint" else 0,
             per_segment=mask.joints == "segment",
-            parts=tuple(tuple(members) for members in parts.values()) if by_parts else (),
-            masked_parts=by_parts,
+            parts=tuple(tuple(members) for members in layout.parts.values()) if masked_parts else (),
+            masked_parts=masked_parts,
             per_clip=mask.masks_per_clip,
             placement=config.objective.placement,
         )
 
     def visible(self, segments: int) -> int:
         """K: tokens of a track that stay visible."""
-        return self.keep if self.kind in TOKENS else (segments - self.whole_segments) * self.keep
+        return self.keep if self.kind in TOKEN_KINDS else (segments - self.whole_segments) * self.keep
 
-    def masks(
+    def sample(
         self,
         clips: Tensor,
         *,
@@ -94,27 +98,28 @@ class Masking:
         seed: int = 0,
         epoch: int = 0,
         sample_ids: Tensor | None = None,
-    ) -> Masks:
+    ) -> MaskBatch:
         """The masks of clips [N, T, V, C]; arguments as of `s2vfast.objectives.Objective.forward`."""
         ids = None
         if sample_ids is not None:  # which may be on the CPU, where numbers are cheaper than launches
             ids = self.track_ids(sample_ids, clips.shape[0]).to(clips.device, non_blocking=True)
         draws = {"noise": noise, "seed": seed, "epoch": epoch, "ids": ids}
-        visible, masked = self.draw(clips, **draws)
-        return Masks(visible, masked, visible if self.placement == "token" else self.places(clips, **draws))
+        visible, masked = self.sample_tokens(clips, **draws)
+        latent_tokens = visible if self.placement == "token" else self.published_tokens(clips, **draws)
+        return MaskBatch(visible, masked, latent_tokens)
 
     def track_ids(self, sample_ids: Tensor, tracks: int) -> Tensor:
         """int64 [r * N]: ids of the tracks of samples [B], mask after mask."""
         bodies = tracks // sample_ids.shape[0]
         return torch.cat([philox.track_ids(sample_ids, bodies, mask) for mask in range(self.per_clip)])
 
-    def draw(
+    def sample_tokens(
         self, clips: Tensor, *, noise: Tensor | None = None, seed: int = 0, epoch: int = 0, ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """visible int32 [r * N, K] and masked int32 [r * N, M] of clips [N, T, V, C], r = masks_per_clip."""
         draws = {"noise": noise, "seed": seed, "epoch": epoch, "ids": ids}
         moving = self._moving(clips)
-        if self.kind in TUBES:
+        if self.kind in TUBE_KINDS:
             return ops.tube_mask(moving, keep=self.keep, **self._tubes(), **draws)
         return ops.token_mask(
             moving,
@@ -129,15 +134,15 @@ class Masking:
             **draws,
         )
 
-    def places(self, clips: Tensor, **draws: Any) -> Tensor:
-        """Where the authors' code of Skeleton2vec puts the latents of `draw`'s visible tokens: int32 [r * N, K]."""
+    def published_tokens(self, clips: Tensor, **draws: Any) -> Tensor:
+        """Where the authors' code of Skeleton2vec puts the latents of `sample_tokens`: int32 [r * N, K]."""
         score = tube_scores(self._moving(clips), **self._tubes(), **draws)
         return published_places(score, self.tube_len, self.keep)
 
     def _moving(self, clips: Tensor) -> Tensor:
         """Coordinates, once a mask; velocities, where they are input, say nothing new about motion."""
-        places = clips[..., :3]
-        return places.repeat(self.per_clip, 1, 1, 1) if self.per_clip > 1 else places
+        joints = clips[..., :3]
+        return joints.repeat(self.per_clip, 1, 1, 1) if self.per_clip > 1 else joints
 
     def _tubes(self) -> dict[str, Any]:
         return {
@@ -154,3 +159,65 @@ def _members(parts: tuple[tuple[int, ...], ...], joints: int, device: torch.devi
     for number, members in enumerate(parts):
         table[number, list(members)] = True
     return table.to(device)
+
+
+def check_masks(config: Config, default_kind: str, segments: int, layout: Layout | None) -> int | None:
+    """Raise `ConfigError` unless the masks of a config can be drawn.
+
+    Args:
+        config: the run.
+        default_kind: what mask.kind ``auto`` stands for.
+        segments: S.
+        layout: the skeleton; checks that depend on it are left out without it.
+
+    Returns:
+        What stays visible: joints a tube or a segment, or (`TOKEN_KINDS`) tokens a track; None without a layout.
+    """
+    mask, S = config.mask, segments
+    kind = default_kind if mask.kind == "auto" else mask.kind
+    if kind in TUBE_KINDS and S % mask.tube_len:
+        raise ConfigError(
+            f"mask.tube_len: {mask.tube_len} does not divide the {S} segments of a clip "
+            f"(data.frames / model.segment_frames)"
+        )
+    if kind not in TUBE_KINDS and config.objective.placement == "published":
+        raise ConfigError(
+            f"objective.placement: published is what the authors' code does with tubes; mask.kind is {kind}"
+        )
+    if mask.parts is not None and kind != "frame_joint":
+        raise ConfigError(f"mask.parts: {mask.parts} is for mask.kind frame_joint, and it is {kind}; give null")
+    if mask.parts is not None and mask.keep is not None:
+        raise ConfigError(f"mask.keep: {mask.keep} and mask.parts: {mask.parts}; give one of them")
+    if layout is None:
+        return None
+    joints = layout.num_joints
+    name, value = ("mask.ratio", mask.ratio) if mask.keep is None else ("mask.keep", mask.keep)
+    if kind in TOKEN_KINDS:
+        total, what = S * joints, "tokens"
+        # As published, where 750 tokens at a ratio of 0.9 keep 74.
+        keep = int(total * (1.0 - mask.ratio)) if mask.keep is None else mask.keep
+    elif mask.parts is not None:
+        name, value, total, what = "mask.parts", mask.parts, joints, "joints"
+        keep = joints - _masked_by_parts(layout.parts, mask.parts)
+    else:
+        # The small term corrects 20 * (1 - 0.9) = 1.9999999999999996.
+        total, what = joints, "joints"
+        keep = math.floor(joints * (1.0 - mask.ratio) + 1e-9) if mask.keep is None else mask.keep
+    if not 1 <= keep < total:
+        raise ConfigError(
+            f"{name}: {value} leaves {keep} of {total} {what} visible; between 1 and {total - 1} must stay"
+        )
+    return keep
+
+
+def _masked_by_parts(parts: dict[str, tuple[int, ...]], count: int) -> int:
+    """Joints that are masked where ``count`` body parts are: as many as the largest have."""
+    listed = [joint for members in parts.values() for joint in members]
+    if len(parts) < count:
+        raise ConfigError(
+            f"mask.parts: {count}, and the skeleton's layout has {len(parts)} body parts; list them under parts in its "
+            f"JSON file, or give mask.parts null to mask joints by mask.ratio"
+        )
+    if twice := sorted({joint for joint in listed if listed.count(joint) > 1}):
+        raise ConfigError(f"mask.parts: joint {twice[0]} is in several body parts of the skeleton's layout")
+    return sum(sorted(map(len, parts.values()))[-count:])

@@ -10,14 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from s2vfast.config import Config
-
 COORDINATES = 3
 
 
-def numbers_of_token(config: Config) -> int:
+def token_numbers(segment_frames: int) -> int:
     """Numbers of a token's target."""
-    return config.model.segment_frames * COORDINATES
+    return segment_frames * COORDINATES
 
 
 def coordinates(clips: Tensor, masked: Tensor | None, segment_frames: int) -> Tensor:
@@ -25,7 +23,7 @@ def coordinates(clips: Tensor, masked: Tensor | None, segment_frames: int) -> Te
 
     Args:
         clips: [N, T, V, C], coordinates first.
-        masked: int32 [r * N, M], the tokens wanted, mask after mask; None for all L.
+        masked: int32 [r * N, M], the tokens to predict, mask after mask; None for all L.
         segment_frames: s, frames a token.
 
     Returns:
@@ -39,15 +37,15 @@ def motion(clips: Tensor, masked: Tensor | None, segment_frames: int, eps: float
 
     Args:
         clips: [N, T, V, C], coordinates first.
-        masked: int32 [r * N, M], the tokens wanted, mask after mask; None for all L.
+        masked: int32 [r * N, M], the tokens to predict, mask after mask; None for all L.
         segment_frames: s, frames a token.
         eps: added to the variance, which is the unbiased one.
 
     Returns:
         [r * N, M, s * 3] or [N, L, s * 3], a token's numbers frame by frame.
     """
-    places = clips[..., :COORDINATES]
-    moved = torch.cat([places[:, 1:] - places[:, :-1], torch.zeros_like(places[:, :1])], dim=1)
+    joints = clips[..., :COORDINATES]
+    moved = torch.cat([joints[:, 1:] - joints[:, :-1], torch.zeros_like(joints[:, :1])], dim=1)
     tokens = _tokens(moved, masked, segment_frames)
     variance, mean = torch.var_mean(tokens, dim=-1, correction=1, keepdim=True)
     return (tokens - mean) / torch.sqrt(variance + eps)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ORDER, CLIP, FRAMES, MASK, WEIGHTS, TOKEN_MASK = range(6)
+ORDER, CLIP, FRAMES, MASK, WEIGHTS, TOKEN_MASK, VIEW = range(7)
 
 _LOW = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

@@ -22,7 +22,7 @@ from s2vfast.train import torchrun
 
 T = TypeVar("T")
 
-PATIENCE = datetime.timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for another before it gives up."""
 
 
@@ -31,55 +31,63 @@ class Ranks:
 
     Args:
         rank: this one's number.
-        world: how many there are.
-        local: this one's number on its machine.
+        world_size: how many there are.
+        local_rank: this one's number on its machine.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, local: int = 0) -> None:
-        self.rank, self.world, self.local = rank, world, local
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
-    def sum(self, buffer: Tensor) -> None:
+    def all_reduce(self, buffer: Tensor) -> None:
         """Add up a buffer over all ranks, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             with _peers():
                 dist.all_reduce(buffer)
 
-    def spread(self, buffer: Tensor) -> None:
+    def broadcast(self, buffer: Tensor) -> None:
         """Give every rank what rank 0 has, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             with _peers():
                 dist.broadcast(buffer, 0)
 
-    def tell(self, make: Callable[[], T]) -> T:
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, [world_size * n, …], in the order of ranks; all ranks have n of them.
+
+        The gradient of all of them goes back to this rank's own: where every rank's loss is its share of the whole, the
+        sum of gradients over ranks is that of one process.
+        """
+        return rows if self.world_size == 1 else _AllGather.apply(rows, self)
+
+    def run_on_main_and_broadcast(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on rank 0, which alone calls it; what it raises there ends all ranks."""
-        if self.world == 1:
+        if self.world_size == 1:
             return make()
-        return self._agree(make if self.first else None)[0]
+        return self._agree(make if self.is_main else None)[0]
 
-    def each(self, make: Callable[[], T]) -> T:
+    def run_on_all(self, make: Callable[[], T]) -> T:
         """What ``make`` returns here; what it raises on any rank ends all of them."""
-        if self.world == 1:
+        if self.world_size == 1:
             return make()
-        mine: list[T] = []
-        self._agree(lambda: mine.append(make()))
-        return mine[0]
+        result: list[T] = []
+        self._agree(lambda: result.append(make()))
+        return result[0]
 
-    def same(self, what: str, value: Any) -> None:
+    def assert_equal_across_ranks(self, what: str, value: Any) -> None:
         """Raise `TrainingError` on all ranks unless all have the same value."""
-        if self.world > 1:
-            values = [found for found, _ in self._gather((value, None))]
-            for rank, found in enumerate(values):
-                if found != values[0]:
+        if self.world_size > 1:
+            values = [of_rank for of_rank, _ in self._gather((value, None))]
+            for rank, of_rank in enumerate(values):
+                if of_rank != values[0]:
                     error = errors.TrainingError(
-                        f"rank {rank} has another {what} than rank 0: {found!r}, not {values[0]!r}; all ranks need the "
-                        f"same s2vfast, store and config"
+                        f"rank {rank} has another {what} than rank 0: {of_rank!r}, not {values[0]!r}; all ranks need "
+                        f"the same s2vfast, store and config"
                     )
-                    error.elsewhere = not self.first
+                    error.reported_by_other_rank = not self.is_main
                     raise error
 
     def _agree(self, make: Callable[[], T] | None) -> list[Any]:
@@ -92,15 +100,33 @@ class Ranks:
         for _, error in gathered:
             if error is not None:
                 # Whoever it went wrong for, rank 0 says so.
-                error.elsewhere = not self.first
+                error.reported_by_other_rank = not self.is_main
                 raise error
-        return [found for found, _ in gathered]
+        return [of_rank for of_rank, _ in gathered]
 
     def _gather(self, value: Any) -> list[Any]:
-        gathered: list[Any] = [None] * self.world
+        gathered: list[Any] = [None] * self.world_size
         with _peers():
             dist.all_gather_object(gathered, value)
         return gathered
+
+
+class _AllGather(torch.autograd.Function):
+    """`Ranks.all_gather`. A sum of zeros and rows: one collective that every backend has, exact in any dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        whole = rows.new_zeros(ranks.world_size, *rows.shape)
+        whole[ranks.rank] = rows
+        ranks.all_reduce(whole)
+        return whole.flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = gradient.contiguous().clone()
+        ctx.ranks.all_reduce(whole)
+        return whole.unflatten(0, (ctx.ranks.world_size, -1))[ctx.ranks.rank], None
 
 
 @contextlib.contextmanager
@@ -132,40 +158,40 @@ def start() -> Iterator[Ranks]:
     Raises:
         TrainingError: an environment that makes no sense, or ranks that do not come.
     """
-    if not torchrun.launched():
+    if not torchrun.under_torchrun():
         yield Ranks()
         return
     try:
-        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local = int(os.environ.get("LOCAL_RANK", rank))
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
     except ValueError:
         raise errors.TrainingError(
             "RANK, WORLD_SIZE and LOCAL_RANK: whole numbers are expected, as torchrun sets them"
         ) from None
-    if world == 1:
-        yield Ranks(rank, world, local)
+    if world_size == 1:
+        yield Ranks(rank, world_size, local_rank)
         return
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         # What is on the CPU, as the words that ranks exchange are, goes through gloo.
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(local % torch.cuda.device_count())
-    mine = not dist.is_initialized()
-    if mine:
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    makes_group = not dist.is_initialized()
+    if makes_group:
         with _peers():
-            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
             # torchrun may keep its store when it starts ranks again, and the addresses of those that died with it.
-            store = dist.PrefixStore(f"s2vfast/{torchrun.attempt()}", store)
-            make_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+            store = dist.PrefixStore(f"s2vfast/{torchrun.restart_count()}", store)
+            make_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
     try:
-        yield Ranks(rank, world, local)
+        yield Ranks(rank, world_size, local_rank)
     except BaseException:
         # No barrier: the others may be waiting in another collective. NCCL would wait for its own.
-        if mine and backend == "gloo":
+        if makes_group and backend == "gloo":
             with contextlib.suppress(Exception):  # what went wrong before is what counts
                 dist.destroy_process_group()
         raise
-    if mine:
+    if makes_group:
         with _peers():
             dist.barrier()
         dist.destroy_process_group()

@@ -1,13 +1,11 @@
-"""The input of each step: clips and masks, made where the recordings lie."""
+"""The input of each step: views and what the objective makes of them, made where the recordings lie."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,44 +15,74 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.clips import clip_spec
 from s2vfast.data.store import Store
-from s2vfast.objectives import Bodies
+from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
+from s2vfast.reference import philox
+from s2vfast.train.batch_norm import has_batch_norm
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.order import Order
 
-CACHE = 16 * 2**20
-"""Bytes of the largest activation of a part, on a CPU."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What goes through the network at once."""
-
-    clips: Tensor  # float32 [n * M, T, V, C]
-    masks: Any  # of the objective: whatever its `draw` gave
-    bodies: Bodies | None  # which tracks hold one; None: it does not matter
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, always in the same order."""
-        return (self.clips, *self.masks.tensors(), *(self.bodies.tensors() if self.bodies else ()))
-
-    def mapped(self, function: Callable[[Tensor], Tensor]) -> Part:
-        """The same of other tensors."""
-        made = {id(tensor): function(tensor) for tensor in self.tensors()}
-        fields = {"clips": made[id(self.clips)]}
-        for name in ("masks", "bodies"):
-            if (group := getattr(self, name)) is not None:
-                others = {key: made[id(value)] for key, value in vars(group).items() if id(value) in made}
-                fields[name] = replace(group, **others)
-        return replace(self, **fields)
+CACHE_BYTES = 16 * 2**20
+"""Of the largest activation of a micro-batch, on a CPU."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """The input of one step."""
 
-    parts: list[Part]  # this rank's share
+    micro_batches: list[MicroBatch]  # this rank's
     sample_ids: np.ndarray  # int64 [B], of all ranks
     epoch: int
+
+
+class Recordings:
+    """A store's sequences where clips are made of them, on a device or on the host.
+
+    Args:
+        config: of the run, which says how clips are made.
+        store: the sequences.
+        device: where clips are needed.
+        resident: as of data.resident.
+
+    Raises:
+        TrainingError: recordings that do not fit on the device they were to lie on.
+    """
+
+    def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
+        self.device, self.bodies = device, config.data.bodies
+        self.spec = clip_spec(config.data, store.layout)
+        row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
+        self.present = count > 0
+        """bool [Q, M], on the host: which bodies a sequence has."""
+        on_host, self.note = _stays_on_host(resident, store.frames.nbytes, device)
+        self.source = torch.device("cpu") if on_host else device
+        try:
+            tables = _readable(store.frames), torch.from_numpy(store.frame_index), row, count
+            self._tables = [table.to(self.source) for table in tables]
+        except torch.OutOfMemoryError:
+            raise errors.TrainingError(
+                f"data.resident: device: the recordings ({store.frames.nbytes / 1e9:.1f} GB) do not fit on {device}; "
+                f"give host or auto"
+            ) from None
+
+    @property
+    def sends(self) -> bool:
+        """Whether clips are made on the host and needed on a device."""
+        return self.source != self.device
+
+    def clips(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
+        """[n * M, T, V, C] at `source` of sequences ``ids``: of a training epoch, or (None) the deterministic ones."""
+        there = ids
+        if self.source.type == "cuda":
+            there = ids.pin_memory().to(self.source, non_blocking=True)
+        return ops.clip_sample(*self._tables, there, self.spec, seed=seed, epoch=epoch or 0, training=epoch is not None)
+
+
+def view_seed(seed: int, view: int) -> int:
+    """The seed of a view's draws: the run's own for the first, for each other one a function of it."""
+    if view == 0:
+        return seed
+    low, high = philox.words(seed, 0, torch.tensor([view]), philox.VIEW, 2)[0].tolist()
+    return (high << 31 | low >> 1) & (2**63 - 1)
 
 
 class Feed:
@@ -63,93 +91,103 @@ class Feed:
     Args:
         config: the run.
         store: its sequences.
-        model: the objective, whose ``draw`` makes the masks.
+        objective: says how many views it needs, and what else.
         device: where the step runs.
         ranks: the processes that share a batch.
+        ids: int64 [n], the sequences; None: the training part of data.split.
 
     Raises:
-        ConfigError: a batch that does not fit the store or the ranks.
+        ConfigError: a batch that does not fit the sequences or the ranks.
         DataError: a split that the store does not have.
         TrainingError: recordings that do not fit on the device they were to lie on.
     """
 
-    def __init__(self, config: Config, store: Store, model: Any, device: torch.device, ranks: Ranks) -> None:
-        self.config, self.model, self.device, self.ranks = config, model, device, ranks
-        ids = torch.from_numpy(store.select(config.data.split, "train"))
-        batch = config.train.batch
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        objective: Objective,
+        device: torch.device,
+        ranks: Ranks,
+        ids: np.ndarray | None = None,
+    ) -> None:
+        self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
+        ids = torch.from_numpy(store.select(config.data.split, "train") if ids is None else ids)
+        batch, accumulate = config.train.batch, config.train.accumulate
         if batch > len(ids):
             raise errors.ConfigError(
                 f"train.batch: {batch} is more than the {len(ids)} training sequences of split {config.data.split}"
             )
-        divisor = ranks.world * (config.train.accumulate or 1)
-        if batch % divisor:
-            parts = f" times train.accumulate = {config.train.accumulate}" if config.train.accumulate else ""
+        shares = ranks.world_size * (accumulate or 1)
+        if batch < shares:
+            times = f" times train.accumulate = {accumulate}" if accumulate else ""
             raise errors.ConfigError(
-                f"train.batch: {batch} is no multiple of {divisor}, which is {ranks.world} ranks{parts}"
+                f"train.batch: {batch} is less than {shares}, which is {ranks.world_size} ranks{times}; each of them "
+                f"needs a clip"
             )
-        self.parts = config.train.accumulate or parts_for(config, store.layout.num_joints, batch // ranks.world, device)
         self.order = Order(ids, batch, config.train.seed)
-        self.spec = clip_spec(config.data, store.layout)
-        row, count = store.track_table(config.data.bodies)
-        self._present = torch.from_numpy(count > 0)  # bool [Q, M], on the host: no one need wait for the device
-        on_host, self.note = _stays_on_host(config.data.resident, store.frames.nbytes, device)
-        self._source = torch.device("cpu") if on_host else device
-        try:
-            self.frames = _readable(store.frames).to(self._source)
-        except torch.OutOfMemoryError:
-            raise errors.TrainingError(
-                f"data.resident: device: the recordings ({store.frames.nbytes / 1e9:.1f} GB) do not fit on {device}; "
-                f"give host or auto"
-            ) from None
-        self.frame_index = torch.from_numpy(store.frame_index).to(self._source)
-        self.row, self.count = torch.from_numpy(row).to(self._source), torch.from_numpy(count).to(self._source)
-        self._sends = self._source != device
-        self._threads = max(config.data.workers, 2) if self._sends else config.data.workers
+        self.micro_batches = accumulate or micro_batches_for(config, objective, batch // ranks.world_size, device)
+        self.recordings = Recordings(config, store, device, config.data.resident)
+        self._labels = torch.from_numpy(store.labels) if objective.needs_labels else None
+        if self._labels is not None:
+            self._labels = self._labels.to(self.recordings.source)
+        sends = self.recordings.sends
+        self._threads = max(config.data.workers, 2) if sends else config.data.workers
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[Batch]] = {}
         # Shapes that repeat can be captured or compiled once; exact ones save a little more.
         self._repeats = device.type == "cuda" or config.train.mode == "compile"
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of a step's clips and masks."""
+        """This rank's share of a step's views, and what the objective makes of them."""
         ids, epoch = self.order.sample_ids(step), self.order.epoch(step)
-        mine = ids.view(self.ranks.world, -1)[self.ranks.rank]
+        shares = self.shares(ids)
+        first = self.ranks.rank * self.micro_batches
         # What is chosen for the device may not run on the host.
-        choice, room = "auto" if self._sends else self.config.train.impl, self._room(ids)
-        with (
-            contextlib.nullcontext() if choice == "auto" and not self._sends else ops.use_impl(choice, everywhere=False)
-        ):
-            parts = [self._part(part, epoch, room) for part in mine.chunk(self.parts)]
-        return Batch(parts, ids.numpy(), epoch)
+        impl, capacity = "auto" if self.recordings.sends else self.config.train.impl, self._capacity(shares)
+        auto = impl == "auto" and not self.recordings.sends
+        with contextlib.nullcontext() if auto else ops.use_impl(impl, everywhere=False):
+            batches = [
+                self._micro_batch(share, epoch, capacity, len(share) / len(ids))
+                for share in shares[first : first + self.micro_batches]
+            ]
+        return Batch(batches, ids.numpy(), epoch)
 
-    def _room(self, ids: Tensor) -> int | None:
-        """Tracks with a body that every part of every rank has room for, or None where each has what it needs.
+    def shares(self, ids: Tensor) -> list[Tensor]:
+        """The samples of every micro-batch of every rank, of those of a step; sizes differ by one at most."""
+        of_ranks = ids.tensor_split(self.ranks.world_size)
+        return [share for rank in of_ranks for share in rank.tensor_split(self.micro_batches)]
+
+    def _capacity(self, shares: list[Tensor]) -> int | None:
+        """Tracks with a body that every micro-batch of every rank has room for; None where each has what it needs.
 
         The same everywhere, so that all ranks have captured the same shapes, and these repeat.
         """
-        if not self._repeats or self.model.empty_bodies == "compute":
+        if not self._repeats or self.objective.empty_bodies == "compute":
             return None
-        shares = self._present[ids].view(self.ranks.world * self.parts, -1)
-        each = shares.shape[1]
+        present = self.recordings.present
+        each = len(shares[0]) * present.shape[1]
         round_to = max(1, each // 16)
-        return min(-(-int(shares.sum(1).max()) // round_to) * round_to, each)
+        most = max(int(present[share].sum()) for share in shares)
+        return min(-(-most // round_to) * round_to, each)
 
-    def _part(self, ids: Tensor, epoch: int, room: int | None) -> Part:
-        seed = self.config.train.seed
-        there = ids
-        if self._source.type == "cuda":
-            there = ids.pin_memory().to(self._source, non_blocking=True)
-        clips = ops.clip_sample(
-            self.frames, self.frame_index, self.row, self.count, there, self.spec, seed=seed, epoch=epoch
+    def _micro_batch(self, ids: Tensor, epoch: int, capacity: int | None, weight: float) -> MicroBatch:
+        seed, objective, source = self.config.train.seed, self.objective, self.recordings.source
+        labels = None
+        if self._labels is not None:
+            labels = self._labels[ids.to(source)]
+        draw = Draw(seed, epoch, ids, labels)
+        views = tuple(
+            objective.augment(self.recordings.clips(ids, epoch=epoch, seed=view_seed(seed, view)), view, draw)
+            for view in range(objective.views)
         )
-        masks = self.model.draw(clips, seed=seed, epoch=epoch, sample_ids=ids)
-        bodies = None
-        if self.model.empty_bodies != "compute":
-            bodies = Bodies.known(self._present[ids].flatten(), room)
-            if self._source.type == "cuda":
-                bodies = replace(bodies, order=self._send(bodies.order), places=self._send(bodies.places))
-        part = Part(clips, masks, bodies)
-        return part.mapped(self._send) if self._sends else part
+        inputs, bodies = objective.prepare(views, draw), None
+        if objective.empty_bodies != "compute":
+            bodies = Bodies.from_mask(self.recordings.present[ids].flatten(), capacity)
+            if source.type == "cuda":
+                bodies = replace(bodies, order=self._send(bodies.order), rank=self._send(bodies.rank))
+        made = MicroBatch(views, inputs, bodies, weight)
+        return made.map(self._send) if self.recordings.sends else made
 
     def _send(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -172,14 +210,16 @@ class Feed:
         self._ahead.clear()
 
 
-def parts_for(config: Config, joints: int, clips: int, device: torch.device) -> int:
-    """Parts to do ``clips`` clips in: one on a GPU; on a CPU the fewest whose widest activations fit into a cache."""
-    if device.type != "cpu":
+def micro_batches_for(config: Config, objective: Objective, clips: int, device: torch.device) -> int:
+    """Micro-batches for ``clips`` clips: one on a GPU; on a CPU the fewest whose widest activations fit into a cache.
+
+    One for batch norm, whose statistics would be those of less than the batch.
+    """
+    if device.type != "cpu" or has_batch_norm(objective):
         return 1
-    model, masks = config.model, config.mask.masks_per_clip
-    width = max(round(model.dim * model.mlp_ratio), 3 * model.dim)
-    each = config.data.bodies * masks * config.segments * joints * width * 4  # bytes of a clip
-    return next((n for n in range(1, clips) if clips % n == 0 and clips // n * each <= CACHE), clips)
+    masks = config.mask.masks_per_clip if config.mask else 1
+    each = config.data.bodies * masks * objective.encoder.activation_numbers() * 4  # bytes of a clip
+    return next((n for n in range(1, clips) if clips % n == 0 and clips // n * each <= CACHE_BYTES), clips)
 
 
 def _stays_on_host(wish: str, size: int, device: torch.device) -> tuple[bool, str | None]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import s2vfast
 import s2vfast.errors as errors
@@ -20,19 +20,15 @@ from s2vfast.config import Config
 from s2vfast.train import checkpoint, distributed, progress, rundir, torchrun
 from s2vfast.train.stopping import Stop
 
-COLLAPSED_VARIANCE = 0.01
-"""A teacher whose targets vary less than this over tokens has collapsed. Targets are layer-normed, so that 1 is the
-most there can be; data2vec's reference stops at a standard deviation of 0.1, which is the same."""
-
-FREE = ("data.workers", "train.log_every", "checkpoint.every", "checkpoint.keep")
+RESUME_SAFE = ("data.workers", "train.log_every", "checkpoint.every", "checkpoint.keep")
 """Fields that may change when a run goes on: they change no weight."""
-LAST_BITS = ("data.resident", "train.device", "train.impl", "train.mode", "train.accumulate", "train.threads")
+RESUME_INEXACT = ("data.resident", "train.device", "train.impl", "train.mode", "train.accumulate", "train.threads")
 """Fields that may change too, but then sums are rounded in another order."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `pretrain` ended."""
+    """How a call of `train` ended."""
 
     run_dir: Path
     """The run's folder."""
@@ -55,7 +51,7 @@ class Summary:
         return self.step >= self.total_steps
 
 
-def pretrain(
+def train(
     config: Config | None,
     store_path: str | Path | None,
     run_dir: str | Path,
@@ -63,7 +59,7 @@ def pretrain(
     resume: bool = False,
     tensorboard: bool = False,
     profile: int | None = None,
-    make_engine: Callable[[Config, Any], Any] | None = None,
+    make_trainer: Callable[[Config, Any], Any] | None = None,
 ) -> Summary:
     """Train a run to its end, or until a signal.
 
@@ -71,14 +67,14 @@ def pretrain(
     torchrun all ranks stop after the same step, and a process that torchrun started again goes on as with ``resume``.
 
     Args:
-        config: The run's config. With ``resume`` it may differ from the run's own in `FREE` and `LAST_BITS` only;
-            None takes the run's own.
+        config: The run's config. With ``resume`` it may differ from the run's own in `RESUME_SAFE` and
+            `RESUME_INEXACT` only; None takes the run's own.
         store_path: The store; None, with ``resume``, takes the one the run began with.
         run_dir: The run's folder: empty or missing without ``resume``.
         resume: Go on from the newest intact checkpoint. Where no run has begun in the folder, begin one.
         tensorboard: Write scalars for TensorBoard too.
-        profile: Steps to measure and trace before the run's own; what is found goes to ``profile`` in the run's folder.
-        make_engine: Builds the engine from (config, store); `s2vfast.train.engine.Pretrainer` where None.
+        profile: Steps to measure and trace before the run's own; the results go to ``profile`` in the run's folder.
+        make_trainer: Builds the trainer from (config, store); `s2vfast.train.trainer.Trainer` where None.
 
     Raises:
         ConfigError: A field is impossible, or cannot change in this run.
@@ -88,35 +84,91 @@ def pretrain(
     """
     run = Path(run_dir)
     with distributed.start() as ranks:
-        plan = ranks.tell(lambda: _plan(run, config, store_path, resume or torchrun.attempt() > 0))
-        store = ranks.each(lambda: _open(plan))
-        ranks.tell(lambda: _check(run, plan, store))
-        ranks.same("version", s2vfast.__version__)
-        ranks.same("store", store.fingerprint)
-        with Stop(patient=torchrun.launched()) as stop, contextlib.ExitStack() as stack:
-            _set_threads(plan.config)
-            engine = ranks.each(lambda: (make_engine or _engine(ranks))(plan.config, store))
-            stack.callback(engine.close)
-            ranks.tell(lambda: _claim(run, plan, store, stack))
-            loop = _Loop(run, plan, engine, ranks, tensorboard, stop, stack)
-            if profile:
-                loop.profile(profile)
-            return loop.run()
+        plan = ranks.run_on_main_and_broadcast(
+            lambda: _plan(run, config, store_path, resume or torchrun.restart_count() > 0)
+        )
+        store = ranks.run_on_all(lambda: _open(plan))
+        ranks.run_on_main_and_broadcast(lambda: _check(run, plan, store))
+        ranks.assert_equal_across_ranks("version", s2vfast.__version__)
+        ranks.assert_equal_across_ranks("store", store.fingerprint)
+        return run_steps(
+            run,
+            plan.config,
+            store,
+            ranks,
+            begin=not plan.continues,
+            notes=plan.notes,
+            tensorboard=tensorboard,
+            profile=profile,
+            make_trainer=make_trainer,
+            command=f"s2vfast pretrain --resume --out {run}",
+        )
+
+
+def run_steps(
+    run: Path,
+    config: Config,
+    store: Any,
+    ranks: distributed.Ranks,
+    *,
+    begin: bool,
+    command: str,
+    description: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    stream: IO[str] | None = None,
+    tensorboard: bool = False,
+    profile: int | None = None,
+    make_trainer: Callable[[Config, Any], Any] | None = None,
+    **learned: Any,
+) -> Summary:
+    """The steps of a run whose config and store go together, for `train` and for fine-tuning.
+
+    Args:
+        run: its folder.
+        config: its config.
+        store: its open store.
+        ranks: the processes that share it.
+        begin: make the folder; else go on from the newest intact checkpoint.
+        command: what goes on with an interrupted run, for messages.
+        description: what run.json is to hold beside the usual.
+        notes: what to say before the first step.
+        stream: where progress goes; None: standard output.
+        tensorboard: as of `train`; so are profile and make_trainer.
+        profile: see `train`.
+        make_trainer: see `train`.
+        learned: ``ids`` and ``initial`` of `s2vfast.train.trainer.Trainer`.
+    """
+    with Stop(patient=torchrun.under_torchrun()) as stop, contextlib.ExitStack() as stack:
+        _set_threads(config)
+        trainer = ranks.run_on_all(lambda: (make_trainer or _trainer(ranks, **learned))(config, store))
+        stack.callback(trainer.close)
+
+        def claim() -> None:
+            """Make the run's folder where it is to begin, and keep others out of it."""
+            if begin:
+                rundir.create(run, config, store, description)
+            stack.enter_context(rundir.lock(run))
+
+        ranks.run_on_main_and_broadcast(claim)
+        loop = _Loop(run, config, trainer, ranks, stop, stack, notes, stream, tensorboard, command)
+        if profile:
+            loop.profile(profile)
+        return loop.run()
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What rank 0 found out before the run."""
+    """What rank 0 knows before the run."""
 
     config: Config
     store_path: str | Path
-    going_on: bool
+    continues: bool
     notes: list[str]
 
 
 def _plan(run: Path, config: Config | None, store_path: str | Path | None, resume: bool) -> _Plan:
-    going_on = resume and rundir.begun(run)
-    if going_on:
+    continues = resume and rundir.begun(run)
+    if continues:
         config, notes = _agreed(rundir.read_config(run), config)
         if rundir.IMPORTED in rundir.read(run):
             raise errors.CheckpointError(
@@ -132,7 +184,7 @@ def _plan(run: Path, config: Config | None, store_path: str | Path | None, resum
         if store_path is None:
             raise errors.DataError("--data: a store is needed to begin a run")
         config.validate()
-    return _Plan(config, store_path, going_on, notes)
+    return _Plan(config, store_path, continues, notes)
 
 
 def _open(plan: _Plan) -> Any:
@@ -143,16 +195,9 @@ def _open(plan: _Plan) -> Any:
 
 def _check(run: Path, plan: _Plan, store: Any) -> None:
     """Raise where run, config and store do not go together."""
-    if plan.going_on:
+    if plan.continues:
         rundir.check_store(run, store, plan.store_path, exact=True)
-    plan.config.validate(store.layout.num_joints)
-
-
-def _claim(run: Path, plan: _Plan, store: Any, stack: contextlib.ExitStack) -> None:
-    """Make the run's folder where it is to begin, and keep others out of it."""
-    if not plan.going_on:
-        rundir.create(run, plan.config, store)
-    stack.enter_context(rundir.lock(run))
+    plan.config.validate(store.layout)
 
 
 class _Loop:
@@ -161,24 +206,33 @@ class _Loop:
     def __init__(
         self,
         run: Path,
-        plan: _Plan,
-        engine: Any,
+        config: Config,
+        trainer: Any,
         ranks: distributed.Ranks,
-        tensorboard: bool,
         stop: Stop,
         stack: contextlib.ExitStack,
+        notes: Sequence[str],
+        stream: IO[str] | None,
+        tensorboard: bool,
+        command: str,
     ) -> None:
-        self.path, self.config, self.engine, self.ranks, self.stop = run, plan.config, engine, ranks, stop
-        self.total = engine.total_steps
+        self.path, self.config, self.trainer, self.ranks, self.stop = run, config, trainer, ranks, stop
+        self.command = command
+        self.total = trainer.total_steps
         self.meter = progress.Meter(self.total)
-        self.progress = progress.make(self.meter, plan.config.train.log_every) if ranks.first else progress.Silent()
-        for note in [*plan.notes, *engine.notes]:
+        if ranks.is_main:
+            self.progress = progress.make(self.meter, config.train.log_every, stream)
+        else:
+            self.progress = progress.Silent()
+        for note in [*notes, *trainer.notes]:
             self.progress.message(note)
-        size = ranks.tell(self._restore)
-        if ranks.world > 1:
-            engine.spread()
-        self.saved = engine.step
-        self.records = _Records(self, size, tensorboard, stack) if ranks.first else None
+        size = ranks.run_on_main_and_broadcast(self._restore)
+        if ranks.world_size > 1:
+            trainer.broadcast()
+        self.saved = trainer.step
+        self.records = None
+        if ranks.is_main and trainer.step < self.total:
+            self.records = _Records(self, size, tensorboard, stack)
         self.warned = self.stopped = False
         self.began, self.clips, self.last, self.bare = time.monotonic(), 0, None, None
 
@@ -188,45 +242,45 @@ class _Loop:
 
         folder = self.path / "profile"
         self.progress.message(f"profiling {profile.WARM + 3 * steps} steps into {folder}")
-        found = profile.take(self.engine, folder, steps, writes=self.ranks.first)
-        self.bare = found["clips_per_second_bare"]
-        self.progress.message(profile.text(found))
+        measured = profile.run_profile(self.trainer, folder, steps, writes=self.ranks.is_main)
+        self.bare = measured["clips_per_second_bare"]
+        self.progress.message(profile.text(measured))
 
     def run(self) -> Summary:
         """Steps until the end or a signal."""
-        engine, stop, first = self.engine, self.stop, self.engine.step
+        trainer, stop, first = self.trainer, self.stop, self.trainer.step
         if first >= self.total:
             self.progress.message(f"{self.path}: finished, {self.total} steps; nothing is left to do")
             return Summary(self.path, first, self.total, None, 0.0, 0.0)
         self.began = time.monotonic()
         self.meter = self.progress.meter = progress.Meter(self.total)
         with self.progress:
-            while engine.step < self.total and not self.stopped:
+            while trainer.step < self.total and not self.stopped:
                 if stop.signum:
-                    if self.ranks.world == 1:
+                    if self.ranks.world_size == 1:
                         break
                     # Together with the others, once all have heard of it.
-                    engine.stopping = True
-                if (result := engine.run_step()) is not None:
+                    trainer.stopping = True
+                if (result := trainer.run_step()) is not None:
                     self._take(result)
-                if engine.step % self.config.checkpoint.every == 0:
+                if trainer.step % self.config.checkpoint.every == 0:
                     self._save()
             self._finish_steps()
             seconds = time.monotonic() - self.began
             self._save()
         if self.bare and seconds > 0:
-            share = self.clips / seconds / self.bare
-            self.progress.message(f"the whole loop reached {share:.0%} of the bare step's throughput")
+            fraction = self.clips / seconds / self.bare
+            self.progress.message(f"the whole loop reached {fraction:.0%} of the bare step's throughput")
         signum = None
-        if engine.step < self.total:
+        if trainer.step < self.total:
             signum = stop.signum or signal.SIGTERM
             self.progress.message(
-                f"stopped by {signal.Signals(signum).name} after step {engine.step} of {self.total}, and saved; "
-                f"go on with: s2vfast pretrain --resume --out {self.path}"
+                f"stopped by {signal.Signals(signum).name} after step {trainer.step} of {self.total}, and saved; "
+                f"go on with: {self.command}"
             )
         return Summary(
             self.path,
-            engine.step,
+            trainer.step,
             self.total,
             self.last.loss if self.last else None,
             seconds,
@@ -243,44 +297,45 @@ class _Loop:
         if self.records and (step == 1 or step == self.total or step % self.config.train.log_every == 0):
             self.records.write(result)
         self.progress.update(step, result)
-        if self.engine.has_teacher and result.target_var < COLLAPSED_VARIANCE and not self.warned:
+        if not self.warned and (warning := self.trainer.objective.warning(result.reported)):
             self.warned = True
-            self.progress.message(
-                f"warning: step {step}: the teacher has collapsed: its targets vary by {result.target_var:.2g} over "
-                f"tokens (1 at most, below {COLLAPSED_VARIANCE} is a collapse), so that there is nothing left to "
-                f"predict. A slower EMA (objective.ema_start, objective.ema_end), a lower optim.lr or "
-                f"objective.target_norm instance may help"
-            )
+            self.progress.message(f"warning: step {step}: {warning}")
 
     def _finish_steps(self) -> None:
-        for result in self.engine.drain():
+        for result in self.trainer.drain():
             self._take(result)
 
     def _save(self) -> None:
         """A checkpoint of all steps that have been started, unless there is one."""
         self._finish_steps()
-        if self.saved == self.engine.step:
+        if self.saved == self.trainer.step:
             return
         if self.records:
             # The lines first: a checkpoint that is there must find all lines that were written before it.
-            meta = {"engine": self.engine.meta(), "metrics_bytes": self.records.metrics.sync()}
-            checkpoint.save(self.path, self.engine.step, self.engine.state(), meta, self.config.checkpoint.keep)
-        self.saved = self.engine.step
+            meta = {"engine": self.trainer.meta(), "metrics_bytes": self.records.metrics.sync()}
+            state, keep = self.trainer.state(), self.config.checkpoint.keep
+            if self.trainer.step == self.total and self.config.checkpoint.final == "weights":
+                state, keep = {"model": state["model"]}, 1
+            checkpoint.save(self.path, self.trainer.step, state, meta, keep)
+        self.saved = self.trainer.step
 
     def _restore(self) -> int:
         """Load the newest intact checkpoint; returns the length that metrics.jsonl had then."""
         checkpoint.clean(self.path)
         if not checkpoint.steps(self.path):
             return 0
-        found = checkpoint.load_latest(self.path, log=lambda line: self.progress.message(f"warning: {line}"))
-        for moved in checkpoint.set_aside(self.path, after=found.step):
+        latest = checkpoint.load_latest(self.path, log=lambda line: self.progress.message(f"warning: {line}"))
+        for moved in checkpoint.set_aside(self.path, after=latest.step):
             self.progress.message(f"{moved}: what is left of a damaged checkpoint; it may be removed")
         # A kill may have come between a save and the removal of what it made superfluous.
-        checkpoint.prune(self.path, found.step, self.config.checkpoint.keep)
-        self.engine.load(found.tensors, found.meta["engine"])
-        if self.engine.step < self.total:
-            self.progress.message(f"{self.path}: going on from step {found.step} of {self.total}")
-        return found.meta["metrics_bytes"]
+        checkpoint.prune(self.path, latest.step, self.config.checkpoint.keep)
+        if latest.step >= self.total and "optimizer" not in latest.tensors:  # checkpoint.final: weights
+            self.trainer.step = latest.step
+        else:
+            self.trainer.load(latest.tensors, latest.meta["engine"])
+        if self.trainer.step < self.total:
+            self.progress.message(f"{self.path}: going on from step {latest.step} of {self.total}")
+        return latest.meta["metrics_bytes"]
 
 
 class _Records:
@@ -304,7 +359,7 @@ class _Records:
             )
         self.throughput = rundir.JsonLines(loop.path / rundir.THROUGHPUT)
         stack.callback(self.throughput.close)
-        self.tensorboard = progress.TensorBoard(loop.path, loop.engine.step) if tensorboard else None
+        self.tensorboard = progress.TensorBoard(loop.path, loop.trainer.step) if tensorboard else None
         if self.tensorboard:
             stack.callback(self.tensorboard.close)
         # Which process wrote a line of throughput.jsonl.
@@ -313,8 +368,10 @@ class _Records:
     def write(self, result: Any) -> None:
         """A line of what was learned, and one of how long it took."""
         loop = self.loop
-        names = ("step", "epoch", "loss", "lr", "ema_decay", "grad_norm", "target_var", "pred_var")
-        values = {name: getattr(result, name) for name in names}
+        names = ("step", "epoch", "loss", "lr", "ema_decay", "grad_norm")
+        values = {name: getattr(result, name) for name in names} | result.reported
+        if result.ema_decay is None:
+            del values["ema_decay"]
         self.metrics.write(**values)
         rates = {
             "step": result.step,
@@ -324,8 +381,8 @@ class _Records:
             "seconds": round(time.monotonic() - loop.began, 3),
             "clips": loop.clips,
         }
-        if loop.ranks.world > 1:
-            rates["ranks"] = loop.ranks.world
+        if loop.ranks.world_size > 1:
+            rates["ranks"] = loop.ranks.world_size
         self.throughput.write(**rates)
         if self.tensorboard:
             self.tensorboard.write(values | {"clips_per_second": rates["clips_per_second"]})
@@ -337,19 +394,23 @@ def _agreed(own: Config, asked: Config | None) -> tuple[Config, list[str]]:
         return own, []
     notes = []
     before, after = own.to_dict(), asked.to_dict()
-    for section, fields in before.items():
-        for name, value in fields.items():
-            path, new = f"{section}.{name}", after[section][name]
-            if new == value or path in FREE:
+    for section in dict.fromkeys((*before, *after)):
+        for name in dict.fromkeys((*before.get(section, {}), *after.get(section, {}))):
+            path = f"{section}.{name}"
+            value, new = (tree.get(section, {}).get(name) for tree in (before, after))
+            if new == value or path in RESUME_SAFE:
                 continue
-            if path not in LAST_BITS:
+            if path not in RESUME_INEXACT:
                 raise errors.ConfigError(
                     f"{path}: {new!r} asked, but the run began with {value!r}, and --resume goes on with what a run "
-                    f"began with (only {', '.join(FREE + LAST_BITS)} may change); leave it out or begin another run"
+                    f"began with (only {', '.join(RESUME_SAFE + RESUME_INEXACT)} may change); leave it out or begin "
+                    f"another run"
                 )
             note = f"warning: {path}: {value} so far, {new} from here on; results may differ in the last bits"
             if path == "train.device" and asked.train.precision == "auto":
                 note += ", and more between a CPU and a GPU: train.precision auto is bfloat16 there"
+            if path == "train.accumulate":
+                note += ", and more where there is batch norm: its statistics are those of a micro-batch"
             notes.append(note)
     return asked, notes
 
@@ -361,7 +422,7 @@ def _set_threads(config: Config) -> None:
         torch.set_num_threads(config.train.threads)
 
 
-def _engine(ranks: distributed.Ranks) -> Callable[[Config, Any], Any]:
-    from s2vfast.train.engine import Pretrainer
+def _trainer(ranks: distributed.Ranks, **learned: Any) -> Callable[[Config, Any], Any]:
+    from s2vfast.train.trainer import Trainer
 
-    return lambda config, store: Pretrainer(config, store, ranks=ranks)
+    return lambda config, store: Trainer(config, store, ranks=ranks, **learned)

@@ -1,4 +1,4 @@
-"""Parameters, gradients and moments as a few flat buffers, and one step over them."""
+"""Parameters, gradients and moments as a few flat buffers, one step over them, and what a step changes beside them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from s2vfast import ops
+from s2vfast.networks.base import operand_weights
+from s2vfast.objectives.base import Objective
 
 # Parameters start at multiples of 64 bytes, as PyTorch's own allocations do: the results of matrix products may
 # depend on the alignment of their operands. (32 bytes where the operands are bfloat16: still whole vector loads.)
@@ -13,81 +15,83 @@ _ALIGN = 16
 
 
 class FlatAdamW:
-    """AdamW and, where there is a teacher, its EMA, over one flat float32 buffer.
+    """AdamW and the moving averages that an objective keeps, over one flat float32 buffer.
 
-    The parameters of ``student`` and ``teacher`` become views of the buffers. Those of the student's first module come
-    first and in the teacher's order, so that the teacher is the average of a prefix. Matrices of linear maps decay;
-    biases, norms, embeddings, LayerScale and the mask token do not.
+    The parameters of the objective become views of the buffers. Those of modules that averages follow come first and
+    in the averages' order, so that the averages are those of a prefix. Which parameters decay, and which layer they are
+    of, is the objective's to say.
 
     Args:
-        encoder: the part of the student that the teacher follows.
-        rest: the student's other parts.
-        teacher: same structure as ``encoder``; None: there is none.
-        operands: dtype of the matrices of `torch.nn.Linear` modules as the network sees them. Where it is not float32
-            these are copies of the float32 parameters, renewed after each step.
-        room: numbers beside the gradients in the buffer that ranks add up (see `shared`).
+        objective: the modules.
+        operands: dtype of the weights that modules offer as operands (`s2vfast.networks.base.operand_weights`). Where
+            it is not float32 these are copies of the float32 parameters, renewed after each step.
+        extra_numel: numbers beside the gradients in the buffer that ranks add up (see `shared`).
+        layer_decay: factor of the learning rate from a layer to the one below it.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
-        rest: list[nn.Module],
-        teacher: nn.Module | None,
+        objective: Objective,
         operands: torch.dtype = torch.float32,
-        room: int = 0,
+        extra_numel: int = 0,
+        layer_decay: float = 1.0,
     ) -> None:
-        self.names: list[str] = []
-        self.places: list[tuple[int, int]] = []
-        self.parameters: list[nn.Parameter] = []
-        """What the network computes with, and what gradients are taken of."""
-        decays: list[bool] = []
-        matrices: set[int] = set()
-        for label, module in [("encoder.", encoder), *((f"{_label(part)}.", part) for part in rest)]:
-            matrices |= _matrices(module)
-            for name, parameter in module.named_parameters():
-                self.names.append(label + name)
-                self.parameters.append(parameter)
-                decays.append(parameter.ndim == 2 and name.endswith("weight"))
-        if twice := [name for name in self.names if self.names.count(name) > 1]:
-            raise ValueError(
-                f"{twice[0]}: two parameters of this name, one of which no checkpoint would hold; modules beside the "
-                f"encoder are named by their classes: put two of one class into one module"
-            )
+        self._collect_parameters(objective)
         size = 0
+        self.offsets: list[tuple[int, int]] = []
+        """Start and size of each parameter."""
         for parameter in self.parameters:
-            self.places.append((size, parameter.numel()))
+            self.offsets.append((size, parameter.numel()))
             size += -(-parameter.numel() // _ALIGN) * _ALIGN
         self.shapes = [p.shape for p in self.parameters]
-        count = len(list(encoder.parameters()))
-        followed = {} if teacher is None else dict(teacher.named_parameters())
-        self._teacher_names = list(followed)
-        teacher_size = 0
-        if teacher is not None:
-            teacher_size = self.places[count][0] if count < len(self.places) else size
-            matrices |= _matrices(teacher)
+        count = len(self._averages)
+        average_size = 0 if not count else self.offsets[count][0] if count < len(self.offsets) else size
 
         device = self.parameters[0].device
-        # Student and teacher in one allocation, so that one copy makes the operands of both.
-        self._all = torch.zeros(size + teacher_size, device=device)
-        self.param, self.teacher = self._all[:size], self._all[size:]
-        self.shared = torch.zeros(size + room, device=device)
-        """[P + room]: the gradients, and what else ranks add up along with them."""
+        # Parameters and averages in one allocation, so that one copy makes the operands of both.
+        self._all = torch.zeros(size + average_size, device=device)
+        self.param, self.average = self._all[:size], self._all[size:]
+        self.shared = torch.zeros(size + extra_numel, device=device)
+        """[P + extra_numel]: the gradients, and what else ranks add up along with them."""
         self.grad = self.shared[:size]
         self.exp_avg = torch.zeros(size, device=device)
         self.exp_avg_sq = torch.zeros(size, device=device)
         self._operands = None if operands == torch.float32 else torch.zeros_like(self._all, dtype=operands)
+        operand_ids = {id(parameter) for parameter in operand_weights(objective)}
         for flat, low, parameters in (
             (self.param, self._low(0, size), self.parameters),
-            (self.teacher, self._low(size, size + teacher_size), list(followed.values())),
+            (self.average, self._low(size, size + average_size), list(self._averages.values())),
         ):
             views = self._views(flat)
             lows = views if low is None else self._views(low)
-            for parameter, view, other in zip(parameters, views, lows, strict=True):
+            for parameter, view, narrow in zip(parameters, views, lows, strict=True):
                 view.copy_(parameter.data)
-                parameter.data = other if id(parameter) in matrices else view
+                parameter.data = narrow if id(parameter) in operand_ids else view
         self._gradients = self._views(self.grad)
+        decays = [
+            objective.decays(name, parameter) for name, parameter in zip(self.names, self.parameters, strict=True)
+        ]
         self.spans = self._spans(decays, size)
+        self.groups = self._groups(objective, layer_decay, size)
+        self.buffers = FlatBuffers(objective)
         self.refresh()
+
+    def _collect_parameters(self, objective: Objective) -> None:
+        """Names and parameters: those that averages follow, then the others."""
+        parameters = dict(objective.named_parameters())
+        trained = {name: p for name, p in parameters.items() if name.partition(".")[0] not in objective.averages}
+        self._averages: dict[str, nn.Parameter] = {}
+        self.names: list[str] = []
+        """Of the trained parameters, from the objective."""
+        for average, followed in objective.averages.items():
+            for name, _ in getattr(objective, followed).named_parameters():
+                self._averages[f"{average}.{name}"] = parameters[f"{average}.{name}"]
+                self.names.append(f"{followed}.{name}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("two averages of one module; only one is kept")
+        self.names += [name for name in trained if name not in set(self.names)]
+        self.parameters: list[nn.Parameter] = [trained[name] for name in self.names]
+        """What the network computes with, and what gradients are taken of."""
 
     def _low(self, start: int, stop: int) -> Tensor | None:
         return None if self._operands is None else self._operands[start:stop]
@@ -95,56 +99,112 @@ class FlatAdamW:
     def _views(self, buffer: Tensor) -> list[Tensor]:
         return [
             buffer[start : start + size].view(shape)
-            for (start, size), shape in zip(self.places, self.shapes, strict=True)
+            for (start, size), shape in zip(self.offsets, self.shapes, strict=True)
             if start + size <= buffer.numel()
         ]
 
     def _spans(self, decays: list[bool], end: int) -> list[ops.Span]:
         """Neighbours that decay alike as one stretch; the padding belongs to the parameter before it."""
         spans: list[ops.Span] = []
-        stops = [start for start, _ in self.places[1:]] + [end]
-        for (start, _), stop, decay in zip(self.places, stops, decays, strict=True):
+        stops = [start for start, _ in self.offsets[1:]] + [end]
+        for (start, _), stop, decay in zip(self.offsets, stops, decays, strict=True):
             if spans and spans[-1].decay == decay:
                 start = spans.pop().start
             spans.append(ops.Span(start, stop, decay))
         return spans
+
+    def _groups(self, objective: Objective, layer_decay: float, end: int) -> list[tuple[slice, list[ops.Span], float]]:
+        """(stretch of the buffers, its spans, factor of the learning rate), ascending; empty where all learn alike."""
+        if layer_decay == 1.0:
+            return []
+        top = objective.encoder.depth + 1
+        layers = [objective.layer_of(name) for name in self.names]
+        first = [i for i in range(len(layers)) if i == 0 or layers[i] != layers[i - 1]]
+        groups = []
+        for i, after in zip(first, [*first[1:], None], strict=True):
+            start, stop = self.offsets[i][0], end if after is None else self.offsets[after][0]
+            inside = [
+                ops.Span(max(span.start, start) - start, min(span.stop, stop) - start, span.decay)
+                for span in self.spans
+                if span.start < stop and span.stop > start
+            ]
+            groups.append((slice(start, stop), inside, layer_decay ** (top - layers[i])))
+        return groups
 
     def collect(self, gradients: list[Tensor], add: bool) -> None:
         """Put the gradients of `parameters` into the flat buffer, or add them to what is there."""
         for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
             # PyTorch copies lists at once where all of them are of one dtype.
             chosen = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
-            mine, theirs = [self._gradients[i] for i in chosen], [gradients[i] for i in chosen]
+            flat, new = [self._gradients[i] for i in chosen], [gradients[i] for i in chosen]
             if add:
-                torch._foreach_add_(mine, [gradient.to(torch.float32) for gradient in theirs])
+                torch._foreach_add_(flat, [gradient.to(torch.float32) for gradient in new])
             else:
-                torch._foreach_copy_(mine, theirs)
+                torch._foreach_copy_(flat, new)
 
     def refresh(self) -> None:
         """Renew the operands from the float32 parameters, after these have changed."""
         if self._operands is not None:
             self._operands.copy_(self._all)
 
-    def step(self, number: int | Tensor, **options: float | Tensor) -> Tensor:
-        """One update, the first being number 1; see `s2vfast.ops.adamw_ema` for the options and the returned norm."""
-        norm = ops.adamw_ema(
-            self.param,
-            self.grad,
-            self.exp_avg,
-            self.exp_avg_sq,
-            self.teacher,
-            self.spans,
-            step=number,
-            **options,
-        )
+    def step(
+        self, number: int | Tensor, *, lr: float | Tensor, tau: float | Tensor, clip: float, **options: float
+    ) -> Tensor:
+        """One update, the first being number 1; see `s2vfast.ops.adamw_ema` for the options.
+
+        Returns:
+            The gradient's global norm before clipping. One that is not finite changes nothing.
+        """
+        if self.groups:
+            norm = self._step_by_layer(number, lr, clip, options)
+        else:
+            norm = ops.adamw_ema(
+                self.param,
+                self.grad,
+                self.exp_avg,
+                self.exp_avg_sq,
+                self.average,
+                self.spans,
+                step=number,
+                lr=lr,
+                tau=tau,
+                clip=clip,
+                **options,
+            )
+        self.buffers.finish(norm, tau)
         self.refresh()
         return norm
 
+    def _step_by_layer(
+        self, number: int | Tensor, lr: float | Tensor, clip: float, options: dict[str, float]
+    ) -> Tensor:
+        if self._averages:
+            raise ValueError("averages and optim.layer_decay: not together")
+        norm = torch.linalg.vector_norm(self.grad)
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
+        # Not a number where the norm is none, which every layer's own norm then is too.
+        self.grad.mul_(factor + 0.0 * norm)
+        for where, spans, scale in self.groups:
+            ops.adamw_ema(
+                self.param[where],
+                self.grad[where],
+                self.exp_avg[where],
+                self.exp_avg_sq[where],
+                self.param[:0],
+                spans,
+                step=number,
+                lr=lr * scale,
+                tau=1.0,
+                clip=0.0,
+                **options,
+            )
+        return norm
+
     def weights(self) -> dict[str, Tensor]:
-        """The float32 parameters of student and teacher by name: views."""
-        student = zip(self.names, self._views(self.param), strict=True)
-        teacher = zip(self._teacher_names, self._views(self.teacher), strict=True)
-        return {f"student.{k}": v for k, v in student} | {f"teacher.{k}": v for k, v in teacher}
+        """The float32 parameters and buffers by name: views. Trained ones begin with ``student.``."""
+        trained = zip(self.names, self._views(self.param), strict=True)
+        averages = zip(self._averages, self._views(self.average), strict=True)
+        return {f"student.{name}": view for name, view in trained} | dict(averages) | self.buffers.named
 
     def moments(self) -> dict[str, Tensor]:
         """Moments by parameter name, without the padding: views."""
@@ -154,15 +214,63 @@ class FlatAdamW:
                 out[f"{kind}.{name}"] = view
         return out
 
-    def buffers(self) -> list[Tensor]:
+    def state_buffers(self) -> list[Tensor]:
         """All that a step changes, flat."""
-        return [self._all, self.exp_avg, self.exp_avg_sq]
+        return [self._all, self.exp_avg, self.exp_avg_sq, *self.buffers.flat]
 
 
-def _matrices(module: nn.Module) -> set[int]:
-    """The weights of linear maps; the token embedding, whose few columns gain nothing by it, is none of them."""
-    return {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+class FlatBuffers:
+    """The persistent buffers of an objective, one flat tensor a dtype: running statistics, a queue, counters.
 
+    Args:
+        objective: its buffers become views of the flat tensors.
+    """
 
-def _label(module: nn.Module) -> str:
-    return type(module).__name__.lower()
+    def __init__(self, objective: Objective) -> None:
+        owners: dict[str, tuple[nn.Module, str]] = {}
+        for prefix, module in objective.named_modules():
+            for name in module._buffers:
+                if module._buffers[name] is not None and name not in module._non_persistent_buffers_set:
+                    owners[f"{prefix}.{name}" if prefix else name] = (module, name)
+        self.flat: list[Tensor] = []
+        """One a dtype."""
+        self.named: dict[str, Tensor] = {}
+        """Views by the names that a checkpoint has for them."""
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for path, (module, name) in owners.items():
+            by_dtype.setdefault(module._buffers[name].dtype, []).append(path)
+        for dtype, paths in by_dtype.items():
+            tensors = [owners[path][0]._buffers[owners[path][1]] for path in paths]
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(dtype)
+            self.flat.append(flat)
+            for path, tensor, view in zip(paths, tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                module, name = owners[path]
+                module._buffers[name] = view.view(tensor.shape)
+                trained = path.partition(".")[0] not in objective.averages
+                self.named[f"student.{path}" if trained else path] = module._buffers[name]
+        self._before = [torch.empty_like(flat) for flat in self.flat]
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        if objective.average_buffers:
+            for average, followed in objective.averages.items():
+                for name in self.named:
+                    if name.startswith(f"{average}."):
+                        source = self.named[f"student.{followed}.{name.removeprefix(f'{average}.')}"]
+                        self._pairs.append((self.named[name], source))
+
+    def begin(self) -> None:
+        """Remember what there is before a step."""
+        if self.flat:
+            torch._foreach_copy_(self._before, self.flat)
+
+    def finish(self, norm: Tensor, tau: float | Tensor) -> None:
+        """After a step: averages follow; where the gradient's norm was not finite, all is as it was before."""
+        if not self.flat:
+            return
+        for average, followed in self._pairs:
+            if average.is_floating_point():
+                average.mul_(tau).add_(followed * (1.0 - tau))
+            else:
+                average.copy_(followed)
+        finite = torch.isfinite(norm)
+        for flat, before in zip(self.flat, self._before, strict=True):
+            flat.copy_(torch.where(finite, flat, before))

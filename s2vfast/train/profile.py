@@ -23,11 +23,11 @@ ROUNDS = 5  # in which the measured steps are done
 TOP = 12  # rows of the table of operations
 
 
-def take(engine: Any, folder: Path, steps: int, writes: bool) -> dict[str, Any]:
-    """Profile an engine and put it back as it was.
+def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[str, Any]:
+    """Profile an trainer and put it back as it was.
 
     Args:
-        engine: a `s2vfast.train.engine.Pretrainer`.
+        trainer: a `s2vfast.train.trainer.Trainer`.
         folder: gets ``trace.json``, ``table.txt`` and ``summary.json``.
         steps: steps that are traced, and at least so many that each measurement takes.
         writes: whether this process writes; all ranks must take part.
@@ -35,50 +35,50 @@ def take(engine: Any, folder: Path, steps: int, writes: bool) -> dict[str, Any]:
     Returns:
         What ``summary.json`` holds, times in milliseconds a step.
     """
-    kept = [buffer.clone() for buffer in engine.optimizer.buffers()]
-    first, total = engine.step, engine.total_steps
-    engine.total_steps = max(total, first + WARM + 3 * steps + 2 * ROUNDS)
+    before = [buffer.clone() for buffer in trainer.optimizer.state_buffers()]
+    first, total = trainer.step, trainer.total_steps
+    trainer.total_steps = max(total, first + WARM + 3 * steps + 2 * ROUNDS)
     try:
         for _ in range(WARM):
-            engine.run_step()
-        list(engine.drain())
-        batch = engine.feed.batch(first)
+            trainer.run_step()
+        list(trainer.drain())
+        batch = trainer.feed.batch(first)
         each = -(-steps // ROUNDS)
         full, bare = [], []
         for _ in range(ROUNDS):  # interleaved: what else the machine does slows both
             full.append(
-                _timed(lambda: [*(engine.run_step() for _ in range(each)), *engine.drain()], engine.device) / each
+                _timed(lambda: [*(trainer.run_step() for _ in range(each)), *trainer.drain()], trainer.device) / each
             )
-            bare.append(_timed(lambda: [engine.bare_step(batch) for _ in range(each)], engine.device) / each)
+            bare.append(_timed(lambda: [trainer.step_without_data(batch) for _ in range(each)], trainer.device) / each)
         found = {"loop_step_ms": _median(full), "bare_step_ms": _median(bare)}
-        found["clips_per_second_bare"] = round(engine.config.train.batch / found["bare_step_ms"] * 1000, 1)
+        found["clips_per_second_bare"] = round(trainer.config.train.batch / found["bare_step_ms"] * 1000, 1)
         activities = [ProfilerActivity.CPU]
-        if engine.device.type == "cuda":
+        if trainer.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         with profile(activities=activities) as profiler:
             begun = time.perf_counter()
             for _ in range(steps):
-                engine.run_step()
-            list(engine.drain())
-            if engine.device.type == "cuda":
+                trainer.run_step()
+            list(trainer.drain())
+            if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             traced = 1000 * (time.perf_counter() - begun) / steps
-        found |= _stages(profiler, steps, traced, engine.device.type == "cuda")
+        found |= _stages(profiler, steps, traced, trainer.device.type == "cuda")
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(folder / "trace.json"))
             (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-            key = "self_device_time_total" if engine.device.type == "cuda" else "self_cpu_time_total"
+            key = "self_device_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
             table = profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60)
             (folder / "table.txt").write_text(f"{text(found)}\n\n{table}\n", "utf-8")
         return found
     finally:
-        engine.total_steps = total
-        engine.rewind(first)
+        trainer.total_steps = total
+        trainer.rewind(first)
         with torch.no_grad():
-            for buffer, before in zip(engine.optimizer.buffers(), kept, strict=True):
-                buffer.copy_(before)
-        engine.optimizer.refresh()
+            for buffer, saved in zip(trainer.optimizer.state_buffers(), before, strict=True):
+                buffer.copy_(saved)
+        trainer.optimizer.refresh()
 
 
 def text(found: dict[str, Any]) -> str:

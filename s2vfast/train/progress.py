@@ -18,11 +18,13 @@ WINDOW = 50
 
 
 class Result(Protocol):
-    """What progress needs to know of a step, and of ``ema_decay`` (pretraining) and ``top1`` (fine-tuning) one."""
+    """What progress needs to know of a step."""
 
     epoch: float
     loss: float
     lr: float
+    ema_decay: float | None
+    terms: dict[str, float]
     clips: int
 
 
@@ -67,11 +69,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-def _particular(result: Result) -> str:
-    """What one kind of run alone has to say."""
-    if hasattr(result, "top1"):
-        return f"top-1 of the batch {result.top1:.0f} %"
-    return f"EMA {result.ema_decay:.6f}"
+def _details(result: Result) -> str:
+    """What one kind of run alone has to say: the averages' decay, terms of the loss."""
+    decay = [] if result.ema_decay is None else [f"EMA {result.ema_decay:.6f}"]
+    return "  ".join([*decay, *(f"{name} {value:.3g}" for name, value in result.terms.items())])
 
 
 class Plain:
@@ -104,7 +105,7 @@ class Plain:
             self._last = now
             self.message(
                 f"step {step}/{self.meter.total}  epoch {result.epoch:.2f}  loss {result.loss:.4f}  "
-                f"lr {result.lr:.2e}  {_particular(result)}  {self.meter.clips_per_second:.0f} clips/s  "
+                f"lr {result.lr:.2e}  {_details(result)}  {self.meter.clips_per_second:.0f} clips/s  "
                 f"ETA {duration(self.meter.eta(step))}"
             )
 
@@ -146,7 +147,7 @@ class Bar:
     def update(self, step: int, result: Result) -> None:
         """``step`` is finished."""
         numbers = (
-            f"loss {result.loss:.4f}  lr {result.lr:.1e}  {_particular(result)}  "
+            f"loss {result.loss:.4f}  lr {result.lr:.1e}  {_details(result)}  "
             f"{self.meter.clips_per_second:.0f} clips/s  ETA {duration(self.meter.eta(step))}"
         )
         self._bar.update(self._task, completed=step, numbers=numbers)

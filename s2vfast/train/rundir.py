@@ -51,7 +51,7 @@ def check_free(run_dir: str | Path) -> None:
             )
 
 
-def create(run_dir: str | Path, config: Config, store: Any, more: dict[str, Any] | None = None) -> None:
+def create(run_dir: str | Path, config: Config, store: Any, description: dict[str, Any] | None = None) -> None:
     """Make the folder with ``config.yaml`` and ``run.json``; where that fails, nothing of it stays.
 
     Args:
@@ -59,7 +59,7 @@ def create(run_dir: str | Path, config: Config, store: Any, more: dict[str, Any]
         config: The run's config.
         store: The `s2vfast.data.store.Store` it trains on. For imported weights also what has a layout alone, with
             None for path and fingerprint.
-        more: What else ``run.json`` is to hold.
+        description: What else ``run.json`` is to hold.
 
     Raises:
         TrainingError: The folder cannot be written.
@@ -73,7 +73,7 @@ def create(run_dir: str | Path, config: Config, store: Any, more: dict[str, Any]
                 made.append(parent)
         checkpoint.clean(path)
         write_config(path, config)
-        write_atomic(path / RUN, json.dumps(_description(store) | (more or {}), indent=1) + "\n")
+        write_atomic(path / RUN, json.dumps(_description(store) | (description or {}), indent=1) + "\n")
     except OSError as error:
         for name in (RUN, CONFIG):
             checkpoint.remove(path / name)

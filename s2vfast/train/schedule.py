@@ -1,4 +1,4 @@
-"""Learning rate and EMA decay as functions of the step."""
+"""The learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,5 @@ def learning_rate(step: int, total: int, warmup: int, peak: float, last: float) 
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    share = (step - warmup) / max(total - warmup, 1)
-    return last + (peak - last) * 0.5 * (1.0 + math.cos(math.pi * share))
-
-
-def ema_decay(step: int, steps: int, start: float, end: float) -> float:
-    """tau, rising linearly from ``start`` to ``end`` over ``steps`` steps, then staying (method of data2vec)."""
-    if step >= steps:
-        return end
-    return start + (end - start) * step / steps
+    progress = (step - warmup) / max(total - warmup, 1)
+    return last + (peak - last) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -39,7 +39,7 @@ class Stop:
     def _note(self, number: int, frame: Any) -> None:
         known, self.signum = self.signum, number
         if self.patient:
-            if known is None and torchrun.speaks():
+            if known is None and torchrun.is_main_process():
                 os.write(2, b"\ns2vfast: stopping after this step\n")
             return
         self.__exit__()

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import s2vfast.errors as errors
-from s2vfast import nn, ops
 from s2vfast.config import Config
 from s2vfast.data.layout import Layout
 from s2vfast.evaluate import features
@@ -32,6 +30,7 @@ class Shown:
     class_name: str
     layout: Layout
     config: Config
+    segment_frames: int
     encoder: str
     """What to call it."""
     places: np.ndarray
@@ -50,26 +49,13 @@ class Shown:
     body: int
     """Its body."""
 
-
-def attention_weights(block: nn.Block, x: Tensor) -> Tensor:
-    """How much every token attends to every other in a block, by the reference operations.
-
-    Args:
-        block: of the encoder.
-        x: [N, L, D], the residual stream before it.
-
-    Returns:
-        [N, H, L, L]; the last dimension sums to 1.
-    """
-    norm = block.norm1
-    qkv = ops.norm_linear(
-        x, norm.weight, norm.bias, block.qkv.weight, block.qkv.bias, norm.eps, impl="reference"
-    ).unflatten(-1, (3, block.heads, -1))  # [N, L, 3, H, d]
-    q, k, _ = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, d]
-    return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+    @property
+    def segments(self) -> int:
+        """S."""
+        return self.config.data.frames // self.segment_frames
 
 
-def kept(
+def shown_layers(
     depth: int, heads: int, size: int, budget: int = BUDGET, block: int | None = None, head: int | None = None
 ) -> tuple[tuple[int, int | None], list[tuple[int, int | None]]]:
     """(block, head) that is asked for, and all that a page has room for, that one at any rate, in their order.
@@ -128,31 +114,35 @@ def collect(
     store = source.open_store(store_path, run)
     index = source.find(store, which)
     encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
-    M, V, S = source.body_count(store, config, index), store.layout.num_joints, config.segments
-    size = M * (S * V) ** 2
-    asked, chosen = kept(len(encoder.blocks), config.model.heads, size, budget - size // 2, block, head)
+    M = source.body_count(store, config, index)
     clips = source.make_clips(store, config, np.array([index]))[:M]  # [M, T, V, C]
+    layers = encoder.attention(clips)
+    if layers is None or encoder.grid is None:
+        raise errors.ConfigError(
+            f"{run}: model.name: {config.model.name} has no attention of joints and segments to show; "
+            f"`s2vfast view neighbours` and `view map` show its features"
+        )
     with torch.no_grad():
         tokens = F.normalize(encoder(clips), dim=-1)  # [M, L, D]
         similarity = tokens @ tokens.transpose(1, 2)
-        attention = {}
-        x = encoder.embedding(clips)
-        for number, layer in enumerate(encoder.blocks):
-            wanted = [found for found in chosen if found[0] == number]
-            if wanted:
-                weights = attention_weights(layer, x)  # [M, H, L, L]
-                for _, h in wanted:
+        attention: dict[tuple[int, int | None], np.ndarray] = {}
+        for number, weights in enumerate(layers):  # [M, H, L, L]
+            if number == 0:
+                size = weights[:, 0].numel()
+                asked, shown = shown_layers(encoder.depth, weights.shape[1], size, budget - size // 2, block, head)
+            for layer, h in shown:
+                if layer == number:
                     attention[number, h] = (weights.mean(1) if h is None else weights[:, h]).numpy()
-            x = layer(x)
     if not torch.isfinite(similarity).all():
         raise errors.DataError(f"{store.path}: the encoder's features of {store.names[index]} are not finite")
     places = clips[..., :3].numpy()
-    body, token = _first_token(places, config, store.layout, joint, segment)
+    body, token = _first_token(places, encoder.segment_frames, store.layout, joint, segment)
     return Shown(
         store.names[index],
         store.classes[store.labels[index]],
         store.layout,
         config,
+        encoder.segment_frames,
         features.called(step, untrained),
         places,
         source.seen_in(places, store.layout.root),
@@ -165,10 +155,11 @@ def collect(
 
 
 def _first_token(
-    places: np.ndarray, config: Config, layout: Layout, joint: str | None, segment: int | None
+    places: np.ndarray, segment_frames: int, layout: Layout, joint: str | None, segment: int | None
 ) -> tuple[int, int]:
     """(body, token) that is asked for, or of those left open the one that moves most."""
-    motion = motion_of(places, config.model.segment_frames)  # [M, S, V]
+    motion = motion_of(places, segment_frames)  # [M, S, V]
+    S = motion.shape[1]
     allowed = np.ones(motion.shape, dtype=bool)
     if joint is not None:
         if joint not in layout.joints and not (joint.isdecimal() and int(joint) < layout.num_joints):
@@ -177,9 +168,9 @@ def _first_token(
             layout.joints.index(joint) if joint in layout.joints else int(joint)
         )
     if segment is not None:
-        if not 0 <= segment < config.segments:
-            raise errors.ConfigError(f"--segment: {segment + 1}; a clip has segments 1 to {config.segments}")
-        allowed &= np.arange(config.segments)[:, None] == segment
+        if not 0 <= segment < S:
+            raise errors.ConfigError(f"--segment: {segment + 1}; a clip has segments 1 to {S}")
+        allowed &= np.arange(S)[:, None] == segment
     body, s, v = np.unravel_index(np.where(allowed, motion, -1.0).argmax(), motion.shape)
     return int(body), int(s) * layout.num_joints + int(v)
 
@@ -193,8 +184,8 @@ def write(shown: Shown, out: str | Path) -> Path:
     data: dict[str, Any] = {
         "name": shown.name,
         "layout": source.layout_entry(shown.layout, source.clip_unit(shown.config)),
-        "segments": shown.config.segments,
-        "segment_frames": shown.config.model.segment_frames,
+        "segments": shown.segments,
+        "segment_frames": shown.segment_frames,
         "scene": source.scene(shown.places, shown.seen),
         "similarity": page.quantised(above, 8),
         "attention": [
@@ -222,7 +213,7 @@ def row_wise(weights: np.ndarray) -> dict[str, Any]:
 
 def draw(shown: Shown, out: str | Path) -> Path:
     """Draw similarity and attention of the chosen token, in the block and head asked for, as a PNG."""
-    layout, S, V = shown.layout, shown.config.segments, shown.layout.num_joints
+    layout, S, V = shown.layout, shown.segments, shown.layout.num_joints
     block, head = shown.asked
     segment, joint = divmod(shown.token, V)
     of = f"{pictures.spoken(layout.joints[joint])}, segment {segment + 1}"
@@ -237,7 +228,7 @@ def draw(shown: Shown, out: str | Path) -> Path:
     )
     figure = pictures.figure(11, 0.17 * V + 1.6)
     axes = figure.subplots(1, 4, width_ratios=[3.4, 1.6, 3.4, 1.6])
-    frame = segment * shown.config.model.segment_frames + shown.config.model.segment_frames // 2
+    frame = segment * shown.segment_frames + shown.segment_frames // 2
     seen = shown.seen[shown.body, frame]
     points = pictures.flat(shown.places[shown.body, frame], layout)  # [V, 2]
     pictures.same_scale([axes[1], axes[3]], points[seen])

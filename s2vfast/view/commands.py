@@ -7,86 +7,86 @@ from __future__ import annotations
 
 import re
 import sys
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Pool = typing.Literal["mean", "joint_time"]
-Transform = typing.Literal["none", "center", "standardize"]
 
-
-def add(command: Callable[[str, Callable[[Any], int], str], Any]) -> None:
-    """Add all subcommands.
-
-    Args:
-        command: makes a subcommand of a name, what runs it (options → exit code) and a text; returns its parser.
-    """
-    parser = command("sequence", _sequence, "a sequence as a moving skeleton")
+def _sequence_options(parser: Any) -> None:
     _add_sequence(parser)
     _add_out(parser, "view-sequence-NAME.html")
 
-    parser = command("mask", _mask, "the masks drawn for a sequence, over its motion")
+
+def _mask_options(parser: Any) -> None:
     _add_sequence(parser)
-    parser.add_argument("--config", type=str, metavar="NAME|FILE", help="a preset or YAML file that draws the masks")
-    parser.add_argument("--run", type=str, help="or the run whose config does")
+    parser.add_argument("--config", metavar="NAME|FILE", help="a preset or YAML file that draws the masks")
+    parser.add_argument("--run", help="or the run whose config does")
     parser.add_argument("--epoch", type=int, default=0, help="first epoch whose draw is shown")
     parser.add_argument("--draws", type=int, default=8, help="epochs that are shown")
     _add_out(parser, "view-mask-NAME.html")
 
-    parser = command("attention", _attention, "similarity and attention of an encoder's tokens on a sequence")
+
+def _attention_options(parser: Any) -> None:
     _add_run(parser)
     _add_sequence(parser)
-    parser.add_argument("--block", type=int, help="whose attention is wanted, 1 or more; without it the last")
+    parser.add_argument("--block", type=int, help="layer whose attention is shown, 1 or more; without it the last")
     parser.add_argument("--head", type=int, help="whose, 1 or more; without it the mean over heads")
-    parser.add_argument("--joint", type=str, help="name or number of the joint chosen first; without it one that moves")
+    parser.add_argument("--joint", help="name or number of the joint chosen first; without it one that moves")
     parser.add_argument("--segment", type=int, help="segment chosen first, 1 or more")
     _add_out(parser, "view-attention-NAME.html")
 
-    parser = command("neighbours", _neighbours, "nearest neighbours of a sequence, as small animations")
+
+def _neighbours_options(parser: Any) -> None:
     _add_run(parser)
     _add_sequence(parser)
     parser.add_argument("--k", type=int, default=8, help="neighbours")
-    parser.add_argument("--part", type=str, default="train", help="part of the split where they are looked for")
+    parser.add_argument("--part", default="train", help="part of the split where they are looked for")
     _add_features(parser)
     _add_out(parser, "view-neighbours-NAME.html")
 
-    parser = command("map", _map, "a 2-D map of features, coloured by class")
+
+def _map_options(parser: Any) -> None:
     _add_run(parser)
-    parser.add_argument("store", type=str, help="folder of a store of the run's layout")
-    parser.add_argument("--method", type=typing.Literal["tsne", "pca"], default="tsne", help="how two are made of many")
-    parser.add_argument("--parts", type=str, default="train,test", help="parts of the split, the first drawn filled")
+    parser.add_argument("store", help="folder of a store of the run's layout")
+    parser.add_argument("--method", choices=("tsne", "pca"), default="tsne", help="how two are made of many")
+    parser.add_argument("--parts", default="train,test", help="parts of the split, the first drawn filled")
     parser.add_argument("--limit", type=int, default=2000, help="sequences at most; more are drawn from at random")
     parser.add_argument("--seed", type=int, default=0, help="of that draw and of t-SNE")
     _add_features(parser)
     _add_out(parser, "view-map.html")
 
-    parser = command("curves", _curves, "training curves of one or several runs")
-    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="folders of runs")
+
+def _curves_options(parser: Any) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--log", action="store_true", help="logarithmic axes in the PNG")
     _add_out(parser, "view-curves.html")
 
 
 def _add_sequence(parser: Any) -> None:
-    parser.add_argument("store", type=str, help="folder of a store")
-    parser.add_argument("name", type=str, metavar="NAME|ID", help="a sequence's name or its number in the store")
+    parser.add_argument("store", help="folder of a store")
+    parser.add_argument("name", metavar="NAME|ID", help="a sequence's name or its number in the store")
 
 
 def _add_run(parser: Any) -> None:
-    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("run", help="folder of a run")
     parser.add_argument("--untrained", action="store_true", help="the same encoder with the weights it started from")
 
 
 def _add_features(parser: Any) -> None:
-    parser.add_argument("--split", type=str, help="a split of the store; without it the run's own")
-    parser.add_argument("--pool", type=Pool, default="mean", help="tokens to vector")
-    parser.add_argument("--transform", type=Transform, default="center", help="of features before they are compared")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--split", help="a split of the store; without it the run's own")
+    parser.add_argument("--pool", choices=("mean", "joint_time"), default="mean", help="tokens to vector")
+    parser.add_argument(
+        "--transform",
+        choices=("none", "center", "standardize"),
+        default="center",
+        help="of features before they are compared",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def _add_out(parser: Any, name: str) -> None:
-    parser.add_argument("--out", type=str, metavar="FILE.html", help=f"the page; without it {name}, here")
-    parser.add_argument("--png", type=str, metavar="FILE.png", help="also a picture for papers")
+    parser.add_argument("--out", metavar="FILE.html", help=f"the page; without it {name}, here")
+    parser.add_argument("--png", metavar="FILE.png", help="also a picture for papers")
 
 
 def _sequence(options: Any) -> int:
@@ -129,7 +129,7 @@ def _attention(options: Any) -> int:
 
 def _features(options: Any) -> dict[str, Any]:
     names = ("split", "pool", "transform", "untrained", "device")
-    return {name: options[name] for name in names} | {"log": _log}
+    return {name: getattr(options, name) for name in names} | {"log": _log}
 
 
 def _neighbours(options: Any) -> int:
@@ -179,3 +179,18 @@ def _write(module: Any, shown: Any, options: Any, kind: str, **picture: Any) -> 
 
 def _log(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
+    "sequence": ("a sequence as a moving skeleton", _sequence, _sequence_options),
+    "mask": ("the masks drawn for a sequence, over its motion", _mask, _mask_options),
+    "attention": (
+        "similarity and attention of an encoder's tokens on a sequence",
+        _attention,
+        _attention_options,
+    ),
+    "neighbours": ("nearest neighbours of a sequence, as small animations", _neighbours, _neighbours_options),
+    "map": ("a 2-D map of features, coloured by class", _map, _map_options),
+    "curves": ("training curves of one or several runs", _curves, _curves_options),
+}
+"""Name → what it does, what runs it (options to exit code), what gives a parser its options."""

@@ -41,11 +41,17 @@ class Shown:
     class_name: str
     layout: Layout
     config: Config
+    segment_frames: int
     motion: str
     """Which motion is shown: the one that the draw of the mask looks at, where it looks at any."""
     decides: bool
     """Whether it does."""
     draws: list[Draw]
+
+    @property
+    def segments(self) -> int:
+        """S."""
+        return self.config.data.frames // self.segment_frames
 
 
 FRAME_MOTION = "mean |difference to the next frame|"
@@ -97,9 +103,10 @@ def collect(
         raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: an epoch from 0 and 1 draw or more are expected")
     if epoch + epochs > 2**32:
         raise errors.ConfigError(f"--epoch {epoch}, --draws {epochs}: epochs go up to {2**32 - 1}")
-    V = store.layout.num_joints
-    config.validate(V)
-    model = build_objective(config, V, store.layout.parts)
+    config.validate(store.layout)
+    if not config.objective_class.masks_tokens:
+        raise errors.ConfigError(f"objective.name: {config.objective.name} masks nothing; there are no masks to show")
+    model = build_objective(config, store.layout)
     M = source.body_count(store, config, index)
     draws = [_draw(store, config, model, index, M, number) for number in range(epoch, epoch + epochs)]
     return Shown(
@@ -107,25 +114,27 @@ def collect(
         store.classes[store.labels[index]],
         store.layout,
         config,
-        SEGMENT_MOTION if model.masking.kind == "motion_token" else FRAME_MOTION,
-        model.masking.kind == "motion_token" or model.masking.motion_weight > 0,
+        model.sampler.segment_frames,
+        SEGMENT_MOTION if model.sampler.kind == "motion_token" else FRAME_MOTION,
+        model.sampler.kind == "motion_token" or model.sampler.motion_weight > 0,
         draws,
     )
 
 
 def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch: int) -> Draw:
-    V, S = store.layout.num_joints, config.segments
+    V, s = store.layout.num_joints, model.sampler.segment_frames
+    S = config.data.frames // s
     clips = source.make_clips(store, config, np.array([index]), epoch=epoch)  # [data.bodies, T, V, C]
     masks = model.draw(clips, seed=config.train.seed, epoch=epoch, sample_ids=torch.tensor([index]))
     visible = torch.zeros(len(masks.visible), S * V, dtype=torch.bool)
     visible.scatter_(1, masks.visible.long(), True)  # [masks * data.bodies, L]
     places = clips[:bodies, ..., :3].numpy()
-    motion = segment_motion_of if model.masking.kind == "motion_token" else motion_of
+    motion = segment_motion_of if model.sampler.kind == "motion_token" else motion_of
     return Draw(
         epoch,
         places,
         source.seen_in(places, store.layout.root),
-        motion(places, config.model.segment_frames),
+        motion(places, s),
         visible.view(-1, len(clips), S, V)[:, :bodies].numpy(),
     )
 
@@ -168,13 +177,13 @@ def segment_motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
 def write(shown: Shown, out: str | Path) -> Path:
     """Write the page."""
     config = shown.config
-    V, S = shown.layout.num_joints, config.segments
+    V, S, s = shown.layout.num_joints, shown.segments, shown.segment_frames
     visible = int(shown.draws[0].visible[0, 0].sum())
     data: dict[str, Any] = {
         "name": shown.name,
         "layout": source.layout_entry(shown.layout, source.clip_unit(config)),
         "segments": S,
-        "segment_frames": config.model.segment_frames,
+        "segment_frames": s,
         "motion": shown.motion,
         "draws": [
             {
@@ -188,7 +197,7 @@ def write(shown: Shown, out: str | Path) -> Path:
         "facts": [
             ("objective", config.objective.name),
             ("seed", config.train.seed),
-            ("tokens", f"{S} segments of {config.model.segment_frames} frames × {V} joints = {S * V}"),
+            ("tokens", f"{S} segments of {s} frames × {V} joints = {S * V}"),
             ("visible", f"{visible} ({100 * visible / (S * V):.0f} %)"),
             ("motion", f"{shown.motion}; the masks {'are drawn by it' if shown.decides else 'do not depend on it'}"),
             *((f"mask.{name}", str(value)) for name, value in config.to_dict()["mask"].items() if value is not None),
@@ -200,7 +209,7 @@ def write(shown: Shown, out: str | Path) -> Path:
 def draw(shown: Shown, out: str | Path) -> Path:
     """Draw the first epoch's first mask of the main body as a PNG."""
     first = shown.draws[0]
-    S, s = shown.config.segments, shown.config.model.segment_frames
+    S, s = shown.segments, shown.segment_frames
     picked = np.unique(np.linspace(0, S - 1, min(S, 6)).round().astype(int))
     figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * shown.layout.num_joints + 1.4)
     axes = figure.subplots(1, 1 + len(picked), width_ratios=[4.6] + [1.1] * len(picked))

@@ -12,13 +12,15 @@ from s2vfast import compat
 from s2vfast.config import Config
 from s2vfast.objectives import build_objective
 
+from ..skeletons import chain
+
 JOINTS = 5
 TREES = {
     "skeleton2vec": {
         "data": {"frames": 12, "split": "halves", "bodies": 2},
-        "model": {"segment_frames": 3, "dim": 16, "heads": 2, "depth": 3, "decoder_depth": 2, "layer_scale": 0.5},
+        "model": {"segment_frames": 3, "dim": 16, "heads": 2, "depth": 3, "layer_scale": 0.5},
         "mask": {"ratio": 0.6, "tube_len": 2},
-        "objective": {"name": "skeleton2vec", "top_k": 2},
+        "objective": {"decoder_depth": 2, "name": "skeleton2vec", "top_k": 2},
     },
     "mamp": {
         "data": {"frames": 12, "split": "halves", "bodies": 2},
@@ -27,12 +29,11 @@ TREES = {
             "dim": 16,
             "heads": 2,
             "depth": 3,
-            "decoder_depth": 2,
             "layer_scale": None,
             "norm_eps": 1e-5,
         },
         "mask": {"ratio": 0.6},
-        "objective": {"name": "mamp"},
+        "objective": {"name": "mamp", "decoder_depth": 2},
     },
 }
 
@@ -47,7 +48,7 @@ def config(naming, **changes):
 
 def model(naming, seed=0, joints=JOINTS, **changes):
     """An objective whose every parameter is random; the teacher's are its own."""
-    made = build_objective(config(naming, **changes), joints)
+    made = build_objective(config(naming, **changes), chain(joints))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -65,7 +65,7 @@ def test_a_run_with_the_same_features_bit_by_bit(tmp_path, store, naming, given)
     for name, value in made.state_dict().items():
         assert torch.equal(tensors[name if name.startswith("teacher.") else f"student.{name}"], value), name
     assert (config.model.heads, config.model.norm_eps) == (2, 1e-6 if naming == "skeleton2vec" else 1e-5)
-    assert (config.data.frames, config.model.depth, config.model.decoder_depth) == (12, 3, 2)
+    assert (config.data.frames, config.model.depth, config.objective.decoder_depth) == (12, 3, 2)
     assert told == json.loads((tmp_path / "run" / importer.REPORT).read_text())
     assert told["assumed"]["model.heads"]["from"] == "settings in the file"
     about = rundir.read(tmp_path / "run")
@@ -175,7 +175,7 @@ def test_every_mismatch_is_one_line(tmp_path, store, cli):
         ),
         ({"model__segment_frames": 2}, "model.segment_frames: 2 in"),
         ({"model__depth": 2}, "model.depth: 2 in --config {c}; 3 by encoder.layers.2"),
-        ({"model__decoder_depth": 1}, "model.decoder_depth: 1 in --config {c}; 2 by decoder.layers.1"),
+        ({"objective__decoder_depth": 1}, "objective.decoder_depth: 1 in --config {c}; 2 by decoder.layers.1"),
         (
             {"model__mlp_ratio": 2.0},
             "model.mlp_ratio: 2.0 in --config {c}; 4 by encoder.layers.0.mlp.fc1.weight [64, 16]",

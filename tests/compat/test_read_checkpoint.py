@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from s2vfast import compat, errors, nn
+from s2vfast import compat, errors
 from s2vfast.compat import read_checkpoint
 from s2vfast.compat.namings import NAMINGS
+from s2vfast.networks import build_network
 
+from ..skeletons import chain
 from .published import JOINTS, clips, config, mae, model, prefixed, released, state, write
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_mamp_small.npz"
 
 
 def features(found, naming, **changes):
-    encoder = nn.build_encoder(config(naming, **changes), JOINTS)
+    encoder = build_network(config(naming, **changes), chain(JOINTS))
     encoder.load_state_dict(found.encoder)
     with torch.no_grad():
         return encoder.eval()(clips())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from s2vfast import nn
 from s2vfast.config import Config
 from s2vfast.data import Body, Layout, Sequence, Store, write_store
+from s2vfast.networks import build_network
 from s2vfast.train import checkpoint, rundir
 
 JOINTS, CLASSES, SEQUENCES = 5, 3, 24
@@ -22,9 +22,9 @@ LAYOUT = Layout(
 )
 CONFIG = {
     "data": {"frames": 12, "bodies": 2, "split": "halves"},
-    "model": {"segment_frames": 3, "dim": 16, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": 0.5},
+    "model": {"segment_frames": 3, "dim": 16, "heads": 2, "depth": 2, "layer_scale": 0.5},
     "mask": {"ratio": 0.6, "tube_len": 2},
-    "objective": {"top_k": 2},
+    "objective": {"decoder_depth": 1, "top_k": 2},
     "train": {"seed": 7, "steps": 1, "batch": 4},
 }
 
@@ -67,7 +67,7 @@ def make_store(path, layout=LAYOUT, splits=None):
 def make_run(path, store, **changes):
     """A run folder with one checkpoint, of step 30; returns (config, teacher)."""
     made = config(**changes)
-    teacher = nn.build_encoder(made, JOINTS)
+    teacher = build_network(made, LAYOUT)
     generator = torch.Generator().manual_seed(99)
     with torch.no_grad():
         for parameter in teacher.parameters():

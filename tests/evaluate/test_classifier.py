@@ -12,7 +12,7 @@ import s2vfast.errors as errors
 from s2vfast.evaluate import classifier, finetune_config
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.evaluate.layered import LayeredAdamW
-from s2vfast.nn import Encoder
+from s2vfast.networks import Encoder
 
 V, S, D, M = 5, 4, 16, 2
 

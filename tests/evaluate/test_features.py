@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import s2vfast.errors as errors
-from s2vfast import nn, ops
+from s2vfast import ops
 from s2vfast.evaluate import features
+from s2vfast.networks import build_network
 from s2vfast.train import checkpoint
 
 JOINTS = 5  # of the store in conftest.py
@@ -89,10 +90,10 @@ def test_draws_are_trainings_clips(run, store):
     assert (found - features.extract(encoder, made, store, ids)).abs().max() > 1e-3
 
 
-def test_untrained_is_what_the_run_started_from(run):
+def test_untrained_is_what_the_run_started_from(run, small):
     path, made, teacher = run
     encoder, _, step = features.load_encoder(path, untrained=True)
-    start = nn.build_encoder(made, JOINTS)
+    start = build_network(made, small.layout)
     assert step == 0
     for name, tensor in start.state_dict().items():
         assert torch.equal(encoder.state_dict()[name], tensor)

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import s2vfast.errors as errors
-from s2vfast import nn
 from s2vfast.config import Config
 from s2vfast.data import Store
 from s2vfast.data.importer import import_dataset
 from s2vfast.evaluate import features, finetune, finetune_config, protocols
 from s2vfast.evaluate import predict as prediction
 from s2vfast.evaluate.predict import predict
+from s2vfast.networks import build_network
 from s2vfast.train import checkpoint, rundir
 
 CONFIG = {
     "data": {"frames": 8, "bodies": 1, "split": "xview", "center": "frame", "velocity": 1.0},
-    "model": {"segment_frames": 4, "dim": 8, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": 0.5},
+    "model": {"segment_frames": 4, "dim": 8, "heads": 2, "depth": 2, "layer_scale": 0.5},
     "mask": {"ratio": 0.8, "tube_len": 1},
-    "objective": {"top_k": 2},
+    "objective": {"decoder_depth": 1, "top_k": 2},
 }
 RECIPE = finetune_config.load(changes={"epochs": 2.0, "batch": 4, "hidden": 8})
 
@@ -42,7 +42,7 @@ def place(tmp_path_factory):
                 (folder / "raw" / f"{name}.json").write_text(json.dumps(data))
     import_dataset(folder / "raw", folder / "store")
     store, config = Store.open(folder / "store"), Config.from_dict(CONFIG)
-    encoder = nn.build_encoder(config, 20)
+    encoder = build_network(config, store.layout)
     rundir.create(folder / "run", config, store)
     tensors = {f"teacher.{name}": tensor for name, tensor in encoder.state_dict().items()}
     checkpoint.save(folder / "run", 1, {"model": tensors}, {}, keep=1)

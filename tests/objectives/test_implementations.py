@@ -13,6 +13,8 @@ from s2vfast import ops
 from s2vfast.config import Config
 from s2vfast.objectives import build_objective
 
+from ..skeletons import chain
+
 JOINTS = 5
 CHOICES = [
     name
@@ -32,11 +34,11 @@ def choice(name):
 def model():
     config = Config()
     config.data.frames = 12
-    config.model.dim, config.model.heads, config.model.depth, config.model.decoder_depth = 32, 2, 2, 1
+    config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 2, 1
     config.model.segment_frames, config.mask.tube_len, config.mask.ratio = 3, 2, 0.6
     config.model.layer_scale, config.model.init_std, config.objective.top_k = 0.1, 0.1, 2
     torch.manual_seed(0)
-    return build_objective(config, JOINTS)
+    return build_objective(config, chain(JOINTS))
 
 
 def clips(count=3, seed=0):

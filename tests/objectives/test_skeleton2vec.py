@@ -5,22 +5,25 @@ import torch
 
 from s2vfast.config import Config
 from s2vfast.objectives import build_objective
+from s2vfast.objectives.masks import check_masks
 from s2vfast.reference import philox, skeleton2vec
+
+from ..skeletons import chain
 
 
 def small_config(**changes):
     config = Config.from_dict(
         {
             "data": {"frames": 12},
-            "model": {"dim": 16, "heads": 2, "depth": 3, "decoder_depth": 2, "layer_scale": 0.1, "init_std": 0.1},
+            "model": {"dim": 16, "heads": 2, "depth": 3, "layer_scale": 0.1, "init_std": 0.1},
             "mask": {"tube_len": 2, "ratio": 0.8},
-            "objective": {"top_k": 2, "empty_bodies": "compute"},
+            "objective": {"decoder_depth": 2, "top_k": 2, "empty_bodies": "compute"},
         }
     )
     for path, value in changes.items():
         section, name = path.split("__")
         setattr(getattr(config, section), name, value)
-    config.validate(25)
+    config.validate(chain(25))
     return config
 
 
@@ -41,7 +44,7 @@ def run(model, clips, ids):
 def test_equals_the_reference_step(placement):
     """The savings (visible embeddings, masked rows, no teacher norm) change nothing."""
     config = small_config(objective__placement=placement)
-    model = build_objective(config, 25).double()
+    model = build_objective(config, chain(25)).double()
     with torch.no_grad():  # a teacher that is not the student
         for p in model.teacher.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype) * 0.05)
@@ -59,7 +62,7 @@ def test_equals_the_reference_step(placement):
         decoder_depth=2,
         segment_frames=3,
         tube_len=2,
-        keep=config.keep(25),
+        keep=check_masks(config, "motion_tube", 4, chain(25)),
         motion_weight=config.mask.motion_weight,
         top_k=2,
         placement=placement,
@@ -77,7 +80,7 @@ def test_equals_the_reference_step(placement):
 def test_placements_differ():
     clips, ids = batch()
     losses = [
-        run(build_objective(small_config(objective__placement=p), 25), clips, ids)[0].loss
+        run(build_objective(small_config(objective__placement=p), chain(25)), clips, ids)[0].loss
         for p in ("token", "published")
     ]
     assert not torch.isclose(*losses, rtol=1e-6)
@@ -85,9 +88,9 @@ def test_placements_differ():
 
 def test_the_decoder_gets_a_latent_at_its_own_token():
     """Changing one visible latent moves, of a one-token-at-a-time decoder, that token alone."""
-    model = build_objective(small_config(), 25)
+    model = build_objective(small_config(), chain(25))
     clips, _ = batch()
-    visible, _ = model.masking.draw(clips, ids=torch.arange(6))
+    visible, _ = model.sampler.sample_tokens(clips, ids=torch.arange(6))
     latent = model.encoder(clips, visible).detach()
     changed = latent.clone()
     changed[0, 3] += 1.0
@@ -104,7 +107,8 @@ def test_sharing_empty_bodies_is_exact(empty, masks):
     clips, ids = batch(empty=empty)
     results = []
     for how in ("compute", "share"):
-        model = build_objective(small_config(objective__empty_bodies=how, mask__masks_per_clip=masks), 25).double()
+        config = small_config(objective__empty_bodies=how, mask__masks_per_clip=masks)
+        model = build_objective(config, chain(25)).double()
         results.append(run(model, clips.double(), ids))
     (a, ga), (b, gb) = results
     torch.testing.assert_close(a.loss, b.loss, rtol=1e-12, atol=0)
@@ -114,7 +118,7 @@ def test_sharing_empty_bodies_is_exact(empty, masks):
 
 def test_dropping_empty_bodies_leaves_them_out():
     clips, ids = batch(empty=(1, 5))
-    model = build_objective(small_config(objective__empty_bodies="drop"), 25)
+    model = build_objective(small_config(objective__empty_bodies="drop"), chain(25))
     dropped, _ = run(model, clips, ids)
     noise = philox.uniform(philox.words(3, 2, philox.track_ids(ids, 2), philox.MASK, 50)).reshape(6, 2, 25)
     full = [0, 2, 3, 4]
@@ -126,13 +130,15 @@ def test_dropping_empty_bodies_leaves_them_out():
 def test_several_masks_are_several_draws_of_one_teacher():
     clips, ids = batch()
     one, two = small_config(), small_config(mask__masks_per_clip=2)
-    model = build_objective(two, 25)
-    visible, _ = model.masking.draw(clips, seed=3, epoch=2, ids=model.masking.track_ids(ids, 6))
+    model = build_objective(two, chain(25))
+    visible, _ = model.sampler.sample_tokens(clips, seed=3, epoch=2, ids=model.sampler.track_ids(ids, 6))
     assert visible.shape[0] == 12
     assert not torch.equal(visible[:6], visible[6:])
-    first, _ = build_objective(one, 25).masking.draw(clips, seed=3, epoch=2, ids=philox.track_ids(ids, 2))
+    first, _ = build_objective(one, chain(25)).sampler.sample_tokens(
+        clips, seed=3, epoch=2, ids=philox.track_ids(ids, 2)
+    )
     assert torch.equal(visible[:6], first)
-    single = build_objective(one, 25)
+    single = build_objective(one, chain(25))
     losses = []
     for r in range(2):
         draws = philox.words(3, 2, philox.track_ids(ids, 2, mask=r), philox.MASK, 50)
@@ -142,7 +148,7 @@ def test_several_masks_are_several_draws_of_one_teacher():
 
 
 def test_the_teacher_starts_as_the_student_and_has_no_gradient():
-    model = build_objective(small_config(), 25)
+    model = build_objective(small_config(), chain(25))
     for mine, theirs in zip(model.teacher.parameters(), model.encoder.parameters(), strict=True):
         assert torch.equal(mine, theirs)
         assert mine.data_ptr() != theirs.data_ptr()
@@ -150,8 +156,8 @@ def test_the_teacher_starts_as_the_student_and_has_no_gradient():
 
 
 def test_weights_are_a_function_of_the_seed():
-    a, b = (build_objective(small_config(train__seed=s), 25).state_dict() for s in (1, 1))
-    c = build_objective(small_config(train__seed=2), 25).state_dict()
+    a, b = (build_objective(small_config(train__seed=s), chain(25)).state_dict() for s in (1, 1))
+    c = build_objective(small_config(train__seed=2), chain(25)).state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["encoder.embedding.weight"], c["encoder.embedding.weight"])
     assert a["encoder.blocks.0.fc1.bias"].abs().max() == 0
@@ -162,5 +168,5 @@ def test_weights_are_a_function_of_the_seed():
 def test_config_reaches_the_objective():
     config = dataclasses.replace(small_config())
     config.objective.target_norm = "layer"
-    model = build_objective(config, 25)
-    assert (model.target_norm, model.top_k, model.masking.keep, model.masking.tube_len) == ("layer", 2, 5, 2)
+    model = build_objective(config, chain(25))
+    assert (model.target_norm, model.top_k, model.sampler.keep, model.sampler.tube_len) == ("layer", 2, 5, 2)

@@ -8,9 +8,12 @@ import torch
 
 from s2vfast import errors, ops
 from s2vfast.config import Config
-from s2vfast.objectives import OBJECTIVES, build_objective, register
+from s2vfast.config.registry import OBJECTIVES
+from s2vfast.objectives import build_objective
 from s2vfast.objectives.targets import coordinates, motion
 from s2vfast.reference import philox
+
+from ..skeletons import chain
 
 PARTS = {"arm": (0, 1), "other_arm": (2, 3), "trunk": (4, 5, 6)}
 KINDS = ("random", "tube", "motion_tube", "motion_token", "frame_joint")
@@ -21,9 +24,10 @@ JOINTS = 7
 def config_of(name, **changes):
     tree = {
         "data": {"frames": 12},
-        "model": {"dim": 16, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": 0.1, "init_std": 0.1},
+        "model": {"dim": 16, "heads": 2, "depth": 2, "layer_scale": 0.1, "init_std": 0.1},
         "mask": {"tube_len": 2, "ratio": 0.6, "frame_ratio": 0.3},
-        "objective": {"name": name, "top_k": 2, "empty_bodies": "compute"},
+        "objective": {"decoder_depth": 1, "name": name, "empty_bodies": "compute"}
+        | ({"top_k": 2} if name == "skeleton2vec" else {}),
     }
     for path, value in changes.items():
         section, field = path.split("__")
@@ -32,7 +36,7 @@ def config_of(name, **changes):
 
 
 def make(name, **changes):
-    return build_objective(config_of(name, **changes), JOINTS, PARTS)
+    return build_objective(config_of(name, **changes), chain(JOINTS, PARTS))
 
 
 def batch(empty=(), channels=3):
@@ -110,7 +114,7 @@ def test_velocities_are_no_target():
     clips, ids = batch(channels=6)
     for name in ("skeletonmae", "mamp"):
         model = make(name, data__velocity=1.0)
-        assert model.width == 9
+        assert model.decoder.head.out_features == 9
         other = clips.clone()
         other[..., 3:] = torch.randn(6, 12, JOINTS, 3).cumsum(1)
         masks = model.draw(clips, seed=1, sample_ids=ids)
@@ -124,7 +128,7 @@ def test_every_kind_of_mask_goes_with_every_objective(name, kind):
     clips, ids = batch()
     model = make(name, mask__kind=kind, mask__masks_per_clip=2)
     masks = model.draw(clips, seed=3, epoch=2, sample_ids=ids)
-    K = model.masking.visible(segments=4)
+    K = model.sampler.visible(segments=4)
     assert {"random": 11, "motion_token": 11, "frame_joint": 3 * 2}.get(kind, 4 * 2) == K
     assert masks.visible.shape == (12, K)
     assert masks.masked.shape == (12, 4 * JOINTS - K)
@@ -138,9 +142,9 @@ def test_every_kind_of_mask_goes_with_every_objective(name, kind):
 
 
 def test_auto_is_what_was_published():
-    kinds = {name: make(name).masking.kind for name in PUBLISHED}
+    kinds = {name: make(name).sampler.kind for name in PUBLISHED}
     assert kinds == {"skeleton2vec": "motion_tube", "skeletonmae": "frame_joint", "mamp": "motion_token"}
-    assert make("skeleton2vec", mask__kind="tube").masking.motion_weight == 0.0
+    assert make("skeleton2vec", mask__kind="tube").sampler.motion_weight == 0.0
     clips, ids = batch()
     tube = make("skeleton2vec", mask__kind="tube").draw(clips, seed=3, sample_ids=ids)
     still = make("skeleton2vec", mask__motion_weight=0.0).draw(clips, seed=3, sample_ids=ids)
@@ -149,7 +153,7 @@ def test_auto_is_what_was_published():
 
 def test_body_parts_are_masked_whole():
     model = make("skeletonmae", mask__parts=2, mask__joints="segment", mask__frame_ratio=0.5)
-    assert model.masking.keep == JOINTS - 5  # the two largest parts have 5 joints
+    assert model.sampler.keep == JOINTS - 5  # the two largest parts have 5 joints
     clips, ids = batch()
     masks = model.draw(clips, seed=1, sample_ids=ids)
     seen = torch.zeros(6, 4 * JOINTS, dtype=torch.bool).scatter_(1, masks.visible.long(), True).reshape(6, 4, JOINTS)
@@ -159,11 +163,11 @@ def test_body_parts_are_masked_whole():
 
 
 def test_the_numbers_of_a_mask():
-    assert make("mamp", mask__ratio=0.9).masking.keep == 2  # int(28 * (1 - 0.9))
-    assert make("mamp", mask__keep=5).masking.keep == 5
-    assert make("skeletonmae", mask__frame_ratio=0.5, mask__ratio=0.5).masking.visible(4) == 2 * 3
+    assert make("mamp", mask__ratio=0.9).sampler.keep == 2  # int(28 * (1 - 0.9))
+    assert make("mamp", mask__keep=5).sampler.keep == 5
+    assert make("skeletonmae", mask__frame_ratio=0.5, mask__ratio=0.5).sampler.visible(4) == 2 * 3
     ntu = Config.from_dict({"objective": {"name": "mamp"}, "data": {"frames": 120}, "model": {"segment_frames": 4}})
-    assert build_objective(ntu, 25).masking.keep == 74  # the published int() of 74.99999999999999
+    assert build_objective(ntu, chain(25)).sampler.keep == 74  # the published int() of 74.99999999999999
 
 
 @pytest.mark.parametrize("what", ["coordinates", "motion"])
@@ -179,8 +183,10 @@ def test_a_second_head_adds_its_loss(what):
     (alone, _), (both, gradients) = step(plain, clips, ids), step(model, clips, ids)
     assert float(both.loss.detach() - alone.loss.detach()) == pytest.approx(0.25 * second, rel=1e-6)
     assert gradients["decoder.auxiliary.weight"].abs().max() > 0
-    assert torch.equal(both.target_var, alone.target_var), "variances are of the main target"
-    assert model.width == 16
+    assert torch.equal(both.moments["target_var"][0], alone.moments["target_var"][0]), (
+        "variances are of the main target"
+    )
+    assert model.decoder.head.out_features == 16
 
 
 @pytest.mark.parametrize("name", ["skeletonmae", "mamp"])
@@ -226,7 +232,10 @@ def test_compiled_without_a_break(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective__name": "mampp"}, "objective.name: 'mampp' is not one of mamp, skeleton2vec, skeletonmae"),
+        (
+            {"objective__name": "mampp"},
+            "objective.name: 'mampp' is not one of classify, mamp, skeleton2vec",
+        ),
         ({"objective__auxiliary": "motion"}, "objective.auxiliary: motion is what mamp predicts already"),
         ({"mask__keep": 28}, "mask.keep: 28 leaves 28 of 28 tokens visible; between 1 and 27 must stay"),
         ({"mask__ratio": 0.99}, "mask.ratio: 0.99 leaves 0 of 28 tokens visible"),
@@ -248,9 +257,9 @@ def test_what_cannot_be_is_named(changes, message):
 def test_parts_that_share_a_joint_are_refused():
     config = config_of("skeletonmae", mask__parts=1)
     with pytest.raises(errors.ConfigError, match=r"mask.parts: joint 1 is in several body parts"):
-        build_objective(config, JOINTS, {"a": (0, 1), "b": (1, 2)})
+        build_objective(config, chain(JOINTS, {"a": (0, 1), "b": (1, 2)}))
     with pytest.raises(errors.ConfigError, match="mask.parts: 1, and the .* layout has 0 body parts; list them"):
-        build_objective(config, JOINTS)
+        build_objective(config, chain(JOINTS))
 
 
 def test_masks_come_from_a_stream_of_their_own():
@@ -261,6 +270,6 @@ def test_masks_come_from_a_stream_of_their_own():
 
 
 def test_what_is_registered():
-    assert set(PUBLISHED) <= set(OBJECTIVES)
-    with pytest.raises(ValueError, match="objective mamp: MAMP has this name"):
-        register("mamp")(OBJECTIVES["skeletonmae"])
+    assert set(PUBLISHED) <= set(OBJECTIVES.names())
+    with pytest.raises(ValueError, match="objective.name: mamp is the name of MAMP"):
+        OBJECTIVES.register("mamp")(OBJECTIVES.get("skeletonmae"))

@@ -133,5 +133,5 @@ def test_threads_that_choose_do_not_disturb_each_other():
 
 def test_the_compiler_is_not_imported_where_nothing_is_compiled():
     """It takes a second, half of what a process takes to begin."""
-    script = "import sys, s2vfast.ops, s2vfast.train.engine; sys.exit('torch._dynamo' in sys.modules)"
+    script = "import sys, s2vfast.ops, s2vfast.train.trainer; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -1,4 +1,4 @@
-"""A tiny store and an engine without a network: every number of a step depends on all steps before it."""
+"""A tiny store and an trainer without a network: every number of a step depends on all steps before it."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,8 @@ from s2vfast.config import Config
 from s2vfast.data.layout import get_layout
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import write_store
-from s2vfast.train.engine import Pretrainer
+from s2vfast.objectives.skeleton2vec import COLLAPSED_VARIANCE
+from s2vfast.train.trainer import Trainer
 
 
 def write_tiny_store(path, layout="kinect_v2", sequences=12, seed=0):
@@ -44,12 +45,12 @@ def write_tiny_store(path, layout="kinect_v2", sequences=12, seed=0):
 
 
 def make_tiny_config(**train):
-    """A config that the real engine does in milliseconds a step on two sequences' worth of tokens."""
+    """A config that the real trainer does in milliseconds a step on two sequences' worth of tokens."""
     tree = {
         "data": {"frames": 8, "velocity": 1.0, "rotate": [0.1, 0.1, 0.1]},
-        "model": {"segment_frames": 4, "dim": 8, "heads": 2, "depth": 2, "decoder_depth": 1, "layer_scale": 0.1},
+        "model": {"segment_frames": 4, "dim": 8, "heads": 2, "depth": 2, "layer_scale": 0.1},
         "mask": {"ratio": 0.8, "tube_len": 1},
-        "objective": {"top_k": 2, "ema_start": 0.9},
+        "objective": {"decoder_depth": 1, "top_k": 2, "ema_start": 0.9},
         "optim": {"warmup_epochs": 1.0},
         "train": {"steps": 12, "batch": 4, "threads": 1, "device": "cpu", "log_every": 2} | train,
         "checkpoint": {"every": 5, "keep": 2},
@@ -57,8 +58,8 @@ def make_tiny_config(**train):
     return Config.from_dict(tree)
 
 
-class FakeEngine:
-    """Stands in for `s2vfast.train.engine.Pretrainer` where only the loop around it is tested.
+class FakeTrainer:
+    """Stands in for `s2vfast.train.trainer.Trainer` where only the loop around it is tested.
 
     ``before`` is called with the number of finished steps before each step.
     """
@@ -68,7 +69,10 @@ class FakeEngine:
         self.total_steps, self.step, self.joints = config.train.steps, 0, store.layout.num_joints
         self.weight = torch.full((64,), float(config.train.seed), dtype=torch.float64)
         self.moment = torch.zeros(64, dtype=torch.float64)
-        self.notes, self.stopping, self.has_teacher = [], False, True
+        self.notes, self.stopping, self.objective = [], False, SimpleNamespace(warning=self._warning)
+
+    def _warning(self, reported):
+        return "the teacher has collapsed" if reported["target_var"] < COLLAPSED_VARIANCE else None
 
     def drain(self):
         return []
@@ -90,8 +94,8 @@ class FakeEngine:
             lr=1e-3,
             ema_decay=0.99,
             grad_norm=float(self.moment.norm()),
-            target_var=self.target_var,
-            pred_var=0.1,
+            terms={},
+            reported={"target_var": self.target_var, "pred_var": 0.1},
             clips=4,
             sample_ids=np.arange(4),
             stop=self.stopping,
@@ -132,20 +136,20 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def fake_engine():
-    """`FakeEngine`."""
-    return FakeEngine
+def fake_trainer():
+    """`FakeTrainer`."""
+    return FakeTrainer
 
 
 @pytest.fixture
 def make(tiny_store, tiny_config):
-    """make(**changes): an engine on the tiny store; changes are section__field."""
+    """make(**changes): an trainer on the tiny store; changes are section__field."""
 
-    def engine(**changes):
+    def trainer(**changes):
         config = tiny_config()
         for path, value in changes.items():
             section, name = path.split("__")
             setattr(getattr(config, section), name, value)
-        return Pretrainer(config, Store.open(tiny_store))
+        return Trainer(config, Store.open(tiny_store))
 
-    return engine
+    return trainer

@@ -32,11 +32,11 @@ def test_what_goes_wrong_on_one_rank_is_said_by_rank_0(rank):
         return "fine"
 
     with pytest.raises(errors.ConfigError, match="no such GPU") as raised:
-        Beside(rank, [("fine", None) if rank == 1 else (None, failure)]).each(make)
-    assert raised.value.elsewhere == (rank != 0)
+        Beside(rank, [("fine", None) if rank == 1 else (None, failure)]).run_on_all(make)
+    assert raised.value.reported_by_other_rank == (rank != 0)
 
 
 def test_a_value_that_differs_names_the_rank():
     with pytest.raises(errors.TrainingError, match="rank 1 has another store than rank 0: 'b', not 'a'") as raised:
-        Beside(0, [("b", None)]).same("store", "a")
-    assert not raised.value.elsewhere
+        Beside(0, [("b", None)]).assert_equal_across_ranks("store", "a")
+    assert not raised.value.reported_by_other_rank

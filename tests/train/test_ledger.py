@@ -29,7 +29,7 @@ def test_ntu60_is_what_the_design_says():
 
 def small(empty_bodies="compute", masks=1):
     config = presets.load("ntu60")
-    config.model.dim, config.model.heads, config.model.depth, config.model.decoder_depth = 32, 2, 3, 2
+    config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 3, 2
     config.objective.top_k, config.data.frames, config.objective.empty_bodies = 3, 30, empty_bodies
     config.mask.masks_per_clip = masks
     return config

@@ -1,4 +1,4 @@
-"""The loop around the step, with an engine that has no network: folders, numbers, messages, signals, refusals."""
+"""The loop around the step, with an trainer that has no network: folders, numbers, messages, signals, refusals."""
 
 import contextlib
 import errno
@@ -11,8 +11,9 @@ import subprocess
 import pytest
 
 from s2vfast.errors import CheckpointError, ConfigError, DataError, TrainingError
-from s2vfast.train import checkpoint, loop, rundir
-from s2vfast.train.loop import pretrain
+from s2vfast.objectives.skeleton2vec import COLLAPSED_VARIANCE
+from s2vfast.train import checkpoint, rundir
+from s2vfast.train.loop import train
 
 
 def files(run):
@@ -27,12 +28,12 @@ def stale(run):
 
 
 @pytest.fixture
-def start(tiny_store, tiny_config, fake_engine):
-    """start(run, **keywords of FakeEngine and pretrain)."""
+def start(tiny_store, tiny_config, fake_trainer):
+    """start(run, **keywords of FakeTrainer and pretrain)."""
 
-    def call(run, config=None, resume=False, store=tiny_store, engine=None, **fake):
+    def call(run, config=None, resume=False, store=tiny_store, trainer=None, **fake):
         config = config or tiny_config()
-        return pretrain(config, store, run, resume=resume, make_engine=engine or functools.partial(fake_engine, **fake))
+        return train(config, store, run, resume=resume, make_trainer=trainer or functools.partial(fake_trainer, **fake))
 
     return call
 
@@ -192,9 +193,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_result_the_same(tmp_path, sta
     assert all(ours[name] == whole[name] for name in whole)
 
 
-def test_resume_takes_store_and_config_from_the_run(tmp_path, start, fake_engine, tiny_store):
+def test_resume_takes_store_and_config_from_the_run(tmp_path, start, fake_trainer, tiny_store):
     start(tmp_path, before=kill_at(4))
-    summary = pretrain(None, None, tmp_path, resume=True, make_engine=fake_engine)
+    summary = train(None, None, tmp_path, resume=True, make_trainer=fake_trainer)
     assert summary.finished
 
 
@@ -266,9 +267,9 @@ def test_numbers_that_are_not_finite_end_the_run(tmp_path, start):
 
 
 def test_a_collapsed_teacher_is_called_out_once(tmp_path, start, capsys):
-    start(tmp_path / "collapsed", target_var=loop.COLLAPSED_VARIANCE * 0.9)
+    start(tmp_path / "collapsed", target_var=COLLAPSED_VARIANCE * 0.9)
     assert capsys.readouterr().out.count("warning: step 1: the teacher has collapsed") == 1
-    start(tmp_path / "fine", target_var=loop.COLLAPSED_VARIANCE)
+    start(tmp_path / "fine", target_var=COLLAPSED_VARIANCE)
     assert "collapsed" not in capsys.readouterr().out
 
 

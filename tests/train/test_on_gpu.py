@@ -1,4 +1,4 @@
-"""The engine on a GPU: a captured step is the step, and recordings may lie on either side."""
+"""The trainer on a GPU: a captured step is the step, and recordings may lie on either side."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 from s2vfast import ops
 from s2vfast.data.store import Store
-from s2vfast.train.engine import Pretrainer
+from s2vfast.train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 STEPS = 14
@@ -21,10 +21,10 @@ def train(config, store, **changes):
     for path, value in changes.items():
         section, name = path.split("__")
         setattr(getattr(config, section), name, value)
-    engine = Pretrainer(config, Store.open(store))
-    results = [engine.run_step() for _ in range(STEPS)]
-    results = [*filter(None, results), *engine.drain()]
-    return results, {name: tensor.clone() for name, tensor in engine.state()["model"].items()}, engine
+    trainer = Trainer(config, Store.open(store))
+    results = [trainer.run_step() for _ in range(STEPS)]
+    results = [*filter(None, results), *trainer.drain()]
+    return results, {name: tensor.clone() for name, tensor in trainer.state()["model"].items()}, trainer
 
 
 def assert_equal(one, other):
@@ -59,6 +59,6 @@ def test_recordings_on_the_host_give_the_same(tiny_config, tiny_store):
 
 def test_low_precision_is_near_the_cpu(tiny_config, tiny_store):
     results, _, _ = train(tiny_config(), tiny_store, train__mode="graph")
-    cpu = Pretrainer(tiny_config(steps=STEPS), Store.open(tiny_store))
+    cpu = Trainer(tiny_config(steps=STEPS), Store.open(tiny_store))
     for result in results:
         assert result.loss == pytest.approx(cpu.run_step().loss, rel=2e-2)

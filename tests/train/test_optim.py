@@ -1,21 +1,28 @@
-import copy
-
-import pytest
 import torch
 
 from s2vfast import ops
-from s2vfast.nn import Decoder, Encoder
+from s2vfast.networks.block import BlockOptions
+from s2vfast.networks.transformer import Transformer
+from s2vfast.objectives import Objective
+from s2vfast.objectives.decoder import Decoder
 from s2vfast.train.optim import FlatAdamW
 
 OPTIONS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "tau": 0.9}
 
 
-def parts():
-    torch.manual_seed(0)
-    encoder = Encoder(joints=3, segments=2, segment_frames=2, channels=3, dim=6, heads=2, depth=1)
-    decoder = Decoder(joints=3, segments=2, dim=6, heads=2, depth=1)
-    teacher = copy.deepcopy(encoder).requires_grad_(False)
-    return encoder, decoder, teacher
+BLOCKS = BlockOptions(6, heads=2)
+
+
+class Pair(Objective):
+    """An encoder, a decoder and, where it is asked for, a teacher."""
+
+    def __init__(self, teacher=True):
+        torch.manual_seed(0)
+        super().__init__(Transformer(joints=3, segments=2, segment_frames=2, channels=3, depth=1, blocks=BLOCKS))
+        self.decoder = Decoder(joints=3, segments=2, depth=1, blocks=BLOCKS)
+        if teacher:
+            self.averages = {"teacher": "encoder"}
+            self.teacher = self.average_of(self.encoder)
 
 
 def decays(name):
@@ -24,7 +31,8 @@ def decays(name):
 
 
 def test_is_torch_adamw_with_groups():
-    encoder, decoder, teacher = parts()
+    pair = Pair()
+    encoder, decoder, teacher = pair.encoder, pair.decoder, pair.teacher
     plain = {f"encoder.{k}": p.detach().clone().requires_grad_() for k, p in encoder.named_parameters()}
     plain |= {f"decoder.{k}": p.detach().clone().requires_grad_() for k, p in decoder.named_parameters()}
     expected_teacher = {k: p.clone() for k, p in teacher.named_parameters()}
@@ -33,7 +41,7 @@ def test_is_torch_adamw_with_groups():
         {"params": [p for k, p in plain.items() if not decays(k)], "weight_decay": 0.0},
     ]
     torch_adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    flat = FlatAdamW(encoder, [decoder], teacher)
+    flat = FlatAdamW(pair)
     named = {f"encoder.{k}": p for k, p in encoder.named_parameters()}
     named |= {f"decoder.{k}": p for k, p in decoder.named_parameters()}
     for step in (1, 2, 3):
@@ -53,12 +61,13 @@ def test_is_torch_adamw_with_groups():
 
 
 def test_embeddings_norms_and_biases_do_not_decay():
-    encoder, decoder, teacher = parts()
+    pair = Pair()
+    encoder, decoder = pair.encoder, pair.decoder
     with torch.no_grad():
         for module in (encoder, decoder):
             for p in module.parameters():
                 p.fill_(1.0)
-    flat = FlatAdamW(encoder, [decoder], teacher)
+    flat = FlatAdamW(pair)
     flat.step(1, **OPTIONS)
     for label, module in (("encoder", encoder), ("decoder", decoder)):
         for name, p in module.named_parameters():
@@ -66,8 +75,9 @@ def test_embeddings_norms_and_biases_do_not_decay():
 
 
 def test_parameters_are_aligned_views():
-    encoder, decoder, teacher = parts()
-    flat = FlatAdamW(encoder, [decoder], teacher)
+    pair = Pair()
+    encoder, decoder = pair.encoder, pair.decoder
+    flat = FlatAdamW(pair)
     for p in [*encoder.parameters(), *decoder.parameters()]:
         assert 0 <= p.data_ptr() - flat.param.data_ptr() < 4 * flat.param.numel()
         assert (p.data_ptr() - flat.param.data_ptr()) % 64 == 0
@@ -76,8 +86,7 @@ def test_parameters_are_aligned_views():
 
 
 def test_without_a_teacher_the_student_is_trained_alone():
-    with_one, without = parts(), parts()
-    flats = [FlatAdamW(with_one[0], [with_one[1]], with_one[2]), FlatAdamW(without[0], [without[1]], None)]
+    flats = [FlatAdamW(Pair()), FlatAdamW(Pair(teacher=False))]
     for flat in flats:
         for step in (1, 2):
             gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) for p in flat.parameters]
@@ -86,14 +95,41 @@ def test_without_a_teacher_the_student_is_trained_alone():
     weights = [flat.weights() for flat in flats]
     assert weights[1].keys() == {name for name in weights[0] if name.startswith("student.")}
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    assert flats[1].teacher.numel() == 0
-    assert sum(buffer.numel() for buffer in flats[1].buffers()) == 3 * flats[1].param.numel()
+    assert flats[1].average.numel() == 0
+    assert sum(buffer.numel() for buffer in flats[1].state_buffers()) == 3 * flats[1].param.numel()
 
 
-def test_two_modules_of_one_name_are_refused():
-    """A checkpoint would hold one of them, and the other would begin anew when the run goes on."""
-    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="linear.weight: two parameters of this name"):
-        FlatAdamW(torch.nn.LayerNorm(2), [one, two], None)
-    both = torch.nn.Sequential(one, two)
-    assert len(FlatAdamW(torch.nn.LayerNorm(2), [both], None).weights()) == 6
+def test_a_rate_for_every_layer():
+    """The embedding is two layers below the final norm, and its step smaller by the square of the factor."""
+    plain, layered = Pair(teacher=False), Pair(teacher=False)
+    before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    options = OPTIONS | {"weight_decay": 0.0, "clip": 0.0}
+    for pair, decay in ((plain, 1.0), (layered, 0.5)):
+        flat = FlatAdamW(pair, layer_decay=decay)
+        flat.collect([torch.ones_like(p) for p in flat.parameters], add=False)
+        flat.step(1, **options)
+    for name, p in layered.named_parameters():
+        factor = 0.25 if "embedding" in name else 0.5 if name.startswith("encoder.blocks") else 1.0
+        moved = dict(plain.named_parameters())[name].detach() - before[name]
+        torch.testing.assert_close(p.detach() - before[name], factor * moved, rtol=1e-4, atol=1e-7)
+
+
+def test_buffers_are_averaged_and_put_back_where_a_step_was_not_finite():
+    pair = Pair()
+    for module in (pair.encoder, pair.teacher):
+        module.register_buffer("mean", torch.zeros(3))
+        module.register_buffer("count", torch.zeros((), dtype=torch.int64))
+    pair.register_buffer("queue", torch.zeros(2, 2))
+    flat = FlatAdamW(pair)
+    assert {"student.encoder.mean", "teacher.mean", "student.queue", "teacher.count"} <= set(flat.weights())
+    for gradient, expected in ((1.0, 0.1), (float("nan"), 0.1)):
+        flat.buffers.begin()
+        pair.encoder.mean += 1.0
+        pair.encoder.count += 1
+        pair.queue += 1.0
+        flat.collect([torch.full_like(p, gradient) for p in flat.parameters], add=False)
+        flat.step(1, **OPTIONS)
+        assert (pair.encoder.mean.tolist(), pair.encoder.count.item()) == ([1.0] * 3, 1)
+        assert (pair.queue == 1.0).all()
+        torch.testing.assert_close(pair.teacher.mean, torch.full((3,), expected))
+        assert pair.teacher.count.item() == 1

@@ -7,13 +7,13 @@ import torch
 
 from s2vfast.data.store import Store
 from s2vfast.train import profile
-from s2vfast.train.engine import Pretrainer
-from s2vfast.train.loop import pretrain
+from s2vfast.train.loop import train
+from s2vfast.train.trainer import Trainer
 
 
 def test_leaves_the_run_as_it_was(tmp_path, tiny_store, tiny_config):
-    pretrain(tiny_config(log_every=1), tiny_store, tmp_path / "plain")
-    pretrain(tiny_config(log_every=1), tiny_store, tmp_path / "profiled", profile=3)
+    train(tiny_config(log_every=1), tiny_store, tmp_path / "plain")
+    train(tiny_config(log_every=1), tiny_store, tmp_path / "profiled", profile=3)
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("plain", "profiled")]
     assert lines[0] == lines[1]
     found = json.loads((tmp_path / "profiled" / "profile" / "summary.json").read_text())
@@ -25,13 +25,13 @@ def test_leaves_the_run_as_it_was(tmp_path, tiny_store, tiny_config):
 
 
 def test_a_run_near_its_end_can_be_profiled(tmp_path, tiny_store, tiny_config):
-    engine = Pretrainer(tiny_config(), Store.open(tiny_store))
-    for _ in range(engine.total_steps - 1):
-        engine.run_step()
-    before = {name: tensor.clone() for group in engine.state().values() for name, tensor in group.items()}
-    profile.take(engine, tmp_path, 2, writes=False)
-    assert engine.step == engine.total_steps - 1
-    after = {name: tensor for group in engine.state().values() for name, tensor in group.items()}
+    trainer = Trainer(tiny_config(), Store.open(tiny_store))
+    for _ in range(trainer.total_steps - 1):
+        trainer.run_step()
+    before = {name: tensor.clone() for group in trainer.state().values() for name, tensor in group.items()}
+    profile.run_profile(trainer, tmp_path, 2, writes=False)
+    assert trainer.step == trainer.total_steps - 1
+    after = {name: tensor for group in trainer.state().values() for name, tensor in group.items()}
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not list(tmp_path.iterdir())
 

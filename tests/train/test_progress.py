@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from s2vfast.train import progress
-from s2vfast.train.loop import pretrain
+from s2vfast.train.loop import train
 
 
 def test_plain_lines_first_last_and_seldom_between(capsys):
@@ -18,27 +18,27 @@ def test_plain_lines_first_last_and_seldom_between(capsys):
     for step in range(1, 101):
         now[0] += 0.5
         meter.add(4)
-        plain.update(step, SimpleNamespace(epoch=step / 10, loss=1 / step, lr=1e-3, ema_decay=0.99))
+        plain.update(step, SimpleNamespace(epoch=step / 10, loss=1 / step, lr=1e-3, ema_decay=0.99, terms={}))
     lines = capsys.readouterr().out.splitlines()
     shown = [int(line.split()[1].split("/")[0]) for line in lines]
     assert shown == [1, 12, 22, 32, 42, 52, 62, 72, 82, 92, 100]
     assert lines[1] == "step 12/100  epoch 1.20  loss 0.0833  lr 1.00e-03  EMA 0.990000  8 clips/s  ETA 44 s"
 
 
-def test_the_bar_is_drawn_on_a_terminal(tmp_path, tiny_store, tiny_config, fake_engine, monkeypatch):
+def test_the_bar_is_drawn_on_a_terminal(tmp_path, tiny_store, tiny_config, fake_trainer, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=150)
-    monkeypatch.setattr(progress, "make", lambda meter, every: progress.Bar(meter, console))
-    engine = functools.partial(fake_engine, target_var=0.0)
-    pretrain(tiny_config(), tiny_store, tmp_path, make_engine=engine)
+    monkeypatch.setattr(progress, "make", lambda meter, every, stream=None: progress.Bar(meter, console))
+    trainer = functools.partial(fake_trainer, target_var=0.0)
+    train(tiny_config(), tiny_store, tmp_path, make_trainer=trainer)
     assert "step 12/12" in screen.getvalue()
     assert "clips/s  ETA 0 s" in screen.getvalue()
     assert "the teacher has collapsed" in screen.getvalue()
 
 
-def test_tensorboard_on_request(tmp_path, tiny_store, tiny_config, fake_engine):
+def test_tensorboard_on_request(tmp_path, tiny_store, tiny_config, fake_trainer):
     pytest.importorskip("tensorboard")
-    pretrain(tiny_config(), tiny_store, tmp_path, tensorboard=True, make_engine=fake_engine)
+    train(tiny_config(), tiny_store, tmp_path, tensorboard=True, make_trainer=fake_trainer)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))

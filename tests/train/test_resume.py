@@ -12,7 +12,7 @@ import time
 import pytest
 
 from s2vfast.train import checkpoint
-from s2vfast.train.loop import pretrain
+from s2vfast.train.loop import train
 
 STEPS = 24
 
@@ -23,8 +23,8 @@ import safetensors.torch
 import torch
 import s2vfast.data.store
 from s2vfast.config import Config
-from s2vfast.train.engine import Pretrainer
-from s2vfast.train.loop import pretrain
+from s2vfast.train.trainer import Trainer
+from s2vfast.train.loop import train
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -46,7 +46,7 @@ for line in sys.stdin:
             setattr(os, name, dying)
         code = 1
         try:
-            pretrain(Config.from_dict(order["config"]), order["store"], order["run"], resume=True)
+            train(Config.from_dict(order["config"]), order["store"], order["run"], resume=True)
             code = 0
         finally:
             os._exit(code)
@@ -188,42 +188,42 @@ def metrics(run):
 
 def test_the_same_seed_twice_and_any_number_of_workers(tmp_path, tiny_store, tiny_config):
     config = tiny_config(log_every=1)
-    pretrain(config, tiny_store, tmp_path / "one")
-    pretrain(config, tiny_store, tmp_path / "two")
+    train(config, tiny_store, tmp_path / "one")
+    train(config, tiny_store, tmp_path / "two")
     assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
     config.data.workers = 2
-    pretrain(config, tiny_store, tmp_path / "workers")
+    train(config, tiny_store, tmp_path / "workers")
     assert metrics(tmp_path / "one") == metrics(tmp_path / "workers")
-    pretrain(tiny_config(log_every=1, seed=2), tiny_store, tmp_path / "other")
+    train(tiny_config(log_every=1, seed=2), tiny_store, tmp_path / "other")
     assert metrics(tmp_path / "one") != metrics(tmp_path / "other")
 
 
 def test_numbers_that_are_not_finite_stop_before_the_update(tmp_path, tiny_store, tiny_config, monkeypatch):
     from s2vfast.errors import TrainingError
-    from s2vfast.train.engine import Pretrainer
+    from s2vfast.train.trainer import Trainer
 
     made = []
 
-    def engine(config, store):
-        made.append(Pretrainer(config, store))
+    def trainer(config, store):
+        made.append(Trainer(config, store))
         real = made[0].feed.batch
 
         def poisoned(step):
             batch = real(step)
             if step == 7:
-                batch.parts[0].clips[1] = float("nan")
+                batch.micro_batches[0].clips[1] = float("nan")
             return batch
 
         monkeypatch.setattr(made[0].feed, "batch", poisoned)
         return made[0]
 
     config = tiny_config(log_every=1)
-    pretrain(tiny_config(log_every=1, steps=12), tiny_store, tmp_path / "whole")
+    train(tiny_config(log_every=1, steps=12), tiny_store, tmp_path / "whole")
     with pytest.raises(TrainingError, match="step 8: .* Sample ids: ") as caught:
-        pretrain(config, tiny_store, tmp_path / "run", make_engine=engine)
+        train(config, tiny_store, tmp_path / "run", make_trainer=trainer)
     ids = made[0].order.sample_ids(7).tolist()
     assert all(f"{number} (" in str(caught.value) for number in ids)
     assert made[0].step == 7
     assert all(bool(tensor.isfinite().all()) for tensor in made[0].state()["model"].values())
-    pretrain(config, tiny_store, tmp_path / "run", resume=True)
+    train(config, tiny_store, tmp_path / "run", resume=True)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")

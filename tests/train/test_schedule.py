@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from s2vfast.train.schedule import ema_decay, learning_rate
+from s2vfast.train.schedule import learning_rate
 
 
 def test_learning_rate():
@@ -18,10 +18,3 @@ def test_learning_rate():
 def test_learning_rate_of_a_run_that_is_all_warm_up():
     assert [learning_rate(s, 4, 4, 4.0, 0.0) for s in range(4)] == [1.0, 2.0, 3.0, 4.0]
     assert learning_rate(0, 1, 0, 1.0, 0.0) == 1.0
-
-
-def test_ema_decay():
-    assert ema_decay(0, 1000, 0.999, 1.0) == 0.999
-    assert ema_decay(250, 1000, 0.999, 1.0) == pytest.approx(0.99925)
-    assert ema_decay(1000, 1000, 0.999, 1.0) == 1.0
-    assert ema_decay(5000, 1000, 0.9, 0.99) == 0.99

@@ -7,20 +7,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2vfast import errors, ops, presets
 from s2vfast.data.store import Store
-from s2vfast.train.engine import Pretrainer, _mode
-from s2vfast.train.feed import parts_for
-from s2vfast.train.loop import pretrain
-from s2vfast.train.step import Captured
+from s2vfast.objectives import build_objective
+from s2vfast.train.feed import Recordings, micro_batches_for
+from s2vfast.train.loop import train
+from s2vfast.train.step import CUDAGraphStep
+from s2vfast.train.trainer import Trainer, _mode
+
+from ..skeletons import chain
 
 
-def numbers(engine, steps=6):
-    results = [engine.run_step() for _ in range(steps)]
-    return np.array([[r.loss, r.grad_norm, r.target_var, r.pred_var] for r in results])
+def numbers(trainer, steps=6):
+    results = [trainer.run_step() for _ in range(steps)]
+    return np.array([[r.loss, r.grad_norm, r.reported["target_var"], r.reported["pred_var"]] for r in results])
 
 
 @pytest.mark.parametrize("how", ["compute", "share", "drop"])
-@pytest.mark.parametrize("parts", [2, 4])
-def test_parts_change_nothing(make, how, parts):
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_micro_batches_change_nothing(make, how, parts):
     whole = numbers(make(objective__empty_bodies=how))
     assert np.allclose(numbers(make(objective__empty_bodies=how, train__accumulate=parts)), whole, rtol=2e-6)
 
@@ -32,7 +35,7 @@ def test_several_masks_in_parts(make):
 
 def test_shared_empty_bodies_change_nothing(make):
     shared, computed = make(objective__empty_bodies="share"), make(objective__empty_bodies="compute")
-    filled = min(shared.feed.batch(step).parts[0].bodies.filled for step in range(2))
+    filled = min(shared.feed.batch(step).micro_batches[0].bodies.capacity for step in range(2))
     assert filled < 7, "two of the eight tracks and more are empty"
     assert np.allclose(numbers(shared), numbers(computed), rtol=2e-6)
 
@@ -42,24 +45,24 @@ def test_room_for_more_bodies_than_there_are_changes_nothing(make, how):
     """As on a GPU, where the number of rows is rounded up so that shapes repeat."""
     exact, roomy = make(objective__empty_bodies=how), make(objective__empty_bodies=how)
     roomy.feed._repeats = True
-    real = roomy.feed._room
-    roomy.feed._room = lambda ids: real(ids) + 1
-    assert roomy.feed.batch(0).parts[0].bodies.filled > exact.feed.batch(0).parts[0].bodies.filled
+    real = roomy.feed._capacity
+    roomy.feed._capacity = lambda ids: real(ids) + 1
+    assert roomy.feed.batch(0).micro_batches[0].bodies.capacity > exact.feed.batch(0).micro_batches[0].bodies.capacity
     assert np.allclose(numbers(roomy), numbers(exact), rtol=2e-6)
 
 
 def test_low_precision_is_close_and_keeps_float32_weights(make):
     low = make(train__precision="bfloat16")
-    assert low.model.encoder.blocks[0].qkv.weight.dtype == torch.bfloat16
-    assert low.model.encoder.embedding.weight.dtype == torch.float32
+    assert low.objective.encoder.blocks[0].qkv.weight.dtype == torch.bfloat16
+    assert low.objective.encoder.embedding.weight.dtype == torch.float32
     found, exact = numbers(low), numbers(make())
     assert np.allclose(found[:, 0], exact[:, 0], rtol=2e-3)
     assert not np.array_equal(found, exact)
     assert all(tensor.dtype == torch.float32 for tensor in low.state()["model"].values())
     weight = low.state()["model"]["student.encoder.blocks.0.qkv.weight"]
-    assert torch.equal(low.model.encoder.blocks[0].qkv.weight, weight.to(torch.bfloat16))
+    assert torch.equal(low.objective.encoder.blocks[0].qkv.weight, weight.to(torch.bfloat16))
     teacher = low.state()["model"]["teacher.blocks.0.qkv.weight"]
-    assert torch.equal(low.model.teacher.blocks[0].qkv.weight, teacher.to(torch.bfloat16))
+    assert torch.equal(low.objective.teacher.blocks[0].qkv.weight, teacher.to(torch.bfloat16))
 
 
 def test_a_checkpoint_fits_any_precision(make):
@@ -88,7 +91,7 @@ def test_a_graph_needs_a_gpu(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train__accumulate": 3}, "train.batch: 4 is no multiple of 3, which is 1 ranks times train.accumulate = 3"),
+        ({"train__accumulate": 5}, "train.batch: 4 is less than 5, which is 1 ranks times train.accumulate = 5"),
         ({"train__accumulate": 0}, "train.accumulate: 0; 1 or more"),
         ({"train__precision": "float16"}, "train.precision: 'float16' is not one of"),
         ({"train__mode": "fast"}, "train.mode: 'fast' is not one of"),
@@ -100,65 +103,65 @@ def test_refuses(make, changes, message):
         make(**changes)
 
 
-class LateEngine(Pretrainer):
+class LateTrainer(Trainer):
     """Reads its results as late as on a GPU."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.lag = 2
-        self._controls = torch.zeros(4, 4, dtype=torch.float64)
-        self._reports = torch.zeros(4, self.body.report.numel())
+        self._inputs = torch.zeros(4, 4, dtype=torch.float64)
+        self._reports = torch.zeros(4, self.step_fn.report.numel())
 
 
 def late(config, store):
-    return LateEngine(config, Store.open(store))
+    return LateTrainer(config, Store.open(store))
 
 
 def test_results_that_come_late_are_the_same(make, tiny_store, tiny_config):
     plain = make()
     expected = [plain.run_step() for _ in range(8)]
-    engine = late(tiny_config(), tiny_store)
-    started = [engine.run_step() for _ in range(8)]
+    trainer = late(tiny_config(), tiny_store)
+    started = [trainer.run_step() for _ in range(8)]
     assert started[:2] == [None, None]
-    found = [*started[2:], *engine.drain()]
+    found = [*started[2:], *trainer.drain()]
     assert [r.step for r in found] == list(range(1, 9))
     assert [(r.loss, r.grad_norm, r.lr, r.ema_decay) for r in found] == [
         (r.loss, r.grad_norm, r.lr, r.ema_decay) for r in expected
     ]
-    assert not list(engine.drain())
+    assert not list(trainer.drain())
 
 
 def test_after_a_number_that_is_not_finite_nothing_changes_until_it_is_read(tiny_store, tiny_config):
     """Two more steps are under way when the host hears of it; they have left no trace, and the run can go on."""
-    engine, other = late(tiny_config(), tiny_store), late(tiny_config(), tiny_store)
+    trainer, other = late(tiny_config(), tiny_store), late(tiny_config(), tiny_store)
     for _ in range(3):
-        engine.run_step()
+        trainer.run_step()
         other.run_step()
     before = {name: tensor.clone() for group in other.state().values() for name, tensor in group.items()}
-    real = engine.feed.batch
+    real = trainer.feed.batch
 
     def spoilt(step):
         batch = real(step)
         if step == 3:
-            batch.parts[0].clips[0] = torch.nan
+            batch.micro_batches[0].clips[0] = torch.nan
         return batch
 
-    engine.feed.batch = spoilt
-    assert [engine.run_step().step for _ in range(2)] == [2, 3]
+    trainer.feed.batch = spoilt
+    assert [trainer.run_step().step for _ in range(2)] == [2, 3]
     with pytest.raises(errors.TrainingError, match="step 4: the loss is nan"):
-        engine.run_step()
-    assert engine.step == 3
-    after = {name: tensor for group in engine.state().values() for name, tensor in group.items()}
+        trainer.run_step()
+    assert trainer.step == 3
+    after = {name: tensor for group in trainer.state().values() for name, tensor in group.items()}
     assert all(torch.equal(after[name], before[name]) for name in before)
-    engine.feed.batch = real
+    trainer.feed.batch = real
     list(other.drain())
-    found, expected = [[*(e.run_step() for _ in range(3)), *e.drain()] for e in (engine, other)]
+    found, expected = [[*(e.run_step() for _ in range(3)), *e.drain()] for e in (trainer, other)]
     assert [r.loss for r in found if r] == [r.loss for r in expected if r]
 
 
 def test_a_captured_step_reads_what_lies_at_fixed_places(make, monkeypatch):
     """The bookkeeping around CUDA graphs, with a graph that calls again what it has seen."""
-    engine, plain = make(), make()
+    trainer, plain = make(), make()
 
     class Graph:
         def __init__(self):
@@ -171,24 +174,24 @@ def test_a_captured_step_reads_what_lies_at_fixed_places(make, monkeypatch):
         def pool(self):
             return "pool"
 
-    def capture(self, parts):
-        places = [part.mapped(torch.clone) for part in parts]
+    def capture(self, batches):
+        captured = [batch.map(torch.clone) for batch in batches]
         graph = Graph()
-        graph.calls.append(lambda: self.step(places))
-        return graph, places
+        graph.calls.append(lambda: self.step(captured))
+        return graph, captured
 
-    monkeypatch.setattr(Captured, "_capture", capture)
-    engine._advance = Captured(engine.body)
-    assert np.array_equal(numbers(engine, 10), numbers(plain, 10))
-    assert engine._advance._graphs, "something was captured"
+    monkeypatch.setattr(CUDAGraphStep, "_capture", capture)
+    trainer._advance = CUDAGraphStep(trainer.step_fn)
+    assert np.array_equal(numbers(trainer, 10), numbers(plain, 10))
+    assert trainer._advance._graphs, "something was captured"
 
 
-def test_threads_that_send_batches_ahead(make):
+def test_threads_that_send_batches_ahead(make, monkeypatch):
     """The way of recordings that do not fit on the device; here the device is the host itself."""
-    engine, plain = make(data__workers=2), make()
-    engine.feed._sends = True
-    engine.feed._send = lambda tensor: tensor.clone()
-    assert np.array_equal(numbers(engine), numbers(plain))
+    trainer, plain = make(data__workers=2), make()
+    monkeypatch.setattr(Recordings, "sends", property(lambda self: self is trainer.feed.recordings))
+    trainer.feed._send = lambda tensor: tensor.clone()
+    assert np.array_equal(numbers(trainer), numbers(plain))
 
 
 def test_good_results_before_a_bad_one_are_kept(tiny_store, tiny_config, tmp_path):
@@ -196,32 +199,32 @@ def test_good_results_before_a_bad_one_are_kept(tiny_store, tiny_config, tmp_pat
     config = tiny_config(log_every=1)
     config.checkpoint.every = 5
 
-    def engine(config, store):
-        made = LateEngine(config, store)
+    def trainer(config, store):
+        made = LateTrainer(config, store)
         real = made.feed.batch
 
         def spoilt(step):
             batch = real(step)
             if step == 4:
-                batch.parts[0].clips[0] = torch.nan
+                batch.micro_batches[0].clips[0] = torch.nan
             return batch
 
         made.feed.batch = spoilt
         return made
 
     with pytest.raises(errors.TrainingError, match="step 5: the loss is nan"):
-        pretrain(config, tiny_store, tmp_path / "run", make_engine=engine)
+        train(config, tiny_store, tmp_path / "run", make_trainer=trainer)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_all_parts_have_room_for_as_many_bodies(make):
     """What is captured or compiled depends on it, and ranks must agree."""
-    engine = make(objective__empty_bodies="share", train__accumulate=2)
-    engine.feed._repeats = True
+    trainer = make(objective__empty_bodies="share", train__accumulate=2)
+    trainer.feed._repeats = True
     for step in range(4):
-        parts = engine.feed.batch(step).parts
-        assert len({part.bodies.filled for part in parts}) == 1
-        assert all(part.bodies.filled >= int((part.clips != 0).flatten(1).any(1).sum()) for part in parts)
+        batches = trainer.feed.batch(step).micro_batches
+        assert len({batch.bodies.capacity for batch in batches}) == 1
+        assert all(batch.bodies.capacity >= int((batch.clips != 0).flatten(1).any(1).sum()) for batch in batches)
 
 
 def test_a_graph_refuses_what_asks_the_device(tiny_config):
@@ -245,4 +248,6 @@ def test_a_graph_refuses_what_asks_the_device(tiny_config):
     ],
 )
 def test_parts_fit_a_cache(preset, joints, clips, device, parts):
-    assert parts_for(presets.load(preset), joints, clips, torch.device(device)) == parts
+    config = presets.load(preset)
+    objective = build_objective(config, chain(joints))
+    assert micro_batches_for(config, objective, clips, torch.device(device)) == parts

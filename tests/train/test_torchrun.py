@@ -172,7 +172,7 @@ real = Feed.batch
 def batch(self, step):
     made = real(self, step)
     if str(step) == os.environ.get("SPOILT_STEP") and self.ranks.rank == 1:
-        made.parts[0].clips.fill_(float("nan"))
+        made.micro_batches[0].clips.fill_(float("nan"))
     return made
 Feed.batch = batch
 code = cli.main()

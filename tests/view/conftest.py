@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from s2vfast import nn
 from s2vfast.config import Config
 from s2vfast.data import Body, Layout, Sequence, Store, write_store
+from s2vfast.networks import build_network
 from s2vfast.train import checkpoint, rundir
 
 EVIL = "</script><img src=x onerror=alert(1)>\"quoted\" & 'so' $\\frac^$"
@@ -27,9 +27,9 @@ LAYOUT = Layout(
 )
 CONFIG = {
     "data": {"frames": 12, "bodies": 2, "split": "halves"},
-    "model": {"segment_frames": 3, "dim": 16, "heads": 2, "depth": 3, "decoder_depth": 1, "layer_scale": 0.5},
+    "model": {"segment_frames": 3, "dim": 16, "heads": 2, "depth": 3, "layer_scale": 0.5},
     "mask": {"ratio": 0.6, "tube_len": 2, "masks_per_clip": 2},
-    "objective": {"top_k": 2},
+    "objective": {"decoder_depth": 1, "top_k": 2},
     "train": {"seed": 7, "steps": 1, "batch": 4},
 }
 
@@ -72,7 +72,7 @@ def make_run(path, store, **changes):
         section, _, field = name.partition("__")
         tree[section][field] = value
     made = Config.from_dict(tree)
-    teacher = nn.build_encoder(made, store.layout.num_joints)
+    teacher = build_network(made, store.layout)
     generator = torch.Generator().manual_seed(99)
     with torch.no_grad():
         for parameter in teacher.parameters():

@@ -1,18 +1,24 @@
 """What a run is made of: one dataclass a section, one place where values are checked.
 
-Every field is documented under its definition; ``s2vfast pretrain --help`` prints these texts and
-``s2vfast pretrain --print_config`` the values. ``configs/*.yaml`` holds the presets.
+``model`` and ``objective`` are unions by name: the network and the objective that they name bring their own sections
+(`s2vfast.config.registry`). Every field is documented under its definition; ``s2vfast pretrain --help`` prints these
+texts and ``s2vfast pretrain --print_config`` the values. ``configs/*.yaml`` holds the presets.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import s2vfast.errors as errors
-from s2vfast import config_checks
+from s2vfast.config.fields import check_section, option, refuse_unknown, section_from_tree, tree_of
+from s2vfast.config.registry import NETWORKS, OBJECTIVES, Registry
+from s2vfast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from s2vfast.data.layout import Layout
+
+DEFAULT_NETWORK, DEFAULT_OBJECTIVE = "transformer", "skeleton2vec"
 
 
 @dataclass
@@ -21,14 +27,14 @@ class DataConfig:
 
     split: str = "xsub"
     """Named split of the store; its ``train`` part is used."""
-    bodies: int = 2
+    bodies: int = option(2, ge=1)
     """Bodies (tracks) per sequence; an absent body is all zeros."""
-    frames: int = 90
-    """T: frames in a clip. A multiple of model.segment_frames."""
+    frames: int = option(90, ge=1)
+    """T: frames in a clip."""
     sampling: Literal["bins", "crop"] = "bins"
     """``bins``: the published sampling (wrap, random skips, one frame of each of T bins).
     ``crop``: a random stretch of the sequence, resampled to T frames by linear interpolation."""
-    crop_min: float = 0.5
+    crop_min: float = option(0.5, gt=0, le=1)
     """Shortest stretch that ``crop`` takes, as a share of the sequence, in (0, 1]."""
     center: Literal["first", "frame", "none"] = "first"
     """``first``: subtract the main body's root joint of its first frame (published).
@@ -39,43 +45,17 @@ class DataConfig:
     """``yaw``: turn the clip about the vertical so that the main body faces the same way on average."""
     rotate: tuple[float, float, float] = (0.3, 0.3, 0.3)
     """Largest random rotation about x, y and z in radians (training only)."""
-    scale_jitter: float = 0.0
+    scale_jitter: float = option(0.0, ge=0, lt=1)
     """Random size change: a factor in 1 ± scale_jitter (training only)."""
-    velocity: float = 0.0
+    velocity: float = option(0.0, ge=0)
     """Append the frame-to-frame difference times this factor to the coordinates: 6 input channels; 0: coordinates
     alone."""
-    workers: int = 0
+    workers: int = option(0, ge=0)
     """Threads that prepare batches ahead of the step; 0 prepares them in line. The numbers are the same."""
     resident: Literal["auto", "device", "host"] = "auto"
     """Where the recordings lie during training: on the ``device``, which makes its clips itself, or on the ``host``,
     whose threads send clips ahead through pinned memory. ``auto``: on the device where they fit into half of what is
     free there."""
-
-
-@dataclass
-class ModelConfig:
-    """The network: tokens, encoder and decoder."""
-
-    segment_frames: int = 3
-    """s: frames of one joint that make one token."""
-    dim: int = 256
-    """D: width of tokens in encoder and decoder. A multiple of model.heads."""
-    heads: int = 8
-    """H: attention heads."""
-    depth: int = 8
-    """Encoder blocks."""
-    decoder_depth: int = 3
-    """Decoder blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP as a multiple of dim."""
-    layer_scale: float | None = 1e-4
-    """First value of LayerScale's gamma; null: no LayerScale."""
-    norm_eps: float = 1e-6
-    """Added to the variance by layer norms."""
-    init: Literal["normal", "xavier"] = "normal"
-    """Where matrices start: truncated normal of init_std (published), or Xavier uniform, which suits narrow models."""
-    init_std: float = 0.02
-    """Standard deviation of the truncated normal that embeddings, mask token and (normal) matrices start from."""
 
 
 @dataclass
@@ -87,96 +67,70 @@ class MaskConfig:
     joints more often (Skeleton2vec). ``motion_token``: any tokens, those that move more often, by Gumbel noise (MAMP).
     ``frame_joint``: some segments whole, and joints or body parts of the others (SkeletonMAE). ``auto``: what was
     published for the objective."""
-    ratio: float = 0.9
+    ratio: float = option(0.9, gt=0, lt=1)
     """Share that is masked: of the joints of a tube; of all tokens (random, motion_token); of the joints of a segment
     that is not masked whole (frame_joint)."""
-    keep: int | None = None
+    keep: int | None = option(None, ge=1)
     """What stays visible, in place of ratio: joints a tube; tokens a track (random, motion_token); joints a segment
     (frame_joint). null: floor(V * (1 - ratio)) joints, int(L * (1 - ratio)) tokens."""
-    tube_len: int = 5
+    tube_len: int = option(5, ge=1)
     """Segments that share one choice of joints (tubes). Divides frames / segment_frames."""
-    motion_weight: float = 0.1
+    motion_weight: float = option(0.1, ge=0)
     """w: weight of the normalised motion intensity against uniform noise in [0, 1) (motion_tube)."""
-    tau: float = 0.8
+    tau: float = option(0.8, gt=0)
     """Temperature of the softmax of motion (motion_token): the smaller, the more often moving tokens are masked."""
-    frame_ratio: float = 0.4
+    frame_ratio: float = option(0.4, ge=0, lt=1)
     """Share of the segments that is masked whole (frame_joint): floor(S * frame_ratio) of them."""
     joints: Literal["clip", "segment"] = "clip"
     """Whether joints are chosen once a ``clip`` or anew for every ``segment`` (frame_joint)."""
-    parts: int | None = None
+    parts: int | None = option(None, ge=1)
     """Body parts of the layout that are masked whole, in place of ratio (frame_joint). As parts differ in size and
     counts do not, joints chosen at random fill up to the joints of the so many largest parts. null: joints by ratio."""
-    masks_per_clip: int = 1
+    masks_per_clip: int = option(1, ge=1)
     """Masks drawn for each clip, sharing one pass of the teacher (data2vec 2.0)."""
-
-
-@dataclass
-class ObjectiveConfig:
-    """What the student predicts."""
-
-    name: str = "skeleton2vec"
-    """``skeleton2vec``: a moving-average teacher's features. ``skeletonmae``: coordinates. ``mamp``: motion, normalised
-    for each token. Or one of your own (CONTRIBUTING.md)."""
-    auxiliary: Literal["none", "coordinates", "motion"] = "none"
-    """What a second head predicts beside it, of the same tokens: ``coordinates`` as in skeletonmae, ``motion`` as in
-    mamp."""
-    auxiliary_weight: float = 0.1
-    """Weight of the second head's loss in the loss that is reported."""
-    top_k: int = 8
-    """The last k encoder blocks whose outputs make the target (skeleton2vec)."""
-    target_norm: Literal["instance", "layer"] = "instance"
-    """Normalisation of each block's output before the mean over blocks (skeleton2vec)."""
-    ema_start: float = 0.9999
-    """tau of the teacher's moving average at step 0."""
-    ema_end: float = 1.0
-    """tau once ema_steps have passed."""
-    ema_steps: int | None = None
-    """Steps over which tau rises linearly; null: the whole run."""
-    placement: Literal["token", "published"] = "token"
-    """Where the decoder gets a visible latent: ``token``: at its own token (the paper). ``published``: where the
-    authors' released code of Skeleton2vec puts it under tube masking, which is in the first segments, whatever its
-    token."""
-    empty_bodies: Literal["compute", "share", "drop"] = "share"
-    """All-zero tracks: ``compute`` treats them like any other (published), ``share`` runs the teacher once
-    for all of them (same loss; as ``compute`` where there is no teacher), ``drop`` leaves them out (another loss)."""
 
 
 @dataclass
 class OptimConfig:
     """AdamW with warm-up and cosine decay by the step."""
 
-    lr: float = 1e-3
+    lr: float = option(1e-3, gt=0)
     """Peak learning rate."""
-    lr_min: float = 1e-5
+    lr_min: float = option(1e-5, ge=0)
     """Learning rate at the end of the cosine."""
-    warmup_epochs: float = 20.0
+    warmup_epochs: float = option(20.0, ge=0)
     """Epochs of linear warm-up."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay on matrices; biases, norms, embeddings, LayerScale and the mask token have none."""
-    beta1: float = 0.9
+    weight_decay: float = option(0.05, ge=0)
+    """Decoupled weight decay on what the network says decays: matrices and kernels, no biases, norms or embeddings."""
+    beta1: float = option(0.9, ge=0, lt=1)
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: float = option(0.95, ge=0, lt=1)
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: float = option(1e-8, gt=0)
     """Added to the root of the second moment."""
-    clip: float = 4.0
+    clip: float = option(4.0, ge=0)
     """Largest global gradient norm; 0 leaves gradients as they are."""
+    layer_decay: float = option(1.0, gt=0, le=1)
+    """Factor of the learning rate from a layer of the network to the one below it; the head has the full rate."""
 
 
 @dataclass
 class TrainConfig:
     """Length, batch and machine of a run."""
 
-    epochs: float = 800.0
+    epochs: float = option(800.0, gt=0)
     """Length of the run in passes over the training sequences. Ignored where steps is given."""
-    steps: int | None = None
+    steps: int | None = option(None, ge=1)
     """Length of the run in optimizer steps; null: from epochs."""
-    batch: int = 128
-    """Clips a step, over all ranks and parts."""
-    accumulate: int | None = None
-    """Parts that a rank's share of a step is done in, one after the other. null: 1 on a GPU; on a CPU so many that what
-    a part computes stays in the caches."""
-    seed: int = 1
+    min_steps: int = option(0, ge=0)
+    """Least length of the run in steps, where it is given in epochs."""
+    batch: int = option(128, ge=1)
+    """Clips a step, over all ranks and micro-batches."""
+    accumulate: int | None = option(None, ge=1)
+    """Micro-batches that a rank does its clips of a step in, one after the other. null: 1 on a GPU, and for networks
+    with batch norm, whose statistics are those of a micro-batch; else, on a CPU, so many that what a micro-batch
+    computes stays in the caches."""
+    seed: int = option(1, ge=0, lt=2**63)
     """Seed of weights, order, clips and masks."""
     device: str = "auto"
     """``auto`` takes a GPU where there is one; else ``cpu``, ``cuda`` or ``cuda:N``."""
@@ -189,9 +143,9 @@ class TrainConfig:
     mode: Literal["auto", "eager", "graph", "compile"] = "auto"
     """How a step is run: ``eager``, operation by operation; ``graph``, captured once as a CUDA graph and replayed, with
     the same numbers; ``compile``, by torch.compile (and captured, on a GPU). ``auto``: graph on a GPU, else eager."""
-    threads: int | None = None
+    threads: int | None = option(None, ge=1)
     """CPU threads; null: PyTorch's own choice."""
-    log_every: int = 10
+    log_every: int = option(10, ge=1)
     """Steps between lines of metrics.jsonl."""
 
 
@@ -199,24 +153,26 @@ class TrainConfig:
 class CheckpointConfig:
     """When the run is saved."""
 
-    every: int = 1000
+    every: int = option(1000, ge=1)
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 3
+    keep: int = option(3, ge=1)
     """Checkpoints that stay; older ones are removed."""
+    final: Literal["full", "weights"] = "full"
+    """What stays of a finished run: ``full`` checkpoints, or the last one's ``weights`` alone."""
 
 
 @dataclass
 class Config:
-    """One pretraining run."""
+    """One training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Sequences and clips."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Masking."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The target."""
+    model: Any = None
+    """The network: the section of the class that ``model.name`` names."""
+    mask: MaskConfig | None = None
+    """Masking, where the objective masks tokens."""
+    objective: Any = None
+    """The loss: the section of the class that ``objective.name`` names."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -224,62 +180,79 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
 
+    def __post_init__(self) -> None:
+        if self.model is None:
+            self.model = NETWORKS.get(DEFAULT_NETWORK).Section()
+        if self.objective is None:
+            self.objective = OBJECTIVES.get(DEFAULT_OBJECTIVE).Section()
+        if self.mask is None and self.objective_class.masks_tokens:
+            self.mask = MaskConfig()
+
+    @property
+    def network_class(self) -> type:
+        """The `s2vfast.networks.Network` that ``model.name`` names."""
+        return NETWORKS.get(self.model.name)
+
+    @property
+    def objective_class(self) -> type:
+        """The `s2vfast.objectives.Objective` that ``objective.name`` names."""
+        return OBJECTIVES.get(self.objective.name)
+
     @property
     def channels(self) -> int:
         """C: input channels of a clip."""
         return 6 if self.data.velocity else 3
 
-    @property
-    def segments(self) -> int:
-        """S: segments in a clip."""
-        return self.data.frames // self.model.segment_frames
+    def sections(self) -> dict[str, Any]:
+        """The sections that this run has, by name, in their order."""
+        everything = {leaf.name: getattr(self, leaf.name) for leaf in dataclasses.fields(self)}
+        return {name: section for name, section in everything.items() if section is not None}
 
-    def keep(self, joints: int) -> int:
-        """Visible joints, of ``joints``, of a tube or (frame_joint) of a segment that is not masked whole."""
-        if self.mask.keep is not None:
-            return self.mask.keep
-        # The small term mends 20 * (1 - 0.9) = 1.9999999999999996.
-        return math.floor(joints * (1.0 - self.mask.ratio) + 1e-9)
-
-    def validate(self, joints: int | None = None) -> None:
+    def validate(self, layout: Layout | None = None) -> None:
         """Raise `ConfigError`, naming the field, unless every value is possible.
 
         Args:
-            joints: V of the store that will be used; checks that depend on it are left out without it.
+            layout: the skeleton of the store that will be used; checks that depend on it are left out without it.
         """
-        config_checks.check(self, joints)
+        for name, section in self.sections().items():
+            check_section(section, name)
+        if self.optim.lr_min > self.optim.lr:
+            raise ConfigError(f"optim.lr_min: {self.optim.lr_min} is above optim.lr = {self.optim.lr}")
+        self.network_class.check(self, layout)
+        self.objective_class.check(self, layout)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, in the order of the fields."""
-        tree = dataclasses.asdict(self)
-        tree["data"]["rotate"] = list(tree["data"]["rotate"])
+        """Nested plain values, in the order of the fields; names first."""
+        tree = {name: tree_of(section) for name, section in self.sections().items()}
+        for name in ("model", "objective"):
+            tree[name] = {"name": getattr(self, name).name, **tree[name]}
         return tree
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Config:
         """The config of nested plain values; unknown sections and fields raise `ConfigError`."""
-        known = {f.name: f.default_factory for f in dataclasses.fields(cls)}
-        _refuse_unknown("", tree, known)
-        sections = {}
-        for name, section_class in known.items():
-            values = {} if tree.get(name) is None else tree[name]
-            if not isinstance(values, dict):
-                raise errors.ConfigError(f"{name}: a section of fields is expected, not {values!r}")
-            _refuse_unknown(f"{name}.", values, {f.name: f for f in dataclasses.fields(section_class)})
-            values = dict(values)
-            if isinstance(values.get("rotate"), list):
-                values["rotate"] = tuple(values["rotate"])
-            sections[name] = section_class(**values)
+        refuse_unknown(tree, [leaf.name for leaf in dataclasses.fields(cls)])
+        sections = {
+            "model": _named_section(NETWORKS, DEFAULT_NETWORK, tree.get("model"), "model"),
+            "objective": _named_section(OBJECTIVES, DEFAULT_OBJECTIVE, tree.get("objective"), "objective"),
+        }
+        plain = {"data": DataConfig, "optim": OptimConfig, "train": TrainConfig, "checkpoint": CheckpointConfig}
+        if OBJECTIVES.get(sections["objective"].name).masks_tokens:
+            plain["mask"] = MaskConfig
+        elif tree.get("mask"):
+            raise ConfigError(
+                f"mask: objective.name: {sections['objective'].name} masks nothing; leave the section out"
+            )
+        for name, section in plain.items():
+            sections[name] = section_from_tree(section, tree.get(name), name)
         config = cls(**sections)
         config.validate()
         return config
 
 
-def _refuse_unknown(prefix: str, given: dict, known: dict) -> None:
-    import difflib
-
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known)}"
-            raise errors.ConfigError(f"{prefix}{name}: no such field; {hint}")
+def _named_section(registry: Registry, default: str, values: Any, path: str) -> Any:
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a section of fields is expected, not {values!r}")
+    values = dict(values)
+    return section_from_tree(registry.get(values.pop("name", default)).Section, values, path)

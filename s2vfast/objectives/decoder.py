@@ -1,20 +1,27 @@
-"""The decoder: from the latents of the visible tokens to predictions of the others."""
+"""The decoder of masked objectives: from the latents of the visible tokens to predictions of the others."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
-from s2vfast.nn.block import BlockStack
-from s2vfast.nn.embedding import token_positions
+from s2vfast.networks.base import linear_weights
+from s2vfast.networks.block import BlockOptions, BlockStack
+from s2vfast.networks.transformer import token_positions
 
 
 class Decoder(nn.Module):
     """A linear map of the latents, mask tokens, positions of its own, blocks, a layer norm and a linear head.
 
     Args:
+        joints: V.
+        segments: S.
+        depth: blocks.
+        blocks: their size.
         out: numbers predicted a token; None: dim.
         auxiliary: numbers that a second head predicts a token; None: there is none.
     """
@@ -23,24 +30,25 @@ class Decoder(nn.Module):
         self,
         joints: int,
         segments: int,
-        dim: int,
-        heads: int,
         depth: int,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = 1e-4,
-        norm_eps: float = 1e-6,
+        blocks: BlockOptions,
         out: int | None = None,
         auxiliary: int | None = None,
     ) -> None:
         super().__init__()
+        dim = blocks.dim
         self.embed = nn.Linear(dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.joint = nn.Parameter(torch.zeros(joints, dim))
         self.segment = nn.Parameter(torch.zeros(segments, dim))
-        self.blocks = BlockStack(depth, dim, heads, mlp_ratio, layer_scale, norm_eps)
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.blocks = BlockStack(depth, blocks)
+        self.norm = nn.LayerNorm(dim, eps=blocks.norm_eps)
         self.head = nn.Linear(dim, out or dim)
         self.auxiliary = nn.Linear(dim, auxiliary) if auxiliary else None
+
+    def operand_weights(self) -> Iterable[nn.Parameter]:
+        """See `s2vfast.networks.base.operand_weights`."""
+        return linear_weights(self.embed, self.head, self.auxiliary)
 
     def forward(
         self, latent: Tensor, visible: Tensor, masked: Tensor | None = None, norm: nn.LayerNorm | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import statistics
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 
 import s2vfast.errors as errors
-from s2vfast import nn
-from s2vfast.evaluate import features, finetune, measures, metrics, subsets
+from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, subsets
+from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
-from s2vfast.evaluate.subject import Subject
+from s2vfast.networks import build_network
 
 FOLDER = "finetuned"
 """Folder of a run that holds its fine-tuned runs, where no other is named."""
@@ -25,7 +24,7 @@ SEMI_MEASURES = ("linear", "probe", "knn", "finetune")
 
 
 def tuned(
-    subject: Subject,
+    context: EvalContext,
     options: FinetuneConfig,
     *,
     mode: str,
@@ -37,7 +36,7 @@ def tuned(
     """Fine-tune, and measure on the test part with deterministic clips; mean over seeds.
 
     Args:
-        subject: encoder and sequences.
+        context: encoder and sequences.
         options: the recipe; its seed is replaced.
         mode: "finetune", or "supervised": from the weights that a run of this config and seed starts from.
         seeds: one run each.
@@ -45,42 +44,41 @@ def tuned(
         ids: sequences that are learned from; None: the training part.
         labels: which list these are.
     """
-    found = []
-    ids = subject.ids[0] if ids is None else ids
+    results = []
+    ids = context.ids[0] if ids is None else ids
     for seed in seeds:
         recipe = replace(options, seed=seed)
-        encoder, weights = copy.deepcopy(subject.encoder), subject.weights
+        config = finetune_config.run_config(context.config, recipe, sequences=len(ids), split=context.split)
+        config.train.device = str(context.device)
+        initial, weights = context.encoder.state_dict(), context.weights
         if mode == "supervised":
-            config = replace(subject.config, train=replace(subject.config.train, seed=seed))
-            encoder = nn.build_encoder(config, subject.store.layout.num_joints)
-            weights = finetune.digest(encoder)
+            initial, weights = None, finetune.digest(build_network(config, context.store.layout))
         source = finetune.Source(
             mode=mode,
-            run=str(subject.run),
-            step=0 if mode == "supervised" else subject.step,
+            run=str(context.run),
+            step=0 if mode == "supervised" else context.step,
             weights=weights,
-            pretrained_on=None if mode == "supervised" else subject.pretrained_on,
-            split=subject.split,
-            part=subject.parts[0],
+            pretrained_on=None if mode == "supervised" else context.pretrained_on,
+            split=context.split,
+            part=context.parts[0],
             ids=finetune.digest_ids(ids),
             labels=labels,
         )
-        place = _place(subject, recipe, source) if out is None else out if len(seeds) == 1 else out / f"seed-{seed}"
+        folder = _folder(context, recipe, source) if out is None else out if len(seeds) == 1 else out / f"seed-{seed}"
         seconds = finetune.tune(
-            place, encoder, subject.config, subject.store, ids, recipe, source, device=subject.device,
-            ranks=subject.ranks, log=subject.log,
-        )  # fmt: skip
-        found.append(measure(subject, place) | {"seconds": round(seconds, 2), "folder": str(place)})
+            folder, config, context.store, ids, recipe, source, initial=initial, ranks=context.ranks
+        )
+        results.append(measure(context, folder) | {"seconds": round(seconds, 2), "folder": str(folder)})
     about = {
         "recipe": {name: value for name, value in options.to_dict().items() if name != "seed"},
         "seeds": list(seeds),
-        "folders": [one["folder"] for one in found],
-        "training_seconds": [one["seconds"] for one in found],
+        "folders": [one["folder"] for one in results],
+        "training_seconds": [one["seconds"] for one in results],
     }
     if mode == "supervised":  # whatever the run is whose network it has
         about |= {"step": 0, "pretrained_on": None, "overlap": 0, "transfer": False}
-    scores = [{name: one[name] for name in ("top1", "top5", "per_class", "confusion")} for one in found]
-    return measures.together(scores) | about
+    scores = [{name: one[name] for name in ("top1", "top5", "per_class", "confusion")} for one in results]
+    return measures.aggregate(scores) | about
 
 
 def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
@@ -88,35 +86,35 @@ def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
     return replace(options, layer_decay=1.0)
 
 
-def measure(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Scores of a fine-tuned run on the subject's test part.
+def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
+    """Scores of a fine-tuned run on the context's test part.
 
     Raises:
         CheckpointError: a run that was not fine-tuned, or to other classes.
     """
-    model, config, about = finetune.load_classifier(folder, log=subject.log)
-    if about["classes"] != list(subject.store.classes):
+    model, config, about = finetune.load_classifier(folder, log=context.log)
+    if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(
-            f"{folder}: was fine-tuned to {len(about['classes'])} classes that are not those of {subject.store.path} "
-            f"({len(subject.store.classes)}); name a store of the same classes with --data, or fine-tune to these"
+            f"{folder}: was fine-tuned to {len(about['classes'])} classes that are not those of {context.store.path} "
+            f"({len(context.store.classes)}); name a store of the same classes with --data, or fine-tune to these"
         )
-    model.to(subject.device)
+    model.to(context.device)
     pooled = features.extract(
         model.encoder,
         config,
-        subject.store,
-        subject.ids[1],
-        pool="joint",
-        batch=subject.clips,
-        device=subject.device,
-        ranks=subject.ranks,
+        context.store,
+        context.ids[1],
+        pool=features.head_pool(model.encoder),
+        batch=context.clips,
+        device=context.device,
+        ranks=context.ranks,
     )
-    ranked = metrics.rank_scores(model.head(pooled.to(subject.device)))
-    return measures.scores(ranked, subject.labels[1], subject.store.classes)
+    ranked = metrics.rank_scores(model.head(pooled.to(context.device)))
+    return measures.scores(ranked, context.labels[1], context.store.classes)
 
 
 def semi(
-    subject: Subject,
+    context: EvalContext,
     options: FinetuneConfig,
     *,
     percents: Sequence[float],
@@ -130,7 +128,7 @@ def semi(
     """Measures on shares of the labels, each of them mean and sample standard deviation over several lists.
 
     Args:
-        subject: encoder and sequences; features are those of the whole training part.
+        context: encoder and sequences; features are those of the whole training part.
         options: the recipe of fine-tuning; list i is learned with its seed + i.
         percents: shares, see `s2vfast.evaluate.subsets`.
         lists: lists of each share.
@@ -140,16 +138,16 @@ def semi(
         linear: settings of the published probe.
         transform: of features before kNN.
     """
-    places = {int(number): place for place, number in enumerate(subject.ids[0])}
-    train, test, rows = subject.features(0), subject.features(1), []
+    places = {int(number): place for place, number in enumerate(context.ids[0])}
+    train, test, rows = context.features(0), context.features(1), []
     for percent in percents:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
         counts = []
         for number in range(lists):
-            names, parts = (subject.store, subject.split), {"part": subject.parts[0], "seed": seed, "number": number}
+            names, parts = (context.store, context.split), {"part": context.parts[0], "seed": seed, "number": number}
             ids = subsets.subset(*names, percent, **parts)
             chosen = [places[int(i)] for i in ids]
-            given = (train[chosen], subject.labels[0][chosen], test, subject.labels[1], subject)
+            given = (train[chosen], context.labels[0][chosen], test, context.labels[1], context)
             counts.append(len(ids))
             for name in wanted:
                 if name == "linear":
@@ -162,7 +160,7 @@ def semi(
                     label = {"percent": percent, "seed": seed, "number": number}
                     place = None if out is None else out / f"{percent:g}-percent-{number}"
                     seeds = [options.seed + number]
-                    result = tuned(subject, options, mode="finetune", seeds=seeds, out=place, ids=ids, labels=label)
+                    result = tuned(context, options, mode="finetune", seeds=seeds, out=place, ids=ids, labels=label)
                 found[name].append(result)
         for name, results in found.items():
             row: dict[str, Any] = {"percent": percent, "measure": name, "lists": lists, "n_train": counts[0]}
@@ -174,15 +172,15 @@ def semi(
     return {"rows": rows, "lists": lists, "seed": seed}
 
 
-def _place(subject: Subject, recipe: FinetuneConfig, source: finetune.Source) -> Path:
+def _folder(context: EvalContext, recipe: FinetuneConfig, source: finetune.Source) -> Path:
     """A folder under the run that is named by all that a fine-tuned run depends on."""
     about = {
         "recipe": {
             name: value for name, value in recipe.to_dict().items() if name not in finetune.finetune_config.FREE
         },
-        "store": subject.store.fingerprint,
+        "store": context.store.fingerprint,
         **{name: getattr(source, name) for name in ("mode", "weights", "split", "part", "ids")},
     }
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     share = f"-{source.labels['percent']:g}-percent" if source.labels else ""
-    return subject.run / FOLDER / f"{source.mode}{share}-{name}"
+    return context.run / FOLDER / f"{source.mode}{share}-{name}"

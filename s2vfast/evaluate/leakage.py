@@ -6,22 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from s2vfast.config import Config
 from s2vfast.data.store import Store
-from s2vfast.evaluate import finetune, subsets
+from s2vfast.evaluate import runs, subsets
 
 NONE = np.empty(0, np.int64)
 
 
-def labelled(about: dict[str, Any], store: Store) -> np.ndarray:
-    """Sequence numbers whose labels a fine-tuned run has learned: int64, ascending.
+def labelled(config: Config, about: dict[str, Any], store: Store) -> np.ndarray:
+    """Sequence numbers whose labels a run has learned: int64, ascending.
 
     Args:
-        about: the run's run.json.
+        config: the run's.
+        about: its run.json.
         store: whose sequences are asked about; of another one than the run's, none are known.
     """
-    if finetune.KEY not in about or about["store"]["fingerprint"] != store.fingerprint:
+    if not config.objective_class.needs_labels or about["store"]["fingerprint"] != store.fingerprint:
         return NONE
-    source = about[finetune.KEY]["source"]
+    if runs.FINETUNE not in about:
+        return store.select(config.data.split, "train")
+    source = about[runs.FINETUNE]["source"]
     if source["labels"] is None:
         return store.select(source["split"], source["part"])
     drawn = {name: source["labels"][name] for name in ("percent", "seed", "number")}

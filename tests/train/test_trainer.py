@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from s2vfast import errors
-from s2vfast.train.engine import NonFiniteError
+from s2vfast.train.trainer import NonFiniteError
 
 
-def copy_of(engine):
-    return {g: {k: v.clone() for k, v in tensors.items()} for g, tensors in engine.state().items()}
+def copy_of(trainer):
+    return {g: {k: v.clone() for k, v in tensors.items()} for g, tensors in trainer.state().items()}
 
 
 def equal(a, b):
@@ -23,7 +23,7 @@ def test_a_run_learns_and_repeats(make):
     assert np.mean([r.loss for r in a[-8:]]) < np.mean([r.loss for r in a[:8]])
     assert a[-1].step == 40
     assert a[-1].epoch == 20.0
-    assert all(r.target_var > 0 for r in a)
+    assert all(r.reported["target_var"] > 0 for r in a)
 
 
 def test_state_and_load_continue_bitwise(make):
@@ -51,63 +51,63 @@ def test_workers_change_nothing(make):
 def test_implementations_agree(make):
     losses = {}
     for impl in ("reference", "torch", "torch,tube_mask=reference"):
-        engine = make(train__impl=impl)
-        losses[impl] = [engine.run_step().loss for _ in range(6)]
+        trainer = make(train__impl=impl)
+        losses[impl] = [trainer.run_step().loss for _ in range(6)]
     assert losses["torch"] == losses["torch,tube_mask=reference"]
     np.testing.assert_allclose(losses["torch"], losses["reference"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("where", ["clips", "weights"])
 def test_non_finite_numbers_stop_before_the_update(make, monkeypatch, where):
-    engine = make()
-    engine.run_step()
+    trainer = make()
+    trainer.run_step()
     if where == "clips":
-        batch = engine.feed.batch(1)
-        batch.parts[0].clips[0, 0, 0, 0] = torch.nan
-        monkeypatch.setattr(engine.feed, "batch", lambda step: batch)
+        batch = trainer.feed.batch(1)
+        batch.micro_batches[0].clips[0, 0, 0, 0] = torch.nan
+        monkeypatch.setattr(trainer.feed, "batch", lambda step: batch)
     else:  # a finite loss with an infinite gradient
         monkeypatch.setattr(
-            type(engine.optimizer), "step", lambda self, *a, **k: torch.tensor(float("inf")), raising=True
+            type(trainer.optimizer), "step", lambda self, *a, **k: torch.tensor(float("inf")), raising=True
         )
-    before = copy_of(engine)
+    before = copy_of(trainer)
     with pytest.raises(NonFiniteError) as stopped:
-        engine.run_step()
-    assert engine.step == 1
-    assert equal(engine.state(), before)
-    ids = engine.order.sample_ids(1).tolist()
+        trainer.run_step()
+    assert trainer.step == 1
+    assert equal(trainer.state(), before)
+    ids = trainer.order.sample_ids(1).tolist()
     assert str(ids[0]) in str(stopped.value)
     assert "step 2" in str(stopped.value)
 
 
 def test_a_real_infinite_gradient_changes_nothing(make):
-    engine = make()
-    engine.run_step()
-    engine.model.decoder.head.weight.register_hook(lambda g: g * float("inf"))
-    before = copy_of(engine)
+    trainer = make()
+    trainer.run_step()
+    trainer.objective.decoder.head.weight.register_hook(lambda g: g * float("inf"))
+    before = copy_of(trainer)
     with pytest.raises(NonFiniteError, match="the gradient's norm is"):
-        engine.run_step()
-    assert equal(engine.state(), before)
+        trainer.run_step()
+    assert equal(trainer.state(), before)
 
 
 def test_the_teacher_follows_the_student(make):
-    engine = make(objective__ema_start=0.5, objective__ema_end=0.5)
-    before = {k: v.clone() for k, v in engine.model.teacher.state_dict().items()}
-    engine.run_step()
-    for k, v in engine.model.teacher.state_dict().items():
-        torch.testing.assert_close(v, 0.5 * before[k] + 0.5 * engine.model.encoder.state_dict()[k])
+    trainer = make(objective__ema_start=0.5, objective__ema_end=0.5)
+    before = {k: v.clone() for k, v in trainer.objective.teacher.state_dict().items()}
+    trainer.run_step()
+    for k, v in trainer.objective.teacher.state_dict().items():
+        torch.testing.assert_close(v, 0.5 * before[k] + 0.5 * trainer.objective.encoder.state_dict()[k])
 
 
 def test_load_refuses_other_tensors(make):
-    engine = make()
-    state, meta = copy_of(engine), engine.meta()
+    trainer = make()
+    state, meta = copy_of(trainer), trainer.meta()
     gone = dict(state["model"])
     name = next(iter(gone))
     gone.pop(name)
     with pytest.raises(errors.CheckpointError, match=f"model: {name}: missing"):
-        engine.load({**state, "model": gone}, meta)
+        trainer.load({**state, "model": gone}, meta)
     wrong = state["model"] | {name: torch.zeros(3)}
     with pytest.raises(errors.CheckpointError, match="shape"):
-        engine.load({**state, "model": wrong}, meta)
+        trainer.load({**state, "model": wrong}, meta)
 
 
 @pytest.mark.parametrize(

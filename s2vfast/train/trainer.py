@@ -1,11 +1,11 @@
-"""A run's model, optimizer and data, and its steps one after the other."""
+"""A run's objective, optimizer and data, and its steps one after the other."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,13 @@ from torch.profiler import record_function
 from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.store import Store
-from s2vfast.objectives import build_objective
+from s2vfast.objectives import Objective, build_objective
+from s2vfast.train.batch_norm import synchronise_batch_norm
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.feed import Batch, Feed
 from s2vfast.train.optim import FlatAdamW
-from s2vfast.train.schedule import ema_decay, learning_rate
-from s2vfast.train.step import CONTROLS, REPORTS, Captured, Step, room
+from s2vfast.train.schedule import learning_rate
+from s2vfast.train.step import STEP_INPUTS, CUDAGraphStep, Step, extra_numel
 
 LAG = 2
 """Steps that a GPU is ahead of what the host has read of it."""
@@ -39,13 +40,18 @@ class StepResult:
     epoch: float  # passes over the data so far
     loss: float
     lr: float
-    ema_decay: float
+    ema_decay: float | None  # tau of the averages; None: there are none
     grad_norm: float
-    target_var: float
-    pred_var: float
+    terms: dict[str, float]  # of the objective's loss
+    moments: dict[str, float]  # mean variances of the objective's channels
     clips: int
     sample_ids: np.ndarray  # int64 [B], of all ranks
     stop: bool = False  # whether a rank wanted to stop when it began
+
+    @property
+    def reported(self) -> dict[str, float]:
+        """Terms and moments."""
+        return self.terms | self.moments
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,16 @@ class _Pending:
     done: torch.cuda.Event | None
 
 
-class Pretrainer:
-    """Model, optimizer and data of a run; `run_step` moves it one step on.
+class Trainer:
+    """Objective, optimizer and data of a run; `run_step` moves it one step on.
 
     Args:
         config: the run.
         store: its sequences.
         device: overrides config.train.device.
         ranks: the processes that share the run; each of them makes one of these.
+        ids: int64 [n], the sequences that are learned from; None: the training part of data.split.
+        initial: tensors by the names of the network's parameters and buffers, to start from instead of random weights.
 
     Raises:
         ConfigError: values that do not fit the store, the machine or the number of ranks.
@@ -75,10 +83,15 @@ class Pretrainer:
     """
 
     def __init__(
-        self, config: Config, store: Store, device: torch.device | None = None, ranks: Ranks | None = None
+        self,
+        config: Config,
+        store: Store,
+        device: torch.device | None = None,
+        ranks: Ranks | None = None,
+        ids: np.ndarray | None = None,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.joints = store.layout.num_joints
-        config.validate(self.joints)
+        config.validate(store.layout)
         self.config, self.store, self.ranks = config, store, ranks or Ranks()
         self.device = device or pick_device(config.train.device, self.ranks)
         on_gpu = self.device.type == "cuda"
@@ -89,44 +102,44 @@ class Pretrainer:
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
-        self.model = build_objective(config, self.joints, store.layout.parts).to(self.device)
-        self.feed = Feed(config, store, self.model, self.device, self.ranks)
+        self.objective = build_objective(config, store.layout, store.classes).train()
+        if initial is not None:
+            _start_from(self.objective, initial)
+        self.objective.to(self.device)
+        self.objective.ranks = self.ranks
+        synchronise_batch_norm(self.objective, self.ranks)
+        self.feed = Feed(config, store, self.objective, self.device, self.ranks, ids)
         self.order = self.feed.order
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.total_steps = config.train.steps or max(1, round(config.train.epochs * self.steps_per_epoch))
-        self.warmup_steps = min(round(config.optim.warmup_epochs * self.steps_per_epoch), self.total_steps)
-        self.ema_steps = config.objective.ema_steps or self.total_steps
+        self.total_steps, self.warmup_steps = _length(config, self.steps_per_epoch)
 
-        parts = self.feed.parts
+        micro_batches = self.feed.micro_batches
         self.optimizer = FlatAdamW(
-            self.model.encoder,
-            self.model.rest,
-            self.model.teacher,
+            self.objective,
             operands=operand_dtype(config.train.precision, self.device),
-            room=room(self.ranks.world * parts, self.model.width),
+            extra_numel=extra_numel(self.objective, self.ranks.world_size * micro_batches),
+            layer_decay=config.optim.layer_decay,
         )
-        self.body = Step(self.model, self.optimizer, config.optim, self.ranks, parts, compiled=mode == "compile")
-        self._captured = Captured(self.body) if on_gpu and mode != "eager" else None
-        self._advance = self._captured or self.body
+        self.step_fn = Step(
+            self.objective, self.optimizer, config.optim, self.ranks, micro_batches, compiled=mode == "compile"
+        )
+        self._graphs = CUDAGraphStep(self.step_fn) if on_gpu and mode != "eager" else None
+        self._advance = self._graphs or self.step_fn
         self.lag = LAG if on_gpu else 0
         pinned = {"pin_memory": True} if on_gpu else {}
         # One more than there are steps on their way, so that none is written to while it is read.
-        self._controls = torch.zeros(self.lag + 2, len(CONTROLS), dtype=torch.float64, **pinned)
-        self._reports = torch.zeros(self.lag + 2, self.body.report.numel(), **pinned)
+        self._inputs = torch.zeros(self.lag + 2, len(STEP_INPUTS), dtype=torch.float64, **pinned)
+        self._reports = torch.zeros(self.lag + 2, self.step_fn.report.numel(), **pinned)
         self._pending: deque[_Pending] = deque()
         self.step = 0
         self.stopping = False
         """Set where this rank wants to stop; a result's ``stop`` says so on all ranks alike."""
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether the target is a teacher's, which can collapse."""
-        return self.model.teacher is not None
-
-    @property
     def notes(self) -> list[str]:
         """What there is to say about how the run is done."""
-        return [self.feed.note] if self.feed.note else []
+        note = self.feed.recordings.note
+        return [note] if note else []
 
     def run_step(self) -> StepResult | None:
         """Start the next step.
@@ -144,7 +157,7 @@ class Pretrainer:
         with record_function("s2vfast: data"):
             batch = self.feed.next(step, self.total_steps)
         lr = learning_rate(step, self.total_steps, self.warmup_steps, config.optim.lr, config.optim.lr_min)
-        tau = ema_decay(step, self.ema_steps, config.objective.ema_start, config.objective.ema_end)
+        tau = self.objective.ema_decay(step, self.total_steps)
         self._start(batch, step, lr, tau)
         self.step = step + 1
         return self._read() if len(self._pending) > self.lag else None
@@ -156,11 +169,11 @@ class Pretrainer:
 
     def close(self) -> None:
         """Let go of what was captured: ranks cannot part as long as a graph holds their sum."""
-        if self._captured:
+        if self._graphs:
             torch.cuda.synchronize()
-            self._captured.forget()
+            self._graphs.release()
 
-    def bare_step(self, batch: Batch) -> None:
+    def step_without_data(self, batch: Batch) -> None:
         """Do a step on a batch that is there and do not ask what came of it; it is not counted."""
         self._start(batch, self.step, self.config.optim.lr_min, 1.0)
         self._pending.pop()
@@ -173,12 +186,12 @@ class Pretrainer:
 
     def _start(self, batch: Batch, step: int, lr: float, tau: float) -> None:
         slot = step % (self.lag + 2)
-        self._controls[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
-        self.body.control.copy_(self._controls[slot], non_blocking=True)
-        choice = self.config.train.impl
-        with contextlib.nullcontext() if choice == "auto" else ops.use_impl(choice, everywhere=False):
-            self._advance(batch.parts)
-        self._reports[slot].copy_(self.body.report, non_blocking=True)
+        self._inputs[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
+        self.step_fn.inputs.copy_(self._inputs[slot], non_blocking=True)
+        impl = self.config.train.impl
+        with contextlib.nullcontext() if impl == "auto" else ops.use_impl(impl, everywhere=False):
+            self._advance(batch.micro_batches)
+        self._reports[slot].copy_(self.step_fn.report, non_blocking=True)
         done = None
         if self.device.type == "cuda":
             done = torch.cuda.Event()
@@ -190,38 +203,39 @@ class Pretrainer:
         if pending.done is not None:
             pending.done.synchronize()
         values = pending.report.tolist()
-        found = dict(zip(REPORTS, values, strict=False))
+        names = self.step_fn.names
+        numbers = dict(zip(names, values, strict=False))
         for name, what in (("loss", "the loss"), ("grad_norm", "the gradient's norm")):
-            if not math.isfinite(found[name]):
-                error = self._non_finite(what, found[name], pending, values[len(REPORTS) :])
+            if not math.isfinite(numbers[name]):
+                error = self._non_finite(what, numbers[name], pending, values[len(names) :])
                 self.rewind(pending.step)
-                self.body.mend()
+                self.step_fn.reset_nonfinite()
                 raise error
         return StepResult(
             step=pending.step + 1,
             epoch=(pending.step + 1) / self.steps_per_epoch,
-            loss=found["loss"],
+            loss=numbers["loss"],
             lr=pending.lr,
-            ema_decay=pending.tau,
-            grad_norm=found["grad_norm"],
-            target_var=found["target_var"],
-            pred_var=found["pred_var"],
+            ema_decay=pending.tau if self.objective.averages else None,
+            grad_norm=numbers["grad_norm"],
+            terms={name: numbers[name] for name in self.objective.terms},
+            moments={name: numbers[name] for name in self.objective.moments},
             clips=len(pending.sample_ids),
             sample_ids=pending.sample_ids,
-            stop=found["stop"] > 0,
+            stop=numbers["stop"] > 0,
         )
 
     def _non_finite(self, what: str, value: float, pending: _Pending, losses: list[float]) -> NonFiniteError:
-        ids = pending.sample_ids.reshape(len(losses), -1)
-        bad = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-        ids = (ids[bad] if bad else ids).reshape(-1).tolist()
+        shares = self.feed.shares(torch.from_numpy(pending.sample_ids))
+        bad = [share for share, loss in zip(shares, losses, strict=True) if not math.isfinite(loss)]
+        ids = torch.cat(bad or shares).tolist()
         names = ", ".join(f"{i} ({self.store.names[i]})" for i in ids[:8])
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         error = NonFiniteError(
             f"step {pending.step + 1}: {what} is {value}; weights are as they were before. Sample ids: {names}{more}. "
             f"Look at them with `s2vfast data show`, or lower optim.lr"
         )
-        error.elsewhere = not self.ranks.first
+        error.reported_by_other_rank = not self.ranks.is_main
         return error
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -238,38 +252,60 @@ class Pretrainer:
         Raises:
             CheckpointError: tensors that are missing, superfluous or of another shape.
         """
-        mine = self.state()
-        for group, tensors in mine.items():
-            given = state.get(group, {})
-            if odd := sorted(set(tensors) ^ set(given)):
+        own = self.state()
+        for group, tensors in own.items():
+            saved = state.get(group, {})
+            if odd := sorted(set(tensors) ^ set(saved)):
                 where = "missing" if odd[0] in tensors else "not of this model"
                 raise errors.CheckpointError(f"{group}: {odd[0]}: {where} ({len(odd)} names differ)")
             for name, tensor in tensors.items():
-                if given[name].shape != tensor.shape:
+                if saved[name].shape != tensor.shape:
                     raise errors.CheckpointError(
-                        f"{group}: {name}: shape {list(tensor.shape)} expected, got {list(given[name].shape)}"
+                        f"{group}: {name}: shape {list(tensor.shape)} expected, got {list(saved[name].shape)}"
                     )
         with torch.no_grad():
-            for group, tensors in mine.items():
+            for group, tensors in own.items():
                 for name, tensor in tensors.items():
                     tensor.copy_(state[group][name])
         self.optimizer.refresh()
         self.rewind(int(meta["step"]))
 
-    def spread(self) -> None:
+    def broadcast(self) -> None:
         """Give every rank the state of rank 0."""
-        for buffer in self.optimizer.buffers():
-            self.ranks.spread(buffer)
+        for buffer in self.optimizer.state_buffers():
+            self.ranks.broadcast(buffer)
         self.optimizer.refresh()
-        self.step = self.ranks.tell(lambda: self.step)
+        self.step = self.ranks.run_on_main_and_broadcast(lambda: self.step)
 
 
-def _mode(config: Config, on_gpu: bool, choice: dict[str, str]) -> str:
+def _length(config: Config, steps_per_epoch: int) -> tuple[int, int]:
+    """Steps of a run, and of its warm-up; a run that min_steps makes longer warms up longer in proportion."""
+    train, epochs = config.train, config.optim.warmup_epochs
+    total = train.steps or max(1, round(train.epochs * steps_per_epoch))
+    warmup = min(round(epochs * steps_per_epoch), total)
+    if train.steps is None and total < train.min_steps:
+        return train.min_steps, round(train.min_steps * min(1.0, epochs / train.epochs))
+    return total, warmup
+
+
+def _start_from(objective: Objective, initial: Mapping[str, Tensor]) -> None:
+    """Give the network, and what averages it, the tensors of another run."""
+    averages = [average for average, followed in objective.averages.items() if followed == "encoder"]
+    try:
+        for name in ("encoder", *averages):
+            getattr(objective, name).load_state_dict(initial)
+    except RuntimeError as error:
+        raise errors.CheckpointError(
+            f"the weights to start from are not of this network: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _mode(config: Config, on_gpu: bool, impls: dict[str, str]) -> str:
     """The config's train.mode, which ``auto`` leaves to us."""
     mode = config.train.mode
     if mode == "graph" and not on_gpu:
         raise errors.ConfigError("train.mode: graph needs a GPU; give eager or auto")
-    asks = "reference" in choice.values()  # its optimizer asks for the norm
+    asks = "reference" in impls.values()  # its optimizer asks for the norm
     if on_gpu and mode in ("graph", "compile") and asks:
         raise errors.ConfigError(
             f"train.mode: {mode} cannot capture train.impl = {config.train.impl}: the reference asks the device for "
@@ -280,15 +316,17 @@ def _mode(config: Config, on_gpu: bool, choice: dict[str, str]) -> str:
 
 def pick_device(name: str, ranks: Ranks | None = None) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there; ConfigError otherwise."""
-    if ranks is not None and ranks.world > 1 and name != "cpu" and torch.cuda.is_available():
+    if ranks is not None and ranks.world_size > 1 and name != "cpu" and torch.cuda.is_available():
         if name not in ("auto", "cuda"):
-            raise errors.ConfigError(f"train.device: {name} cannot serve {ranks.world} ranks; give auto, cuda or cpu")
-        if ranks.local >= torch.cuda.device_count():
             raise errors.ConfigError(
-                f"train.device: {name}: rank {ranks.rank} wants GPU {ranks.local} and this machine has "
+                f"train.device: {name} cannot serve {ranks.world_size} ranks; give auto, cuda or cpu"
+            )
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise errors.ConfigError(
+                f"train.device: {name}: rank {ranks.rank} wants GPU {ranks.local_rank} and this machine has "
                 f"{torch.cuda.device_count()}; start one process a GPU (torchrun --nproc-per-node), or give cpu"
             )
-        return torch.device("cuda", ranks.local)
+        return torch.device("cuda", ranks.local_rank)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 import s2vfast
 import s2vfast.errors as errors
-from s2vfast import nn
 from s2vfast.config import Config
 from s2vfast.data.store import Store
-from s2vfast.evaluate import features, finetune, seen
+from s2vfast.evaluate import features, finetune, leakage, runs
 from s2vfast.evaluate.checks import open_store, whole_file
+from s2vfast.networks import Network
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
+from s2vfast.train.feed import Recordings
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[str], object]
@@ -32,14 +33,14 @@ CACHE = "features"
 
 
 @dataclass
-class Subject:
-    """An encoder and the sequences it is measured on. Make one with `Subject.open`."""
+class EvalContext:
+    """An encoder and the sequences it is measured on. Make one with `EvalContext.open`."""
 
     run: Path
     """The run's folder."""
     config: Config
     """Its config."""
-    encoder: nn.Encoder
+    encoder: Network
     """On the CPU until features are asked for."""
     step: int
     """Its checkpoint; 0 where untrained."""
@@ -86,25 +87,26 @@ class Subject:
         ranks: Ranks,
         log: Log,
         **options: Any,
-    ) -> Subject:
+    ) -> EvalContext:
         """The encoder of a run, and a store.
 
         Raises:
             S2vfastError: a run, store, split or device that cannot be used.
         """
         where = features.resolve_device(device, ranks)
-        log = log if ranks.first else _silent
+        log = log if ranks.is_main else _silent
         encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
         store, about = open_store(run_dir, store_path), rundir.read(run_dir)
-        tuned = about.get(finetune.KEY)
+        tuned = about.get(runs.FINETUNE)
         if untrained and tuned and tuned["source"]["mode"] != "supervised":
             raise errors.ConfigError(
                 f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
                 f"{tuned['source']['run']}"
             )
+        features.check_pool(encoder, options.get("pool", "mean"))
         split = split or config.data.split
         ids = _part_ids(store, split, *parts)
-        if not untrained and (learned := len(np.intersect1d(seen.labelled(about, store), ids[1]))):
+        if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
             raise errors.DataError(
                 f"{run_dir}: was fine-tuned on the labels of {learned} sequence(s) of {parts[1]!r} of split {split!r}; "
                 f"an accuracy on sequences that were fitted says nothing, choose another split, part or run"
@@ -141,8 +143,8 @@ class Subject:
     def pretrained_on(self) -> dict[str, str] | None:
         """Path, fingerprint and split of the store that was pretrained on, or a published checkpoint; None: neither."""
         about = rundir.read(self.run)
-        if finetune.KEY in about:
-            return about[finetune.KEY]["source"]["pretrained_on"]
+        if runs.FINETUNE in about:
+            return about[runs.FINETUNE]["source"]["pretrained_on"]
         found = rundir.pretrained_on(about)
         return found if rundir.IMPORTED in about else found | {"split": self.config.data.split}
 
@@ -158,7 +160,7 @@ class Subject:
     def overlap(self) -> int:
         """How many sequences of the part that is measured pretraining has seen."""
         learned = None if self.untrained else self.pretrained_on
-        return len(np.intersect1d(seen.unlabelled(learned, self.store), self.ids[1]))
+        return len(np.intersect1d(leakage.unlabelled(learned, self.store), self.ids[1]))
 
     def features(self, part: int, draw: int | None = None, what: str = "") -> Tensor:
         """float32 [n, F] of part 0 or 1, on the device; computed once.
@@ -184,11 +186,11 @@ class Subject:
                     seed=self.seed,
                     batch=self.clips,
                     device=self.device,
-                    clips=self._source,
+                    recordings=self._recordings,
                     ranks=self.ranks,
                     progress=None if report is None else lambda done, of: report(name, done, of),
                 )
-                if self.cache and self.ranks.first:
+                if self.cache and self.ranks.is_main:
                     self._write(key, table)
                 known[key] = table.to(self.device)
         return known[key]
@@ -214,8 +216,8 @@ class Subject:
             "store_fingerprint": self.store.fingerprint,
             "device": str(self.device),
         }
-        if finetune.KEY in about:
-            found["finetuned"] = about[finetune.KEY]
+        if runs.FINETUNE in about:
+            found["finetuned"] = about[runs.FINETUNE]
             found["tuned_on"] = about["store"]
         return found
 
@@ -225,8 +227,8 @@ class Subject:
         return finetune.digest(self.encoder)
 
     @functools.cached_property
-    def _source(self) -> features.Clips:
-        return features.Clips(self.config, self.store, self.device)
+    def _recordings(self) -> Recordings:
+        return Recordings(self.config, self.store, self.device)
 
     def _key(self, part: int, draw: int | None) -> str:
         """SHA-256 of all that features depend on."""
@@ -234,7 +236,7 @@ class Subject:
             "version": s2vfast.__version__,  # another one may make other clips
             "weights": self.weights,
             "clips": asdict(self.config.data),
-            "heads": self.config.model.heads,
+            "model": self.config.to_dict()["model"],
             "store": self.store.fingerprint,
             "ids": finetune.digest_ids(self.ids[part]),
             "pool": self.pool,
@@ -251,7 +253,7 @@ class Subject:
             found = torch.from_numpy(file["features"])
         # All ranks or none, as the work is shared.
         there = torch.tensor([float(found is None)])
-        self.ranks.sum(there)
+        self.ranks.all_reduce(there)
         return None if there.item() else found.to(self.device)
 
     def _write(self, key: str, table: Tensor) -> None:

@@ -1,0 +1,204 @@
+"""Supervised training of any network, from its first weights or from pretrained ones, with the published head.
+
+Everything that is left out at random is a function of (seed, epoch, sample), so that it is the same on any device and
+at any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2vfast.config.fields import option
+from s2vfast.errors import ConfigError
+from s2vfast.networks.base import Network, build_network, linear_weights
+from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective, register
+from s2vfast.reference import philox
+
+if TYPE_CHECKING:
+    from s2vfast.config import Config
+    from s2vfast.data.layout import Layout
+
+DROP_PATH, DROPOUT = 32, 33
+"""What the draws are for: streams of `s2vfast.reference.philox`."""
+_INIT_STD = 0.02
+
+
+@dataclass
+class ClassifyConfig:
+    """The head, and what is left out of the network while it learns."""
+
+    hidden: int = option(2048, ge=1)
+    """Width of the head between its two linear maps (published)."""
+    dropout: float = option(0.3, ge=0, lt=1)
+    """Share of the head's inputs that are dropped (published)."""
+    drop_path: float = option(0.3, ge=0, lt=1)
+    """Stochastic depth: how often a branch of the last layer is left out; linearly less below, never in the first
+    layer (published). For networks with residual branches."""
+    label_smoothing: float = option(0.1, ge=0, lt=1)
+    """Share of the target that is spread over all classes (published)."""
+
+
+class Head(nn.Module):
+    """Features of a sequence -> linear -> batch norm -> ReLU -> linear."""
+
+    def __init__(self, features: int, hidden: int, classes: int, seed: int = 0) -> None:
+        super().__init__()
+        # A bias before a batch norm changes nothing; its gradient is rounding alone, which AdamW would blow up.
+        self.fc1 = nn.Linear(features, hidden, bias=False)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.fc2 = nn.Linear(hidden, classes)
+        # On the CPU, so that a run starts from the same weights on any device.
+        generator = torch.Generator().manual_seed(seed)
+        for linear in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=_INIT_STD, a=-2 * _INIT_STD, b=2 * _INIT_STD, generator=generator)
+        nn.init.zeros_(self.fc2.bias)
+
+    def operand_weights(self) -> Iterable[nn.Parameter]:
+        """See `s2vfast.networks.base.operand_weights`."""
+        return linear_weights(self.fc1, self.fc2)
+
+    def forward(self, pooled: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """Logits.
+
+        Args:
+            pooled: float32 [B, features], a row a sequence.
+            dropout: [B, features], factors of the inputs; None: one.
+
+        Returns:
+            float32 [B, classes].
+        """
+        x = pooled if dropout is None else pooled * dropout
+        return _linear(self.fc2, F.relu(self.norm(_linear(self.fc1, x))))
+
+
+@dataclass(frozen=True)
+class ClassifyInputs:
+    """What the loss needs beside the clips."""
+
+    labels: Tensor  # int64 [n]
+    paths: Tensor | None  # float32 [n * M, depth, branches], factors of stochastic depth
+    dropout: Tensor | None  # float32 [n, features], factors of the head's inputs
+
+
+@register("classify")
+class Classify(Objective):
+    """A network, the published head, cross-entropy.
+
+    Args:
+        encoder: the network.
+        options: the section.
+        bodies: M, tracks a sample.
+        classes: names of the classes.
+        seed: of the head's first weights.
+    """
+
+    Section = ClassifyConfig
+    needs_labels = True
+    terms = ("top1",)
+
+    def __init__(
+        self, encoder: Network, options: ClassifyConfig, bodies: int, classes: Sequence[str], seed: int = 0
+    ) -> None:
+        super().__init__(encoder)
+        self.options, self.bodies = options, bodies
+        _, joints = encoder.grid or (1, 1)
+        self.features = joints * encoder.width
+        """Numbers a sequence that the head sees: per-joint means, or one mean where tokens are no joints."""
+        self.head = Head(self.features, options.hidden, len(classes), seed)
+        self.rates = drop_rates(encoder.depth, options.drop_path)
+
+    @classmethod
+    def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> Classify:
+        """The objective of a config, as it stands before the first step."""
+        if not classes:
+            raise ConfigError(f"objective.name: {config.objective.name} needs a store with classes")
+        return cls(build_network(config, layout), config.objective, config.data.bodies, classes, config.train.seed)
+
+    @classmethod
+    def check(cls, config: Config, layout: Layout | None) -> None:
+        """Stochastic depth of a network that has branches to leave out, and two samples for the batch norm."""
+        if config.objective.drop_path and not config.network_class.branches:
+            raise ConfigError(
+                f"objective.drop_path: {config.objective.drop_path}; model.name: {config.model.name} has no residual "
+                f"branches to leave out, give 0"
+            )
+        if config.train.batch < 2:
+            raise ConfigError(f"train.batch: {config.train.batch}; 2 or more is expected, for the head's batch norm")
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits [B, classes] of clips [B, M, T, V, C]."""
+        return self.head(self.pool(self.encoder(clips.flatten(0, 1)), clips.shape[1]))
+
+    def pool(self, tokens: Tensor, bodies: int) -> Tensor:
+        """What the head sees of tokens [B * M, L, D]: means over segments and bodies, [B, features]."""
+        joints = self.features // tokens.shape[2]
+        return tokens.reshape(len(tokens) // bodies, bodies, -1, joints, tokens.shape[2]).mean(dim=(1, 2)).flatten(1)
+
+    def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> ClassifyInputs:
+        """Labels and drops."""
+        ids = draw.sample_ids.to(views[0].device, non_blocking=True)
+        paths = None
+        if self.options.drop_path:
+            paths = draw_paths(self.rates, self.encoder.branches, draw.seed, draw.epoch, ids, self.bodies)
+        dropout = draw_dropout(self.options.dropout, draw.seed, draw.epoch, ids, self.features)
+        return ClassifyInputs(draw.labels, paths, dropout)
+
+    def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
+        """Cross-entropy, and ``top1``: per cent that was right, clips and network being those of training."""
+        inputs = batch.inputs
+        if inputs.paths is None:
+            tokens = self.encoder(batch.clips)
+        else:
+            tokens = self.encoder.with_drop_path(batch.clips, inputs.paths, self.rates)
+        logits = self.head(self.pool(tokens, self.bodies).float(), inputs.dropout)
+        loss = F.cross_entropy(logits, inputs.labels, label_smoothing=self.options.label_smoothing)
+        right = (logits.detach().argmax(dim=1) == inputs.labels).float().mean()
+        return Loss(loss, len(logits), terms={"top1": 100.0 * right})
+
+
+def drop_rates(depth: int, last: float) -> list[float]:
+    """How often a branch of each layer is left out: from 0 in the first layer, linearly, to ``last`` in the last.
+
+    Stochastic depth: Huang et al., ECCV 2016, with the linear rule.
+    """
+    return [last * i / (depth - 1) if depth > 1 else last for i in range(depth)]
+
+
+def draw_paths(rates: list[float], branches: int, seed: int, epoch: int, sample_ids: Tensor, bodies: int) -> Tensor:
+    """What the branches of every layer are multiplied by: 0, or 1 / (1 - rate), for every track by itself.
+
+    Args:
+        rates: of `drop_rates`.
+        branches: residual branches a layer.
+        seed: of the run.
+        epoch: pass over the data.
+        sample_ids: int64 [B].
+        bodies: M, tracks a sample.
+
+    Returns:
+        float32 [B * M, layers, branches].
+    """
+    ids = philox.track_ids(sample_ids, bodies)
+    draws = philox.uniform(philox.words(seed, epoch, ids, DROP_PATH, branches * len(rates)))
+    rate = torch.tensor(rates, device=draws.device)[:, None]
+    return (draws.unflatten(1, (-1, branches)) >= rate) / (1.0 - rate)
+
+
+def draw_dropout(rate: float, seed: int, epoch: int, sample_ids: Tensor, features: int) -> Tensor | None:
+    """Factors of the head's inputs: 0, or 1 / (1 - rate); float32 [B, features], or None where nothing is dropped."""
+    if not rate:
+        return None
+    draws = philox.uniform(philox.words(seed, epoch, sample_ids, DROPOUT, features))
+    return (draws >= rate) / (1.0 - rate)
+
+
+def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """In the dtype of the matrix, which may be narrower than the bias; the result is float32."""
+    weight, bias = linear.weight, linear.bias
+    return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
