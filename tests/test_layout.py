@@ -166,8 +166,10 @@ def test_kernels_and_sources_belong_to_a_stem():
     assert {path.stem for path in (ROOT / "s2vfast/reference").glob("*.py")} <= {
         *STEMS,
         "__init__",
+        "augment",
         "philox",
         "skeleton2vec",
+        "streams",
     }
 
 
