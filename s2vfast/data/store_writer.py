@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from s2vfast import files
 from s2vfast.data.layout import Layout
 from s2vfast.data.store import FILES, FORMAT, HEADER, SEQUENCE_FIELDS, VERSION, Sequence, hash_file, header_bytes
 from s2vfast.errors import DataError
@@ -81,24 +80,23 @@ def write_store(
         check_text("class name", name)
     with _disk_errors(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
-        temporary = out.absolute().parent / f".{out.name}.tmp-{_host()}-{os.getpid()}"
-        temporary.mkdir()
+        files.recover(out)
+        new = files.NewFolder(out)
     writer = None
     try:
         with _disk_errors(out):
-            writer = _Writer(temporary, layout, classes, np.dtype(dtype))
+            writer = _Writer(new.path, layout, classes, np.dtype(dtype))
         for sequence in sequences:
             check_sequence(sequence, layout, len(classes))
             with _disk_errors(out):
                 writer.add(sequence)
         with _disk_errors(out):
             writer.finish(splits, source, list(dropped))
-            _replace(temporary, out)
+            new.commit()
     except BaseException:  # also Ctrl-C: nothing half-written stays
         if writer is not None:
             writer.abandon()
-        shutil.rmtree(temporary, ignore_errors=True)
+        new.abandon()
         raise
     return out
 
@@ -210,11 +208,11 @@ class _Writer:
         by_id, missing = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
         _write_json(self.folder / "splits.json", by_id)
         _write_json(self.folder / "notes.json", self.notes)
-        files = {}
+        written = {}
         for name in FILES:
-            _fsync(self.folder / name)
             path = self.folder / name
-            files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+            files.sync(path)
+            written[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -225,11 +223,9 @@ class _Writer:
             "source": source,
             "dropped": dropped,
             "names_missing_from_splits": missing,
-            "files": files,
+            "files": written,
         }
-        (self.folder / HEADER).write_bytes(header_bytes(json.loads(json.dumps(meta))))
-        _fsync(self.folder / HEADER)
-        _fsync(self.folder)
+        files.write_into(self.folder, HEADER, header_bytes(json.loads(json.dumps(meta))))
 
     def _split_ids(self, splits: Splits) -> tuple[dict[str, dict[str, list[int]]], dict[str, dict[str, int]]]:
         number = {info.name: at for at, info in enumerate(self.info)}
@@ -267,62 +263,5 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _host() -> str:
-    return "".join(character if character.isalnum() else "_" for character in socket.gethostname())
-
-
-def _remove_stale(out: Path) -> None:
-    """Tidy up after a killed writer of the same store; only one of this machine, whose process is gone."""
-    prefix = f".{out.name}.tmp-{_host()}-"
-    for folder in sorted(out.absolute().parent.iterdir()):
-        owner, _, suffix = folder.name.removeprefix(prefix).partition("-")
-        if not folder.name.startswith(prefix) or not owner.isdigit() or _alive(int(owner)):
-            continue
-        if suffix == "old" and not os.path.lexists(out):  # killed between the two renames of overwriting
-            os.rename(folder, out)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():  # the number was used again: this process has not begun to write yet
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    old = None
-    if os.path.lexists(out):
-        old = temporary.with_name(temporary.name + "-old")
-        os.rename(out, old)
-    try:
-        os.rename(temporary, out)
-    except OSError:
-        if old is not None:
-            os.rename(old, out)
-        raise
-    _fsync(out.absolute().parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{out}: the store could not be written: {error.strerror or error}") from error
+def _disk_errors(out: Path) -> contextlib.AbstractContextManager[None]:
+    return files.disk_errors(out, DataError, "the store could not be written")
