@@ -72,10 +72,10 @@ class Layout:
             "up": list(self.up),
             "parts": {part: list(joints) for part, joints in self.parts.items()},
         }
-        derived = Layout.from_dict(data)
+        plain = Layout.from_dict(data)
         for name in OPTIONAL:
             value = getattr(self, name)
-            if value != getattr(derived, name):
+            if value != getattr(plain, name):
                 data[name] = None if value is None else [list(v) if isinstance(v, tuple) else v for v in value]
         return data
 
@@ -94,11 +94,11 @@ class Layout:
         if not isinstance(data, dict):
             raise DataError(f"{where}: expected an object with the fields of a layout, found {type(data).__name__}")
         required = {"name", "joints", "parents", "root", "torso", "sides"}
-        known = required | {"up", "parts", *OPTIONAL}
-        if missing := sorted(required - data.keys()):
-            raise DataError(f"{where}: missing field(s) {', '.join(missing)}")
-        if unknown := sorted(map(str, data.keys() - known)):
-            raise DataError(f"{where}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        fields = required | {"up", "parts", *OPTIONAL}
+        if absent := sorted(required - data.keys()):
+            raise DataError(f"{where}: missing field(s) {', '.join(absent)}")
+        if unknown := sorted(map(str, data.keys() - fields)):
+            raise DataError(f"{where}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
         name = data["name"]
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: name: expected a non-empty text")
@@ -146,10 +146,10 @@ class Layout:
         parts = data.get("parts", {})
         if not isinstance(parts, dict):
             raise DataError(f"{where}: parts: expected an object of body part: joints")
-        named = LAYOUTS.get(name)
+        builtin = LAYOUTS.get(name)
         facts = {}
-        if named is not None and (named.joints, named.parents) == (tuple(joints), parents):
-            facts = {field: getattr(named, field) for field in OPTIONAL}
+        if builtin is not None and (builtin.joints, builtin.parents) == (tuple(joints), parents):
+            facts = {name: getattr(builtin, name) for name in OPTIONAL}
         if "bone_parents" in data:
             facts["bone_parents"] = tree(data["bone_parents"], "bone_parents")
         for ends in ("spine", "hips"):
@@ -157,8 +157,8 @@ class Layout:
                 facts[ends] = None if data[ends] is None else pair(data[ends], ends)
         if "mirror" in data:
             mirror = tuple(pair(item, "mirror") for item in _list(data["mirror"], f"{where}: mirror"))
-            listed = [end for ends in mirror for end in ends]
-            if len(set(listed)) != len(listed):
+            members = [end for ends in mirror for end in ends]
+            if len(set(members)) != len(members):
                 raise DataError(f"{where}: mirror: a joint stands in more than one pair")
             facts["mirror"] = mirror
         return cls(

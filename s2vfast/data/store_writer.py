@@ -16,7 +16,7 @@ from s2vfast.data.layout import Layout
 from s2vfast.data.store import FILES, FORMAT, HEADER, SEQUENCE_FIELDS, VERSION, Sequence, hash_file, header_bytes
 from s2vfast.errors import DataError
 
-HEADER_BYTES = 128  # room for the .npy header, written last because the number of rows is known last
+HEADER_BYTES = 128  # space for the .npy header, written last because the number of rows is known last
 Splits = dict[str, dict[str, list[str]]]
 
 
@@ -158,24 +158,24 @@ class _Writer:
         name = sequence.name
         if name in self.names:
             raise DataError(f"{name}: two sequences of this name")
-        notes, kept = list(sequence.notes), 0
+        notes, slot = list(sequence.notes), 0
         for body in sequence.bodies:
             with np.errstate(over="ignore"):  # float16: looked for in the next line
                 joints = np.asarray(body.joints, dtype=self.dtype)  # [n, V, 3]
             if not np.isfinite(joints).all():
                 raise DataError(f"{name}, body {body.body_id}: a coordinate does not fit {self.dtype}; use float32")
-            seen = joints.any(axis=(1, 2))
-            count = int(seen.sum())
+            present = joints.any(axis=(1, 2))
+            count = int(present.sum())
             if count == 0:
                 notes.append(f"body {body.body_id}: dropped, all its frames are zero")
                 continue
-            joints, at = joints[seen], np.asarray(body.frame_index, dtype="<i4")[seen]
+            joints, at = joints[present], np.asarray(body.frame_index, dtype="<i4")[present]
             self.frames.write(np.ascontiguousarray(joints, dtype=self.dtype.newbyteorder("<")).data)
             self.index.write(np.ascontiguousarray(at).data)
-            self.tracks.append((len(self.info), kept, self.rows, count, str(body.body_id)))
+            self.tracks.append((len(self.info), slot, self.rows, count, str(body.body_id)))
             self.rows += count
-            kept += 1
-        if kept == 0:
+            slot += 1
+        if slot == 0:
             reason = "no body in any frame" + "".join(f"; {note}" for note in notes)
             self.dropped.append({"name": name, "reason": reason, "kind": "empty"})
             return
@@ -205,14 +205,14 @@ class _Writer:
         columns = {key: np.array([getattr(info, key) for info in self.info], dtype="<i8") for key in SEQUENCE_FIELDS}
         with open(self.folder / "sequences.npz", "wb") as file:
             np.savez(file, name=np.array([info.name for info in self.info]), **columns)
-        by_id, missing = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
+        by_id, absent_names = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
         _write_json(self.folder / "splits.json", by_id)
         _write_json(self.folder / "notes.json", self.notes)
-        written = {}
+        file_entries = {}
         for name in FILES:
             path = self.folder / name
             files.sync(path)
-            written[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+            file_entries[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -222,27 +222,27 @@ class _Writer:
             "dtype": self.dtype.name,
             "source": source,
             "dropped": dropped,
-            "names_missing_from_splits": missing,
-            "files": written,
+            "names_missing_from_splits": absent_names,
+            "files": file_entries,
         }
         files.write_into(self.folder, HEADER, header_bytes(json.loads(json.dumps(meta))))
 
     def _split_ids(self, splits: Splits) -> tuple[dict[str, dict[str, list[int]]], dict[str, dict[str, int]]]:
         number = {info.name: at for at, info in enumerate(self.info)}
         by_id: dict[str, dict[str, list[int]]] = {}
-        missing: dict[str, dict[str, int]] = {}
-        for split, parts in splits.items():
+        absent_names: dict[str, dict[str, int]] = {}
+        for split, by_part in splits.items():
             check_text("split name", split)
             by_id[split] = {}
-            for part, names in parts.items():
-                wanted = set(names)
-                by_id[split][part] = sorted(number[name] for name in wanted if name in number)
-                if lost := len(wanted) - len(by_id[split][part]):
-                    missing.setdefault(split, {})[part] = lost
+            for part, names in by_part.items():
+                part_names = set(names)
+                by_id[split][part] = sorted(number[name] for name in part_names if name in number)
+                if absent := len(part_names) - len(by_id[split][part]):
+                    absent_names.setdefault(split, {})[part] = absent
             both = set(by_id[split].get("train", ())) & set(by_id[split].get("test", ()))
             if both:
                 raise DataError(f"split {split}: {self.info[min(both)].name} is in both train and test")
-        return by_id, missing
+        return by_id, absent_names
 
     def abandon(self) -> None:
         for file in (self.frames, self.index):
@@ -251,7 +251,7 @@ class _Writer:
 
 
 def _finish_npy(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write the header of a .npy file (format 1.0) into the room left for it, and close the file."""
+    """Write the header of a .npy file (format 1.0) into the space kept for it, and close the file."""
     text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
     prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
     file.seek(0)

@@ -61,10 +61,10 @@ def axis_rotation(axis: int, angle: float) -> np.ndarray:
 def rotate(clip, bits, ranges, order, unit, others=None):
     """R x, R the product of rotations in ``order``; with ``others``, one drawn axis by its range, two by ``others``."""
     product = np.eye(3)
-    drawn = below(bits[3], 3)
+    main = below(bits[3], 3)
     angles = []
     for axis in range(3):
-        low, high = ranges[axis] if others is None or axis == drawn else others
+        low, high = ranges[axis] if others is None or axis == main else others
         if unit == "whole_degrees":
             angles.append(math.radians(low + below(bits[axis], int(high - low) + 1)))
         else:
@@ -181,8 +181,8 @@ def sample_frames(clip, length, bits, frames, copies):
     subset = []
     for at in range(frames):
         newest = population - frames + at
-        drawn = below(bits[at], newest + 1)
-        subset.append(newest if drawn in subset else drawn)
+        candidate = below(bits[at], newest + 1)
+        subset.append(newest if candidate in subset else candidate)
     return clip[:, [number * length // population for number in sorted(subset)]]
 
 

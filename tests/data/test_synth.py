@@ -295,7 +295,7 @@ def test_noise_grows_with_depth_and_at_the_hidden_side():
     # Seen exactly from its left, the right hand hangs behind the trunk.
     camera = synth_sensor.Camera(np.array([3.0, 1.0, 0.0]), np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))
     body = np.repeat(camera.see(_profile())[None], 5, axis=0)
-    lost = synth_sensor.hidden(body, [])
+    lost = synth_sensor.occluded(body, [])
     assert lost[:, HIP[RIGHT]].min() > 0.9
     assert lost[:, [HIP[LEFT], WRIST[LEFT]]].max() < 0.1
 

@@ -171,10 +171,10 @@ class OneOf(Augmentation):
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 1."""
-        chosen = philox.below(self.draws(batch, 1)[:, 0], len(self.options))
+        option = philox.below(self.draws(batch, 1)[:, 0], len(self.options))
         result = _run(self.options[0], batch)
         for number, steps in enumerate(self.options[1:], 1):
-            result = _where(chosen == number, _run(steps, batch), result)
+            result = _where(option == number, _run(steps, batch), result)
         return result
 
     def check_layout(self, layout: Layout) -> None:
@@ -238,12 +238,12 @@ class Compose:
     """
 
     def __init__(self, steps: Iterable[Augmentation | dict[str, Any]], layout: Layout, where: str = "view") -> None:
-        built = tuple(
+        unnumbered = tuple(
             step if isinstance(step, Augmentation) else augmentation(step, f"{where}.{number}")
             for number, step in enumerate(steps)
         )
         self.layout = layout
-        self.steps: tuple[Augmentation, ...] = _numbered(built, Counter())
+        self.steps: tuple[Augmentation, ...] = _numbered(unnumbered, Counter())
         for number, step in enumerate(self.steps):
             try:
                 step.check_layout(layout)
@@ -395,7 +395,7 @@ def _frames_out(steps: Iterable[Augmentation], frames: int) -> int:
     return frames
 
 
-def _where(chosen: Tensor, one: ViewBatch, other: ViewBatch) -> ViewBatch:
-    """Samples of ``one`` where ``chosen`` [B], else of ``other``."""
-    clips = torch.where(chosen[:, None, None, None, None], one.clips, other.clips)
-    return replace(other, clips=clips, lengths=torch.where(chosen, one.lengths, other.lengths))
+def _where(condition: Tensor, one: ViewBatch, other: ViewBatch) -> ViewBatch:
+    """Samples of ``one`` where ``condition`` [B], else of ``other``."""
+    clips = torch.where(condition[:, None, None, None, None], one.clips, other.clips)
+    return replace(other, clips=clips, lengths=torch.where(condition, one.lengths, other.lengths))

@@ -86,9 +86,9 @@ class Rotate(Augmentation):
         ranges = [self._angle(draws[:, axis], getattr(self, name), dtype) for axis, name in enumerate("xyz")]
         angles = torch.stack(ranges, dim=-1)  # [B, 3]
         if self.axes == "one":
-            beside = torch.stack([self._angle(draws[:, axis], self.others, dtype) for axis in range(3)], dim=-1)
+            minor = torch.stack([self._angle(draws[:, axis], self.others, dtype) for axis in range(3)], dim=-1)
             axis = philox.below(draws[:, 3:], 3)
-            angles = torch.where(torch.arange(3, device=axis.device) == axis, angles, beside)
+            angles = torch.where(torch.arange(3, device=axis.device) == axis, angles, minor)
         return replace(batch, clips=linear_map(batch.clips, rotation_matrix(angles, self.order)))
 
     def _angle(self, draws: Tensor, ends: Range, dtype: torch.dtype) -> Tensor:
@@ -201,10 +201,10 @@ class Jitter(Augmentation):
         """Draws: V to choose the joints, then x, y and z of the first chosen, of the second, and so on."""
         clips, V = batch.clips, batch.clips.shape[3]
         draws = self.draws(batch, V + 3 * self.joints)
-        chosen = choose(draws[:, :V], self.joints)
+        joints = choose(draws[:, :V], self.joints)
         moves = uniform(draws[:, V:], -self.amplitude, self.amplitude, clips.dtype).unflatten(1, (self.joints, 3))
         offsets = torch.zeros(clips.shape[0], V, 3, dtype=clips.dtype, device=clips.device)
-        offsets = offsets.scatter(1, chosen[:, :, None].expand(-1, -1, 3), moves)
+        offsets = offsets.scatter(1, joints[:, :, None].expand(-1, -1, 3), moves)
         return replace(batch, clips=torch.where(batch.present, clips + offsets[:, None, None], clips))
 
 
@@ -226,8 +226,8 @@ class DropJoints(Augmentation):
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: V."""
         clips, V = batch.clips, batch.clips.shape[3]
-        chosen = choose(self.draws(batch, V), self.joints)
-        lost = torch.zeros(clips.shape[0], V, dtype=torch.bool, device=clips.device).scatter(1, chosen, True)
+        joints = choose(self.draws(batch, V), self.joints)
+        lost = torch.zeros(clips.shape[0], V, dtype=torch.bool, device=clips.device).scatter(1, joints, True)
         return replace(batch, clips=clips.masked_fill(lost[:, None, None, :, None], 0.0))
 
 

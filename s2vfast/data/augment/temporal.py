@@ -169,8 +169,8 @@ class SampleFrames(Augmentation):
             index = even_frames(batch.lengths, self.frames)
         else:
             copies = (self.copies * batch.lengths).clamp(min=self.frames)
-            drawn = without_replacement(self.draws(batch, self.frames), copies)
-            index = drawn * batch.lengths[:, None] // copies[:, None]
+            copy = without_replacement(self.draws(batch, self.frames), copies)
+            index = copy * batch.lengths[:, None] // copies[:, None]
         return replace(batch, clips=take(batch.clips, index), lengths=torch.full_like(batch.lengths, self.frames))
 
     def frames_out(self, frames: int) -> int:
@@ -201,9 +201,9 @@ def without_replacement(draws: Tensor, population: Tensor) -> Tensor:
     subset = torch.full_like(draws, -1)
     for at in range(n):
         newest = population - n + at
-        drawn = philox.below(draws[:, at], newest + 1)
-        repeated = (subset[:, :at] == drawn[:, None]).any(1)
-        subset[:, at] = torch.where(repeated, newest, drawn)
+        candidate = philox.below(draws[:, at], newest + 1)
+        repeated = (subset[:, :at] == candidate[:, None]).any(1)
+        subset[:, at] = torch.where(repeated, newest, candidate)
     return subset.sort(dim=1).values
 
 
