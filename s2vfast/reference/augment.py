@@ -213,11 +213,11 @@ def first_present(clip, body):
     return int(present(clip)[body].argmax())
 
 
-def centre(clip, joint, every_frame, own):
+def centre(clip, joint, every_frame, per_body):
     """A joint becomes the origin, of every frame or by its first position, each body's own or the first body's."""
     out = clip.copy()
     for m, t in np.argwhere(present(clip)):
-        body = m if own else 0
+        body = m if per_body else 0
         frame = t if every_frame else first_present(clip, body)
         out[m, t] = clip[m, t] - clip[body, frame, joint]
     return out
@@ -225,13 +225,13 @@ def centre(clip, joint, every_frame, own):
 
 def min_max(clip, low, high):
     """Every axis to [low, high] by the extremes over what is there."""
-    out, there = np.zeros_like(clip), present(clip)
+    out, mask = np.zeros_like(clip), present(clip)
     for axis in range(3):
-        values = clip[..., axis][there]
+        values = clip[..., axis][mask]
         if values.size:
             smallest, extent = values.min(), values.max() - values.min()
             relative = (values - smallest) / extent if extent > 0 else np.full_like(values, 0.5)
-            out[..., axis][there] = low + (high - low) * relative
+            out[..., axis][mask] = low + (high - low) * relative
     return out
 
 

@@ -23,13 +23,13 @@ RANGES = [(-0.5, 0.1), (0.0, 0.7), (-3.0, 3.0)]
 
 def batch(lengths=LENGTHS, bodies=2, frames=30, seed=0):
     """float64 clips [B, M, T, V, 3] with absent bodies, a body that comes late, and padding."""
-    made = np.random.default_rng(seed).normal(size=(len(lengths), bodies, frames, 25, 3)) + np.array([0.0, 1.0, 3.0])
+    clips = np.random.default_rng(seed).normal(size=(len(lengths), bodies, frames, 25, 3)) + np.array([0.0, 1.0, 3.0])
     for sample, length in enumerate(lengths):
-        made[sample, :, length:] = 0
-    made[1, 1] = 0
-    made[0, 1, :4] = 0
-    made[3, 0, 5:7] = 0
-    return torch.from_numpy(made)
+        clips[sample, :, length:] = 0
+    clips[1, 1] = 0
+    clips[0, 1, :4] = 0
+    clips[3, 0, 5:7] = 0
+    return torch.from_numpy(clips)
 
 
 def key(view=1, ids=IDS):
@@ -136,15 +136,15 @@ def test_a_step_is_its_reference(case):
     name = case.split()[0]
     clips, lengths = batch(), torch.tensor(LENGTHS)
     view = Compose([{"name": name, **fields}], LAYOUT)
-    made, after = view(clips, key(), lengths)
+    output, after = view(clips, key(), lengths)
     draws = bits(name, count) if count else [[]] * len(IDS)
     expected = [plain(clip.numpy(), n, d) for clip, n, d in zip(clips, LENGTHS, draws, strict=True)]
-    agree(made, np.stack(expected))
-    assert made.shape[2] == view.frames_out(30)
+    agree(output, np.stack(expected))
+    assert output.shape[2] == view.frames_out(30)
     if name == "trim":
         remaining = [reference.trim(c.numpy(), n, d, 0.9)[1] for c, n, d in zip(clips, LENGTHS, draws, strict=True)]
     else:
-        remaining = LENGTHS if made.shape[2] == 30 else [made.shape[2]] * len(LENGTHS)
+        remaining = LENGTHS if output.shape[2] == 30 else [output.shape[2]] * len(LENGTHS)
     assert after.tolist() == list(remaining)
 
 
@@ -153,10 +153,10 @@ def test_a_step_is_its_reference(case):
 def test_swap_is_its_reference(size, per_sample):
     clips, ids = batch()[:size] if size > 3 else batch((30,) * 5)[:size], IDS[:size]
     step = {"name": "swap", "cells": (2, 9), "block": "sample" if per_sample else "batch"}
-    made, _ = Compose([step], LAYOUT)(clips, key(ids=ids))
+    output, _ = Compose([step], LAYOUT)(clips, key(ids=ids))
     expected = reference.swap(clips.numpy(), bits("swap", 9, ids=ids), PARTS, (3, 4), (2, 9), 4, per_sample)
-    agree(made, expected)
-    assert (size == 1) == bool((made == clips).all())
+    agree(output, expected)
+    assert (size == 1) == bool((output == clips).all())
 
 
 def test_every_augmentation_has_a_reference():
@@ -201,7 +201,7 @@ def test_skeattnclr_shears_crops_and_swaps_the_same():
     # Its block is one that we may draw: 3 or 4 of the parts, a stretch on the grid.
     region = golden["swap/region"]
     joints = np.flatnonzero(region.any(0))
-    assert joints.tolist() in [sorted(itertools.chain(*chosen)) for chosen in subsets(PARTS, (3, 4))]
+    assert joints.tolist() in [sorted(itertools.chain(*members)) for members in subsets(PARTS, (3, 4))]
     stretch = np.flatnonzero(region.any(1))
     assert 2 <= len(stretch) <= 4
     assert (np.diff(stretch) == 1).all()
@@ -209,7 +209,7 @@ def test_skeattnclr_shears_crops_and_swaps_the_same():
 
 
 def subsets(parts, sizes):
-    return [chosen for size in sizes for chosen in itertools.combinations(parts, size)]
+    return [members for size in sizes for members in itertools.combinations(parts, size)]
 
 
 @pytest.mark.parametrize("length", [37, 90])
@@ -224,8 +224,8 @@ def test_skeattnclr_prepares_the_same(length):
         ],
         LAYOUT,
     )
-    made, _ = view(as_clips(golden[f"prep/raw{length}"]), key(ids=(0,)))
-    np.testing.assert_allclose(made.numpy(), as_clips(golden[f"prep/position{length}"]).numpy(), atol=1e-5)
+    output, _ = view(as_clips(golden[f"prep/raw{length}"]), key(ids=(0,)))
+    np.testing.assert_allclose(output.numpy(), as_clips(golden[f"prep/position{length}"]).numpy(), atol=1e-5)
 
 
 def test_hi_trs_augments_and_windows_the_same():

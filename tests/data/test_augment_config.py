@@ -141,8 +141,8 @@ def test_an_augmentation_from_outside():
 
     try:
         clips = torch.ones(1, 1, 2, 25, 3)
-        made, _ = Compose([{"name": "lift", "by": 2}], LAYOUT)(clips, ViewKey(0, 0, torch.tensor([0])))
-        assert (made == 3).all()
+        output, _ = Compose([{"name": "lift", "by": 2}], LAYOUT)(clips, ViewKey(0, 0, torch.tensor([0])))
+        assert (output == 3).all()
         for name, stream in (("lift", 201), ("other", 200), ("shear", 201), ("other", 3), ("other", 256)):
             with pytest.raises(ValueError, match="augmentation"):
                 register_augmentation(name, stream)(Lift)

@@ -65,10 +65,10 @@ def test_the_tests_of_distributions_see_what_is_wrong():
 @given(seed=SEEDS, order=st.sampled_from(["xyz", "zyx", "yzx"]))
 def test_rotation_preserves_distances_and_orientation(seed, order):
     x = clips(3)
-    made, _ = view({"name": "rotate", "x": [-3, 3], "y": [-3, 3], "z": [-3, 3], "order": order})(x, key(3, seed))
-    torch.testing.assert_close(distances(made), distances(x), rtol=0, atol=1e-6)
-    torch.testing.assert_close(made.norm(dim=-1), x.norm(dim=-1))
-    triple = torch.linalg.det(x[:, :, :, :3]) / torch.linalg.det(made[:, :, :, :3])
+    output, _ = view({"name": "rotate", "x": [-3, 3], "y": [-3, 3], "z": [-3, 3], "order": order})(x, key(3, seed))
+    torch.testing.assert_close(distances(output), distances(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.norm(dim=-1), x.norm(dim=-1))
+    triple = torch.linalg.det(x[:, :, :, :3]) / torch.linalg.det(output[:, :, :, :3])
     torch.testing.assert_close(triple, torch.ones_like(triple))
 
 
@@ -111,9 +111,9 @@ def straight(lengths, frames=40):
 @given(length=LENGTHS, frames=st.integers(1, 90))
 def test_a_straight_motion_stays_straight(length, frames):
     x, start, speed = straight([length])
-    made = temporal.resample(x, torch.tensor([0]), torch.tensor([length]), frames)
+    output = temporal.resample(x, torch.tensor([0]), torch.tensor([length]), frames)
     at = ((torch.arange(frames, dtype=torch.float64) + 0.5) * length / frames - 0.5).clamp(0, length - 1)
-    torch.testing.assert_close(made, start + speed * at[None, None, :, None, None], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output, start + speed * at[None, None, :, None, None], rtol=1e-9, atol=1e-9)
 
 
 @FEW
@@ -153,16 +153,16 @@ def test_crops_start_anywhere_alike():
 @FEW
 @given(seed=SEEDS, n=st.integers(1, 20), more=st.integers(0, 30))
 def test_without_replacement_takes_nothing_twice(seed, n, more):
-    chosen = temporal.without_replacement(key(16, seed).draws(29, n), torch.full((16,), n + more))
-    assert (chosen.diff(dim=1) > 0).all()
-    assert (chosen >= 0).all()
-    assert (chosen < n + more).all()
+    subsets = temporal.without_replacement(key(16, seed).draws(29, n), torch.full((16,), n + more))
+    assert (subsets.diff(dim=1) > 0).all()
+    assert (subsets >= 0).all()
+    assert (subsets < n + more).all()
 
 
 def test_all_subsets_are_alike():
     """Each of the 10 pairs of 5 equally often."""
-    chosen = temporal.without_replacement(key(8000).draws(29, 2), torch.full((8000,), 5)).numpy()
-    _, counts = np.unique(chosen[:, 0] * 5 + chosen[:, 1], return_counts=True)
+    subsets = temporal.without_replacement(key(8000).draws(29, 2), torch.full((8000,), 5)).numpy()
+    _, counts = np.unique(subsets[:, 0] * 5 + subsets[:, 1], return_counts=True)
     assert len(counts) == 10
     assert abs(chi_square_z(counts, [800] * 10)) < 3
 
@@ -171,9 +171,9 @@ def test_all_subsets_are_alike():
 @given(length=st.integers(52, 80))
 def test_no_frame_comes_twice_from_one_copy(length):
     t = torch.arange(80, dtype=torch.float64)[None, None, :, None, None].expand(4, 1, 80, 25, 3)
-    made, _ = view({"name": "sample_frames", "copies": 1})(t, key(4), torch.full((4,), length))
-    assert (made[:, 0, :, 0, 0].diff(dim=1) > 0).all()
-    assert made.max() < length
+    output, _ = view({"name": "sample_frames", "copies": 1})(t, key(4), torch.full((4,), length))
+    assert (output[:, 0, :, 0, 0].diff(dim=1) > 0).all()
+    assert output.max() < length
 
 
 @pytest.mark.parametrize("frames", [1, 2, 52])
@@ -251,8 +251,8 @@ def test_donors_are_other_samples():
     x = torch.arange(6, dtype=torch.float64).reshape(6, 1, 1, 1, 1).expand(6, 1, 64, 25, 3) + 1
     shifts = []
     for seed in range(400):
-        made = view({"name": "swap"})(x, key(6, seed))[0]
-        donors = made.amax(dim=(1, 2, 3, 4)) + made.amin(dim=(1, 2, 3, 4)) - x[:, 0, 0, 0, 0]
+        output = view({"name": "swap"})(x, key(6, seed))[0]
+        donors = output.amax(dim=(1, 2, 3, 4)) + output.amin(dim=(1, 2, 3, 4)) - x[:, 0, 0, 0, 0]
         shifts.append(set(((donors - x[:, 0, 0, 0, 0]) % 6).long().tolist()))
     assert all(len(shift) == 1 for shift in shifts)  # one for the whole batch
     assert abs(chi_square_z([shifts.count({n}) for n in (1, 2, 3, 4)], [100] * 4)) < 3  # 1 … N - 2
@@ -260,15 +260,15 @@ def test_donors_are_other_samples():
 
 def test_trim_and_interpolate_have_the_published_law():
     x, _, speed = straight([40] * 500)
-    made, lengths = view({"name": "trim"})(x, key(500))
+    output, lengths = view({"name": "trim"})(x, key(500))
     cut = 40 - lengths.numpy()
     assert cut.min() == 0
     assert cut.max() == 8
     assert abs(chi_square_z(np.bincount(cut, minlength=9), [500 / 16] + [500 / 8] * 7 + [500 / 16])) < 3
-    start = ((made - x)[:, 0, 0, 0, 0] / speed[:, 0, 0, 0, 0]).round().long().numpy()
+    start = ((output - x)[:, 0, 0, 0, 0] / speed[:, 0, 0, 0, 0]).round().long().numpy()
     assert (start >= 0).all()
     assert (start <= cut).all()
-    assert all((made[sample, :, length:] == 0).all() for sample, length in enumerate(lengths.tolist()))
+    assert all((output[sample, :, length:] == 0).all() for sample, length in enumerate(lengths.tolist()))
     between, _ = view({"name": "interpolate"})(x, key(500))
     ratio = ((between - x) / speed)[:, 0, :, 0, 0]
     torch.testing.assert_close(ratio[:, :-1], ratio[:, :1].expand(-1, 39))
@@ -280,10 +280,10 @@ def test_trim_and_interpolate_have_the_published_law():
 @given(length=LENGTHS, ratio=st.integers(1, 8), seed=SEEDS)
 def test_a_mirror_crop_moves_by_one_frame_at_most(length, ratio, seed):
     t = torch.arange(40, dtype=torch.float64)[None, None, :, None, None].expand(8, 1, 40, 25, 3)
-    made, lengths = view({"name": "mirror_crop", "ratio": ratio})(t + 1, key(8, seed), torch.full((8,), length))
-    frames = made[:, 0, :length, 0, 0] - 1
+    output, lengths = view({"name": "mirror_crop", "ratio": ratio})(t + 1, key(8, seed), torch.full((8,), length))
+    frames = output[:, 0, :length, 0, 0] - 1
     assert (lengths == length).all()
-    assert (made[:, :, length:] == 0).all()
+    assert (output[:, :, length:] == 0).all()
     assert (frames.diff(dim=1).abs() <= 1).all()
     assert (frames >= 0).all()
     assert (frames < length).all()
@@ -302,14 +302,14 @@ def test_the_same_draws_in_any_batch():
     ]
     x, ids = clips(9, frames=30), torch.arange(9) * 1000
     lengths = torch.arange(22, 31)
-    made, after = view(*steps)(x, ViewKey(5, 2, ids), lengths)
+    output, after = view(*steps)(x, ViewKey(5, 2, ids), lengths)
     for order in ([4], [8, 0, 3], list(range(8, -1, -1))):
         again, again_after = view(*steps)(x[order], ViewKey(5, 2, ids[order]), lengths[order])
-        assert torch.equal(again, made[order])
+        assert torch.equal(again, output[order])
         assert torch.equal(again_after, after[order])
     for other in (ViewKey(5, 2, ids, view=1), ViewKey(5, 3, ids), ViewKey(6, 2, ids), ViewKey(5, 2, ids + 1)):
         different = view(*steps)(x, other, lengths)[0]
-        assert ((different - made).abs().amax(dim=(1, 2, 3, 4)) > 1e-3).all()
+        assert ((different - output).abs().amax(dim=(1, 2, 3, 4)) > 1e-3).all()
 
 
 def test_a_step_put_before_another_leaves_its_draws():
@@ -331,18 +331,18 @@ ABSENT_STAYS = [name for name in AUGMENTATIONS if name not in ("swap", "one_of",
 def test_an_absent_body_stays_all_zeros(name):
     x = clips(3, frames=70)
     x[1, 1] = 0
-    made, _ = view({"name": name})(x, key(3))
-    assert (made[1, 1] == 0).all()
-    assert torch.isfinite(made).all()
+    output, _ = view({"name": name})(x, key(3))
+    assert (output[1, 1] == 0).all()
+    assert torch.isfinite(output).all()
     x[:] = 0
-    made, _ = view({"name": name})(x, key(3), torch.zeros(3, dtype=torch.int64))
-    assert (made == 0).all()
+    output, _ = view({"name": name})(x, key(3), torch.zeros(3, dtype=torch.int64))
+    assert (output == 0).all()
 
 
 def test_choices_are_alike_and_whole():
     x = clips(3000, frames=1, bodies=1)
-    chosen = view({"name": "one_of", "options": [[{"name": "scale", "low": s, "high": s}] for s in (1, 2, 3)]})
-    factor = (chosen(x, key(3000))[0] / x)[:, 0, 0]
+    pipeline = view({"name": "one_of", "options": [[{"name": "scale", "low": s, "high": s}] for s in (1, 2, 3)]})
+    factor = (pipeline(x, key(3000))[0] / x)[:, 0, 0]
     assert (factor.amax(dim=(1, 2)) - factor.amin(dim=(1, 2)) < 1e-9).all()
     assert abs(chi_square_z(np.bincount(factor[:, 0, 0].round().long(), minlength=4)[1:], [1000] * 3)) < 3
     sometimes = view({"name": "maybe", "probability": 0.2, "steps": [{"name": "scale", "low": 2, "high": 2}]})
@@ -351,27 +351,27 @@ def test_choices_are_alike_and_whole():
 
 def test_person_frame_and_min_max_do_what_they_say():
     x = clips(3, frames=5)
-    made, _ = view({"name": "person_frame"})(x, key(3))
-    up = made[:, :, 0, 1] - made[:, :, 0, 0]
+    output, _ = view({"name": "person_frame"})(x, key(3))
+    up = output[:, :, 0, 1] - output[:, :, 0, 0]
     torch.testing.assert_close(up[..., :2], torch.zeros_like(up[..., :2]))
     assert (up[..., 2] > 0).all()
-    across = made[:, :, 0, 12] - made[:, :, 0, 16]
+    across = output[:, :, 0, 12] - output[:, :, 0, 16]
     torch.testing.assert_close(across[..., 1], torch.zeros_like(across[..., 1]))
     assert (across[..., 0] > 0).all()
-    torch.testing.assert_close(distances(made), distances(x), rtol=0, atol=1e-6)
-    made, _ = view({"name": "min_max"})(x, key(3))
-    torch.testing.assert_close(made.amax(dim=(1, 2, 3)), torch.ones(3, 3, dtype=torch.float64))
-    torch.testing.assert_close(made.amin(dim=(1, 2, 3)), -torch.ones(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(distances(output), distances(x), rtol=0, atol=1e-6)
+    output, _ = view({"name": "min_max"})(x, key(3))
+    torch.testing.assert_close(output.amax(dim=(1, 2, 3)), torch.ones(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(output.amin(dim=(1, 2, 3)), -torch.ones(3, 3, dtype=torch.float64))
     # Centring and size before it make no difference, as on NW-UCLA.
     before, _ = view({"name": "centre"}, {"name": "scale"}, {"name": "min_max"})(x, key(3))
-    torch.testing.assert_close(before, made, rtol=0, atol=1e-12)
+    torch.testing.assert_close(before, output, rtol=0, atol=1e-12)
 
 
 def test_shoulders_lie_along_x():
     x = clips(4, frames=3)
     x[..., 8, 2] = x[..., 4, 2] + x[..., 8, 2].abs()  # one sign of vz in a clip
-    made, _ = view({"name": "align_shoulders"})(x, key(4))
-    line = made[..., 8, :] - made[..., 4, :]
+    output, _ = view({"name": "align_shoulders"})(x, key(4))
+    line = output[..., 8, :] - output[..., 4, :]
     assert (line[..., 2].abs() < 0.02 * line.norm(dim=-1) + 0.02).all()
     assert (line[..., 0] > 0).all()
 
@@ -380,18 +380,18 @@ def test_a_batch_reaches_every_step_unread():
     """On the meta device nothing can be read back: a step that waits for a number fails there."""
     steps = [{"name": name} for name in ABSENT_STAYS if name != "sample_frames"] + [{"name": "sample_frames"}]
     nested = [{"name": "one_of", "options": [[{"name": "flip"}], [{"name": "scale"}]]}, {"name": "swap"}]
-    chosen = view(*steps, *nested)
+    pipeline = view(*steps, *nested)
     x = torch.empty(5, 2, 30, 25, 3, device="meta")
-    made, lengths = chosen(x, ViewKey(1, 0, torch.empty(5, dtype=torch.int64, device="meta")))
-    assert made.shape == (5, 2, 52, 25, 3)
+    output, lengths = pipeline(x, ViewKey(1, 0, torch.empty(5, dtype=torch.int64, device="meta")))
+    assert output.shape == (5, 2, 52, 25, 3)
     assert lengths.shape == (5,)
-    assert chosen.frames_out(30) == 52
+    assert pipeline.frames_out(30) == 52
 
 
 def test_empty_batches():
     for name in (*ABSENT_STAYS, "swap"):
-        made, lengths = view({"name": name})(torch.zeros(0, 2, 30, 25, 3), key(0))
-        assert made.shape[0] == 0 == lengths.shape[0]
+        output, lengths = view({"name": name})(torch.zeros(0, 2, 30, 25, 3), key(0))
+        assert output.shape[0] == 0 == lengths.shape[0]
 
 
 def test_a_body_is_present_unless_all_zeros():

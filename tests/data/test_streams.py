@@ -24,9 +24,9 @@ NW_UCLA_EDGES = "1-2 2-3 4-3 5-3 6-5 7-6 8-7 9-3 10-9 11-10 12-11 13-1 14-13 15-
 
 
 def clips(layout, frames=7, dtype=torch.float64):
-    made = np.random.default_rng(0).normal(size=(3, 2, frames, layout.num_joints, 3))
-    made[1, 1] = 0
-    return torch.from_numpy(made).to(dtype)
+    values = np.random.default_rng(0).normal(size=(3, 2, frames, layout.num_joints, 3))
+    values[1, 1] = 0
+    return torch.from_numpy(values).to(dtype)
 
 
 def published_modes(edges, count, k):
@@ -45,8 +45,8 @@ def test_a_stream_is_its_reference(stream, motion, name):
     layout, lengths = LAYOUTS[name], [7, 5, 1]
     x = clips(layout)
     for fields in [{"k": k, "direction": d} for k in (1, 2, 5) for d in ("ancestors", "descendants")]:
-        made = Stream(stream, motion=motion, **fields)(x, layout, torch.tensor(lengths)).numpy()
-        for clip, length, result in zip(x.numpy(), lengths, made, strict=True):
+        output = Stream(stream, motion=motion, **fields)(x, layout, torch.tensor(lengths)).numpy()
+        for clip, length, result in zip(x.numpy(), lengths, output, strict=True):
             if stream == "mode":
                 clip = reference.mode(clip, layout.bone_parents, fields["k"], fields["direction"] == "descendants")
             elif stream.startswith("bone"):

@@ -27,8 +27,8 @@ def test_the_examples_run():
         for code in blocks("python"):
             exec(code, names)
         clips = names["clips"]
-        made, _ = names["view"](clips, names["key"])
-        assert torch.equal(made, clips.flip(2))
+        output, _ = names["view"](clips, names["key"])
+        assert torch.equal(output, clips.flip(2))
         assert names["query"].shape == names["bones"].shape == (8, 2, 64, 25, 3)
     finally:
         AUGMENTATIONS.pop("backwards", None)
@@ -40,10 +40,10 @@ def test_a_published_view_makes_clips(number):
     layout = LAYOUTS["kinect_v1" if "joint: spine," in blocks("yaml")[number] else "kinect_v2"]
     view = Compose(steps, layout)
     clips = torch.randn(3, 2, 96, layout.num_joints, 3)
-    made, lengths = view(clips, ViewKey(1, 0, torch.arange(3)), torch.tensor([96, 70, 5]))
-    assert made.shape == (3, 2, view.frames_out(96), layout.num_joints, 3)
-    assert torch.isfinite(made).all()
-    assert (lengths <= made.shape[2]).all()
+    output, lengths = view(clips, ViewKey(1, 0, torch.arange(3)), torch.tensor([96, 70, 5]))
+    assert output.shape == (3, 2, view.frames_out(96), layout.num_joints, 3)
+    assert torch.isfinite(output).all()
+    assert (lengths <= output.shape[2]).all()
 
 
 def test_the_tables_are_whole():
