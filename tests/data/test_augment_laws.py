@@ -258,6 +258,16 @@ def test_donors_are_other_samples():
     assert abs(chi_square_z([shifts.count({n}) for n in (1, 2, 3, 4)], [100] * 4)) < 3  # 1 … N - 2
 
 
+def test_a_swap_in_the_gathered_batch_is_that_of_one_rank():
+    """Steps before the swap are done rank by rank, the swap on what was gathered."""
+    x, ids = clips(6, frames=64), torch.arange(6) + 40
+    before, swap = view({"name": "mirror_crop"}, {"name": "shear"}), view({"name": "swap"})
+    whole = view({"name": "mirror_crop"}, {"name": "shear"}, {"name": "swap"})(x, ViewKey(1, 0, ids))[0]
+    gathered = torch.cat([before(x[rank::2], ViewKey(1, 0, ids[rank::2]))[0] for rank in (0, 1)])
+    order = torch.tensor([0, 3, 1, 4, 2, 5])  # from rank by rank to the batch's own
+    assert torch.equal(swap(gathered[order], ViewKey(1, 0, ids))[0], whole)
+
+
 def test_trim_and_interpolate_have_the_published_law():
     x, _, speed = straight([40] * 500)
     output, lengths = view({"name": "trim"})(x, key(500))

@@ -257,7 +257,8 @@ class Swap(Augmentation):
     """A block of body parts × frames of every sample is that of another sample of the batch (SkeAttnCLR).
 
     The block covers some of the layout's body parts, drawn without replacement, and a stretch of frames on a grid. All
-    bodies of a sample change theirs. Sample i takes from sample (i + n) mod B.
+    bodies of a sample change theirs. Sample i takes from sample (i + n) mod B. It is the one step that looks at the
+    batch: ranks that share a batch gather clips and sample ids, swap in the whole, and go on with their own rows.
     """
 
     parts: tuple[int, int] = (3, 4)
