@@ -31,13 +31,6 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(round(dim * mlp_ratio), dim)
         self.gamma2 = _gamma(dim, layer_scale)
 
-    def in_order(self, ones: Tensor) -> list[Tensor]:
-        """The parameters as `s2vfast.ops.block_stack` takes them, ``ones`` [D] where there is no LayerScale."""
-        first = (self.norm1.weight, self.norm1.bias, self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
-        second = (self.norm2.weight, self.norm2.bias, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        gammas = [ones if gamma is None else gamma for gamma in (self.gamma1, self.gamma2)]
-        return [*first, gammas[0], *second, gammas[1]]
-
     def forward(self, x: Tensor, rows: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
         """The residual stream after this block.
 
@@ -91,14 +84,9 @@ class BlockStack(nn.ModuleList):
         self, depth: int, dim: int, heads: int, mlp_ratio: float, layer_scale: float | None, norm_eps: float = 1e-6
     ) -> None:
         super().__init__(Block(dim, heads, mlp_ratio, layer_scale, norm_eps) for _ in range(depth))
-        # Without LayerScale: a product with one is exact, and all blocks stay one launch.
-        self.register_buffer("ones", torch.ones(dim) if layer_scale is None else None, persistent=False)
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The stream after the last block; arguments as of `states`. Short sequences go through all blocks at once."""
-        if rows is None and len(self) and ops.short_enough(x, self[0].heads):
-            parameters = [parameter for block in self for parameter in block.in_order(self.ones)]
-            return ops.block_stack(x, parameters, self[0].heads, self[0].norm1.eps)
+        """The stream after the last block; arguments as of `states`."""
         return deque(self.states(x, rows), maxlen=1).pop()
 
     def states(self, x: Tensor, rows: Tensor | None = None) -> Iterable[Tensor]:

@@ -4,7 +4,6 @@ from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, pars
 from s2vfast.ops.adamw_ema import Span, adamw_ema
 from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
-from s2vfast.ops.block_stack import block_stack, short_enough
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
 from s2vfast.ops.mask_fill import mask_fill
@@ -23,7 +22,6 @@ __all__ = [
     "add_norm",
     "attention",
     "availability",
-    "block_stack",
     "clip_sample",
     "embed_gather",
     "mask_fill",
@@ -32,7 +30,6 @@ __all__ = [
     "norm_linear",
     "operation",
     "parse_choice",
-    "short_enough",
     "teacher_target",
     "token_mask",
     "tube_mask",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from s2vfast import errors, presets
 from s2vfast.config import Config
@@ -31,7 +31,6 @@ SAVINGS = {
     "share": "one teacher pass for all empty bodies",
 }
 OPERAND, STREAM = 2, 4  # bytes of a number: matrix operands, residual stream
-SHORT, WIDE = 64, 256  # tokens and channels up to which all blocks of a track are one launch
 
 # Launches of each operation, and of what PyTorch does around it.
 LAUNCHES = {
@@ -39,7 +38,6 @@ LAUNCHES = {
     "attention": 1,
     "add_norm": 1,
     "mlp": 1,
-    "block_stack": 1,
     "embed_gather": 2,  # positions are the sum of two embeddings
     "convert": 1,  # of the decoder's embedded latents to the stream's dtype
     "mask_fill": 2,
@@ -58,7 +56,6 @@ LAUNCHES_BACKWARD = {
     "add_norm": 3,
     "mlp": 3,
     "residual": 1,  # the two ways through a block's first half add up
-    "block_stack": 3,
     "embed_gather": 5,
     "convert": 1,
     "mask_fill": 4,
@@ -137,13 +134,7 @@ class Plan:
         embedded = tracks * (self.K if "visible" in self.savings else self.L)
         for backward in (False, True):
             yield self._embed("student", embedded, tracks, backward)
-            lines = list(self._blocks("student", tracks, self.K, depth, backward))
-            if self.K <= SHORT and self.config.model.dim <= WIDE:
-                # One launch for all: the operations' shares of it are counted, their launches are not.
-                cost = (LAUNCHES_BACKWARD if backward else LAUNCHES)["block_stack"]
-                lines = [replace(line, launches=0) for line in lines]
-                lines.append(Line("student", f"block_stack{_label(backward)}", launches=cost))
-            yield from lines
+            yield from self._blocks("student", tracks, self.K, depth, backward)
 
     def _embed(self, part: str, rows: int, tracks: int, backward: bool = False) -> Line:
         width, D = self.config.model.segment_frames * self.config.channels, self.config.model.dim

@@ -350,7 +350,7 @@ def test_one_setting_stands_for_an_operation():
     """The published shape, with the backward pass, bfloat16 on a GPU, out of no cache; on a CPU all threads."""
     [gpu], [cpu] = _groups.groups(everything(GPU)), _groups.groups(everything(CPU))
     for group, state, count in ((gpu, "cold", 0), (cpu, "warm", 2)):
-        for stem, shape in {"embed_gather": "ntu", "block_stack": "ntu_student"}.items():
+        for stem, shape in {"embed_gather": "ntu", "attention": "ntu"}.items():
             rows = _groups.headline(group, stem)
             assert len({row["impl"] for row in rows}) == len(rows) > 1
             found = {(row["shape"], row["pass"], row["state"], row["threads"]) for row in rows}

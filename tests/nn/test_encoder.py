@@ -49,13 +49,12 @@ def test_decoding_masked_rows_alone_is_exact(depth):
 
 
 @pytest.mark.parametrize("impl", ["reference", *(n for n in ("triton",) if not ops.availability("cpu")["mlp"][n])])
-@pytest.mark.parametrize("tokens", [4, 70])  # in one launch, and block by block
-def test_without_layer_scale_a_block_adds_its_branches_as_they_are(impl, tokens):
+def test_without_layer_scale_a_block_adds_its_branches_as_they_are(impl):
     stacks = [BlockStack(2, 16, 2, 2.0, layer_scale) for layer_scale in (1.0, None)]
     plain = {name: p for name, p in stacks[0].state_dict().items() if "gamma" not in name}
     stacks[1].load_state_dict(plain)
     assert not [name for name, _ in stacks[1].named_parameters() if "gamma" in name]
-    x = torch.randn(3, tokens, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
     found = []
     for stack in stacks:
         with ops.use_impl(impl):
