@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s2vfast.kernels._philox import below, uniform, words
+from s2vfast.kernels._philox import randint, random_bits, uniform
 from s2vfast.kernels._rank import ranks
 from s2vfast.reference import clip_sample as reference
 from s2vfast.reference import philox
@@ -22,12 +22,12 @@ def binned(count, key, epoch, sample, T: tl.constexpr, TRAINING: tl.constexpr, T
     if count < T:
         start = tl.cast(0, tl.int32)
         if TRAINING:
-            start = below(words(key, epoch, sample, _START, _CLIP), wide).to(tl.int32)
+            start = randint(random_bits(key, epoch, sample, _START, _CLIP), wide).to(tl.int32)
         index = (start + t) % count
     elif not TRAINING:
         index = ((2 * t + 1) * wide // (2 * T)).to(tl.int32)
     else:
-        draws = words(key, epoch, sample, t, _FRAMES)
+        draws = random_bits(key, epoch, sample, t, _FRAMES)
         if count < 2 * T:
             # T consecutive frames with skips before the lowest count - T of T + 1 draws; equal draws: the first one.
             order = tl.where(t <= T, draws.to(tl.int64), 0x100000000) << 24 | t
@@ -35,7 +35,7 @@ def binned(count, key, epoch, sample, T: tl.constexpr, TRAINING: tl.constexpr, T
             index = t + tl.cumsum(skipped.to(tl.int32), axis=0)
         else:
             low, high = t * wide // T, (t + 1) * wide // T
-            index = (low + below(draws, high - low)).to(tl.int32)
+            index = (low + randint(draws, high - low)).to(tl.int32)
     return index
 
 
@@ -47,8 +47,8 @@ def cropped(
     last = (count - 1).to(tl.float32)
     start, length = last * 0.0, last
     if TRAINING:
-        length = last * (crop_min + crop_rest * uniform(words(key, epoch, sample, _STRETCH, _CLIP)))
-        start = (last - length) * uniform(words(key, epoch, sample, _START, _CLIP))
+        length = last * (crop_min + crop_rest * uniform(random_bits(key, epoch, sample, _STRETCH, _CLIP)))
+        start = (last - length) * uniform(random_bits(key, epoch, sample, _START, _CLIP))
     grid = tl.div_rn(tl.arange(0, T_BLOCK).to(tl.float32), float(max(T - 1, 1)))
     place = tl.minimum(start + length * grid, last)
     lower = tl.floor(place)

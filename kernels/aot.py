@@ -177,19 +177,19 @@ def _disassemble(cubin: bytes) -> tuple[str, dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; 1 if a kernel fails a gate."""
-    from s2vfast.inputs import SHAPES, STEMS
+    from s2vfast.inputs import OPS, SHAPES
 
     parser = argparse.ArgumentParser(prog="python -m s2vfast.kernels.aot", description=__doc__.splitlines()[0])
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(OPS)}")
     parser.add_argument("--arch", nargs="+", type=int, choices=ARCHES, default=list(ARCHES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(MAIN_SHAPES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_args(arguments)
-    if unknown := [stem for stem in asked.stems if stem not in STEMS]:
-        parser.error(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
-    found = compile_kernels(asked.stems or list(STEMS), asked.arch, asked.dtype, asked.shape, asked.jobs)
+    if unknown := [stem for stem in asked.stems if stem not in OPS]:
+        parser.error(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
+    found = compile_kernels(asked.stems or list(OPS), asked.arch, asked.dtype, asked.shape, asked.jobs)
     if asked.json:
         print(json.dumps([dataclasses.asdict(kernel) for kernel in found], indent=1))
     else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s2vfast.kernels._clip import binned, column, cropped, find, joint_at, seen, sincos
 from s2vfast.kernels._launch import cdiv, configuration, launch, next_power_of_2
-from s2vfast.kernels._philox import key_and_epoch, uniform, words
+from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.reference import philox
 from s2vfast.reference.clip_sample import ANGLE, SIZE, ClipSpec
 
@@ -117,11 +117,11 @@ def _picks_kernel(
             # The columns of the matrix that turns a joint: first the yaw, then the random rotation.
             c0, c1, c2 = column(1.0, 0.0, 0.0), column(0.0, 1.0, 0.0), column(0.0, 0.0, 1.0)
             if TRAINING:
-                u = 2.0 * uniform(words(key, epoch, sample, _SIZE, _CLIP)) - 1.0
+                u = 2.0 * uniform(random_bits(key, epoch, sample, _SIZE, _CLIP)) - 1.0
                 factor *= (1.0 + scale_jitter * u).to(tl.float64)
-                sx, cx = sincos((2.0 * uniform(words(key, epoch, sample, _ANGLE, _CLIP)) - 1.0) * rotate_x)
-                sy, cy = sincos((2.0 * uniform(words(key, epoch, sample, _ANGLE + 1, _CLIP)) - 1.0) * rotate_y)
-                sz, cz = sincos((2.0 * uniform(words(key, epoch, sample, _ANGLE + 2, _CLIP)) - 1.0) * rotate_z)
+                sx, cx = sincos((2.0 * uniform(random_bits(key, epoch, sample, _ANGLE, _CLIP)) - 1.0) * rotate_x)
+                sy, cy = sincos((2.0 * uniform(random_bits(key, epoch, sample, _ANGLE + 1, _CLIP)) - 1.0) * rotate_y)
+                sz, cz = sincos((2.0 * uniform(random_bits(key, epoch, sample, _ANGLE + 2, _CLIP)) - 1.0) * rotate_z)
                 c0 = column(cy * cz, cy * sz, -sy)
                 c1 = column(sx * sy * cz - cx * sz, sx * sy * sz + cx * cz, sx * cy)
                 c2 = column(cx * sy * cz + sx * sz, cx * sy * sz - sx * cz, cx * cy)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._launch import cdiv, configuration, launch
-from s2vfast.kernels._philox import block_words, key_and_epoch, uniform
+from s2vfast.kernels._philox import key_and_epoch, random_bits4, uniform
 from s2vfast.reference import philox
 
 _TOKEN_MASK = tl.constexpr(philox.TOKEN_MASK)
@@ -23,7 +23,7 @@ def _forward_kernel(ids, noise, seed_low, seed_high, epoch, count, BLOCK: tl.con
     """``BLOCK`` blocks of four draws of one track."""
     track = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    w0, w1, w2, w3 = block_words((seed_low, seed_high), epoch, tl.load(ids + track), block, _TOKEN_MASK)
+    w0, w1, w2, w3 = random_bits4((seed_low, seed_high), epoch, tl.load(ids + track), block, _TOKEN_MASK)
     first = 4 * block
     row = noise + track * count + first
     tl.store(row, uniform(w0), mask=first < count)

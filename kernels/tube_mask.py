@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._launch import configuration, launch, next_power_of_2
-from s2vfast.kernels._philox import key_and_epoch, uniform, words
+from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.kernels._rank import ranks
 from s2vfast.reference import philox
 
@@ -60,7 +60,7 @@ def _forward_kernel(
 
     at = tube * JOINTS + joint
     if noise is None:
-        u = uniform(words((seed_low, seed_high), epoch, tl.load(ids + track), at, _MASK))
+        u = uniform(random_bits((seed_low, seed_high), epoch, tl.load(ids + track), at, _MASK))
     else:
         u = tl.load(noise + track * tubes * JOINTS + at, mask=real, other=0.0)
 

@@ -303,6 +303,6 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "masked_mse": _masked_mse,
     "adamw_ema": _adamw_ema,
 }
-STEMS = tuple(_MAKERS)
+OPS = tuple(_MAKERS)
 """Names of all operations, in the order of a step."""
 WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "token_mask", "teacher_target", "adamw_ema")

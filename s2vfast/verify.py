@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import errors, ops
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
 _IN_PLACE = ("param", "grad", "exp_avg", "exp_avg_sq", "teacher")  # of adamw_ema
 
@@ -215,7 +215,7 @@ def _compare_draws(op: str, call: Callable[..., Any], given: dict[str, Any]) -> 
 def main(arguments: list[str] | None = None) -> int:
     """Print a line for every result; 1 if one is not good, 2 if something asked for cannot run."""
     parser = argparse.ArgumentParser(prog="python -m s2vfast.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(OPS)}")
     parser.add_argument("--impl", help="implementation (default: all that can run)")
     parser.add_argument("--shape", default="tiny", choices=SHAPES)
     parser.add_argument("--sizes", default="", metavar="NAME=NUMBER,…", help="sizes that replace some of the shape's")
@@ -229,11 +229,11 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     try:
         shape = SHAPES[asked.shape].with_sizes(asked.sizes)
-        if unknown := [op for op in asked.ops if op not in STEMS]:
-            raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
+        if unknown := [op for op in asked.ops if op not in OPS]:
+            raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
         for path in asked.plugin:
             _run_plugin(path)
-        for op in asked.ops or STEMS:
+        for op in asked.ops or OPS:
             can = [name for name, reasons in ops.availability(_kind(asked.device))[op].items() if not reasons]
             for impl in [asked.impl] if asked.impl else [name for name in can if name != "reference"]:
                 rows = verify(op, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEMS = (
+OPS = (
     "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp "
     "teacher_target masked_mse adamw_ema"
 ).split()
@@ -117,10 +117,10 @@ def table() -> dict[str, dict[str, str]]:
 def test_the_table_has_every_operation_and_no_other():
     modules = {path.stem for path in (ROOT / "s2vfast/ops").glob("*.py") if not path.stem.startswith("_")}
     assert set(table()) == modules
-    assert modules == set(STEMS)
+    assert modules == set(OPS)
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", OPS)
 def test_a_stem_is_the_same_everywhere(stem):
     from s2vfast import ops
 
@@ -157,14 +157,14 @@ def _reasons(stem, name):
 
 
 def test_kernels_and_sources_belong_to_a_stem():
-    known = {*STEMS, "philox", "parallel", "bindings", "pack", "cuda_launch"}
+    known = {*OPS, "philox", "parallel", "bindings", "pack", "cuda_launch"}
     assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
     # What starts with an underscore is shared by kernels, aot is the program that compiles them all.
     kernels = {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")}
-    assert kernels <= {*STEMS, "aot"}
+    assert kernels <= {*OPS, "aot"}
     assert {path.stem for path in (ROOT / "kernels/tuned").glob("*.json")} == kernels - {"aot"}
     assert {path.stem for path in (ROOT / "s2vfast/reference").glob("*.py")} <= {
-        *STEMS,
+        *OPS,
         "__init__",
         "philox",
         "skeleton2vec",

@@ -14,7 +14,7 @@ from s2vfast.nn import Encoder
 from s2vfast.reference import philox
 
 DROP_PATH, DROPOUT = 32, 33
-"""What the draws are for: streams of `philox.words`."""
+"""What the draws are for: streams of `philox.random_bits`."""
 _INIT_STD = 0.02
 
 
@@ -86,7 +86,7 @@ def draw_paths(rates: list[float], seed: int, epoch: int, sample_ids: Tensor, bo
         float32 [B * M, blocks, 2].
     """
     ids = philox.track_ids(sample_ids, bodies)
-    draws = philox.uniform(philox.words(seed, epoch, ids, DROP_PATH, 2 * len(rates))).unflatten(1, (-1, 2))
+    draws = philox.uniform(philox.random_bits(seed, epoch, ids, DROP_PATH, 2 * len(rates))).unflatten(1, (-1, 2))
     rate = torch.tensor(rates, device=draws.device)[:, None]
     return (draws >= rate) / (1.0 - rate)
 
@@ -95,7 +95,7 @@ def draw_dropout(rate: float, seed: int, epoch: int, sample_ids: Tensor, feature
     """Factors of the head's inputs: 0, or 1 / (1 - rate); float32 [B, features], or None where nothing is dropped."""
     if not rate:
         return None
-    draws = philox.uniform(philox.words(seed, epoch, sample_ids, DROPOUT, features))
+    draws = philox.uniform(philox.random_bits(seed, epoch, sample_ids, DROPOUT, features))
     return (draws >= rate) / (1.0 - rate)
 
 

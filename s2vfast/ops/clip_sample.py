@@ -78,7 +78,7 @@ def _torch(
     (B, M), T, V = row.shape, spec.frames, frames.shape[1]
     if B == 0:
         return torch.zeros(0, T, V, spec.channels, device=frames.device)
-    draws = philox.words(seed, epoch, ids, philox.CLIP, CLIP_DRAWS)
+    draws = philox.random_bits(seed, epoch, ids, philox.CLIP, CLIP_DRAWS)
     u = philox.uniform(draws)  # [B, 6]
     if spec.sampling == "crop":
         lower, weight = _crop(count[:, 0], u, spec, training)
@@ -115,12 +115,12 @@ def _bins(count: Tensor, ids: Tensor, draws: Tensor, spec: ClipSpec, seed: int, 
     F = count[:, None]  # [B, 1]
     if not training:
         return torch.where(F < T, steps % F, (2 * steps + 1) * F // (2 * T))
-    wrapped = (philox.below(draws[:, START : START + 1], F) + steps) % F
-    frame_draws = philox.words(seed, epoch, ids, philox.FRAMES, T + 1)  # [B, T + 1]
+    wrapped = (philox.randint(draws[:, START : START + 1], F) + steps) % F
+    frame_draws = philox.random_bits(seed, epoch, ids, philox.FRAMES, T + 1)  # [B, T + 1]
     rank = torch.argsort(torch.argsort(frame_draws, dim=1, stable=True), dim=1)
     skips = torch.cumsum(rank < F - T, dim=1)[:, :T]
     low, high = steps * F // T, (steps + 1) * F // T
-    binned = low + philox.below(frame_draws[:, :T], high - low)
+    binned = low + philox.randint(frame_draws[:, :T], high - low)
     return torch.where(F < T, wrapped, torch.where(F < 2 * T, steps + skips, binned))
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import _calls, _ops, _results, _timer, run
 from s2vfast import ops
-from s2vfast.inputs import SHAPES, STEMS, inputs
+from s2vfast.inputs import OPS, SHAPES, inputs
 
 CPU = torch.device("cpu")
 CEILINGS = {"copy_gb_s": 20.0, "matmul_float32": 0.1, "matmul_bfloat16": 0.1, "exp_g_s": 1.0}
@@ -34,7 +34,7 @@ def broken(monkeypatch):
     monkeypatch.setitem(found, "torch", lambda prediction, target: right(prediction, target) * 1.001)
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", OPS)
 def test_every_operation_has_a_benchmark(stem):
     bench = _ops.load(stem)
     assert bench.stem == stem

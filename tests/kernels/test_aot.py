@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from s2vfast import ops
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.kernels import aot
 
-WITH_KERNELS = [stem for stem in STEMS if "triton" in ops.operation(stem).implementations]
+WITH_KERNELS = [stem for stem in OPS if "triton" in ops.operation(stem).implementations]
 MATRIX_PRODUCTS = {"attention", "norm_linear", "add_norm", "mlp"}
 
 

@@ -5,14 +5,12 @@ import json
 import pytest
 import torch
 
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.kernels import _launch
 
 CPU = torch.device("cpu")
 TABLES = {
-    stem: json.loads(_launch.table_path(stem).read_text("utf-8"))
-    for stem in STEMS
-    if _launch.table_path(stem).is_file()
+    stem: json.loads(_launch.table_path(stem).read_text("utf-8")) for stem in OPS if _launch.table_path(stem).is_file()
 }
 
 

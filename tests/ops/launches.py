@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from s2vfast import ops
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.kernels import _launch
 from s2vfast.ops._custom import KERNELS
 
@@ -57,7 +57,7 @@ def count(function: Callable[[], object]) -> collections.Counter[str]:
         with _disable_current_modes():  # what the interpreter does is no launch
             real(kernel, grid, *args, **options)
 
-    for stem in STEMS:
+    for stem in OPS:
         if "triton" in ops.operation(stem).implementations:
             importlib.import_module(f"s2vfast.kernels.{stem}")
     modules = [m for name, m in sys.modules.items() if name.startswith("s2vfast.kernels.")]

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2vfast import errors, ops, verify
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
 CAN = [
     (stem, impl)
-    for stem in STEMS
+    for stem in OPS
     if stem in ops.availability("cpu")
     for impl, reasons in ops.availability("cpu")[stem].items()
     if not reasons and impl != "reference"
@@ -191,7 +191,7 @@ def test_touches_only_its_own_memory_and_writes_every_output(stem, impl, guarded
     assert guarded[f"{stem}:{impl}"] == []
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", OPS)
 def test_an_explicit_name_never_falls_back(stem):
     given = inputs(stem)
     for impl, reasons in ops.availability("cpu")[stem].items():

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from s2vfast import ops, verify
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, inputs
 
 pytestmark = pytest.mark.gpu
 PAIRS = [
     (stem, impl)
-    for stem in STEMS
+    for stem in OPS
     for impl in ("torch", "triton", "native")
     if impl in ops.operation(stem).implementations
 ]

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from s2vfast import ops
-from s2vfast.inputs import STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, WITHOUT_GRADIENT, Shape, inputs
 
 SMALL = Shape(N=2, S=2, V=3, s=2, D=6, H=2, E=5, keep=1)
 
 
-@pytest.mark.parametrize("stem", [stem for stem in STEMS if stem not in WITHOUT_GRADIENT])
+@pytest.mark.parametrize("stem", [stem for stem in OPS if stem not in WITHOUT_GRADIENT])
 def test_gradcheck(stem):
     given = inputs(stem, SMALL, dtype=torch.float64)
     floating = {n: v.double() for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
