@@ -56,19 +56,19 @@ def cropped(
 
 
 @triton.jit
-def find(frame_index, first, length, number, inside):
+def find(frame_index_ptr, first, length, number, inside):
     """Rows in [first, first + length) of these frame numbers, int64; -1 where there is none."""
     low, high = tl.zeros_like(number), tl.zeros_like(number) + length
     span = length
     while span > 0:
         middle = (low + high) // 2
         open_ = inside & (low < high)
-        right = open_ & (tl.load(frame_index + first + middle, mask=open_, other=0) < number)
+        right = open_ & (tl.load(frame_index_ptr + first + middle, mask=open_, other=0) < number)
         high = tl.where(open_ & (right == 0), middle, high)
         low = tl.where(right, middle + 1, low)
         span = span // 2
     within = inside & (low < length)
-    same = tl.load(frame_index + first + low, mask=within, other=0) == number
+    same = tl.load(frame_index_ptr + first + low, mask=within, other=0) == number
     return tl.where(within & same, first + low, -1)
 
 
@@ -85,15 +85,15 @@ def between(a, b, weight, seen_a, seen_b):
 
 
 @triton.jit
-def joint_at(frames, lower, upper, weight, joint, inside, V: tl.constexpr, CROP: tl.constexpr):
+def joint_at(frames_ptr, lower, upper, weight, joint, inside, V: tl.constexpr, CROP: tl.constexpr):
     """Coordinates of a joint, float32 in the shape of ``lower``; zeros where the row is -1."""
-    here = frames + (lower * V + joint) * 3
+    here = frames_ptr + (lower * V + joint) * 3
     good = inside & (lower >= 0)
     x = tl.load(here, mask=good, other=0.0).to(tl.float32)
     y = tl.load(here + 1, mask=good, other=0.0).to(tl.float32)
     z = tl.load(here + 2, mask=good, other=0.0).to(tl.float32)
     if CROP:
-        here = frames + (upper * V + joint) * 3
+        here = frames_ptr + (upper * V + joint) * 3
         good = inside & (upper >= 0)
         x1 = tl.load(here, mask=good, other=0.0).to(tl.float32)
         y1 = tl.load(here + 1, mask=good, other=0.0).to(tl.float32)

@@ -104,23 +104,23 @@ class _Maker:
 
 
 def inputs(
-    stem: str,
+    op: str,
     shape: Shape = SHAPES["tiny"],
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Arguments of the public operation ``stem``, by name.
+    """Arguments of the public operation ``op``, by name.
 
     Args:
-        stem: name of the operation.
+        op: name of the operation.
         shape: sizes.
         dtype: of matrix operands; residual streams, norms and clips are float32.
         device: where the tensors are.
         seed: seed of the numbers.
     """
-    return _MAKERS[stem](_Maker(shape, dtype, device, seed))
+    return _MAKERS[op](_Maker(shape, dtype, device, seed))
 
 
 def _clip_sample(make: _Maker) -> dict[str, Any]:

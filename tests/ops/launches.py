@@ -57,9 +57,9 @@ def count(function: Callable[[], object]) -> collections.Counter[str]:
         with _disable_current_modes():  # what the interpreter does is no launch
             real(kernel, grid, *args, **options)
 
-    for stem in OPS:
-        if "triton" in ops.operation(stem).implementations:
-            importlib.import_module(f"s2vfast.kernels.{stem}")
+    for op in OPS:
+        if "triton" in ops.operation(op).implementations:
+            importlib.import_module(f"s2vfast.kernels.{op}")
     modules = [m for name, m in sys.modules.items() if name.startswith("s2vfast.kernels.")]
     with contextlib.ExitStack() as stack:
         for module in modules:
