@@ -141,10 +141,8 @@ def _gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...
     grad_normed = grads[int(ctx.with_branch)] if ctx.with_norm else None
     out, mean, rstd, *others = ctx.saved_tensors
     gradients = _backward(grad_out, grad_normed, out, mean, rstd, *others)
-    residual = out if ctx.with_norm else None
-    grad_residual, *grads = one_each(gradients, (residual, *others))
-    branch, gamma, weight, bias, *projection = grads
-    return grad_residual if ctx.with_norm else grad_out, branch, gamma, weight, bias, None, *projection
+    residual, branch, gamma, weight, bias, *projection = one_each(gradients, (out if ctx.with_norm else None, *others))
+    return residual if ctx.with_norm else grad_out, branch, gamma, weight, bias, None, *projection
 
 
 differentiate(_forward, _gradients, _save)

@@ -124,8 +124,8 @@ def block(p: Parameters, x: Tensor, settings: Settings) -> Tensor:
     """x += gamma1 * proj(attention(norm1(x))); x += gamma2 * mlp(norm2(x))."""
     N, L, D = x.shape
     qkv = _norm(p, "norm1", x, settings.norm_eps) @ p["qkv.weight"].t() + p["qkv.bias"]  # [N, L, 3 D]
-    mixed, _ = attention(qkv.reshape(N, L, 3, settings.heads, D // settings.heads))
-    branch = mixed.reshape(N, L, D) @ p["proj.weight"].t() + p["proj.bias"]
+    attn_out, _ = attention(qkv.reshape(N, L, 3, settings.heads, D // settings.heads))
+    branch = attn_out.reshape(N, L, D) @ p["proj.weight"].t() + p["proj.bias"]
     x, normed = add_norm(x, branch, p["gamma1"], p["norm2.weight"], p["norm2.bias"], settings.norm_eps)
     branch = mlp(normed, p["fc1.weight"], p["fc1.bias"], p["fc2.weight"], p["fc2.bias"])
     return add_norm(x, branch, p["gamma2"], None, None)[0]

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 import threading
@@ -5,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from s2vfast import errors, ops, verify
+from s2vfast import errors, inputs, ops, verify
 from s2vfast.ops import _dispatch
 
 X = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
@@ -164,6 +165,24 @@ def test_an_implementation_from_outside(added):
         ops.parse_choice("teacher_target=mine")
     ops.register_impl("masked_mse", "mine", lambda prediction, target: prediction.sum())
     assert ops.masked_mse(X[0][..., :2], X[1][..., :2], impl="mine") == 4
+
+
+@pytest.mark.parametrize("op", inputs.OPS)
+def test_an_implementation_is_called_as_the_public_function_is(op, monkeypatch):
+    public, calls = getattr(ops, op), []
+
+    def spy(*args, **kwargs):
+        calls.append((args, kwargs))
+        return public(*args, **kwargs, impl="reference")
+
+    for table in ("implementations", "reasons"):
+        monkeypatch.setattr(_dispatch._OPS[op], table, dict(getattr(_dispatch._OPS[op], table)))
+    ops.register_impl(op, "spy", spy)
+    public(**inputs.inputs(op), impl="spy")
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(public).parameters.items() if name != "impl"}
+    [(args, kwargs)] = calls
+    assert len(args) == sum(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds.values())
+    assert set(kwargs) == {name for name, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 @pytest.mark.parametrize(
