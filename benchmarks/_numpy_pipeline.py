@@ -42,7 +42,7 @@ def padded(given: dict[str, Tensor], sample: int) -> np.ndarray:
 def draws(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int) -> Draws:
     """The draws of the counter-based generator."""
     picks, _ = reference.picks(count, sample, spec, seed, epoch, True)
-    words = philox.words(seed, epoch, torch.tensor([sample]), philox.CLIP, reference.CLIP_DRAWS)[0]
+    words = philox.random_bits(seed, epoch, torch.tensor([sample]), philox.CLIP, reference.CLIP_DRAWS)[0]
     u = philox.uniform(words)[reference.ANGLE : reference.ANGLE + 3]
     return Draws(picks.numpy(), ((2.0 * u - 1.0) * torch.tensor(spec.rotate)).numpy())
 

@@ -24,10 +24,10 @@ from s2vfast.objectives import Bodies, build_objective
 from s2vfast.reference import adamw_ema as reference_optimizer
 from s2vfast.reference import philox
 from s2vfast.reference import skeleton2vec as published
+from s2vfast.train.cost_model import PARTS, SAVINGS, Plan, summary
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.engine import operand_dtype
 from s2vfast.train.feed import Part, parts_for
-from s2vfast.train.ledger import PARTS, SAVINGS, Plan, summary
 from s2vfast.train.optim import FlatAdamW
 from s2vfast.train.step import Captured, Step, room
 
@@ -92,7 +92,7 @@ class Setting:
         return clips.to(self.device)
 
     def costs(self, savings: bool = True) -> dict[str, dict[str, float]]:
-        """The ledger's sums of the step, by part; without ``savings`` as published. Clips are there already."""
+        """The cost model's sums of the step, by part; without ``savings`` as published. Clips are there already."""
         tracks, empty = self.clips * self.config.data.bodies, self.empty
         if self.config.objective.empty_bodies == "drop":
             tracks, empty = tracks - empty, 0

@@ -27,8 +27,6 @@ KINDS = {
     "attention": r"aten::_?(scaled_dot_product|flash|efficient|cudnn)_?\w*|aten::(badd)?bmm|BmmBackward0"
     r"|aten::_?(log_)?softmax\w*|aten::logsumexp|\w*(Softmax|Logsumexp|ScaledDotProduct\w*)Backward0"
     r"|s2vfast::attention\w*|.*(flash_|fmha|sdpa).*",
-    # One launch for all of them.
-    "student's blocks": r"s2vfast::block_stack\w*",
     # With what is done in the same kernel: bias, GELU, and in ours the norms.
     "linear maps": r"aten::(mm|addmm|linear|_addmm_activation)|mkldnn::_linear_pointwise|_Linear(Backward)?"
     r"|(Mm|Addmm)Backward0|s2vfast::(norm_linear|mlp|add_norm)\w*|.*(gemm|nvjet|cutlass).*",

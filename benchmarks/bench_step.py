@@ -10,9 +10,10 @@ train.mode. A step is masks, forward, backward, clipping, AdamW and EMA on clips
 anything is timed, the first losses must agree with the last contestant's: to 1e-5 in float32, to 1e-2 where operands
 are bfloat16; a contestant whose losses differ is not timed, its row says why, and the exit code is 1.
 
-``floor`` is the same for all contestants: the least time of the step with all exact savings, by s2vfast.train.ledger
-and what the device reaches in this run (`benchmarks._ceilings`), over p50. ``gflop`` is what a contestant computes:
-the published step makes no saving. The rate of operations is also set against a large matrix product's, interleaved.
+``floor`` is the same for all contestants: the least time of the step with all exact savings, by
+s2vfast.train.cost_model and what the device reaches in this run (`benchmarks._ceilings`), over p50. ``gflop`` is what a
+contestant computes: the published step makes no saving. The rate of operations is also set against a large matrix
+product's, interleaved.
 
 A sweep varies clips, frames (as ``tokens``, L) or processes, of the first contestant and, where a step is no larger
 than the main one or on a GPU, the last one; the point that is the main row is that row again. Ranks share one global

@@ -39,7 +39,7 @@ from benchmarks._program import dtype_of, progress
 from benchmarks._versions import NotCompared, Version, install, snapshot, unpack
 from benchmarks._worker import LONG_MS
 from s2vfast import errors
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.ops import IMPLEMENTATIONS
 
 ROUNDS = 6
@@ -274,7 +274,7 @@ def main(rev: str, stems: list[str], asked: argparse.Namespace, device: torch.de
     Raises:
         ConfigError: there is no such revision, or nothing to compare.
     """
-    if others := [name for name in asked.what if name not in (*STEMS, "ops")]:
+    if others := [name for name in asked.what if name not in (*OPS, "ops")]:
         if len(others) == len(asked.what):
             raise errors.ConfigError(f"--compare {rev}: compares operations alone, not {', '.join(others)}; name some")
         progress(f"not compared: {', '.join(others)}: --compare compares operations alone")

@@ -24,7 +24,7 @@ from benchmarks import _ceilings, _results, compare
 from benchmarks._ops import load, measure, roofline
 from benchmarks._program import begin, dtype_of, progress
 from s2vfast import errors
-from s2vfast.inputs import SHAPES, STEMS
+from s2vfast.inputs import OPS, SHAPES
 
 # What has a program of its own, and what that is given on a CPU and on a GPU.
 PROGRAMS: dict[str, dict[str, list[str]]] = {
@@ -43,7 +43,7 @@ KINDS = ("ops", *PROGRAMS, "static")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 where something was refused, 2 where it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join((*KINDS, *STEMS))} (default: everything)")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join((*KINDS, *OPS))} (default: everything)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: those an operation names")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
@@ -55,17 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fail-if-slower", type=compare.per_cent, metavar="5%", help="with --compare: exit code 1")
     asked = parser.parse_args(arguments)
     what = asked.what or list(KINDS)
-    if unknown := [name for name in what if name not in (*KINDS, *STEMS)]:
-        parser.error(f"nothing is called {unknown[0]!r}; there are {', '.join((*KINDS, *STEMS))}")
+    if unknown := [name for name in what if name not in (*KINDS, *OPS)]:
+        parser.error(f"nothing is called {unknown[0]!r}; there are {', '.join((*KINDS, *OPS))}")
     if asked.fail_if_slower is not None and not asked.compare:
         parser.error("--fail-if-slower needs --compare REV")
     if asked.report and not asked.out:
         parser.error("--report needs --out")
     try:
         device = begin(asked.device)
-        stems = [stem for stem in STEMS if stem in what or "ops" in what]
+        stems = [stem for stem in OPS if stem in what or "ops" in what]
         if asked.compare:
-            return compare.main(asked.compare, stems or list(STEMS), asked, device)
+            return compare.main(asked.compare, stems or list(OPS), asked, device)
         code = 0
         if stems:
             code = max(code, operations(stems, device, asked))
@@ -153,7 +153,7 @@ def static(out: Path | None) -> int:
     from s2vfast.kernels import aot
 
     progress("compiling all kernels for all architectures")
-    found = aot.compile_kernels(list(STEMS), list(aot.ARCHES), list(aot.DTYPES), list(aot.MAIN_SHAPES))
+    found = aot.compile_kernels(list(OPS), list(aot.ARCHES), list(aot.DTYPES), list(aot.MAIN_SHAPES))
     rows = [
         {
             "stem": kernel.stem,

@@ -23,7 +23,7 @@ import torch
 from benchmarks._calls import call_of
 from benchmarks._timer import Timer
 from s2vfast import ops
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 from s2vfast.kernels import _launch
 from s2vfast.verify import verify
 
@@ -52,7 +52,7 @@ def neighbours(use: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {**use, name: changed}
 
 
-def tune_kernel(question: _launch.Question, cost: Callable[[], float]) -> tuple[dict[str, Any], float, float]:
+def tune_kernel(question: _launch.ConfigLookup, cost: Callable[[], float]) -> tuple[dict[str, Any], float, float]:
     """The best configuration found for one kernel, its cost, and the cost at the start.
 
     Args:
@@ -68,7 +68,7 @@ def tune_kernel(question: _launch.Question, cost: Callable[[], float]) -> tuple[
             if candidate in tried:
                 continue
             tried.append(candidate)
-            with _launch.override(question.stem, question.kernel, **candidate):
+            with _launch.override(question.op, question.kernel, **candidate):
                 found = cost()
             if found < lowest * MARGIN:
                 best, lowest, improved = candidate, found, True
@@ -90,7 +90,7 @@ def tune(stem: str, shape: Shape, dtype: torch.dtype, device: torch.device, repe
             print(f"  cannot run: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
             return float("inf")
 
-    with _launch.questions() as asked:
+    with _launch.record_lookups() as asked:
         call()
     for question in {(q.kernel, str(q.facts)): q for q in asked}.values():
         best, after, before = tune_kernel(question, cost)
@@ -131,7 +131,7 @@ def write(stem: str, entry: dict[str, Any]) -> None:
 def main() -> int:
     """Tune, print, write where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(OPS)}")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["ntu", "ntu_student"])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--repeat", type=int, default=20)
@@ -141,7 +141,7 @@ def main() -> int:
         print("error: there is no GPU that PyTorch can use; the tables stay as they are", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    for stem in asked.stems or STEMS:
+    for stem in asked.stems or OPS:
         for name in asked.shape:
             for entry in tune(stem, SHAPES[name], getattr(torch, asked.dtype), device, asked.repeat):
                 before, after = entry.pop("ms")

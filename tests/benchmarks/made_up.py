@@ -27,7 +27,6 @@ OPERATIONS = {
     "norm_linear": (113, 0, 0.7, True, "ntu ntu_student nwucla long wide"),
     "add_norm": (0, 0, 0.69, True, "ntu ntu_student nwucla long wide"),
     "mlp": (302, 0, 0.79, True, "ntu ntu_student nwucla long wide"),
-    "block_stack": (340, 0.06, 0.09, True, "ntu_student"),
     "teacher_target": (0, 0, 0.45, False, "ntu nwucla"),
     "masked_mse": (0, 0, 0.27, True, "ntu nwucla"),
     "adamw_ema": (0, 0, 0.304, False, "ntu"),
@@ -35,7 +34,7 @@ OPERATIONS = {
 SCALE = {"ntu": 1.0, "ntu_student": 0.08, "nwucla": 0.03, "long": 0.9, "wide": 1.3}
 # Torch's time over an implementation's.
 FASTER = {"triton": 1.7, "native": 2.3, "torch": 1.0, "reference": 0.41, "torch:compile": 1.18, "sdpa math": 0.2}
-KINDS = ["linear maps", "attention", "norms and elementwise", "gather, scatter, copies", "student's blocks"]
+KINDS = ["linear maps", "attention", "norms and elementwise", "gather, scatter, copies"]
 KINDS += ["optimizer", "masks", "other"]
 
 

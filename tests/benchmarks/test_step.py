@@ -346,7 +346,6 @@ def event(name, parent=None, self_us=0.0, kernels=(), on=torch.autograd.DeviceTy
         (["aten::sum", "_LinearBackward"], "linear maps"),
         (["s2vfast::norm_linear_triton", "_forward_kernel"], "linear maps"),
         (["s2vfast::attention_triton_backward", "_grad_keys_kernel"], "attention"),
-        (["s2vfast::block_stack_triton"], "student's blocks"),
         (["CompiledFunction", "triton_poi_fused_addmm_gelu_3"], "norms and elementwise"),
         (["CompiledFunction", "nvjet_tst_128x64_64x8_1x2_h_bz_TNT"], "linear maps"),
         (["aten::copy_"], "gather, scatter, copies"),

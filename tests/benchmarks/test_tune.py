@@ -25,7 +25,7 @@ def table(tmp_path, monkeypatch):
 
 
 def test_it_goes_downhill_and_stops_at_the_lowest():
-    question = _launch.Question("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
+    question = _launch.ConfigLookup("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
 
     def cost():
         now = _launch.configuration("masked_mse", "forward", CPU, dtype="float32")
@@ -37,7 +37,7 @@ def test_it_goes_downhill_and_stops_at_the_lowest():
 
 
 def test_noise_changes_nothing():
-    question = _launch.Question("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
+    question = _launch.ConfigLookup("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
     costs = iter([1.0] + [0.995] * 100)
     assert tune.tune_kernel(question, lambda: next(costs))[0] == question.use
 

@@ -40,7 +40,7 @@ def bits(name, count, view=1, ids=IDS, occurrence=0):
     """The draws by their definition, a list of whole numbers a sample."""
     stream = AUGMENTATIONS[name].stream
     rows = [
-        philox.words(2**40 + 7, 3, torch.tensor([number + (occurrence << 40) + (view << 48)]), stream, count)[0]
+        philox.random_bits(2**40 + 7, 3, torch.tensor([number + (occurrence << 40) + (view << 48)]), stream, count)[0]
         for number in ids
     ]
     return [row.tolist() for row in rows]

@@ -56,7 +56,7 @@ class ViewKey:
             occurrence: which of the steps of one kind in a view, in [0, 256).
         """
         ids = self.sample_ids | (occurrence << _OCCURRENCE_SHIFT) | (self.view << _VIEW_SHIFT)
-        return philox.words(self.seed, self.epoch, ids, stream, count)
+        return philox.random_bits(self.seed, self.epoch, ids, stream, count)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class OneOf(Augmentation):
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 1."""
-        option = philox.below(self.draws(batch, 1)[:, 0], len(self.options))
+        option = philox.randint(self.draws(batch, 1)[:, 0], len(self.options))
         result = _run(self.options[0], batch)
         for number, steps in enumerate(self.options[1:], 1):
             result = _where(option == number, _run(steps, batch), result)

@@ -87,7 +87,7 @@ class Rotate(Augmentation):
         angles = torch.stack(ranges, dim=-1)  # [B, 3]
         if self.axes == "one":
             minor = torch.stack([self._angle(draws[:, axis], self.others, dtype) for axis in range(3)], dim=-1)
-            axis = philox.below(draws[:, 3:], 3)
+            axis = philox.randint(draws[:, 3:], 3)
             angles = torch.where(torch.arange(3, device=axis.device) == axis, angles, minor)
         return replace(batch, clips=linear_map(batch.clips, rotation_matrix(angles, self.order)))
 
@@ -95,7 +95,7 @@ class Rotate(Augmentation):
         """Radians [B]."""
         low, high = ends
         if self.unit == "whole_degrees":
-            return torch.deg2rad((low + philox.below(draws, int(high) - int(low) + 1)).to(dtype))
+            return torch.deg2rad((low + philox.randint(draws, int(high) - int(low) + 1)).to(dtype))
         angles = uniform(draws, low, high, dtype)
         return torch.deg2rad(angles) if self.unit == "degrees" else angles
 
@@ -246,7 +246,7 @@ class DropAxis(Augmentation):
         """Draws: 2, whether and which."""
         draws = self.draws(batch, 2)
         happens = philox.uniform(draws[:, :1]) < self.probability
-        axis = philox.below(draws[:, 1:], 3)
+        axis = philox.randint(draws[:, 1:], 3)
         lost = happens & (torch.arange(3, device=axis.device) == axis)  # [B, 3]
         return replace(batch, clips=batch.clips.masked_fill(lost[:, None, None, None], 0.0))
 
@@ -289,7 +289,7 @@ class Swap(Augmentation):
         if B == 0:
             return batch
         draws = self.draws(batch, len(batch.layout.parts) + 4)
-        shift = philox.below(draws[0, -4], max(B - 2, 1)) + min(B - 1, 1)
+        shift = philox.randint(draws[0, -4], max(B - 2, 1)) + min(B - 1, 1)
         donors = (torch.arange(B, device=clips.device) + shift) % B
         region = self.region(draws if self.block == "sample" else draws[:1], clips.shape[2], batch.layout)
         swapped = torch.where(region[:, None, :, :, None], clips.index_select(0, donors), clips)
@@ -298,14 +298,14 @@ class Swap(Augmentation):
     def region(self, draws: Tensor, frames: int, layout: Layout) -> Tensor:
         """The blocks: bool [n, frames, V] of draws [n, parts + 4]."""
         P, device = len(layout.parts), draws.device
-        count = self.parts[0] + philox.below(draws[:, -3:-2], self.parts[1] - self.parts[0] + 1)
+        count = self.parts[0] + philox.randint(draws[:, -3:-2], self.parts[1] - self.parts[0] + 1)
         rank = torch.argsort(choose(draws[:, :P], P), dim=1)  # which place in the order drawn a part has
         members = tuple(tuple(joint in part for joint in range(layout.num_joints)) for part in layout.parts.values())
         joints = ((rank < count)[:, :, None] & constant(members, device, torch.bool)).any(1)  # [n, V]
         grid = frames // self.cell_frames
         low, high = min(self.cells[0], grid), min(self.cells[1], grid)
-        length = low + philox.below(draws[:, -2:-1], high - low + 1)
-        start = philox.below(draws[:, -1:], grid - length + 1)
+        length = low + philox.randint(draws[:, -2:-1], high - low + 1)
+        start = philox.randint(draws[:, -1:], grid - length + 1)
         cell = torch.arange(frames, device=device) // self.cell_frames
         within = (cell >= start) & (cell < start + length)  # [n, frames]
         return within[:, :, None] & joints[:, None, :]

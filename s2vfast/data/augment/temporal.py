@@ -104,7 +104,7 @@ class CropResize(Augmentation):
             start = ((1.0 - ratio) * lengths / 2).long()
             return start, lengths - 2 * start
         length = torch.minimum((lengths * ratio).floor().long().clamp(min=self.least), lengths)
-        return philox.below(draws[:, 1], lengths - length + 1), length
+        return philox.randint(draws[:, 1], lengths - length + 1), length
 
     def frames_out(self, frames: int) -> int:
         """The field ``frames``."""
@@ -130,7 +130,7 @@ class MirrorCrop(Augmentation):
         """Draws: 1, the start."""
         lengths = batch.lengths[:, None]
         pad = lengths // self.ratio
-        start = philox.below(self.draws(batch, 1), 2 * pad + 1)
+        start = philox.randint(self.draws(batch, 1), 2 * pad + 1)
         clips = take(batch.clips, mirrored_frames(start - pad, lengths, batch.clips.shape[2]))
         return replace(batch, clips=clips.masked_fill(~batch.in_length, 0.0))
 
@@ -201,7 +201,7 @@ def without_replacement(draws: Tensor, population: Tensor) -> Tensor:
     subset = torch.full_like(draws, -1)
     for at in range(n):
         newest = population - n + at
-        candidate = philox.below(draws[:, at], newest + 1)
+        candidate = philox.randint(draws[:, at], newest + 1)
         repeated = (subset[:, :at] == candidate[:, None]).any(1)
         subset[:, at] = torch.where(repeated, newest, candidate)
     return subset.sort(dim=1).values
@@ -241,7 +241,7 @@ class Trim(Augmentation):
         clips, T = batch.clips, batch.clips.shape[2]
         draws = self.draws(batch, 2)
         cut = torch.round(batch.lengths * uniform(draws[:, 0], 0.0, self.most, torch.float64)).long()
-        start = philox.below(draws[:, 1], cut + 1)
+        start = philox.randint(draws[:, 1], cut + 1)
         index = (start[:, None] + torch.arange(T, device=clips.device)).clamp(max=T - 1)
         trimmed = replace(batch, clips=take(clips, index), lengths=batch.lengths - cut)
         return replace(trimmed, clips=trimmed.clips.masked_fill(~trimmed.in_length, 0.0))

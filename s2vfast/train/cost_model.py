@@ -1,6 +1,6 @@
 """What a training step costs, counted from its plan: operations, exponentials, bytes, launches.
 
-    python -m s2vfast.train.ledger --config ntu60 [--tracks 128] [--empty 0.41] [--json]
+    python -m s2vfast.train.cost_model --config ntu60 [--tracks 128] [--empty 0.41] [--json]
 
 It counts Skeleton2vec's step with tube masks, and refuses others.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from s2vfast import errors, presets
 from s2vfast.config import Config
@@ -31,7 +31,6 @@ SAVINGS = {
     "share": "one teacher pass for all empty bodies",
 }
 OPERAND, STREAM = 2, 4  # bytes of a number: matrix operands, residual stream
-SHORT, WIDE = 64, 256  # tokens and channels up to which all blocks of a track are one launch
 
 # Launches of each operation, and of what PyTorch does around it.
 LAUNCHES = {
@@ -39,7 +38,6 @@ LAUNCHES = {
     "attention": 1,
     "add_norm": 1,
     "mlp": 1,
-    "block_stack": 1,
     "embed_gather": 2,  # positions are the sum of two embeddings
     "convert": 1,  # of the decoder's embedded latents to the stream's dtype
     "mask_fill": 2,
@@ -58,7 +56,6 @@ LAUNCHES_BACKWARD = {
     "add_norm": 3,
     "mlp": 3,
     "residual": 1,  # the two ways through a block's first half add up
-    "block_stack": 3,
     "embed_gather": 5,
     "convert": 1,
     "mask_fill": 4,
@@ -137,13 +134,7 @@ class Plan:
         embedded = tracks * (self.K if "visible" in self.savings else self.L)
         for backward in (False, True):
             yield self._embed("student", embedded, tracks, backward)
-            lines = list(self._blocks("student", tracks, self.K, depth, backward))
-            if self.K <= SHORT and self.config.model.dim <= WIDE:
-                # One launch for all: the operations' shares of it are counted, their launches are not.
-                cost = (LAUNCHES_BACKWARD if backward else LAUNCHES)["block_stack"]
-                lines = [replace(line, launches=0) for line in lines]
-                lines.append(Line("student", f"block_stack{_label(backward)}", launches=cost))
-            yield from lines
+            yield from self._blocks("student", tracks, self.K, depth, backward)
 
     def _embed(self, part: str, rows: int, tracks: int, backward: bool = False) -> Line:
         width, D = self.config.model.segment_frames * self.config.channels, self.config.model.dim
@@ -241,9 +232,9 @@ def refuse_others(config: Config) -> None:
         ("mask.kind", config.mask.kind, ("auto", *TUBES)),
     ):
         if value not in counted:
-            raise errors.ConfigError(f"{path}: {value}: the ledger counts {' and '.join(counted)} alone")
+            raise errors.ConfigError(f"{path}: {value}: the cost model counts {' and '.join(counted)} alone")
     if config.model.layer_scale is None:
-        raise errors.ConfigError("model.layer_scale: null: the ledger counts LayerScale's parameters; give a number")
+        raise errors.ConfigError("model.layer_scale: null: the cost model counts LayerScale alone; give a number")
 
 
 def _label(backward: bool) -> str:
@@ -272,7 +263,7 @@ def summary(lines: Iterable[Line]) -> dict[str, dict[str, float]]:
     return sums
 
 
-def ledger(config: Config, joints: int, tracks: int, empty: int) -> dict:
+def step_costs(config: Config, joints: int, tracks: int, empty: int) -> dict:
     """The costs of a step: ``dense``, as published; ``step``, as it is done; ``savings``, each off the dense one.
 
     Args:
@@ -291,45 +282,45 @@ def ledger(config: Config, joints: int, tracks: int, empty: int) -> dict:
     return {"tracks": tracks, "empty": empty, "dense": dense, "step": step, "savings": savings}
 
 
-def show(found: dict) -> str:
-    """The ledger as a table."""
-    out = [f"{found['tracks']} tracks, {found['empty']} of them empty"]
+def show(costs: dict) -> str:
+    """The costs as a table."""
+    out = [f"{costs['tracks']} tracks, {costs['empty']} of them empty"]
     for name in ("dense", "step"):
         title = {"dense": "dense, as published", "step": "the step as it is done"}[name]
         out.append(f"\n{title:24}{'GEMM GFLOP':>12}{'attention GFLOP':>17}{'exp M':>9}{'GB':>8}{'launches':>10}")
-        for part, row in found[name].items():
+        for part, row in costs[name].items():
             launches = f"{row['launches']:10.0f}" if name == "step" else f"{'':10}"
             out.append(
                 f"  {part:22}{row['gemm'] / 1e9:12.0f}{row['attention'] / 1e9:17.0f}{row['exps'] / 1e6:9.0f}"
                 f"{row['bytes'] / 1e9:8.2f}{launches}"
             )
-    total = sum(found["dense"]["sum"][key] for key in ("gemm", "attention"))
+    total = sum(costs["dense"]["sum"][key] for key in ("gemm", "attention"))
     out.append("\nsavings, each alone")
-    for name, row in found["savings"].items():
+    for name, row in costs["savings"].items():
         off = row["gemm"] + row["attention"]
         out.append(f"  {SAVINGS[name]:84}{off / 1e9:8.1f} GFLOP ({off / total:5.1%}){row['bytes'] / 1e9:7.2f} GB")
-    done = sum(found["step"]["sum"][key] for key in ("gemm", "attention"))
+    done = sum(costs["step"]["sum"][key] for key in ("gemm", "attention"))
     out.append(f"  {'all':84}{(total - done) / 1e9:8.1f} GFLOP ({(total - done) / total:5.1%})")
     return "\n".join(out)
 
 
 def main() -> None:
-    """Print the ledger of a config."""
+    """Print the costs of a config's step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="ntu60", help="a preset or a YAML file")
     parser.add_argument("--joints", type=int, default=25, help="V")
     parser.add_argument("--tracks", type=int, default=128, help="bodies of all clips of a step on one device")
     parser.add_argument("--empty", type=float, default=0.41, help="share of tracks without a body (NTU 60: 0.41)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        config = presets.load(given.config)
+        config = presets.load(arguments.config)
         refuse_others(config)
     except errors.ConfigError as error:
         parser.error(str(error))
-    empty = round(given.tracks * given.empty) if config.data.bodies > 1 else 0
-    found = ledger(config, given.joints, given.tracks, empty)
-    print(json.dumps(found) if given.json else show(found))
+    empty = round(arguments.tracks * arguments.empty) if config.data.bodies > 1 else 0
+    costs = step_costs(config, arguments.joints, arguments.tracks, empty)
+    print(json.dumps(costs) if arguments.json else show(costs))
 
 
 if __name__ == "__main__":
