@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from s2vfast import errors, presets
 from s2vfast.config import Config
-from s2vfast.config_checks import TUBES
+from s2vfast.objectives.masks import TUBE_KINDS, visible_joints
 
 PARTS = ("data", "teacher", "target", "student", "decoder forward", "decoder backward", "update")
 """Student: forward and backward. Data: clips, masks. Update: loss, clipping, AdamW, EMA, operands."""
@@ -98,8 +98,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         refuse_others(self.config)
-        object.__setattr__(self, "L", self.config.segments * self.joints)
-        object.__setattr__(self, "K", self.config.segments * self.config.keep(self.joints))
+        segments = self.config.network_class.segments(self.config)
+        object.__setattr__(self, "L", segments * self.joints)
+        object.__setattr__(self, "K", segments * visible_joints(self.config.mask, self.joints))
 
     def lines(self) -> list[Line]:
         """All work of a step."""
@@ -189,7 +190,7 @@ class Plan:
         yield Line(part, f"mlp{label}", gemm=times * 4.0 * after * D * E, bytes=moved, launches=depth * cost["mlp"])
 
     def _decoder(self) -> Iterable[Line]:
-        depth, D = self.config.model.decoder_depth, self.config.model.dim
+        depth, D = self.config.objective.decoder_depth, self.config.model.dim
         tracks, K, L = self._masks(), self.K, self.L
         last = L - K if "masked" in self.savings else None
         wanted = tracks * (L if last is None else last)
@@ -227,9 +228,10 @@ class Plan:
 def refuse_others(config: Config) -> None:
     """Raise `ConfigError` for a step whose work is not counted here."""
     for path, value, counted in (
+        ("model.name", config.model.name, ("transformer",)),
         ("objective.name", config.objective.name, ("skeleton2vec",)),
         ("objective.auxiliary", config.objective.auxiliary, ("none",)),
-        ("mask.kind", config.mask.kind, ("auto", *TUBES)),
+        ("mask.kind", config.mask.kind, ("auto", *TUBE_KINDS)),
     ):
         if value not in counted:
             raise errors.ConfigError(f"{path}: {value}: the cost model counts {' and '.join(counted)} alone")
@@ -246,9 +248,9 @@ def parameters(config: Config, joints: int) -> tuple[int, int]:
     model = config.model
     D, E = model.dim, round(model.dim * model.mlp_ratio)
     block = 4 * D * D + 2 * D * E + 11 * D + E - 2 * D + 2 * D  # matrices; biases, norms, gammas
-    positions = (joints + config.segments) * D
+    positions = (joints + config.network_class.segments(config)) * D
     encoder = model.segment_frames * config.channels * D + D + positions + model.depth * block + 2 * D
-    decoder = D * D + D + D + positions + model.decoder_depth * block + 2 * D + D * D + D
+    decoder = D * D + D + D + positions + config.objective.decoder_depth * block + 2 * D + D * D + D
     return encoder + decoder, encoder
 
 

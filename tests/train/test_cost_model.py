@@ -10,6 +10,8 @@ from s2vfast import errors, ops, presets
 from s2vfast.objectives import build_objective
 from s2vfast.train import cost_model
 
+from ..skeletons import chain
+
 # GEMM and attention GFLOP and millions of exponentials of the published NTU 60 step, 128 tracks.
 PUBLISHED = {
     "teacher": (1208, 590, 4608),
@@ -38,7 +40,7 @@ def small(empty_bodies="compute", masks=1):
 @pytest.mark.parametrize(("empty", "masks"), [(0, 1), (2, 1), (0, 2), (2, 2)])
 def test_matrix_products_are_those_that_are_made(empty, masks):
     config = small("share", masks)
-    model = build_objective(config, 25)
+    model = build_objective(config, chain(25))
     clips = torch.randn(6, 30, 25, 3)
     clips[1 : 1 + 2 * empty : 2] = 0.0
     with FlopCounterMode(display=False) as counter, ops.use_impl("torch,attention=reference"):
@@ -59,7 +61,7 @@ def test_matrix_products_are_those_that_are_made(empty, masks):
 def test_parameters_are_counted():
     for name, joints in (("ntu60", 25), ("nwucla", 20)):
         config = presets.load(name)
-        model = build_objective(config, joints)
+        model = build_objective(config, chain(joints))
         encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder))
         assert cost_model.parameters(config, joints) == (encoder + decoder, encoder)
 
@@ -88,25 +90,24 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     """A step of the model's plan in the interpreter, counted; what differs on a GPU is put in its place."""
     if torch.cuda.is_available():
         pytest.skip("counted where kernels are interpreted")
-    from s2vfast.objectives import Bodies, base
+    from s2vfast.objectives import Bodies, MicroBatch, masked
     from s2vfast.train.distributed import Ranks
-    from s2vfast.train.feed import Part
     from s2vfast.train.optim import FlatAdamW
     from s2vfast.train.step import Step
     from tests.ops.launches import count
 
     config = small("share" if empty else "compute")
     config.data.frames = 15
-    model = build_objective(config, 25)
-    optimizer = FlatAdamW(model.encoder, [model.decoder], model.teacher, operands=torch.bfloat16)
-    step = Step(model, optimizer, config.optim, Ranks(), parts=1)
+    model = build_objective(config, chain(25))
+    optimizer = FlatAdamW(model, operands=torch.bfloat16)
+    step = Step(model, optimizer, config.optim, Ranks(), micro_batches=1)
     clips = torch.randn(4, 15, 25, 3)
     clips[1 : 1 + 2 * empty : 2] = 0.0
 
-    def moments(x, kept):  # on a GPU
+    def moments(x, filled):  # on a GPU
         return torch.var_mean(x.float().reshape(-1, x.shape[-1]), dim=0, correction=0)
 
-    monkeypatch.setattr(base, "moments", moments)
+    monkeypatch.setattr(masked, "channel_moments", moments)
     # On a CPU one copy a gradient; on a GPU lists of them.
     monkeypatch.setattr(optimizer, "collect", lambda gradients, add: None)
     with ops.use_impl("triton"):
