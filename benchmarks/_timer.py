@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,18 +94,18 @@ class _Turns:
 
 
 def _by_the_clock(call: Call) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return (time.perf_counter() - begun) * 1000
+    return (time.perf_counter() - start) * 1000
 
 
 def _between_events(call: Call) -> float:
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
     call()
-    ended.record()
-    ended.synchronize()
-    return begun.elapsed_time(ended)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def timed(call: Call, device: torch.device) -> float:
@@ -118,6 +119,18 @@ def timed(call: Call, device: torch.device) -> float:
             torch.cuda.synchronize()
 
     return _by_the_clock(whole)
+
+
+def median_seconds(call: Call, device: torch.device, calls: int = 1, repeat: int = 7) -> float:
+    """Median seconds of a call, so many of which are timed at once; on a GPU between events."""
+
+    def many() -> None:
+        for _ in range(calls):
+            call()
+
+    time_once = _between_events if device.type == "cuda" else _by_the_clock
+    many()  # it warms up
+    return statistics.median(time_once(many) for _ in range(repeat)) / calls / 1000
 
 
 def _synchronises(calls: Sequence[Call]) -> str:

@@ -1,10 +1,10 @@
-"""What was measured, to be read: docs/performance.md with its pictures, and the table in README.md.
+"""What was measured, to be read: docs/performance.md with two pictures, and the table in README.md.
 
     python -m benchmarks.report [--results benchmarks/results] [--docs docs] [--readme README.md] [--check]
 
-The same results give the same bytes. Results of another device, commit or version never stand in one table or picture,
-and what was refused is said to be, with its reason, and shown nowhere as a figure. With ``--check`` nothing is written:
-the exit code is 1 where the pages are not what the results give.
+The same results give the same bytes. Results of another device, commit or version never stand in one table or picture.
+What was refused is listed with its reason and is nowhere a figure. With ``--check`` nothing is written: the exit code
+is 1 where the pages are not what the results give.
 """
 
 from __future__ import annotations
@@ -12,103 +12,436 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks import _groups, _results
-from benchmarks._groups import Result
-from benchmarks._page import PICTURES, page, readme_block
-from benchmarks._plots import THEMES, Plot, plots
+from benchmarks import _results
+from benchmarks._report_cells import bars, code, details, figure, origin, plain, table, times
+from benchmarks._results import Result, Row
+from benchmarks.cases import STANDARD
 from s2vfast import errors
 
+MADE = "<!-- Made by python -m benchmarks.report; changes are lost. -->"
 START, END = "<!-- performance -->", "<!-- /performance -->"
-PAGE = "performance.md"
+PAGE, PICTURES = "performance.md", "performance"
+OURS = ("triton", "native")
+KINDS = {"step": "training steps", "ops": "operations", "data": "clips and masks", "cold_start": "cold start"}
+BODIES = {"compute": "every body computed", "share": "empty bodies shared", "drop": "empty bodies left out"}
+
+INTRODUCTION = """\
+How fast s2vfast is: next to the training step as its authors published it, next to PyTorch's own kernels, and next to
+the rates that the machine reaches at all. Below each table stand the command that measured it, commit, versions and
+device. Nothing is estimated. Results of different machines, commits or versions are never mixed."""
+HOW_TO_READ = """## How to read the figures
+
+- **p50** is the median: half of the runs took longer. Three fifths of them lie between **p20** and **p80**.
+- A **ratio** ("2.00×", times as fast) is the other's time over this one's: the median over pairs of runs that took
+  turns in one process.
+- `torch` is PyTorch's own best kernels, `triton` and `native` are this project's, and `reference` is the paper in plain
+  PyTorch. `:graph` is replayed as one CUDA graph, `:compile` is made by torch.compile. Other names are rivals.
+- The **roofline** is the least time for a piece of work at the rates that the device reached in the same run: matrix
+  products, bytes moved, exponentials, whichever takes longest (the work is *bound by* it). The share is that time over
+  p50. More than 100 % means that the data were in a cache. A step's **floor** is the same for all of its work.
+- **warm**: the same inputs again and again. **cold**: inputs that are in no cache."""
+STEP = """\
+Masks, forward, backward, clipping, AdamW and the teacher's average, on clips that exist already. Empty bodies are
+computed as published (`compute`), seen by the teacher once for all of them (`share`, the same loss), or left out
+(`drop`, another loss). *Difference* is that of the first losses, relative."""
+OPERATIONS = """\
+The parts of a step, each on its own: at the published model's shape where it was measured, with the backward pass where
+there is one, on most threads, out of no cache where that was measured. All rows are below."""
+STATIC = """\
+What the compiler makes of the Triton kernels, for GPUs that need not be there. Registers that spill go through memory.
+A *gate* is a check that every kernel must pass: registers, shared memory, instructions of the matrix units."""
 
 
-def load(folder: Path) -> list[Result]:
-    """All results of a folder.
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Results of one device, one commit and the same versions: what may stand in one table."""
 
-    Raises:
-        DataError: there are none, or one cannot be used; the message names file, row and field.
+    results: tuple[Result, ...]
+    newest: bool  # no group of the device is newer
+
+    @property
+    def device(self) -> dict[str, Any]:
+        """The first result's ``device``; ``threads`` of the others may differ."""
+        return self.results[0]["device"]
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        name = "Compiled, not run" if self.device["type"] == "static" else self.device["name"]
+        date = max(result["date"] for result in self.results)
+        return name if self.newest else f"{name}, {_commit(self.results[0])}, {date}"
+
+    def of(self, kind: str) -> list[Result]:
+        """Results of a kind."""
+        return [result for result in self.results if result["kind"] == kind]
+
+    def rows(self, kind: str, refused: bool = False) -> list[Row]:
+        """Rows of a kind that are measurements, or those that were refused."""
+        return [row for result in self.of(kind) for row in result["rows"] if ("refused" in row) == refused]
+
+    def table(self, kind: str, names: str | Sequence[str], rows: Sequence[Row] | None = None, unit: str = "ms") -> str:
+        """Fields of a kind's rows (of all measurements unless there are ``rows``), and the origin of these."""
+        names = names.split() if isinstance(names, str) else names
+        return table(names, self.rows(kind) if rows is None else rows, unit) + "\n\n" + origin(self.of(kind))
+
+
+def _commit(result: Result) -> str:
+    return "unknown commit" if result["commit"] == _results.UNKNOWN else f"commit `{result['commit']}`"
+
+
+def groups(results: Iterable[Result]) -> list[Group]:
+    """Groups: GPUs, then CPUs, then what was only compiled; of each device the newest first.
+
+    Of two of the same day, the one with more rows counts as the newest.
     """
-    found = [_results.read(path) for path in _results.paths(folder)]
-    if not found:
-        raise errors.DataError(
-            f"{folder}: holds no results (DEVICE/KIND.json); measure first: python -m benchmarks.run --out {folder}"
+    by_key: dict[tuple[Any, ...], list[Result]] = {}
+    for number, result in enumerate(results):
+        device = result["device"]
+        # Two of no known commit need not be of the same one.
+        commit = f"{_results.UNKNOWN} {number}" if result["commit"] == _results.UNKNOWN else result["commit"]
+        versions = tuple(sorted(result["versions"].items()))
+        by_key.setdefault((device["type"], device["slug"], device["name"], commit, versions), []).append(result)
+
+    def age(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        dates, counts = zip(*((result["date"], len(result["rows"])) for result in by_key[key]), strict=True)
+        return max(dates), sum(counts), key
+
+    newest = {key[:3]: key for key in sorted(by_key, key=age)}
+    order = {"cuda": 0, "cpu": 1, "static": 3}
+    keys = sorted(by_key, key=age, reverse=True)
+    keys.sort(key=lambda key: (order.get(key[0], 2), *key[1:3]))  # stable: groups of a device stay in order of age
+    return [Group(tuple(by_key[key]), newest[key[:3]] == key) for key in keys]
+
+
+# What matters most.
+
+
+def headline(group: Group, op: str) -> list[Row]:
+    """An operation's rows that stand for it: one shape, pass, dtype, state and number of threads.
+
+    The first of `STANDARD` at which ours is measured, else at which anything is; backward with forward where it was
+    measured; the device's dtype of matrix operands; inputs in no cache rather than in one; most threads.
+    """
+    rows = [row for row in group.rows("ops") if row["stem"] == op]
+    rows = [row for row in rows if row["shape"] in {r["shape"] for r in rows if _is_ours(r)}] or rows
+    dtype = "bfloat16" if group.device["type"] == "cuda" else "float32"
+    choices: tuple[Callable[[Row], Any], ...] = (
+        lambda row: -_rank(row["shape"]),
+        lambda row: row["pass"] == "forward+backward",
+        lambda row: row["dtype"] == dtype,
+        lambda row: row["state"].startswith("cold"),
+        lambda row: row["threads"],
+    )
+    for choice in choices:
+        best = max(map(choice, rows), default=None)
+        rows = [row for row in rows if choice(row) == best]
+    return rows
+
+
+def _rank(shape: str) -> int:
+    return STANDARD.index(shape) if shape in STANDARD else len(STANDARD)
+
+
+def _is_ours(row: Row) -> bool:
+    return row["impl"].partition(":")[0] in OURS
+
+
+def _fastest(rows: Iterable[Row], condition: Callable[[Row], bool]) -> Row | None:
+    return min(filter(condition, rows), key=lambda row: row["p50"], default=None)
+
+
+def _ops(group: Group) -> list[str]:
+    """Operations that were measured or refused, in the order they were."""
+    return list(dict.fromkeys(row["stem"] for result in group.of("ops") for row in result["rows"]))
+
+
+def gains(group: Group) -> list[Row]:
+    """Of each operation that has a kernel of ours the fastest one's row, the largest ratio first."""
+    rows = [_fastest(headline(group, op), lambda r: _is_ours(r) and r["ratio"] is not None) for op in _ops(group)]
+    return sorted(filter(None, rows), key=lambda row: -row["ratio"])
+
+
+def _glance_step(group: Group) -> Iterator[list[str]]:
+    settings: dict[tuple[Any, ...], list[Row]] = {}
+    for row in group.rows("step"):
+        if row["sweep"] == "main" and row["ratio"] is not None and row["impl"] != row["versus"]:
+            names = ("config", "clips", "tokens", "ranks", "empty_bodies", "versus")
+            settings.setdefault(tuple(row[name] for name in names), []).append(row)
+    for rows in settings.values():
+        best = min(rows, key=lambda row: row["p50"])
+        clips = f"{best['clips']} clip{'s' * (best['clips'] > 1)}"
+        bodies = BODIES.get(best["empty_bodies"], best["empty_bodies"])
+        what = f"A training step: {best['config']}, {clips}, {best['precision']}, {bodies}"
+        text = f"**{times(best['ratio'])}** as fast as {code(best['versus'])}: {figure(best['p50'])} ms, "
+        yield [what, f"{text}{figure(best['clips_per_second'])} clips a second ({code(best['impl'])})"]
+
+
+def _glance_ops(group: Group) -> Iterator[list[str]]:
+    if rows := gains(group):
+        text = ", ".join(f"{code(row['stem'])} **{times(row['ratio'])}**" for row in rows)
+        yield ["Operations that have a kernel of ours, as fast as `torch`", text]
+    missing = [op for op in _ops(group) if not headline(group, op)]
+    if missing and group.rows("ops"):
+        yield ["Operations of which nothing is shown", ", ".join(map(code, missing))]
+
+
+def _glance_data(group: Group) -> Iterator[list[str]]:
+    rows = group.rows("data")
+    for what, versus in dict.fromkeys((row["what"], row["versus"]) for row in rows):
+        row = min((r for r in rows if (r["what"], r["versus"]) == (what, versus)), key=lambda row: row["threads"])
+        count = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+        text = f"{figure(row['per_second'])} {row['unit']} a second, **{times(row['ratio'])}** as fast as {versus}"
+        yield [plain(what) + count, plain(text)]
+
+
+def _glance_cold_start(group: Group) -> Iterator[list[str]]:
+    texts = []
+    for row in group.rows("cold_start"):
+        cache = "" if row["cache"] == "none" else f", Triton's cache {row['cache']}"
+        what = f"{code(row['impl'])}, {plain(row['config'])}, {row['clips']} clips{cache}"
+        texts.append(f"{figure(row['p50'])} s ({what})")
+    if texts:
+        yield ["From the start of a process to the end of its first step", ", ".join(texts)]
+
+
+GLANCES = {"step": _glance_step, "ops": _glance_ops, "data": _glance_data, "cold_start": _glance_cold_start}
+
+
+def at_a_glance(every: Sequence[Group]) -> list[str]:
+    """A table a device of what matters most; of an older group only what no newer one has."""
+    blocks: list[str] = []
+    seen: set[tuple[str, str, str]] = set()
+    for group in every:
+        device = (group.device["slug"], group.device["name"])
+        kinds = [kind for kind in KINDS if group.of(kind) and (*device, kind) not in seen]
+        seen |= {(*device, kind) for kind in kinds}
+        lines = [line for kind in kinds for line in GLANCES[kind](group)]
+        empty = [kind for kind in kinds if not group.rows(kind)]
+        lines += [[KINDS[kind], f"not shown: {len(group.rows(kind, True))} rows, all refused"] for kind in empty]
+        if lines:
+            pairs = [f"| {what} | {measured} |" for what, measured in lines]
+            blocks += [f"**{group.title}**", "\n".join(["| what | measured |", "| --- | --- |", *pairs])]
+            blocks.append(origin([result for result in group.results if result["kind"] in kinds]))
+    return blocks
+
+
+def without_gpu(every: Sequence[Group], link: str) -> list[str]:
+    """That no GPU has run this, and what is unknown therefore; nothing where one has."""
+    gpus = [group for group in every if group.device["type"] == "cuda"]
+    if any(group.rows(kind) for group in gpus for kind in KINDS):
+        return []
+    text = "**No GPU has run this yet.**"
+    if gpus:
+        count = sum(len(group.rows(kind, True)) for group in gpus for kind in KINDS)
+        text = f"**No GPU has given a figure yet.** One was tried, and {count} rows were refused."
+    compiled = [row for group in every for row in group.rows("static") if group.newest]
+    if compiled:
+        wrong = sum(bool(row["wrong"]) for row in compiled)
+        arches = ", ".join(f"sm_{arch}" for arch in sorted({row["arch"] for row in compiled}))
+        text += f" Its kernels were [compiled]({link}) and not run, {len(compiled)} for {arches}; checked were spilled "
+        text += f"registers, shared memory and matrix instructions: {f'{wrong} failed' if wrong else 'all passed'}."
+    else:
+        text += " Nor is there a result of compiling its kernels."
+    text += " All else about GPUs is unknown: times, speed-ups, memory, launches, several GPUs, and whether numbers "
+    return [f"{text}agree where operands are bfloat16."]
+
+
+# The page.
+
+
+OPERATION = "stem impl shape pass dtype threads state p50 ratio rate bound roofline".split()
+
+
+def _steps(group: Group, sweep: str) -> str:
+    """Steps of a sweep; what is the same in all rows stands below the table."""
+    rows = [row for row in group.rows("step") if row["sweep"] == sweep]
+    settings = ("config", "clips", "tokens", "ranks", "empty_bodies", "precision", "versus")
+    same = [name for name in settings if len({row[name] for row in rows}) == 1]
+    names = ["impl", *(name for name in settings if name not in same), "p50", "clips_per_second", "ratio"]
+    names += ["difference", "peak_mib", "launches", "floor"]
+    legend = ", ".join(f"{name.replace('_', ' ')} {rows[0][name]}" for name in same) if rows else ""
+    return f"<sub>All: {plain(legend)}.</sub>\n\n{group.table('step', names, rows)}" if rows else ""
+
+
+def _breakdown(group: Group) -> str:
+    """Ms of each main step by kind of work."""
+    rows = [row for row in group.rows("step") if row["breakdown"] and row["sweep"] == "main"]
+    kinds = dict.fromkeys(kind for row in rows for kind in row["breakdown"])
+    flat = [row | row["breakdown"] for row in rows]
+    text = group.table("step", ["impl", "empty_bodies", *kinds], flat)
+    return details("Where the time of a step goes, in ms", text) if rows else ""
+
+
+def _operations(group: Group) -> Iterator[str]:
+    """A table of the rows that stand for the operations, and all rows of each."""
+    first = []
+    for op in _ops(group):
+        rows = headline(group, op)
+        first += [_fastest(rows, _is_ours), _fastest(rows, lambda row: row["impl"] == "torch")]
+        first.append(_fastest(rows, lambda row: row["impl"] != "torch" and not _is_ours(row)))
+    yield group.table("ops", OPERATION, [row | {"rate": _rate(row)} for row in first if row])
+    for op in _ops(group):
+        rows = [row | {"rate": _rate(row)} for row in group.rows("ops") if row["stem"] == op]
+        rows.sort(key=lambda row: (_rank(row["shape"]), row["pass"], row["dtype"], row["state"], row["threads"]))
+        sizes = {row["shape"]: ", ".join(f"{name} {n}" for name, n in row["sizes"].items() if n) for row in rows}
+        legend = "; ".join(f"`{shape}`: {text}" for shape, text in sizes.items())
+        if rows:
+            text = group.table("ops", OPERATION[1:], rows)
+            yield details(f"<b>{op}</b>: {len(rows)} rows", text, f"<sub>{legend}.</sub>")
+
+
+def _rate(row: Row) -> str:
+    """Matrix operations a second where an operation is made of these, else bytes."""
+    what, unit = ("gflop", "GFLOP/s") if row["gflop"] else ("gb", "GB/s")
+    return f"{figure(1000 * row[what] / row['p50'])} {unit}"
+
+
+def device(group: Group, pictures: dict[str, str]) -> list[str]:
+    """The section of a device, or of its results of another commit."""
+    blocks = [f"## {group.title}"]
+    missing = [what for kind, what in KINDS.items() if not group.of(kind)]
+    blocks.append(f"Not measured here: {', '.join(missing)}." if missing else "")
+    if runs := [result for result in group.results if result["ceilings"]]:
+        rates = [{"in the run of": run["kind"], **run["ceilings"]} for run in runs]
+        blocks += ["### Rates of the device", table(list(rates[0]), rates), origin(runs)]
+    if group.rows("step"):
+        blocks += ["### Training step", STEP, _steps(group, "main"), pictures.get("breakdown", ""), _breakdown(group)]
+        for sweep in ("batch", "tokens", "ranks"):
+            if text := _steps(group, sweep):
+                blocks.append(details(f"Steps by {sweep}", text))
+    if group.rows("ops"):
+        blocks += ["### Operations", OPERATIONS, pictures.get("speedup", ""), *_operations(group)]
+    if group.rows("data"):
+        blocks += ["### Data", group.table("data", "what threads p50 versus other_p50 ratio per_second unit")]
+    if rows := [row | row["phases"] for row in group.rows("cold_start")]:
+        names = [
+            "impl",
+            "config",
+            "clips",
+            "cache",
+            "p50",
+            *dict.fromkeys(name for row in rows for name in row["phases"]),
+        ]
+        text = "Seconds from the start of a process to the end of its first step; a second step comes after that."
+        blocks += ["### Cold start", text, group.table("cold_start", names, rows, "s")]
+    return blocks
+
+
+def static(group: Group) -> list[str]:
+    """What was compiled ahead of time, an architecture a line, and kernels that fail a gate."""
+    rows = group.rows("static")
+    arches = []
+    for arch in sorted({row["arch"] for row in rows}):
+        some = [row for row in rows if row["arch"] == arch]
+        arches.append(
+            {
+                "architecture": f"sm_{arch}",
+                "kernels": len(some),
+                "most registers a thread": max(row["registers"] for row in some),
+                "with spills": sum(row["spills"] > 0 for row in some),
+                "most shared memory, KiB": max(row["shared"] for row in some) / 1024,
+                "fail a gate": sum(bool(row["wrong"]) for row in some),
+            }
         )
-    return found
+    lines = [
+        f"- sm_{row['arch']} {row['stem']} {row['kernel']} {row['dtype']}: {plain('; '.join(row['wrong']))}"
+        for row in rows
+        if row["wrong"]
+    ]
+    if not arches:
+        return []
+    return [f"## {group.title}", STATIC, group.table("static", list(arches[0]), arches), "\n".join(lines)]
 
 
-def pages(results: Path, docs: Path, readme: Path) -> tuple[str, str, list[Plot], str]:
-    """What the results give.
+def refusals(every: Sequence[Group]) -> str:
+    """Rows that were refused, and why."""
+    lines = []
+    for group in every:
+        for kind, names in _results.IDENTITY.items():
+            for row in group.rows(kind, True):
+                name = " ".join(row[name] for name in names)
+                lines.append(f"- {group.title}, {kind}, {code(name)}: {plain(row['refused'])}")
+    if not lines:
+        return "No row was refused: all that was measured is shown."
+    return details(f"Refused and not shown: {len(lines)} row{'s' * (len(lines) > 1)}", "\n".join(lines))
 
-    Returns:
-        The text of docs/performance.md; README's whole text with the block replaced; the pictures; a line on the rows.
+
+def pages(results: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], str]:
+    """All files that the results give, and a line on their rows.
 
     Raises:
         DataError: a result or README cannot be used.
     """
-    groups = _groups.groups(load(results))
-    drawn = {group: plots(group) for group in groups if group.device["type"] != _results.STATIC}
-    text = replace(readme, readme_block(groups, os.path.relpath(docs / PAGE, readme.parent).replace(os.sep, "/")))
-    refused = sum(len(group.refused(kind)) for group in groups for kind in _results.FIELDS)
-    shown = sum(len(group.rows(kind)) for group in groups for kind in _results.FIELDS)
-    pictures = [plot for found in drawn.values() for plot in found.values()]
-    return page(groups, drawn), text, pictures, f"{shown} rows shown, {refused} not shown (refused)"
+    paths = _results.paths(results)
+    if not paths:
+        raise errors.DataError(
+            f"{results}: holds no results (DEVICE/KIND.json); measure first: python -m benchmarks.run --out {results}"
+        )
+    every = groups([_results.read(path) for path in paths])
+    link = "#compiled-not-run"
+    blocks = [MADE, "# Performance", INTRODUCTION, "## At a glance", *at_a_glance(every), *without_gpu(every, link)]
+    blocks += [refusals(every), HOW_TO_READ]
+    files: dict[Path, bytes] = {}
+    for group in every:
+        if group.device["type"] == "static":
+            blocks += static(group)
+            continue
+        pictures = {}
+        for name, picture in _pictures(group).items() if group.newest else ():
+            path = docs / PICTURES / f"{group.device['slug']}-{name}.svg"
+            files[path] = picture.encode()
+            pictures[name] = f"![{name}]({PICTURES}/{path.name})"
+        blocks += device(group, pictures)
+    files[docs / PAGE] = ("\n\n".join(filter(None, blocks)) + "\n").encode()
+    files[readme] = _replaced(readme, every, os.path.relpath(docs / PAGE, readme.parent).replace(os.sep, "/"))
+    counts = [sum(len(group.rows(kind, refused)) for group in every for kind in _results.FIELDS) for refused in (0, 1)]
+    return files, f"{counts[0]} rows shown, {counts[1]} not shown (refused)"
 
 
-def replace(readme: Path, block: str) -> str:
-    """README's text with another block between its marks.
+def _pictures(group: Group) -> dict[str, str]:
+    """SVG pictures by name."""
+    pictures = {}
+    if rows := gains(group):
+        lines = [(row["stem"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in rows]
+        pictures["speedup"] = bars(f"Operations, times as fast as torch ({group.device['name']})", lines)
+    if rows := [row for row in group.rows("step") if row["breakdown"] and row["sweep"] == "main"]:
+        lines = [
+            (f"{row['impl']}, {row['empty_bodies']}", row["breakdown"], f"{figure(row['p50'])} ms") for row in rows
+        ]
+        pictures["breakdown"] = bars(f"Milliseconds of a training step ({group.device['name']})", lines)
+    return pictures
 
-    Raises:
-        DataError: it cannot be read, or has no such marks.
-    """
+
+def _replaced(readme: Path, every: Sequence[Group], link: str) -> bytes:
+    """README with another block between its marks; as it is where it has none."""
     try:
         text = readme.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.DataError(f"{readme}: cannot be read: {error}") from None
+    if START not in text and END not in text:
+        return text.encode()
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise errors.DataError(
-            f"{readme}: needs one line {START} and, below it, one line {END}, for the table to go between"
-        )
+        raise errors.DataError(f"{readme}: needs one line {START} and, below it, one line {END}, or neither")
+    head = "Medians, interleaved in one process but for the cold start; a ratio (×) is the other's time over "
+    head += f"this one's. How it was measured, all rows and pictures: [{link}]({link})."
+    block = "\n\n".join([MADE, head, *at_a_glance(every), *without_gpu(every, f"{link}#compiled-not-run")])
     before, after = text.partition(START)[0], text.partition(END)[2]
-    return f"{before}{START}\n{block}\n{END}{after}"
+    return f"{before}{START}\n{block}\n{END}{after}".encode()
 
 
-def stale(docs: Path, results: Path, readme: Path = _results.ROOT / "README.md") -> list[str]:
-    """What is not as the results give it: a line for each page, and each picture that is missing or too many.
-
-    The pictures' own bytes are not compared: another version of matplotlib draws other ones.
-    """
-    text, whole, pictures, _ = pages(results, docs, readme)
-    found = []
-    for path, wanted in ((docs / PAGE, text), (readme, whole)):
-        if not path.is_file() or path.read_bytes().decode() != wanted:
-            found.append(f"{path}: is not what {results} gives; run python -m benchmarks.report")
-    wanted, there = {plot.file(theme) for plot in pictures for theme in THEMES}, _pictures(docs)
-    found += [
-        f"{docs / PICTURES / name}: is missing; run python -m benchmarks.report" for name in sorted(wanted - there)
-    ]
-    return found + [f"{docs / PICTURES / name}: belongs to no result; delete it" for name in sorted(there - wanted)]
-
-
-def _pictures(docs: Path) -> set[str]:
-    """Pictures that lie there and may be this program's."""
-    return {path.name for theme in THEMES for path in (docs / PICTURES).glob(f"*-{theme.name}.png")}
-
-
-def write(docs: Path, results: Path, readme: Path) -> str:
-    """Write all pages and pictures, delete pictures that no result gives any more; the line that is printed."""
-    text, whole, pictures, rows = pages(results, docs, readme)
-    files = {name: content for plot in pictures for name, content in plot.files().items()}
-    (docs / PICTURES).mkdir(parents=True, exist_ok=True)
-    for name in _pictures(docs) - set(files):
-        (docs / PICTURES / name).unlink()
-    for name, content in files.items():
-        (docs / PICTURES / name).write_bytes(content)
-    (docs / PAGE).write_bytes(text.encode())
-    readme.write_bytes(whole.encode())
-    return f"{docs / PAGE}, {readme} and {len(files)} pictures written: {rows}"
+def stale(files: dict[Path, bytes], docs: Path) -> list[str]:
+    """A line for each file that is not as the results give it, and for each picture that no result gives."""
+    lines = []
+    for path, content in files.items():
+        if not path.is_file() or path.read_bytes() != content:
+            lines.append(f"{path}: is not what the results give; run python -m benchmarks.report")
+    leftover = sorted({*(docs / PICTURES).glob("*.*")} - set(files))
+    return lines + [f"{path}: belongs to no result; delete it" for path in leftover]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,20 +450,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=_results.RESULTS, help="folder of DEVICE/KIND.json")
     parser.add_argument("--docs", type=Path, default=_results.ROOT / "docs", help=f"folder of {PAGE} and {PICTURES}/")
     parser.add_argument("--readme", type=Path, default=_results.ROOT / "README.md")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; 1 where a page is not what the results give"
-    )
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where a page is stale")
+    options = parser.parse_args(arguments)
     try:
-        if not asked.check:
-            print(write(asked.docs, asked.results, asked.readme))
-            return 0
-        found = stale(asked.docs, asked.results, asked.readme)
-        print("\n".join(found or ["the pages are what the results give"]))
-        return int(bool(found))
+        files, rows = pages(options.results, options.docs, options.readme)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if options.check:
+        lines = stale(files, options.docs)
+        print("\n".join(lines or ["the pages are what the results give"]))
+        return int(bool(lines))
+    (options.docs / PICTURES).mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        path.write_bytes(content)
+    print(f"{len(files)} files written, {options.docs / PAGE} among them: {rows}")
+    return 0
 
 
 if __name__ == "__main__":
