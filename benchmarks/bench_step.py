@@ -9,8 +9,8 @@ implementation of s2vfast's engine: ``torch``, ``triton``, ``auto``, and with ``
 train.mode. A step is masks, forward, backward, clipping, AdamW and EMA on clips that exist already. Before anything is
 timed, the first losses must agree with the last contestant's: to 1e-5 in float32, to 1e-2 where operands are bfloat16.
 A contestant whose losses differ is not timed, its row has the reason, and the exit code is 1. With --json the output
-has, besides the result, ``ratio``: the last contestant's time over the first one's. The published step has one mask a clip;
-where a config has more, all contestants get one, and the config's name in the rows says so.
+has, besides the result, ``ratio``: the last contestant's time over the first one's. The published step has one mask a
+clip; where a config has more, all contestants get one, and the config's name in the rows says so.
 
 ``floor`` is the same for all contestants: the least time of the step with all exact savings, by the cost model and what
 the device reaches in this run (`benchmarks._ceilings`), over p50. ``gflop`` is what a contestant computes.

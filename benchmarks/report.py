@@ -13,13 +13,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import _results
-from benchmarks._report_cells import bars, code, details, figure, origin, plain, table, times
-from benchmarks._results import Result, Row
+from benchmarks._report_tables import Group, bars, code, details, figure, groups, origin, plain, table, times
+from benchmarks._results import Row
 from benchmarks.cases import STANDARD
 from s2vfast import errors
 
@@ -55,67 +54,6 @@ there is one, on most threads, out of no cache where that was measured. All rows
 STATIC = """\
 What the compiler makes of the Triton kernels, for GPUs that need not be there. Registers that spill go through memory.
 A *gate* is a check that every kernel must pass: registers, shared memory, instructions of the matrix units."""
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Results of one device, one commit and the same versions: what may stand in one table."""
-
-    results: tuple[Result, ...]
-    newest: bool  # no group of the device is newer
-
-    @property
-    def device(self) -> dict[str, Any]:
-        """The first result's ``device``; ``threads`` of the others may differ."""
-        return self.results[0]["device"]
-
-    @property
-    def title(self) -> str:
-        """Its heading."""
-        name = "Compiled, not run" if self.device["type"] == "static" else self.device["name"]
-        date = max(result["date"] for result in self.results)
-        return name if self.newest else f"{name}, {_commit(self.results[0])}, {date}"
-
-    def of(self, kind: str) -> list[Result]:
-        """Results of a kind."""
-        return [result for result in self.results if result["kind"] == kind]
-
-    def rows(self, kind: str, refused: bool = False) -> list[Row]:
-        """Rows of a kind that are measurements, or those that were refused."""
-        return [row for result in self.of(kind) for row in result["rows"] if ("refused" in row) == refused]
-
-    def table(self, kind: str, names: str | Sequence[str], rows: Sequence[Row] | None = None, unit: str = "ms") -> str:
-        """Fields of a kind's rows (of all measurements unless there are ``rows``), and the origin of these."""
-        names = names.split() if isinstance(names, str) else names
-        return table(names, self.rows(kind) if rows is None else rows, unit) + "\n\n" + origin(self.of(kind))
-
-
-def _commit(result: Result) -> str:
-    return "unknown commit" if result["commit"] == _results.UNKNOWN else f"commit `{result['commit']}`"
-
-
-def groups(results: Iterable[Result]) -> list[Group]:
-    """Groups: GPUs, then CPUs, then what was only compiled; of each device the newest first.
-
-    Of two of the same day, the one with more rows counts as the newest.
-    """
-    by_key: dict[tuple[Any, ...], list[Result]] = {}
-    for number, result in enumerate(results):
-        device = result["device"]
-        # Two of no known commit need not be of the same one.
-        commit = f"{_results.UNKNOWN} {number}" if result["commit"] == _results.UNKNOWN else result["commit"]
-        versions = tuple(sorted(result["versions"].items()))
-        by_key.setdefault((device["type"], device["slug"], device["name"], commit, versions), []).append(result)
-
-    def age(key: tuple[Any, ...]) -> tuple[Any, ...]:
-        dates, counts = zip(*((result["date"], len(result["rows"])) for result in by_key[key]), strict=True)
-        return max(dates), sum(counts), key
-
-    newest = {key[:3]: key for key in sorted(by_key, key=age)}
-    order = {"cuda": 0, "cpu": 1, "static": 3}
-    keys = sorted(by_key, key=age, reverse=True)
-    keys.sort(key=lambda key: (order.get(key[0], 2), *key[1:3]))  # stable: groups of a device stay in order of age
-    return [Group(tuple(by_key[key]), newest[key[:3]] == key) for key in keys]
 
 
 # What matters most.
@@ -185,9 +123,6 @@ def _glance_ops(group: Group) -> Iterator[list[str]]:
     if rows := gains(group):
         text = ", ".join(f"{code(row['stem'])} **{times(row['ratio'])}**" for row in rows)
         yield ["Operations that have a kernel of ours, as fast as `torch`", text]
-    missing = [op for op in _ops(group) if not headline(group, op)]
-    if missing and group.rows("ops"):
-        yield ["Operations of which nothing is shown", ", ".join(map(code, missing))]
 
 
 def _glance_data(group: Group) -> Iterator[list[str]]:
@@ -218,11 +153,9 @@ def at_a_glance(every: Sequence[Group]) -> list[str]:
     seen: set[tuple[str, str, str]] = set()
     for group in every:
         device = (group.device["slug"], group.device["name"])
-        kinds = [kind for kind in KINDS if group.of(kind) and (*device, kind) not in seen]
+        kinds = [kind for kind in KINDS if group.rows(kind) and (*device, kind) not in seen]
         seen |= {(*device, kind) for kind in kinds}
         lines = [line for kind in kinds for line in GLANCES[kind](group)]
-        empty = [kind for kind in kinds if not group.rows(kind)]
-        lines += [[KINDS[kind], f"not shown: {len(group.rows(kind, True))} rows, all refused"] for kind in empty]
         if lines:
             pairs = [f"| {what} | {measured} |" for what, measured in lines]
             blocks += [f"**{group.title}**", "\n".join(["| what | measured |", "| --- | --- |", *pairs])]

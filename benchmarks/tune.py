@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from benchmarks._calls import call_of
+from benchmarks._calls import timed_call
 from benchmarks._timer import Timer
+from benchmarks.cases import CASES
 from s2vfast import ops
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
 from s2vfast.kernels import _launch
 from s2vfast.verify import verify
 
@@ -80,7 +81,7 @@ def tune(stem: str, shape: Shape, dtype: torch.dtype, device: torch.device, repe
     """Tune every kernel that an operation uses at a shape, one after the other."""
     timer = Timer(device)
     function = functools.partial(getattr(ops, stem), impl="triton")
-    call = call_of(function, inputs(stem, shape, dtype=dtype, device=device), stem not in WITHOUT_GRADIENT)
+    call = timed_call(function, inputs(stem, shape, dtype=dtype, device=device), stem not in WITHOUT_GRADIENT)
 
     def cost() -> float:
         try:
@@ -131,7 +132,7 @@ def write(stem: str, entry: dict[str, Any]) -> None:
 def main() -> int:
     """Tune, print, write where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(CASES)}")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["ntu", "ntu_student"])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--repeat", type=int, default=20)
@@ -141,7 +142,7 @@ def main() -> int:
         print("error: there is no GPU that PyTorch can use; the tables stay as they are", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    for stem in asked.stems or STEMS:
+    for stem in asked.stems or CASES:
         for name in asked.shape:
             for entry in tune(stem, SHAPES[name], getattr(torch, asked.dtype), device, asked.repeat):
                 before, after = entry.pop("ms")
