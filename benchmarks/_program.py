@@ -94,3 +94,21 @@ def finish(
         return 2
     print(json.dumps(record | summary(record)) if options.json else "\n".join(map(line, record["rows"])))
     return int(any(row.get("refused", ignore) != ignore for row in record["rows"]))
+
+
+def replaced(page: Path, name: str, text: str, optional: bool = False) -> str:
+    """A page with another text between ``<!-- name -->`` and ``<!-- /name -->``; ``optional``: it may lack both.
+
+    Raises:
+        DataError: it cannot be read, or has not one of each, in this order.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    try:
+        whole = page.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.DataError(f"{page}: cannot be read: {error}") from None
+    if optional and start not in whole and end not in whole:
+        return whole
+    if whole.count(start) != 1 or whole.count(end) != 1 or whole.index(start) > whole.index(end):
+        raise errors.DataError(f"{page}: needs one line {start} and, below it, one line {end}, for the table")
+    return f"{whole.partition(start)[0]}{start}\n{text}\n{end}{whole.partition(end)[2]}"

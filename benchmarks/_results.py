@@ -37,96 +37,56 @@ PARTIAL = ".partial"  # the end of a file's name while its run goes on
 Row = dict[str, Any]
 Result = dict[str, Any]
 
-_NUMBER, _OPTIONAL = (int, float), (int, float, type(None))
-HEADER: dict[str, Any] = {
-    "schema": int,
-    "kind": str,
-    "command": str,  # repeats the measurement, from the repository's root
-    "commit": str,  # see `commit`
-    "date": str,  # of the beginning, UTC
-    "versions": dict,  # of s2vfast, torch, triton, python and, on a GPU, cuda
-    "device": dict,  # see `DEVICE`
-    "ceilings": dict,  # what the device reached in the same run, see `benchmarks._ceilings`; {} where not needed
-    "rows": list,
-}
-DEVICE: dict[str, Any] = {"name": str, "slug": str, "type": str, "threads": int}  # slug: the folder
-TIMES = {"p20": _NUMBER, "p50": _NUMBER, "p80": _NUMBER}
+_NUMBER = (int, float)
+_TYPES = {"str": str, "int": int, "dict": dict, "list": list, "number": _NUMBER, "maybe": (*_NUMBER, type(None))}
+
+
+def _fields(**names: str) -> dict[str, Any]:
+    """Types by field, of names by type."""
+    return {name: _TYPES[kind] for kind, text in names.items() for name in text.split()}
+
+
+# command repeats the measurement from the repository's root; date is that of the beginning, UTC; ceilings are what the
+# device reached in the same run, see `benchmarks._ceilings`, {} where not needed.
+HEADER = _fields(int="schema", str="kind command commit date", dict="versions device ceilings", list="rows")
+DEVICE = _fields(str="name slug type", int="threads")  # slug: the folder; type: cpu, cuda, static
+TIMES = ("p20", "p50", "p80")
 FIELDS: dict[str, dict[str, Any]] = {
-    # An implementation of an operation, or a rival. Times in ms.
-    "ops": {
-        "stem": str,  # the operation
-        "impl": str,
-        "shape": str,
-        "sizes": dict,
-        "dtype": str,
-        "pass": str,  # forward, forward+backward
-        "state": str,  # warm: the same inputs again; cold: inputs that are in no cache
-        "threads": int,  # 0 on a GPU
-        **TIMES,
-        "gflop": _NUMBER,  # of matrix products
-        "gexp": _NUMBER,  # exponentials, 1e9
-        "gb": _NUMBER,  # that must cross memory once
-        "bound": str,  # which of these three takes longest at the device's ceilings: matmul, exp, memory
-        "roofline": _NUMBER,  # that longest time over p50
-        "ratio": _OPTIONAL,  # torch's time over this one's, median over interleaved pairs; None where torch has no time
-    },
-    # A training step. Times in ms.
-    "step": {
-        "impl": str,  # reference, or an implementation with train.mode: torch, triton:graph, …
-        "config": str,
-        "sweep": str,  # main, or what a series of rows varies: batch, tokens, ranks
-        "clips": int,
-        "tokens": int,
-        "ranks": int,
-        "empty_bodies": str,
-        "precision": str,
-        **TIMES,
-        "clips_per_second": _NUMBER,
-        "ratio": _OPTIONAL,  # the last contestant's time over this one's
-        "versus": str,  # the last contestant
-        "difference": _OPTIONAL,  # of the first losses from the last contestant's, relative
-        "gflop": _NUMBER,
-        "floor": _OPTIONAL,  # the least time at the device's ceilings over p50
-        "peak_mib": _OPTIONAL,
-        "launches": _OPTIONAL,  # kernels a step, counted
-        "breakdown": dict,  # ms a step by kind of work; {} where not measured
-    },
-    # What a step is fed with.
-    "data": {
-        "what": str,
-        "threads": int,
-        "versus": str,
-        **TIMES,
-        "other_p50": _NUMBER,  # of `versus`
-        "ratio": _NUMBER,
-        "unit": str,  # what is counted a second: clips, tracks
-        "per_second": _NUMBER,
-    },
-    # From the start of a process to the end of its first step. Times in seconds.
-    "cold_start": {
-        "impl": str,
-        "config": str,
-        "clips": int,
-        "cache": str,  # Triton's: filled, empty, none
-        **TIMES,
-        "phases": dict,  # seconds: imports, build, first step
-    },
-    # A kernel that was compiled ahead of time.
-    "static": {
-        "stem": str,
-        "kernel": str,
-        "arch": int,
-        "dtype": str,
-        "shapes": list,
-        "registers": int,
-        "spills": int,  # bytes of stack plus instructions on local memory; 0: everything fits the registers
-        "shared": int,  # bytes
-        "instructions": dict,
-        "options": dict,
-        "wrong": list,  # static gates it fails
-    },
+    # An implementation of an operation (stem), or a rival. Times in ms. pass: forward or forward+backward. state: warm
+    # (the same inputs again) or cold (inputs in no cache). threads: 0 on a GPU. gflop of matrix products, gexp
+    # exponentials and gb that must cross memory once, each 1e9; bound: which of them takes longest at the device's
+    # ceilings (matmul, exp, memory); roofline: that time over p50. ratio: torch's time over this one's, median over
+    # interleaved pairs, None where torch was not timed.
+    "ops": _fields(
+        str="stem impl shape dtype pass state bound",
+        dict="sizes",
+        int="threads",
+        number="p20 p50 p80 gflop gexp gb roofline",
+        maybe="ratio",
+    ),
+    # A training step. Times in ms. impl: reference, or an implementation with train.mode. sweep: main, or what a series
+    # of rows varies. ratio: the last contestant's (versus) time over this one's. difference: of the first losses from
+    # its, relative. floor: the least time at the device's ceilings over p50. launches: kernels a step. breakdown: ms by
+    # kind of work, {} where not measured.
+    "step": _fields(
+        str="impl config sweep empty_bodies precision versus",
+        int="clips tokens ranks",
+        number="p20 p50 p80 clips_per_second gflop",
+        maybe="ratio difference floor peak_mib launches",
+        dict="breakdown",
+    ),
+    # What a step is fed with. other_p50: of versus. unit: what is counted a second (clips, tracks).
+    "data": _fields(str="what versus unit", int="threads", number="p20 p50 p80 other_p50 ratio per_second"),
+    # From the start of a process to the end of its first step, in seconds. cache: Triton's (filled, empty, none).
+    # phases: imports, build, first step, second step.
+    "cold_start": _fields(str="impl config cache", int="clips", number="p20 p50 p80", dict="phases"),
+    # A kernel that was compiled ahead of time. spills: bytes of stack plus instructions on local memory. wrong: static
+    # gates that it fails.
+    "static": _fields(
+        str="stem kernel dtype", int="arch registers spills shared", list="shapes wrong", dict="instructions options"
+    ),
 }
-"""Fields of the rows of each kind; a refused row needs those of `IDENTITY` alone."""
+"""Types of the fields of each kind's rows; a refused row needs those of `IDENTITY` alone."""
 IDENTITY = {
     "ops": ("stem", "impl"),
     "step": ("impl", "config"),

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _results
+from benchmarks._program import DTYPES, replaced
 from benchmarks._report_tables import Group, bars, code, details, figure, groups, origin, plain, table, times
 from benchmarks._results import Row
 from benchmarks.cases import STANDARD
 from s2vfast import errors
 
 MADE = "<!-- Made by python -m benchmarks.report; changes are lost. -->"
-START, END = "<!-- performance -->", "<!-- /performance -->"
 PAGE, PICTURES = "performance.md", "performance"
 OURS = ("triton", "native")
 KINDS = {"step": "training steps", "ops": "operations", "data": "clips and masks", "cold_start": "cold start"}
@@ -66,23 +66,19 @@ def headline(group: Group, op: str) -> list[Row]:
     measured; the device's dtype of matrix operands; inputs in no cache rather than in one; most threads.
     """
     rows = [row for row in group.rows("ops") if row["stem"] == op]
-    rows = [row for row in rows if row["shape"] in {r["shape"] for r in rows if _is_ours(r)}] or rows
-    dtype = "bfloat16" if group.device["type"] == "cuda" else "float32"
-    choices: tuple[Callable[[Row], Any], ...] = (
-        lambda row: -_rank(row["shape"]),
-        lambda row: row["pass"] == "forward+backward",
-        lambda row: row["dtype"] == dtype,
-        lambda row: row["state"].startswith("cold"),
-        lambda row: row["threads"],
-    )
-    for choice in choices:
-        best = max(map(choice, rows), default=None)
-        rows = [row for row in rows if choice(row) == best]
-    return rows
+    with_ours = {row["shape"] for row in rows if _is_ours(row)}
+    dtype = DTYPES.get(group.device["type"])
+
+    def key(row: Row) -> tuple[Any, ...]:
+        backward, cold = row["pass"] == "forward+backward", row["state"].startswith("cold")
+        return row["shape"] in with_ours, -_rank(row), backward, row["dtype"] == dtype, cold, row["threads"]
+
+    best = max(map(key, rows), default=None)
+    return [row for row in rows if key(row) == best]
 
 
-def _rank(shape: str) -> int:
-    return STANDARD.index(shape) if shape in STANDARD else len(STANDARD)
+def _rank(row: Row) -> int:
+    return STANDARD.index(row["shape"]) if row["shape"] in STANDARD else len(STANDARD)
 
 
 def _is_ours(row: Row) -> bool:
@@ -165,21 +161,14 @@ def at_a_glance(every: Sequence[Group]) -> list[str]:
 
 def without_gpu(every: Sequence[Group], link: str) -> list[str]:
     """That no GPU has run this, and what is unknown therefore; nothing where one has."""
-    gpus = [group for group in every if group.device["type"] == "cuda"]
-    if any(group.rows(kind) for group in gpus for kind in KINDS):
+    if any(group.rows(kind) for group in every if group.device["type"] == "cuda" for kind in KINDS):
         return []
     text = "**No GPU has run this yet.**"
-    if gpus:
-        count = sum(len(group.rows(kind, True)) for group in gpus for kind in KINDS)
-        text = f"**No GPU has given a figure yet.** One was tried, and {count} rows were refused."
-    compiled = [row for group in every for row in group.rows("static") if group.newest]
-    if compiled:
+    if compiled := [row for group in every for row in group.rows("static") if group.newest]:
         wrong = sum(bool(row["wrong"]) for row in compiled)
         arches = ", ".join(f"sm_{arch}" for arch in sorted({row["arch"] for row in compiled}))
         text += f" Its kernels were [compiled]({link}) and not run, {len(compiled)} for {arches}; checked were spilled "
         text += f"registers, shared memory and matrix instructions: {f'{wrong} failed' if wrong else 'all passed'}."
-    else:
-        text += " Nor is there a result of compiling its kernels."
     text += " All else about GPUs is unknown: times, speed-ups, memory, launches, several GPUs, and whether numbers "
     return [f"{text}agree where operands are bfloat16."]
 
@@ -220,7 +209,7 @@ def _operations(group: Group) -> Iterator[str]:
     yield group.table("ops", OPERATION, [row | {"rate": _rate(row)} for row in first if row])
     for op in _ops(group):
         rows = [row | {"rate": _rate(row)} for row in group.rows("ops") if row["stem"] == op]
-        rows.sort(key=lambda row: (_rank(row["shape"]), row["pass"], row["dtype"], row["state"], row["threads"]))
+        rows.sort(key=lambda row: (_rank(row), row["pass"], row["dtype"], row["state"], row["threads"]))
         sizes = {row["shape"]: ", ".join(f"{name} {n}" for name, n in row["sizes"].items() if n) for row in rows}
         legend = "; ".join(f"`{shape}`: {text}" for shape, text in sizes.items())
         if rows:
@@ -252,14 +241,8 @@ def device(group: Group, pictures: dict[str, str]) -> list[str]:
     if group.rows("data"):
         blocks += ["### Data", group.table("data", "what threads p50 versus other_p50 ratio per_second unit")]
     if rows := [row | row["phases"] for row in group.rows("cold_start")]:
-        names = [
-            "impl",
-            "config",
-            "clips",
-            "cache",
-            "p50",
-            *dict.fromkeys(name for row in rows for name in row["phases"]),
-        ]
+        phases = dict.fromkeys(name for row in rows for name in row["phases"])
+        names = ["impl", "config", "clips", "cache", "p50", *phases]
         text = "Seconds from the start of a process to the end of its first step; a second step comes after that."
         blocks += ["### Cold start", text, group.table("cold_start", names, rows, "s")]
     return blocks
@@ -267,38 +250,32 @@ def device(group: Group, pictures: dict[str, str]) -> list[str]:
 
 def static(group: Group) -> list[str]:
     """What was compiled ahead of time, an architecture a line, and kernels that fail a gate."""
-    rows = group.rows("static")
     arches = []
-    for arch in sorted({row["arch"] for row in rows}):
-        some = [row for row in rows if row["arch"] == arch]
-        arches.append(
-            {
-                "architecture": f"sm_{arch}",
-                "kernels": len(some),
-                "most registers a thread": max(row["registers"] for row in some),
-                "with spills": sum(row["spills"] > 0 for row in some),
-                "most shared memory, KiB": max(row["shared"] for row in some) / 1024,
-                "fail a gate": sum(bool(row["wrong"]) for row in some),
-            }
-        )
+    for arch in sorted({row["arch"] for row in group.rows("static")}):
+        rows = [row for row in group.rows("static") if row["arch"] == arch]
+        numbers = {"architecture": f"sm_{arch}", "kernels": len(rows)}
+        numbers["most registers a thread"] = max(row["registers"] for row in rows)
+        numbers["with spills"] = sum(row["spills"] > 0 for row in rows)
+        numbers["most shared memory, KiB"] = max(row["shared"] for row in rows) / 1024
+        arches.append(numbers | {"fail a gate": sum(bool(row["wrong"]) for row in rows)})
+    kernel = ("stem", "kernel", "arch", "dtype")
     lines = [
-        f"- sm_{row['arch']} {row['stem']} {row['kernel']} {row['dtype']}: {plain('; '.join(row['wrong']))}"
-        for row in rows
+        f"- {' '.join(str(row[name]) for name in kernel)}: {'; '.join(row['wrong'])}"
+        for row in group.rows("static")
         if row["wrong"]
     ]
-    if not arches:
-        return []
-    return [f"## {group.title}", STATIC, group.table("static", list(arches[0]), arches), "\n".join(lines)]
+    names = list(arches[0]) if arches else []
+    return [f"## {group.title}", STATIC, group.table("static", names, arches), "\n".join(map(plain, lines))]
 
 
 def refusals(every: Sequence[Group]) -> str:
     """Rows that were refused, and why."""
-    lines = []
-    for group in every:
-        for kind, names in _results.IDENTITY.items():
-            for row in group.rows(kind, True):
-                name = " ".join(row[name] for name in names)
-                lines.append(f"- {group.title}, {kind}, {code(name)}: {plain(row['refused'])}")
+    lines = [
+        f"- {group.title}, {kind}, {code(' '.join(row[name] for name in names))}: {plain(row['refused'])}"
+        for group in every
+        for kind, names in _results.IDENTITY.items()
+        for row in group.rows(kind, True)
+    ]
     if not lines:
         return "No row was refused: all that was measured is shown."
     return details(f"Refused and not shown: {len(lines)} row{'s' * (len(lines) > 1)}", "\n".join(lines))
@@ -331,40 +308,27 @@ def pages(results: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], s
             pictures[name] = f"![{name}]({PICTURES}/{path.name})"
         blocks += device(group, pictures)
     files[docs / PAGE] = ("\n\n".join(filter(None, blocks)) + "\n").encode()
-    files[readme] = _replaced(readme, every, os.path.relpath(docs / PAGE, readme.parent).replace(os.sep, "/"))
+    page = os.path.relpath(docs / PAGE, readme.parent).replace(os.sep, "/")
+    files[readme] = replaced(readme, "performance", readme_block(every, page), optional=True).encode()
     counts = [sum(len(group.rows(kind, refused)) for group in every for kind in _results.FIELDS) for refused in (0, 1)]
     return files, f"{counts[0]} rows shown, {counts[1]} not shown (refused)"
 
 
 def _pictures(group: Group) -> dict[str, str]:
     """SVG pictures by name."""
-    pictures = {}
-    if rows := gains(group):
-        lines = [(row["stem"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in rows]
-        pictures["speedup"] = bars(f"Operations, times as fast as torch ({group.device['name']})", lines)
-    if rows := [row for row in group.rows("step") if row["breakdown"] and row["sweep"] == "main"]:
-        lines = [
-            (f"{row['impl']}, {row['empty_bodies']}", row["breakdown"], f"{figure(row['p50'])} ms") for row in rows
-        ]
-        pictures["breakdown"] = bars(f"Milliseconds of a training step ({group.device['name']})", lines)
-    return pictures
+    lines = [(row["stem"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in gains(group)]
+    rows = [row for row in group.rows("step") if row["breakdown"] and row["sweep"] == "main"]
+    steps = [(f"{row['impl']}, {row['empty_bodies']}", row["breakdown"], f"{figure(row['p50'])} ms") for row in rows]
+    pictures = {"speedup": ("Operations, times as fast as torch", lines)}
+    pictures["breakdown"] = ("Milliseconds of a training step", steps)
+    return {name: bars(f"{title} ({group.device['name']})", rows) for name, (title, rows) in pictures.items() if rows}
 
 
-def _replaced(readme: Path, every: Sequence[Group], link: str) -> bytes:
-    """README with another block between its marks; as it is where it has none."""
-    try:
-        text = readme.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.DataError(f"{readme}: cannot be read: {error}") from None
-    if START not in text and END not in text:
-        return text.encode()
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise errors.DataError(f"{readme}: needs one line {START} and, below it, one line {END}, or neither")
+def readme_block(every: Sequence[Group], link: str) -> str:
+    """The text between README's marks."""
     head = "Medians, interleaved in one process but for the cold start; a ratio (×) is the other's time over "
     head += f"this one's. How it was measured, all rows and pictures: [{link}]({link})."
-    block = "\n\n".join([MADE, head, *at_a_glance(every), *without_gpu(every, f"{link}#compiled-not-run")])
-    before, after = text.partition(START)[0], text.partition(END)[2]
-    return f"{before}{START}\n{block}\n{END}{after}".encode()
+    return "\n\n".join([MADE, head, *at_a_glance(every), *without_gpu(every, f"{link}#compiled-not-run")])
 
 
 def stale(files: dict[Path, bytes], docs: Path) -> list[str]:

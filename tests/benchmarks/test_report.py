@@ -10,6 +10,8 @@ import pytest
 from benchmarks import _report_tables, report
 from tests.benchmarks.made_up import CPU, GAINS, GPU, VERSIONS, everything, result, step
 
+START, END = "<!-- performance -->", "<!-- /performance -->"
+
 
 class Folder:
     """A folder with results, docs and README."""
@@ -20,7 +22,7 @@ class Folder:
             file = self.results / record["device"]["slug"] / f"{number}-{record['kind']}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(record), "utf-8")
-        self.readme.write_bytes(f"# s2vfast\r\n\né\n{report.START}\nold text\n{report.END}\n\nAfter\t\n".encode())
+        self.readme.write_bytes(f"# s2vfast\r\n\né\n{START}\nold text\n{END}\n\nAfter\t\n".encode())
 
     def pages(self):
         """The page and README."""
@@ -129,12 +131,12 @@ def test_says_that_no_gpu_has_run_this(folder):
         assert "**No GPU has run this yet.**" in text
         assert "not run, 4 for sm_80, sm_90; checked were" in text
         assert "1 failed" in text
-    assert "sm_90 attention forward bfloat16: it spills" in folder(everything()).pages()[0]
+    assert "attention forward 90 bfloat16: it spills" in folder(everything()).pages()[0]
     gpu = everything(GPU)
     assert "No GPU" not in folder(gpu).pages()[0]
     for record in gpu[:-1]:
         record["rows"] = [row | {"refused": "no"} for row in record["rows"]]
-    assert "**No GPU has given a figure yet.** One was tried, and " in folder(gpu).pages()[0]
+    assert "**No GPU has run this yet.**" in folder(gpu).pages()[0]
 
 
 # What a number of a row is changed to, and how it is shown then.
@@ -186,15 +188,15 @@ def test_only_the_block_of_readme_is_replaced(folder, capsys):
     where = folder(everything())
     assert where.run() == 0
     text = where.readme.read_bytes().decode()
-    assert text.startswith(f"# s2vfast\r\n\né\n{report.START}\n")
-    assert text.endswith(f"\n{report.END}\n\nAfter\t\n")
+    assert text.startswith(f"# s2vfast\r\n\né\n{START}\n")
+    assert text.endswith(f"\n{END}\n\nAfter\t\n")
     assert "old text" not in text
     assert "| clip_sample, 1 thread | 50,794 clips a second, **233×** as fast as NumPy loader |" in text
     assert "[docs/performance.md](docs/performance.md)" in text
     where.readme.write_text("no marks")
     assert where.run() == 0
     assert where.readme.read_text() == "no marks"
-    where.readme.write_text(f"{report.END}\n{report.START}")
+    where.readme.write_text(f"{END}\n{START}")
     assert where.run() == 2
     assert f"{where.readme}: needs one line <!-- performance --> and" in capsys.readouterr().err
 
