@@ -1,10 +1,9 @@
-"""What the report is made of: results that may stand together, Markdown tables with their origin, bars as SVG."""
+"""What the report is made of: numbers, Markdown tables, the origin of results, bars as SVG."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._results import UNKNOWN, Result, Row
@@ -86,11 +85,6 @@ def table(names: Sequence[str], rows: Sequence[Row], unit: str = "ms") -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def commit_of(result: Result) -> str:
-    """A result's commit."""
-    return "unknown commit" if result["commit"] == UNKNOWN else f"commit `{result['commit']}`"
-
-
 def origin(results: Iterable[Result]) -> str:
     """What a table stands on: commands, commit, date, device, threads, versions; a line where these are the same."""
     commands: dict[str, dict[str, None]] = {}
@@ -98,69 +92,12 @@ def origin(results: Iterable[Result]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         count = result["device"]["threads"]
         threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-        commit = commit_of(result)
+        commit = "unknown commit" if result["commit"] == UNKNOWN else f"commit `{result['commit']}`"
         commit += ", with uncommitted changes" if "+" in result["commit"] else ""
         facts = " · ".join([commit, result["date"], result["device"]["name"] + threads, versions])
         commands.setdefault(facts, {})[f"`{result['command']}`"] = None
     lines = [f"{', '.join(names)} · {facts}" for facts, names in commands.items()]
     return "<br>\n".join(f"<sub>{plain(line)}</sub>" for line in lines)
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Results of one device, one commit and the same versions: what may stand in one table."""
-
-    results: tuple[Result, ...]
-    newest: bool  # no group of the device is newer
-
-    @property
-    def device(self) -> dict[str, Any]:
-        """The first result's ``device``; ``threads`` of the others may differ."""
-        return self.results[0]["device"]
-
-    @property
-    def title(self) -> str:
-        """Its heading."""
-        name = "Compiled, not run" if self.device["type"] == "static" else self.device["name"]
-        date = max(result["date"] for result in self.results)
-        return name if self.newest else f"{name}, {commit_of(self.results[0])}, {date}"
-
-    def of(self, kind: str) -> list[Result]:
-        """Results of a kind."""
-        return [result for result in self.results if result["kind"] == kind]
-
-    def rows(self, kind: str, refused: bool = False) -> list[Row]:
-        """Rows of a kind that are measurements, or those that were refused."""
-        return [row for result in self.of(kind) for row in result["rows"] if ("refused" in row) == refused]
-
-    def table(self, kind: str, names: str | Sequence[str], rows: Sequence[Row] | None = None, unit: str = "ms") -> str:
-        """Fields of a kind's rows (of all measurements unless there are ``rows``), and the origin of these."""
-        names = names.split() if isinstance(names, str) else names
-        return table(names, self.rows(kind) if rows is None else rows, unit) + "\n\n" + origin(self.of(kind))
-
-
-def groups(results: Iterable[Result]) -> list[Group]:
-    """Groups: GPUs, then CPUs, then what was only compiled; of each device the newest first.
-
-    Of two of the same day, the one with more rows counts as the newest.
-    """
-    by_key: dict[tuple[Any, ...], list[Result]] = {}
-    for number, result in enumerate(results):
-        device = result["device"]
-        # Two of no known commit need not be of the same one.
-        commit = f"{UNKNOWN} {number}" if result["commit"] == UNKNOWN else result["commit"]
-        versions = tuple(sorted(result["versions"].items()))
-        by_key.setdefault((device["type"], device["slug"], device["name"], commit, versions), []).append(result)
-
-    def age(key: tuple[Any, ...]) -> tuple[Any, ...]:
-        dates, counts = zip(*((result["date"], len(result["rows"])) for result in by_key[key]), strict=True)
-        return max(dates), sum(counts), key
-
-    newest = {key[:3]: key for key in sorted(by_key, key=age)}
-    order = {"cuda": 0, "cpu": 1, "static": 3}
-    keys = sorted(by_key, key=age, reverse=True)
-    keys.sort(key=lambda key: (order.get(key[0], 2), *key[1:3]))  # stable: groups of a device stay in order of age
-    return [Group(tuple(by_key[key]), newest[key[:3]] == key) for key in keys]
 
 
 def bars(title: str, lines: Sequence[tuple[str, Mapping[str, float], str]]) -> str:

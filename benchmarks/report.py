@@ -2,9 +2,9 @@
 
     python -m benchmarks.report [--results benchmarks/results] [--docs docs] [--readme README.md] [--check]
 
-The same results give the same bytes. Results of another device, commit or version never stand in one table or picture.
-What was refused is listed with its reason and is nowhere a figure. With ``--check`` nothing is written: the exit code
-is 1 where the pages are not what the results give.
+The same results give the same bytes. A table has rows of one result, and so of one device, commit and set of versions;
+the tables at the top combine results only where these are the same. What was refused is listed with its reason and is
+nowhere a figure. With ``--check`` nothing is written: the exit code is 1 where the pages are not what the results give.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 
 from benchmarks import _results
 from benchmarks._program import DTYPES, replaced
-from benchmarks._report_tables import Group, bars, code, details, figure, groups, origin, plain, table, times
-from benchmarks._results import Row
+from benchmarks._report_tables import bars, code, details, figure, origin, plain, table, times
+from benchmarks._results import Result, Row
 from benchmarks.cases import STANDARD
 from s2vfast import errors
 
 MADE = "<!-- Made by python -m benchmarks.report; changes are lost. -->"
 PAGE, PICTURES = "performance.md", "performance"
+KINDS = ("step", "ops", "data", "cold_start", "static")
+DEVICES = ("cuda", "cpu", "static")
 OURS = ("triton", "native")
-KINDS = {"step": "training steps", "ops": "operations", "data": "clips and masks", "cold_start": "cold start"}
 BODIES = {"compute": "every body computed", "share": "empty bodies shared", "drop": "empty bodies left out"}
+OPERATION = "stem impl shape pass dtype threads state p50 ratio rate bound roofline"
 
 INTRODUCTION = """\
 How fast s2vfast is: next to the training step as its authors published it, next to PyTorch's own kernels, and next to
@@ -44,34 +46,50 @@ HOW_TO_READ = """## How to read the figures
   products, bytes moved, exponentials, whichever takes longest (the work is *bound by* it). The share is that time over
   p50. More than 100 % means that the data were in a cache. A step's **floor** is the same for all of its work.
 - **warm**: the same inputs again and again. **cold**: inputs that are in no cache."""
-STEP = """\
+TEXTS = {
+    "step": """### Training step
+
 Masks, forward, backward, clipping, AdamW and the teacher's average, on clips that exist already. Empty bodies are
 computed as published (`compute`), seen by the teacher once for all of them (`share`, the same loss), or left out
-(`drop`, another loss). *Difference* is that of the first losses, relative."""
-OPERATIONS = """\
+(`drop`, another loss). *Difference* is that of the first losses, relative.""",
+    "ops": """### Operations
+
 The parts of a step, each on its own: at the published model's shape where it was measured, with the backward pass where
-there is one, on most threads, out of no cache where that was measured. All rows are below."""
-STATIC = """\
-What the compiler makes of the Triton kernels, for GPUs that need not be there. Registers that spill go through memory.
-A *gate* is a check that every kernel must pass: registers, shared memory, instructions of the matrix units."""
+there is one, on most threads, out of no cache where that was measured. All rows are below.""",
+    "data": "### Data",
+    "cold_start": """### Cold start
+
+Seconds from the start of a process to the end of its first step; a second step comes after that.""",
+    "static": """What the compiler makes of the Triton kernels, for GPUs that need not be there. Registers that spill go
+through memory. A *gate* is a check that every kernel must pass: registers, shared memory, instructions of the matrix
+units.""",
+}
+
+
+def measured(result: Result) -> list[Row]:
+    """Rows that are measurements."""
+    return [row for row in result["rows"] if "refused" not in row]
+
+
+def title(result: Result) -> str:
+    """The heading of a result's device."""
+    return "Compiled, not run" if result["device"]["type"] == "static" else result["device"]["name"]
 
 
 # What matters most.
 
 
-def headline(group: Group, op: str) -> list[Row]:
-    """An operation's rows that stand for it: one shape, pass, dtype, state and number of threads.
+def headline(rows: Sequence[Row], device: str) -> list[Row]:
+    """Of an operation's rows those that stand for it: one shape, pass, dtype, state and number of threads.
 
     The first of `STANDARD` at which ours is measured, else at which anything is; backward with forward where it was
-    measured; the device's dtype of matrix operands; inputs in no cache rather than in one; most threads.
+    measured; the dtype of matrix operands of this type of device; inputs in no cache rather than in one; most threads.
     """
-    rows = [row for row in group.rows("ops") if row["stem"] == op]
     with_ours = {row["shape"] for row in rows if _is_ours(row)}
-    dtype = DTYPES.get(group.device["type"])
 
     def key(row: Row) -> tuple[Any, ...]:
         backward, cold = row["pass"] == "forward+backward", row["state"].startswith("cold")
-        return row["shape"] in with_ours, -_rank(row), backward, row["dtype"] == dtype, cold, row["threads"]
+        return row["shape"] in with_ours, -_rank(row), backward, row["dtype"] == DTYPES[device], cold, row["threads"]
 
     best = max(map(key, rows), default=None)
     return [row for row in rows if key(row) == best]
@@ -89,82 +107,77 @@ def _fastest(rows: Iterable[Row], condition: Callable[[Row], bool]) -> Row | Non
     return min(filter(condition, rows), key=lambda row: row["p50"], default=None)
 
 
-def _ops(group: Group) -> list[str]:
-    """Operations that were measured or refused, in the order they were."""
-    return list(dict.fromkeys(row["stem"] for result in group.of("ops") for row in result["rows"]))
+def _by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows with equal fields together, in their order."""
+    parts: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        parts.setdefault(tuple(row[name] for name in names), []).append(row)
+    return parts
 
 
-def gains(group: Group) -> list[Row]:
+def _headlines(result: Result) -> list[list[Row]]:
+    """`headline` of each operation."""
+    return [headline(rows, result["device"]["type"]) for rows in _by(measured(result), "stem").values()]
+
+
+def gains(result: Result) -> list[Row]:
     """Of each operation that has a kernel of ours the fastest one's row, the largest ratio first."""
-    rows = [_fastest(headline(group, op), lambda r: _is_ours(r) and r["ratio"] is not None) for op in _ops(group)]
-    return sorted(filter(None, rows), key=lambda row: -row["ratio"])
+    fastest = (_fastest(rows, lambda row: _is_ours(row) and row["ratio"] is not None) for rows in _headlines(result))
+    return sorted(filter(None, fastest), key=lambda row: -row["ratio"])
 
 
-def _glance_step(group: Group) -> Iterator[list[str]]:
-    settings: dict[tuple[Any, ...], list[Row]] = {}
-    for row in group.rows("step"):
-        if row["sweep"] == "main" and row["ratio"] is not None and row["impl"] != row["versus"]:
-            names = ("config", "clips", "tokens", "ranks", "empty_bodies", "versus")
-            settings.setdefault(tuple(row[name] for name in names), []).append(row)
-    for rows in settings.values():
-        best = min(rows, key=lambda row: row["p50"])
-        clips = f"{best['clips']} clip{'s' * (best['clips'] > 1)}"
-        bodies = BODIES.get(best["empty_bodies"], best["empty_bodies"])
-        what = f"A training step: {best['config']}, {clips}, {best['precision']}, {bodies}"
-        text = f"**{times(best['ratio'])}** as fast as {code(best['versus'])}: {figure(best['p50'])} ms, "
-        yield [what, f"{text}{figure(best['clips_per_second'])} clips a second ({code(best['impl'])})"]
+def glance(result: Result) -> Iterator[tuple[str, str]]:
+    """What matters most of a result: what, and its figures."""
+    rows = measured(result)
+    if result["kind"] == "step":
+        rows = [r for r in rows if r["sweep"] == "main" and r["ratio"] is not None and r["impl"] != r["versus"]]
+        for some in _by(rows, "config", "clips", "tokens", "ranks", "empty_bodies", "versus").values():
+            best = min(some, key=lambda row: row["p50"])
+            setting = f"{best['config']}, {best['clips']} clip{'s' * (best['clips'] > 1)}, {best['precision']}"
+            text = f"**{times(best['ratio'])}** as fast as {code(best['versus'])}: {figure(best['p50'])} ms, "
+            text += f"{figure(best['clips_per_second'])} clips a second ({code(best['impl'])})"
+            yield f"A training step: {setting}, {BODIES.get(best['empty_bodies'], best['empty_bodies'])}", text
+    elif result["kind"] == "ops":
+        if text := ", ".join(f"{code(row['stem'])} **{times(row['ratio'])}**" for row in gains(result)):
+            yield "Operations that have a kernel of ours, as fast as `torch`", text
+    elif result["kind"] == "data":
+        for some in _by(rows, "what", "versus").values():
+            row = min(some, key=lambda row: row["threads"])
+            count = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+            rate = f"{figure(row['per_second'])} {row['unit']} a second"
+            yield plain(row["what"]) + count, f"{rate}, **{times(row['ratio'])}** as fast as {plain(row['versus'])}"
+    elif result["kind"] == "cold_start" and rows:
+        caches = ["" if row["cache"] == "none" else f", Triton's cache {row['cache']}" for row in rows]
+        texts = [
+            f"{figure(row['p50'])} s ({code(row['impl'])}, {plain(row['config'])}, {row['clips']} clips{cache})"
+            for row, cache in zip(rows, caches, strict=True)
+        ]
+        yield "From the start of a process to the end of its first step", ", ".join(texts)
 
 
-def _glance_ops(group: Group) -> Iterator[list[str]]:
-    if rows := gains(group):
-        text = ", ".join(f"{code(row['stem'])} **{times(row['ratio'])}**" for row in rows)
-        yield ["Operations that have a kernel of ours, as fast as `torch`", text]
-
-
-def _glance_data(group: Group) -> Iterator[list[str]]:
-    rows = group.rows("data")
-    for what, versus in dict.fromkeys((row["what"], row["versus"]) for row in rows):
-        row = min((r for r in rows if (r["what"], r["versus"]) == (what, versus)), key=lambda row: row["threads"])
-        count = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
-        text = f"{figure(row['per_second'])} {row['unit']} a second, **{times(row['ratio'])}** as fast as {versus}"
-        yield [plain(what) + count, plain(text)]
-
-
-def _glance_cold_start(group: Group) -> Iterator[list[str]]:
-    texts = []
-    for row in group.rows("cold_start"):
-        cache = "" if row["cache"] == "none" else f", Triton's cache {row['cache']}"
-        what = f"{code(row['impl'])}, {plain(row['config'])}, {row['clips']} clips{cache}"
-        texts.append(f"{figure(row['p50'])} s ({what})")
-    if texts:
-        yield ["From the start of a process to the end of its first step", ", ".join(texts)]
-
-
-GLANCES = {"step": _glance_step, "ops": _glance_ops, "data": _glance_data, "cold_start": _glance_cold_start}
-
-
-def at_a_glance(every: Sequence[Group]) -> list[str]:
-    """A table a device of what matters most; of an older group only what no newer one has."""
+def at_a_glance(results: Sequence[Result]) -> list[str]:
+    """A table of what matters most for results of the same device, commit and versions; then what no GPU has shown."""
+    together: dict[tuple[Any, ...], list[Result]] = {}
+    for number, result in enumerate(results):
+        # Two of no known commit need not be of the same one.
+        commit = number if result["commit"] == _results.UNKNOWN else result["commit"]
+        together.setdefault((title(result), commit, str(sorted(result["versions"].items()))), []).append(result)
     blocks: list[str] = []
-    seen: set[tuple[str, str, str]] = set()
-    for group in every:
-        device = (group.device["slug"], group.device["name"])
-        kinds = [kind for kind in KINDS if group.rows(kind) and (*device, kind) not in seen]
-        seen |= {(*device, kind) for kind in kinds}
-        lines = [line for kind in kinds for line in GLANCES[kind](group)]
+    for some in together.values():
+        lines = [f"| {what} | {text} |" for result in some for what, text in glance(result)]
         if lines:
-            pairs = [f"| {what} | {measured} |" for what, measured in lines]
-            blocks += [f"**{group.title}**", "\n".join(["| what | measured |", "| --- | --- |", *pairs])]
-            blocks.append(origin([result for result in group.results if result["kind"] in kinds]))
+            used = sorted((result for result in some if any(glance(result))), key=lambda result: result["kind"])
+            blocks += [f"**{title(some[0])}**", "\n".join(["| what | measured |", "| --- | --- |", *lines])]
+            blocks.append(origin(used))
     return blocks
 
 
-def without_gpu(every: Sequence[Group], link: str) -> list[str]:
+def without_gpu(results: Sequence[Result], link: str) -> list[str]:
     """That no GPU has run this, and what is unknown therefore; nothing where one has."""
-    if any(group.rows(kind) for group in every if group.device["type"] == "cuda" for kind in KINDS):
+    if any(measured(result) for result in results if result["device"]["type"] == "cuda"):
         return []
     text = "**No GPU has run this yet.**"
-    if compiled := [row for group in every for row in group.rows("static") if group.newest]:
+    if compiled := [row for result in results if result["kind"] == "static" for row in measured(result)]:
         wrong = sum(bool(row["wrong"]) for row in compiled)
         arches = ", ".join(f"sm_{arch}" for arch in sorted({row["arch"] for row in compiled}))
         text += f" Its kernels were [compiled]({link}) and not run, {len(compiled)} for {arches}; checked were spilled "
@@ -176,45 +189,36 @@ def without_gpu(every: Sequence[Group], link: str) -> list[str]:
 # The page.
 
 
-OPERATION = "stem impl shape pass dtype threads state p50 ratio rate bound roofline".split()
+def _step(result: Result, picture: str) -> Iterator[str]:
+    for (sweep,), rows in _by(measured(result), "sweep").items():
+        settings = ("config", "clips", "tokens", "ranks", "empty_bodies", "precision", "versus")
+        same = [name for name in settings if len({row[name] for row in rows}) == 1]
+        names = ["impl", *(name for name in settings if name not in same)]
+        names += "p50 clips_per_second ratio difference peak_mib launches floor".split()
+        legend = ", ".join(f"{name.replace('_', ' ')} {rows[0][name]}" for name in same)
+        blocks = [f"<sub>All: {plain(legend)}.</sub>", table(names, rows), origin([result])]
+        yield from blocks if sweep == "main" else [details(f"Steps by {sweep}", *blocks)]
+        if sweep == "main" and any(row["breakdown"] for row in rows):
+            kinds = dict.fromkeys(kind for row in rows for kind in row["breakdown"])
+            flat = table(["impl", "empty_bodies", *kinds], [row | row["breakdown"] for row in rows])
+            yield from (picture, details("Where the time of a step goes, in ms", flat, origin([result])))
 
 
-def _steps(group: Group, sweep: str) -> str:
-    """Steps of a sweep; what is the same in all rows stands below the table."""
-    rows = [row for row in group.rows("step") if row["sweep"] == sweep]
-    settings = ("config", "clips", "tokens", "ranks", "empty_bodies", "precision", "versus")
-    same = [name for name in settings if len({row[name] for row in rows}) == 1]
-    names = ["impl", *(name for name in settings if name not in same), "p50", "clips_per_second", "ratio"]
-    names += ["difference", "peak_mib", "launches", "floor"]
-    legend = ", ".join(f"{name.replace('_', ' ')} {rows[0][name]}" for name in same) if rows else ""
-    return f"<sub>All: {plain(legend)}.</sub>\n\n{group.table('step', names, rows)}" if rows else ""
+def _ops(result: Result, picture: str) -> Iterator[str]:
+    def rated(rows: Iterable[Row | None]) -> list[Row]:
+        return [row | {"rate": _rate(row)} for row in rows if row]
 
-
-def _breakdown(group: Group) -> str:
-    """Ms of each main step by kind of work."""
-    rows = [row for row in group.rows("step") if row["breakdown"] and row["sweep"] == "main"]
-    kinds = dict.fromkeys(kind for row in rows for kind in row["breakdown"])
-    flat = [row | row["breakdown"] for row in rows]
-    text = group.table("step", ["impl", "empty_bodies", *kinds], flat)
-    return details("Where the time of a step goes, in ms", text) if rows else ""
-
-
-def _operations(group: Group) -> Iterator[str]:
-    """A table of the rows that stand for the operations, and all rows of each."""
-    first = []
-    for op in _ops(group):
-        rows = headline(group, op)
+    first: list[Row | None] = []
+    for rows in _headlines(result):
         first += [_fastest(rows, _is_ours), _fastest(rows, lambda row: row["impl"] == "torch")]
         first.append(_fastest(rows, lambda row: row["impl"] != "torch" and not _is_ours(row)))
-    yield group.table("ops", OPERATION, [row | {"rate": _rate(row)} for row in first if row])
-    for op in _ops(group):
-        rows = [row | {"rate": _rate(row)} for row in group.rows("ops") if row["stem"] == op]
+    yield from (picture, table(OPERATION.split(), rated(first)), origin([result]))
+    for (op,), rows in _by(measured(result), "stem").items():
         rows.sort(key=lambda row: (_rank(row), row["pass"], row["dtype"], row["state"], row["threads"]))
         sizes = {row["shape"]: ", ".join(f"{name} {n}" for name, n in row["sizes"].items() if n) for row in rows}
         legend = "; ".join(f"`{shape}`: {text}" for shape, text in sizes.items())
-        if rows:
-            text = group.table("ops", OPERATION[1:], rows)
-            yield details(f"<b>{op}</b>: {len(rows)} rows", text, f"<sub>{legend}.</sub>")
+        rows_table = table(OPERATION.split()[1:], rated(rows))
+        yield details(f"<b>{op}</b>: {len(rows)} rows", rows_table, f"<sub>{legend}.</sub>", origin([result]))
 
 
 def _rate(row: Row) -> str:
@@ -223,120 +227,110 @@ def _rate(row: Row) -> str:
     return f"{figure(1000 * row[what] / row['p50'])} {unit}"
 
 
-def device(group: Group, pictures: dict[str, str]) -> list[str]:
-    """The section of a device, or of its results of another commit."""
-    blocks = [f"## {group.title}"]
-    missing = [what for kind, what in KINDS.items() if not group.of(kind)]
-    blocks.append(f"Not measured here: {', '.join(missing)}." if missing else "")
-    if runs := [result for result in group.results if result["ceilings"]]:
-        rates = [{"in the run of": run["kind"], **run["ceilings"]} for run in runs]
-        blocks += ["### Rates of the device", table(list(rates[0]), rates), origin(runs)]
-    if group.rows("step"):
-        blocks += ["### Training step", STEP, _steps(group, "main"), pictures.get("breakdown", ""), _breakdown(group)]
-        for sweep in ("batch", "tokens", "ranks"):
-            if text := _steps(group, sweep):
-                blocks.append(details(f"Steps by {sweep}", text))
-    if group.rows("ops"):
-        blocks += ["### Operations", OPERATIONS, pictures.get("speedup", ""), *_operations(group)]
-    if group.rows("data"):
-        blocks += ["### Data", group.table("data", "what threads p50 versus other_p50 ratio per_second unit")]
-    if rows := [row | row["phases"] for row in group.rows("cold_start")]:
-        phases = dict.fromkeys(name for row in rows for name in row["phases"])
-        names = ["impl", "config", "clips", "cache", "p50", *phases]
-        text = "Seconds from the start of a process to the end of its first step; a second step comes after that."
-        blocks += ["### Cold start", text, group.table("cold_start", names, rows, "s")]
-    return blocks
-
-
-def static(group: Group) -> list[str]:
-    """What was compiled ahead of time, an architecture a line, and kernels that fail a gate."""
+def _static(rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row]]]:
+    """A line an architecture; then kernels that fail a gate."""
     arches = []
-    for arch in sorted({row["arch"] for row in group.rows("static")}):
-        rows = [row for row in group.rows("static") if row["arch"] == arch]
-        numbers = {"architecture": f"sm_{arch}", "kernels": len(rows)}
-        numbers["most registers a thread"] = max(row["registers"] for row in rows)
-        numbers["with spills"] = sum(row["spills"] > 0 for row in rows)
-        numbers["most shared memory, KiB"] = max(row["shared"] for row in rows) / 1024
-        arches.append(numbers | {"fail a gate": sum(bool(row["wrong"]) for row in rows)})
-    kernel = ("stem", "kernel", "arch", "dtype")
-    lines = [
-        f"- {' '.join(str(row[name]) for name in kernel)}: {'; '.join(row['wrong'])}"
-        for row in group.rows("static")
-        if row["wrong"]
-    ]
-    names = list(arches[0]) if arches else []
-    return [f"## {group.title}", STATIC, group.table("static", names, arches), "\n".join(map(plain, lines))]
+    for (arch,), some in sorted(_by(rows, "arch").items()):
+        numbers: Row = {"architecture": f"sm_{arch}", "kernels": len(some)}
+        numbers["most registers a thread"] = max(row["registers"] for row in some)
+        numbers["with spills"] = sum(row["spills"] > 0 for row in some)
+        numbers["most shared memory, KiB"] = max(row["shared"] for row in some) / 1024
+        arches.append(numbers | {"fail a gate": sum(bool(row["wrong"]) for row in some)})
+    yield list(arches[0]), arches
+    if bad := [row | {"wrong": "; ".join(row["wrong"])} for row in rows if row["wrong"]]:
+        yield ["stem", "kernel", "arch", "dtype", "wrong"], bad
 
 
-def refusals(every: Sequence[Group]) -> str:
+def section(result: Result, pictures: dict[str, str]) -> list[str]:
+    """All of a result."""
+    rows, blocks = measured(result), [TEXTS[result["kind"]]]
+    if result["ceilings"]:
+        rates = table(list(result["ceilings"]), [result["ceilings"]])
+        blocks += ["Rates that the device reached in this run:", rates, origin([result])]
+    if not rows:
+        return []
+    if result["kind"] == "step":
+        return [*blocks, *_step(result, pictures.get("breakdown", ""))]
+    if result["kind"] == "ops":
+        return [*blocks, *_ops(result, pictures.get("speedup", ""))]
+    if result["kind"] == "data":
+        tables = [("what threads p50 versus other_p50 ratio per_second unit".split(), rows)]
+    elif result["kind"] == "static":
+        tables = list(_static(rows))
+    else:
+        phases = dict.fromkeys(name for row in rows for name in row["phases"])
+        tables = [(["impl", "config", "clips", "cache", "p50", *phases], [row | row["phases"] for row in rows])]
+    unit = "s" if result["kind"] == "cold_start" else "ms"
+    return [*blocks, *(block for names, some in tables for block in (table(names, some, unit), origin([result])))]
+
+
+def pictures_of(result: Result) -> dict[str, str]:
+    """SVG pictures of a result, by name."""
+    device = result["device"]["name"]
+    if result["kind"] == "ops" and (rows := gains(result)):
+        lines = [(row["stem"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in rows]
+        return {"speedup": bars(f"Operations, times as fast as torch ({device})", lines)}
+    rows = [row for row in measured(result) if row.get("breakdown") and row["sweep"] == "main"]
+    lines = [(f"{row['impl']}, {row['empty_bodies']}", row["breakdown"], f"{figure(row['p50'])} ms") for row in rows]
+    return {"breakdown": bars(f"Milliseconds of a training step ({device})", lines)} if rows else {}
+
+
+def refusals(results: Sequence[Result]) -> str:
     """Rows that were refused, and why."""
     lines = [
-        f"- {group.title}, {kind}, {code(' '.join(row[name] for name in names))}: {plain(row['refused'])}"
-        for group in every
-        for kind, names in _results.IDENTITY.items()
-        for row in group.rows(kind, True)
+        f"- {title(result)}, {result['kind']}, {code(' '.join(row[name] for name in names))}: {plain(row['refused'])}"
+        for result in results
+        for names in [_results.IDENTITY[result["kind"]]]
+        for row in result["rows"]
+        if "refused" in row
     ]
     if not lines:
         return "No row was refused: all that was measured is shown."
     return details(f"Refused and not shown: {len(lines)} row{'s' * (len(lines) > 1)}", "\n".join(lines))
 
 
-def pages(results: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], str]:
-    """All files that the results give, and a line on their rows.
+def pages(folder: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], str]:
+    """All files that the results in a folder give, and a line on their rows.
 
     Raises:
         DataError: a result or README cannot be used.
     """
-    paths = _results.paths(results)
-    if not paths:
+    results = [_results.read(path) for path in _results.paths(folder)]
+    if not results:
         raise errors.DataError(
-            f"{results}: holds no results (DEVICE/KIND.json); measure first: python -m benchmarks.run --out {results}"
+            f"{folder}: holds no results (DEVICE/KIND.json); measure first: python -m benchmarks.run --out {folder}"
         )
-    every = groups([_results.read(path) for path in paths])
+    results.sort(key=lambda result: KINDS.index(result["kind"]))
+    results.sort(key=lambda result: result["date"], reverse=True)
+    results.sort(key=lambda result: (DEVICES.index(result["device"]["type"]), title(result)))
     link = "#compiled-not-run"
-    blocks = [MADE, "# Performance", INTRODUCTION, "## At a glance", *at_a_glance(every), *without_gpu(every, link)]
-    blocks += [refusals(every), HOW_TO_READ]
+    blocks = [MADE, "# Performance", INTRODUCTION, "## At a glance", *at_a_glance(results), *without_gpu(results, link)]
+    blocks += [refusals(results), HOW_TO_READ]
     files: dict[Path, bytes] = {}
-    for group in every:
-        if group.device["type"] == "static":
-            blocks += static(group)
-            continue
+    for number, result in enumerate(results):
+        if number == 0 or title(results[number - 1]) != title(result):
+            blocks.append(f"## {title(result)}")
         pictures = {}
-        for name, picture in _pictures(group).items() if group.newest else ():
-            path = docs / PICTURES / f"{group.device['slug']}-{name}.svg"
-            files[path] = picture.encode()
-            pictures[name] = f"![{name}]({PICTURES}/{path.name})"
-        blocks += device(group, pictures)
+        for name, picture in pictures_of(result).items():
+            path = docs / PICTURES / f"{result['device']['slug']}-{name}.svg"
+            if files.setdefault(path, picture.encode()) == picture.encode():  # of several results that of the newest
+                pictures[name] = f"![{name}]({PICTURES}/{path.name})"
+        blocks += section(result, pictures)
     files[docs / PAGE] = ("\n\n".join(filter(None, blocks)) + "\n").encode()
     page = os.path.relpath(docs / PAGE, readme.parent).replace(os.sep, "/")
-    files[readme] = replaced(readme, "performance", readme_block(every, page), optional=True).encode()
-    counts = [sum(len(group.rows(kind, refused)) for group in every for kind in _results.FIELDS) for refused in (0, 1)]
-    return files, f"{counts[0]} rows shown, {counts[1]} not shown (refused)"
-
-
-def _pictures(group: Group) -> dict[str, str]:
-    """SVG pictures by name."""
-    lines = [(row["stem"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in gains(group)]
-    rows = [row for row in group.rows("step") if row["breakdown"] and row["sweep"] == "main"]
-    steps = [(f"{row['impl']}, {row['empty_bodies']}", row["breakdown"], f"{figure(row['p50'])} ms") for row in rows]
-    pictures = {"speedup": ("Operations, times as fast as torch", lines)}
-    pictures["breakdown"] = ("Milliseconds of a training step", steps)
-    return {name: bars(f"{title} ({group.device['name']})", rows) for name, (title, rows) in pictures.items() if rows}
-
-
-def readme_block(every: Sequence[Group], link: str) -> str:
-    """The text between README's marks."""
     head = "Medians, interleaved in one process but for the cold start; a ratio (×) is the other's time over "
-    head += f"this one's. How it was measured, all rows and pictures: [{link}]({link})."
-    return "\n\n".join([MADE, head, *at_a_glance(every), *without_gpu(every, f"{link}#compiled-not-run")])
+    head += f"this one's. How it was measured, all rows and pictures: [{page}]({page})."
+    block = "\n\n".join([MADE, head, *at_a_glance(results), *without_gpu(results, page + link)])
+    files[readme] = replaced(readme, "performance", block, optional=True).encode()
+    shown = sum(len(measured(result)) for result in results)
+    refused = sum(len(result["rows"]) for result in results) - shown
+    return files, f"{shown} rows shown, {refused} not shown (refused)"
 
 
 def stale(files: dict[Path, bytes], docs: Path) -> list[str]:
     """A line for each file that is not as the results give it, and for each picture that no result gives."""
-    lines = []
-    for path, content in files.items():
-        if not path.is_file() or path.read_bytes() != content:
-            lines.append(f"{path}: is not what the results give; run python -m benchmarks.report")
+    old = [path for path, content in files.items() if not path.is_file() or path.read_bytes() != content]
+    lines = [f"{path}: is not what the results give; run python -m benchmarks.report" for path in old]
     leftover = sorted({*(docs / PICTURES).glob("*.*")} - set(files))
     return lines + [f"{path}: belongs to no result; delete it" for path in leftover]
 
