@@ -127,18 +127,10 @@ def measure(
     full_gate: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Rows of one operation, see `benchmarks._results.FIELDS`.
+    """Rows of one operation at shapes, by name; see `benchmarks._results.FIELDS`.
 
-    Args:
-        case: the operation.
-        names: shapes, by name.
-        dtype: of matrix operands.
-        device: where.
-        seconds: the time for a shape and pass, all contenders together.
-        ceilings: see `benchmarks._ceilings`.
-        only: names of contenders; None: all.
-        full_gate: compare with the reference at the shapes that are timed, with few tracks.
-        report: gets a line for whatever begins.
+    ``seconds`` is the time for a shape and pass, all contenders (those of ``only``, unless it is None) together.
+    ``report`` gets a line for whatever begins.
     """
     start = time.perf_counter()
     wrong = gate(case, names, dtype, device, only, full_gate)

@@ -42,12 +42,7 @@ _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 
 
 def breakdown(advance: Advance, p50: float, cuda: bool) -> tuple[dict[str, float], int | None]:
-    """Where the time of a step goes.
-
-    Args:
-        advance: the step; on a GPU one that was not captured.
-        p50: its ms, as timed.
-        cuda: whether it runs on a GPU.
+    """Where the time of a step goes, which takes p50 ms and on a GPU was not captured.
 
     Returns:
         Ms of a step by kind, which add up to p50: ``other`` is what no kind has (on a GPU also when no kernel ran), and

@@ -35,20 +35,17 @@ class Timer:
         return _between_events(call)
 
     def sampler(self, calls: Sequence[Call]) -> tuple[Callable[[], float], str]:
-        """A function that measures once: milliseconds a call, the calls taking turns; and why no graph is replayed.
+        """A function that measures once: milliseconds a call; and why no graph is replayed, empty where one is.
 
-        Args:
-            calls: the same work on inputs of their own each. Where these are more than the caches hold, every call
-                finds its inputs in none.
-
-        Returns:
-            The function; and a text that is empty on a CPU, and where the calls could be captured.
+        On a GPU calls do the same work on inputs of their own each. Where these are more than the caches hold, every
+        call has its inputs in none. A CPU takes one call, by the clock.
         """
         for _ in range(_WARM):
             for call in calls:
                 call()
         if not self.cuda:
-            return _Turns(calls), ""
+            (one,) = calls
+            return lambda: _by_the_clock(one), ""
         torch.cuda.synchronize()
 
         def all_calls(rounds: int) -> None:
@@ -80,17 +77,6 @@ class Timer:
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(min(-(-3 * cache // max(size, 1)), free // 4 // max(size, 1), _MOST_CALLS), 2)
-
-
-class _Turns:
-    """One of the calls at a time, timed by the clock."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.calls, self.turn = calls, 0
-
-    def __call__(self) -> float:
-        self.turn = (self.turn + 1) % len(self.calls)
-        return _by_the_clock(self.calls[self.turn])
 
 
 def _by_the_clock(call: Call) -> float:

@@ -172,23 +172,22 @@ def install(old: Path, new: Path, gpu: bool) -> None:
     way; on a CPU without the part for GPUs.
     """
     sources = [_sources(folder) for folder in (old, new)]
+    built = list((ROOT / "s2vfast").glob("_native*"))
     if sources[0] == sources[1]:
-        built = list((ROOT / "s2vfast").glob("_native*"))
         for path, folder in itertools.product(built, (old, new)):
             shutil.copy2(path, folder / "s2vfast")
         if not any(path.suffix == ".so" for path in built):
             print("the compiled extension is not built here, so that native is not compared: make install", flush=True)
-        return
-    if not all((folder / name).exists() for folder in (old, new) for name in _BUILT_FROM):
-        return  # the old revision has no extension
-    for name, folder in (("the other revision", old), ("this tree", new)):
-        print(f"the compiled extension of {name} is built: its sources differ", flush=True)
+    elif all({"csrc", "setup.py"} <= {name.partition("/")[0] for name in files} for files in sources):
+        # Else the old revision has no extension.
         environment = {**os.environ, **({} if gpu else {"S2VFAST_CUDA": "0"})}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command, cwd=folder, env=environment, **merged)
-        if not any((folder / "s2vfast").glob("_native*.so")):
-            print(f"it cannot be built, so that native is not compared; {_last_lines(done.stdout)}", flush=True)
+        for name, folder in (("the other revision", old), ("this tree", new)):
+            print(f"the compiled extension of {name} is built: its sources differ", flush=True)
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            if not any((folder / "s2vfast").glob("_native*.so")):
+                reason = _last_lines(done.stdout + done.stderr)
+                print(f"it cannot be built, so that native is not compared; {reason}", flush=True)
 
 
 def _sources(folder: Path) -> dict[str, bytes]:

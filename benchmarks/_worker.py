@@ -86,14 +86,9 @@ class Worker:
         return {}
 
     def prepare(self, op: str, impl: str, inputs: str, backward: bool, threads: int) -> dict[str, Any]:
-        """Get ready to sample; about how many ms a call takes.
+        """Get ready to sample with the arguments in a file, ``inputs``; about how many ms a call takes.
 
-        Args:
-            op: name of the operation.
-            impl: its implementation.
-            inputs: path of a file that holds the arguments.
-            backward: gradients too.
-            threads: how many; 0: all.
+        ``threads`` of 0 are all.
         """
         from s2vfast import ops
 

@@ -93,14 +93,9 @@ class Contestant:
 def begin_all(
     setting: Setting, names: Sequence[str], versus: str, checked: int, alone: bool = False
 ) -> list[Contestant]:
-    """Build contestants, do their first steps, and refuse those whose losses are not those of ``versus``.
+    """Build contestants, do ``checked`` steps, and refuse those whose losses are not those of ``versus``.
 
-    Args:
-        setting: the conditions.
-        names: the contestants.
-        versus: one of the names, or another one; then losses are not compared.
-        checked: steps whose losses are compared.
-        alone: whether the others may be timed where ``versus`` has no memory.
+    Where ``versus`` is none of them, losses are not compared; ``alone``: nor where it does not fit into the memory.
     """
     contestants = [Contestant(setting, name) for name in names]
     for one in contestants:

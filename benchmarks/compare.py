@@ -101,14 +101,7 @@ class Cell:
 
 
 class Comparison:
-    """Two versions and the times of both.
-
-    Args:
-        old: the other revision.
-        new: this tree.
-        options: see `benchmarks.run`.
-        folder: for temporary files.
-    """
+    """Two versions (the other revision and this tree) and the times of both; ``folder`` is for temporary files."""
 
     def __init__(self, old: Version, new: Version, options: argparse.Namespace, folder: Path) -> None:
         self.old, self.new, self.options = old, new, options
@@ -233,13 +226,7 @@ class Comparison:
 
 
 def main(rev: str, chosen: list[str], options: argparse.Namespace, device: torch.device) -> int:
-    """Compare, print; 1 where something is wrong, or slower than --fail-if-slower allows.
-
-    Args:
-        rev: the other revision.
-        chosen: operations.
-        options: see `benchmarks.run`.
-        device: where.
+    """Compare chosen operations, print; 1 where something is wrong, or slower than --fail-if-slower allows.
 
     Raises:
         ConfigError: there is no such revision, or nothing to compare.

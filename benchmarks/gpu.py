@@ -6,12 +6,14 @@ last. Each step has a time limit. One that fails or lacks something does not kee
 is no GPU, the steps that need one are skipped, with this reason. It needs torch, triton, numpy and pytest alone.
 
 Left in --out: ``log.txt`` (the output of every step), ``summary.json`` (its end), ``tests.xml``, and the measurements
-as DEVICE/KIND.json, which `python -m benchmarks.report` reads once they lie in benchmarks/results/.
+as DEVICE/KIND.json (those of the headline in headline/), which `python -m benchmarks.report` reads once they lie in
+benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
@@ -27,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 WORKERS = 8
+HEADLINE = "headline"  # a folder of its own: what is measured again later is in the others
 GRACE = 5  # seconds between an interrupt, upon which pytest prints its failures, and the end
 
 
@@ -44,10 +47,11 @@ class Step:
 
 def steps(out: Path) -> list[Step]:
     """What is run, in this order."""
-    measure = [PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--out", str(out)]
+    measure = [PYTHON, "-m", "benchmarks.run", "--device", "cuda", "--out"]
     step = [PYTHON, "-m", "benchmarks.bench_step", "--device", "cuda", "--config", "ntu60", "--batch", "64"]
     step += ["--out", str(out), "--impl", "triton", "--vs", "torch"]
-    headline = ["mlp", "attention", "--shape", "ntu", "--impl", "triton", "torch", "--seconds", "0.2"]
+    bodies = ["--empty-bodies", "compute", "share"]
+    headline = [str(out / HEADLINE), *"mlp attention --shape ntu --impl triton torch --seconds 0.2".split()]
     parallel = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
     tests = [PYTHON, "-m", "pytest", "-m", "gpu", "-q", *parallel, f"--junitxml={out}/tests.xml"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
@@ -58,14 +62,14 @@ def steps(out: Path) -> list[Step]:
         Step("doctor", [PYTHON, "-m", "s2vfast.doctor"], 15, gpu=False),
         Step("compile", [PYTHON, "-m", "benchmarks.gpu", "--compile"], 70),
         Step("headline", [*measure, *headline], 30),
-        Step("step", [*step, "reference", "--empty-bodies", "compute", "share", "--repeat", "12"], 90),
+        Step("step", [*step, "reference", *bodies, "--repeat", "12"], 90),
         Step("tests", tests, 110),
-        Step("ops", [*measure, "ops", "--seconds", "0.1"], 90),
-        Step("data", [*measure, "data"], 12),
-        Step("cold_start", [*measure, "cold_start"], 30),
+        Step("ops", [*measure, str(out), "ops", "--seconds", "0.1"], 90),
+        Step("data", [*measure, str(out), "data"], 12),
+        Step("cold_start", [*measure, str(out), "cold_start"], 30),
         Step("memcheck", [*sanitizer, "memcheck", *verify], 30, program="compute-sanitizer", environment=bare),
         Step("racecheck", [*sanitizer, "racecheck", *verify], 30, program="compute-sanitizer", environment=bare),
-        Step("step_compile", [*step, "torch:compile", "reference", "--repeat", "6", "--sweep", "batch"], 60),
+        Step("step_compile", [*step, "torch:compile", "reference", *bodies, "--repeat", "6"], 60),
     ]
 
 
@@ -76,17 +80,18 @@ def compile_kernels(name: str) -> None:
     from benchmarks._calls import timed_call
     from benchmarks._program import dtype_of
     from benchmarks._train_step import Setting, contestant, load
-    from benchmarks.cases import CASES, PASSES
-    from s2vfast import ops
+    from benchmarks.cases import CASES, PASSES, gate_shape
+    from s2vfast import errors, ops
 
     device = torch.device("cuda")
     if name == "step":
         contestant(Setting(load("ntu60"), 2, device), "triton:eager")()
         return
     case, function = CASES[name], functools.partial(getattr(ops, name), impl="triton")
-    for shape in case.shapes:
-        arguments = case.inputs(case.shape(shape, device), dtype_of(None, device), device)
-        timed_call(function, arguments, PASSES[1] in case.passes)()
+    shapes = [case.shape(shape, device) for shape in case.shapes]
+    for shape in (*shapes, *map(gate_shape, shapes)):
+        with contextlib.suppress(errors.ImplementationError):  # it does not take this shape
+            timed_call(function, case.inputs(shape, dtype_of(None, device), device), PASSES[1] in case.passes)()
 
 
 def compile_all() -> int:
@@ -165,6 +170,7 @@ def main() -> int:
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / "log.txt").write_text("", "utf-8")
+    shutil.rmtree(out / HEADLINE, ignore_errors=True)
     install()
     import torch
 
@@ -180,7 +186,8 @@ def main() -> int:
         results.append(result)
         # After each, as the whole may be stopped at any time.
         (out / "summary.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        _results.promote(out)
+        for folder in (out, out / HEADLINE):
+            _results.promote(folder)
         text = f"skipped: {result.get('skipped')}"
         if "code" in result:
             text = f"exit code {result['code']} after {result['seconds']} s"

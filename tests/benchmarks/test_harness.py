@@ -181,13 +181,12 @@ def test_ratio_and_roofline_are_of_the_times(monkeypatch):
     assert (rows["rival"]["bound"], rows["rival"]["roofline"]) == ("matmul", 0.005)
 
 
-def test_a_sampler_on_a_cpu_calls_in_turn():
-    said = []
-    sample, why = _timer.Timer(CPU).sampler([lambda: said.append(0), lambda: said.append(1)])
-    said.clear()
+def test_a_sampler_on_a_cpu_times_a_call():
+    calls = []
+    sample, why = _timer.Timer(CPU).sampler([lambda: calls.append(0)])
+    calls.clear()
     assert all(sample() >= 0 for _ in range(4))
-    assert why == ""
-    assert sorted(said) == [0, 0, 1, 1]
+    assert (why, len(calls)) == ("", 4)
     assert _timer.Timer(CPU).copies(10) == 1
 
 
