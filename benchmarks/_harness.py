@@ -133,13 +133,14 @@ def measure(
     ``report`` gets a line for whatever begins.
     """
     start = time.perf_counter()
-    wrong = gate(case, names, dtype, device, only, full_gate)
+    # torch too: what is timed is compared with it.
+    wrong = gate(case, names, dtype, device, only and {*only, "torch"}, full_gate)
     report(f"{case.op}: compared with the reference in {time.perf_counter() - start:.1f} s")
 
     def refused(reasons: Mapping[str, str]) -> list[Row]:
         return [{"stem": case.op, "impl": impl, "refused": reason} for impl, reason in reasons.items()]
 
-    rows = refused(wrong)
+    rows = refused({impl: reason for impl, reason in wrong.items() if only is None or impl in only})
     most = torch.get_num_threads()
     native = not ops.operation(case.op).why_not("native", device.type)
     threads = [0] if device.type == "cuda" else sorted({1, most} if native else {most})

@@ -23,6 +23,7 @@ are not timed.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import sys
@@ -207,19 +208,20 @@ class Bench:
             yield rows
         measured = [pair for pair in zip(self.contestants, rows, strict=True) if not pair[0].refused]
         if self.on_gpu:
-            release(self.contestants)  # each is built anew without a graph
+            release(self.contestants)  # they are built anew
         for one, row in measured:
-
-            def profile(one: Contestant = one, p50: float = row["p50"]) -> Any:
-                advance = one.advance or _train_step.contestant(setting, one.name, capture=False)
-                return _step_profile.breakdown(advance, p50, self.on_gpu)
-
+            profile = functools.partial(self.profile, one, row["p50"])
             row["breakdown"], row["launches"] = attempt(f"where {one.name}'s time goes", profile) or ({}, None)
             yield rows
         release(self.contestants)
         for one, row in measured if memory else ():
             row["peak_mib"] = attempt(f"the memory of {one.name}", lambda one=one: _train_step.peak(setting, one.name))
             yield rows
+
+    def profile(self, one: Contestant, p50: float) -> tuple[dict[str, float], int | None]:
+        """`benchmarks._step_profile.breakdown` of a contestant; on a GPU built anew, without a graph."""
+        advance = one.advance or _train_step.contestant(self.main, one.name, capture=False)
+        return _step_profile.breakdown(advance, p50, self.on_gpu)
 
     def series(self, sweep: str, settings: list[Setting], main: Sequence[Row]) -> list[Row]:
         """Rows of a sweep over batch or tokens; ``main`` are the rows of the main setting."""

