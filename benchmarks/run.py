@@ -161,7 +161,6 @@ def static(out: Path | None) -> int:
     rows: list[dict[str, Any]] = [
         {name: getattr(kernel, name) for name in same} | {"spills": kernel.stack + kernel.local} for kernel in compiled
     ]
-    rows = [row | {"shapes": list(row["shapes"]), "wrong": list(row["wrong"])} for row in rows]
     bad = [row for row in rows if row["wrong"]]
     print(f"{len(rows)} kernels compiled, {len(bad)} fail a gate")
     for row in bad:

@@ -163,6 +163,18 @@ def test_what_is_wrong_in_torch_is_not_blamed_on_others(broken):
     assert refusals(rows) == []
 
 
+def test_without_torch_to_compare_with_nothing_is_timed(monkeypatch):
+    def full(prediction, target):
+        if len(prediction) > cases.GATE_TRACKS:
+            raise MemoryError("too large")
+        return torch.nn.functional.mse_loss(prediction, target)
+
+    monkeypatch.setitem(ops.operation("masked_mse").implementations, "torch", full)
+    rows = measured(masked_mse_with(lambda **kw: ops.masked_mse(**kw, impl="reference")), "odd")
+    assert all("torch, which it is compared with, cannot run: MemoryError: too large" in row["refused"] for row in rows)
+    assert {row["impl"] for row in rows} == {"torch", "rival"}
+
+
 def test_a_rival_that_cannot_be_prepared_is_refused():
     rows = measured(case_of("masked_mse", rivals={"rival": Rival(lambda arguments: 1 / 0)}))
     assert refusals(rows) == ["tiny: ZeroDivisionError: division by zero"]
