@@ -16,7 +16,7 @@ from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
 
 
-@register_augmentation("centre", stream=32)
+@register_augmentation("centre", stream=40)
 @dataclass(frozen=True)
 class Centre(Augmentation):
     """A joint becomes the origin.
@@ -63,7 +63,7 @@ def take_first_present(values: Tensor, present: Tensor) -> Tensor:
     return torch.gather(values, 2, first.expand(-1, -1, -1, *values.shape[3:]))
 
 
-@register_augmentation("min_max", stream=33)
+@register_augmentation("min_max", stream=41)
 @dataclass(frozen=True)
 class MinMax(Augmentation):
     """Every axis of a sample is mapped to [low, high], by its smallest and largest coordinate (NW-UCLA: [-1, 1]).
@@ -90,7 +90,7 @@ class MinMax(Augmentation):
         return replace(batch, clips=torch.where(present, self.low + (self.high - self.low) * relative, 0.0))
 
 
-@register_augmentation("person_frame", stream=34)
+@register_augmentation("person_frame", stream=42)
 @dataclass(frozen=True)
 class PersonFrame(Augmentation):
     """Every body in axes of its own, x ← R⁻¹ x, taken from one of its frames (InfoGCN's preprocessing of NTU).
@@ -128,7 +128,7 @@ def _unit(vector: Tensor) -> Tensor:
     return vector / torch.where(length > 0, length, 1.0)
 
 
-@register_augmentation("align_shoulders", stream=35)
+@register_augmentation("align_shoulders", stream=43)
 @dataclass(frozen=True)
 class AlignShoulders(Augmentation):
     """Every body is turned about y, in every frame anew, until its shoulder line is parallel to x (SkeAttnCLR).
