@@ -87,25 +87,38 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(words: list[str]) -> int:
-    words = _load_plugins(words)
-    commands = _commands()
-    name, rest_of_line = _command_of(words, commands)
-    if name is None:
+    try:
+        parsed = parse(_load_plugins(words))
+    except SystemExit as end:  # --help has printed
+        return int(end.code or 0)
+    if parsed is None:
         return 0
+    command, options = parsed
+    return command.run(options)
+
+
+def parse(words: list[str]) -> tuple[Command, argparse.Namespace] | None:
+    """The command that a command line names, and its options; None where a list of commands has been printed.
+
+    Raises:
+        ConfigError: no such command or option, or a value that is missing.
+        SystemExit: a command's help has been printed.
+    """
+    commands = _commands()
+    name, arguments_of_command = _command_of(words, commands)
+    if name is None:
+        return None
     command, settings = commands[name], {}
     if command.sections is not None:
-        settings, rest_of_line = take_settings(rest_of_line)
+        settings, arguments_of_command = take_settings(arguments_of_command)
     parser = _Parser(prog=f"s2vfast {name}", description=command.text)
     parser.add_argument("--plugin", metavar="FILE.py", help="register networks, objectives, implementations of a file")
     command.add(parser)
-    if command.sections is not None and {"-h", "--help"} & set(rest_of_line):
+    if command.sections is not None and {"-h", "--help"} & set(arguments_of_command):
         command.sections(parser)
-    try:
-        options = parser.parse_args(rest_of_line)
-    except SystemExit as end:  # --help has printed
-        return int(end.code or 0)
+    options = parser.parse_args(arguments_of_command)
     options.settings = settings
-    return command.run(options)
+    return command, options
 
 
 def _load_plugins(words: list[str]) -> list[str]:
