@@ -90,7 +90,7 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     """A step of the model's plan in the interpreter, counted; what differs on a GPU is put in its place."""
     if torch.cuda.is_available():
         pytest.skip("counted where kernels are interpreted")
-    from s2vfast.objectives import Bodies, masked
+    from s2vfast.objectives import Bodies, MicroBatch, masked
     from s2vfast.train.distributed import Ranks
     from s2vfast.train.optim import FlatAdamW
     from s2vfast.train.step import Step
