@@ -12,8 +12,8 @@ To add a format, write ``formats/<name>.py`` with::
 
 and add the module to `FORMATS`, or from outside of the package by `register_format`. Its ``read`` returns `Sequence`
 objects: bodies with the main one first, each with the frame numbers it was seen in, gaps left as gaps, and a note for
-everything that was dropped. Everything else is done for it: the importer runs ``read`` in parallel, refuses NaN, Inf and
-absurd coordinates, counts, reports, and writes the store. A recording that cannot be read raises
+everything that was dropped. Everything else is done for it: the importer runs ``read`` in parallel, refuses NaN, Inf
+and absurd coordinates, counts, reports, and writes the store. A recording that cannot be read raises
 ``BrokenRecording(file, reason, line)``.
 """
 
