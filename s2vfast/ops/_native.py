@@ -13,16 +13,21 @@ from s2vfast.ops._dispatch import constant
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS) -> Callable[..., list[str]]:
+def reasons(
+    *more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS, cpu: bool = True
+) -> Callable[..., list[str]]:
     """What speaks against the compiled implementation on a device and for some arguments.
 
     Args:
         more: further checks, called with the arguments of the operation.
         floats: dtypes of its floating-point tensors.
+        cpu: whether it is written for CPUs too.
     """
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
         found = list(_machine(device))
+        if device == "cpu" and not cpu:
+            found.append("it is compiled for NVIDIA GPUs alone")
         names = " and ".join(str(dtype)[6:] for dtype in floats)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         others = [tensor.dtype for tensor in given if tensor.is_floating_point() and tensor.dtype not in floats]

@@ -28,6 +28,11 @@ def runnable(stem, impl):
         pytest.skip("; ".join(reasons))
 
 
+def operands(stem, impl):
+    """bfloat16, as in a step; what is compiled is run in float32 where it can be."""
+    return torch.float32 if impl == "native" and stem != "attention" else torch.bfloat16
+
+
 def on_device(given):
     """What changes from step to step as device tensors: a graph keeps the host's numbers as they were."""
     changing = {name: given[name] for name in ("step", "lr", "tau") if name in given}
@@ -38,6 +43,8 @@ def on_device(given):
 @pytest.mark.parametrize(("stem", "impl"), PAIRS, ids=ids)
 def test_agrees_with_the_reference(stem, impl, name, dtype):
     runnable(stem, impl)
+    if (stem, impl, dtype) == ("attention", "native", torch.float32):
+        pytest.skip("it takes bfloat16 and float16")
     shape = dataclasses.replace(SHAPES[name], N=min(SHAPES[name].N, 4 if name == "wide" else 8))
     for row in verify.verify(stem, impl, shape, dtype=dtype, device="cuda"):
         assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
@@ -46,7 +53,7 @@ def test_agrees_with_the_reference(stem, impl, name, dtype):
 @pytest.mark.parametrize(("stem", "impl"), [p for p in PAIRS if p[1] != "torch"])
 def test_250_launches_give_the_same_bits(stem, impl):
     runnable(stem, impl)
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = operands(stem, impl)
     given = inputs(stem, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
     public = getattr(ops, stem)
 
@@ -72,7 +79,7 @@ def test_250_launches_give_the_same_bits(stem, impl):
 @pytest.mark.parametrize(("stem", "impl"), [p for p in PAIRS if p[1] != "torch"])
 def test_captured_in_a_graph_it_computes_the_same(stem, impl):
     runnable(stem, impl)
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = operands(stem, impl)
     given = on_device(inputs(stem, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda"))
     public = getattr(ops, stem)
 
@@ -102,7 +109,7 @@ def test_captured_in_a_graph_it_computes_the_same(stem, impl):
 def test_runs_on_the_current_stream(stem, impl):
     """On a stream that waits, nothing may have been computed yet; afterwards all has."""
     runnable(stem, impl)
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = operands(stem, impl)
     given = inputs(stem, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
     if stem == "adamw_ema":
         pytest.skip("works in place")
