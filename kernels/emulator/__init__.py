@@ -7,10 +7,10 @@ docs/emulator.md says what it covers and what it cannot see.
 """
 
 from s2vfast.kernels.emulator.faults import KINDS, EmulatorError, Fault, Site, Unsupported
-from s2vfast.kernels.emulator.launch import Emulation, emulate_triton, run
+from s2vfast.kernels.emulator.launch import Emulation, emulate_triton, run, run_ptx
 from s2vfast.kernels.emulator.machine import Checks, Machine, Program, programs
 
 __all__ = [
     "KINDS", "Checks", "Emulation", "EmulatorError", "Fault", "Machine", "Program", "Site", "Unsupported",
-    "emulate_triton", "programs", "run",
+    "emulate_triton", "programs", "run", "run_ptx",
 ]  # fmt: skip

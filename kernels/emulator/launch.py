@@ -98,6 +98,57 @@ def run(
     return emulation.counts
 
 
+def run_ptx(
+    text: str,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    *args: Tensor | int | float | bytes,
+    shared: int = 0,
+    checks: Checks | None = None,
+) -> Counts:
+    """A kernel of a PTX text in the emulator; tensors are on the CPU and changed in place.
+
+    Args:
+        text: PTX, as nvcc -ptx or Triton writes it.
+        name: the kernel, or a part of its name that no other kernel's has.
+        grid: one to three numbers of blocks.
+        block: one to three numbers of threads.
+        args: one for each parameter: tensors stand for pointers, bytes for structures.
+        shared: bytes of shared memory beside the kernel's own.
+        checks: what it is watched for.
+
+    Returns:
+        What it has executed.
+    """
+    checks = checks or Checks()
+    kernels = programs(text, checks.worst)
+    fitting = [kernel for kernel in kernels if name in kernel]
+    if name not in kernels and len(fitting) != 1:
+        raise EmulatorError(f"{name}: expected the name of one kernel among {', '.join(kernels)}")
+    program = kernels[name if name in kernels else fitting[0]]
+    sizes, offsets = program.kernel.parameter_sizes, list(program.kernel.parameters.values())
+    if len(args) != len(sizes):
+        raise EmulatorError(f"{program.kernel.name}: {len(args)} arguments, it takes {len(sizes)}")
+    device = DeviceMemory()
+    addresses = device.place({f"argument {i}": arg for i, arg in enumerate(args) if isinstance(arg, Tensor)})
+    data = bytearray(program.kernel.parameter_bytes)
+    for i, (arg, size, offset) in enumerate(zip(args, sizes, offsets, strict=True)):
+        if isinstance(arg, Tensor):
+            arg = addresses[f"argument {i}"]
+        if isinstance(arg, float):
+            arg = struct.pack("<f" if size == 4 else "<d", arg)
+        elif isinstance(arg, int):
+            arg = (arg & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        if len(arg) != size:
+            raise EmulatorError(f"{program.kernel.name}: argument {i} has {len(arg)} bytes, the parameter {size}")
+        data[offset : offset + size] = arg
+    grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
+    counts = Machine(program, grid, block, bytes(data), device, shared, checks).run()
+    device.download()
+    return counts
+
+
 @contextlib.contextmanager
 def emulate_triton(emulation: Emulation) -> Iterator[None]:
     """Within the block the launches of `kernels._launch` are made in the emulator."""

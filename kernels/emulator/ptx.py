@@ -118,6 +118,7 @@ class Kernel:
 
     name: str
     parameters: dict[str, int]  # offset of each
+    parameter_sizes: list[int]
     parameter_bytes: int
     registers: list[Register]
     instructions: list[Instruction]
@@ -288,6 +289,7 @@ class _Reader:
         self.aliases: list[dict[str, str]] = [{}]  # of a function's parameters to those of the call
         self.passed: dict[tuple[str, int], Register] = {}
         self.inlined = 0
+        self.parameter_sizes: list[int] = []
         self.parameters, self.parameter_bytes = self._entry_parameters()
 
     def kernel(self) -> Kernel:
@@ -298,6 +300,7 @@ class _Reader:
         return Kernel(
             name=self.name,
             parameters=self.parameters,
+            parameter_sizes=self.parameter_sizes,
             parameter_bytes=self.parameter_bytes,
             registers=self.registers,
             instructions=self.instructions,
@@ -313,6 +316,7 @@ class _Reader:
             align = align if count is not None and align else BYTES[kind]
             end = -(-end // align) * align
             offsets[name] = end
+            self.parameter_sizes.append(size)
             end += size
         return offsets, end
 
