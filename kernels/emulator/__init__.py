@@ -1,0 +1,16 @@
+"""Executes compiled kernels without a GPU: PTX of Triton and of nvcc, with the checks of a sanitizer.
+
+    from s2vfast.kernels import emulator
+    counts = emulator.run(kernel, grid, *tensors, arch=80, BLOCK=64)
+
+docs/emulator.md says what it covers and what it cannot see.
+"""
+
+from s2vfast.kernels.emulator.faults import KINDS, EmulatorError, Fault, Site, Unsupported
+from s2vfast.kernels.emulator.launch import Emulation, emulate_triton, run, run_ptx
+from s2vfast.kernels.emulator.machine import Checks, Machine, Program, programs
+
+__all__ = [
+    "KINDS", "Checks", "Emulation", "EmulatorError", "Fault", "Machine", "Program", "Site", "Unsupported",
+    "emulate_triton", "programs", "run", "run_ptx",
+]  # fmt: skip

@@ -1,0 +1,479 @@
+"""Executes a kernel: all blocks of a launch in step, the group of threads furthest back first."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from s2vfast.kernels.emulator import blocks, generate, ptx
+from s2vfast.kernels.emulator.atomics import atomic
+from s2vfast.kernels.emulator.copies import Copies
+from s2vfast.kernels.emulator.counts import Counts, Traffic
+from s2vfast.kernels.emulator.device import DeviceMemory
+from s2vfast.kernels.emulator.faults import EmulatorError, Fault, Site, Unsupported
+from s2vfast.kernels.emulator.groups import Group
+from s2vfast.kernels.emulator.memory import TIME, Space
+from s2vfast.kernels.emulator.tensor_cores import TensorCores
+from s2vfast.kernels.emulator.warps import Warps
+
+SHARED_START = 1024  # where shared memory begins: the system has the first kilobyte
+_WINDOWS = {"global": 0, "const": 0, "shared": 1 << 40, "local": 1 << 41}  # where spaces are among generic addresses
+_THREADS_AT_ONCE = 1 << 15
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that a block can have."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a launch is watched for, beside bounds, alignment and memory never written.
+
+    Args:
+        lanes: races between lanes of a warp too.
+        worst: approximate instructions return results at the limit of their documented error.
+        traffic: count sectors and bank conflicts, which costs time.
+        most_blocks: basic blocks executed before a launch is said to make no progress.
+    """
+
+    lanes: bool = True
+    worst: bool = False
+    traffic: bool = False
+    most_blocks: int = 10_000_000
+
+
+class Program:
+    """A kernel ready to be executed; its blocks are written when they are first reached.
+
+    Args:
+        kernel: as parsed.
+        worst: see `Checks`.
+    """
+
+    def __init__(self, kernel: ptx.Kernel, worst: bool = False) -> None:
+        self.kernel, self.worst = kernel, worst
+        self.blocks, self.block_at = blocks.split(kernel)
+        self.kinds, self.computed = generate.canonical_types(self)
+        self.maybe_unset = self.blocks[0].live_in if self.blocks else frozenset()
+        self.asynchronous = any(ins.name == "wgmma" for ins in kernel.instructions)
+        self.has_atomics = any(ins.name in ("atom", "red") for ins in kernel.instructions)
+        self.granules = self._granules()
+        self.symbols, self.static_shared = self._layout("shared", SHARED_START)
+        local, self.local_bytes = self._layout("local", 0)
+        self.symbols |= local
+        self.namespace: dict[str, Any] = generate.constants()
+        self.functions: list[Any] = [None] * len(self.blocks)
+        self.counts = [Counts.of(kernel.instructions[block.first : block.last]) for block in self.blocks]
+
+    def function(self, number: int) -> Any:
+        """The block as a Python function."""
+        if self.functions[number] is None:
+            block = self.blocks[number]
+            source = generate.Writer(self, block, self.namespace).source()
+            scope = self.namespace
+            exec(compile(source, f"<{self.kernel.name} block {number}>", "exec"), scope)
+            self.functions[number] = scope["block"]
+        return self.functions[number]
+
+    def _layout(self, space: str, start: int) -> tuple[dict[str, int], int]:
+        places, end = {}, start
+        for variable in sorted(self.kernel.memory(space), key=lambda v: v.size == 0):
+            # Memory whose size the launch gives comes last; swizzled layouts want it at multiples of 1024.
+            align = variable.align if variable.size else 1024
+            end = -(-end // align) * align
+            places[variable.name] = end
+            end += variable.size
+        return places, end
+
+    def _granules(self) -> dict[str, int]:
+        """The narrowest access of each space, in bytes."""
+        least = {"global": 16, "shared": 16, "local": 16}
+        for ins in self.kernel.instructions:
+            if ins.name not in ("ld", "st", "atom", "red", "ldu", "cp"):
+                continue
+            mods = ins.modifiers
+            if ins.name == "cp":
+                if mods[:1] == ("async",) and len(ins.operands) > 2:
+                    for space in ("global", "shared"):
+                        least[space] = min(least[space], ins.operands[2].value)
+                continue
+            count = next((int(mod[1]) for mod in mods if mod in ("v2", "v4", "v8")), 1)
+            width = ptx.BYTES[mods[-1]] * count
+            named = {"const": "global", "shared::cta": "shared"}
+            spaces = [named.get(mod, mod) for mod in mods if named.get(mod, mod) in (*least, "param")]
+            for space in spaces or ("global", "shared", "local"):
+                if space != "param":
+                    least[space] = min(least[space], width)
+        return least
+
+
+class Machine:
+    """One launch of a kernel.
+
+    Args:
+        program: what is executed.
+        grid: blocks, x, y, z.
+        block: threads of a block, x, y, z.
+        parameters: bytes of the kernel's parameters.
+        device: global memory.
+        dynamic_shared: bytes of shared memory beside the kernel's own.
+        checks: what is watched for.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        parameters: bytes,
+        device: DeviceMemory,
+        dynamic_shared: int,
+        checks: Checks,
+    ) -> None:
+        self.program, self.grid, self.block, self.device, self.checks = program, grid, block, device, checks
+        if len(parameters) < program.kernel.parameter_bytes:
+            wanted = program.kernel.parameter_bytes
+            raise EmulatorError(f"{program.kernel.name}: {len(parameters)} bytes of parameters, it takes {wanted}")
+        self.parameters = np.frombuffer(parameters, np.uint8)
+        self.threads = block[0] * block[1] * block[2]
+        if program.kernel.threads not in (None, block) or not 0 < self.threads <= 1024:
+            raise EmulatorError(f"{program.kernel.name}: launched with {block} threads, made for {program.kernel.threads}")
+        self.shared_bytes = -(-(program.static_shared + dynamic_shared) // 16) * 16
+        self.dynamic_shared = dynamic_shared
+        self.clock = 1
+        self.fenced = False  # device-wide fences have been seen: order between blocks is no longer known
+        self.traffic = Traffic(self) if checks.traffic else None
+        self.executed = np.zeros((len(program.blocks), 2), np.int64)  # threads, warps
+        self.tensor, self.warps, self.copies = TensorCores(self), Warps(self), Copies(self)
+        self.global_symbols = device.declare(program.kernel)
+        self.memory = device.space(self, program.granules["global"])
+
+    def run(self) -> Counts:
+        """Execute all blocks; what was executed."""
+        count = self.grid[0] * self.grid[1] * self.grid[2]
+        at_once = count if self.program.has_atomics else max(_THREADS_AT_ONCE // self.threads, 1)
+        with np.errstate(all="ignore"):
+            for first in range(0, count, at_once):
+                self._start(first, min(at_once, count - first))
+                self._run()
+        self.device.finish(self.memory)
+        total = Counts.total(self.program.counts, self.executed)
+        if self.traffic:
+            total.add_traffic(self.traffic)
+        return total
+
+    def _start(self, first: int, rows: int) -> None:
+        """Shared and local memory of the next blocks, and their threads."""
+        self.first, self.rows = first, rows
+        shared = np.full((rows, self.shared_bytes // 2), 0x7FF9, np.uint16).view(np.uint8)
+        self.shared = Space(self, "shared", shared, None, self.program.granules["shared"], 0)
+        self.shared.writers[:, : SHARED_START >> self.shared.shift] = 0
+        size = -(-self.program.local_bytes // 16) * 16
+        local = np.full((rows * self.threads, size // 2), 0x7FF9, np.uint16).view(np.uint8)
+        self.local = Space(self, "local", local, None, self.program.granules["local"], 0) if size else None
+        self.clock += 1
+        self.epoch: int | None = self.clock << TIME
+        self.warp_epoch: int | None = self.epoch
+        self.epochs = np.full(rows, self.epoch, np.int64)
+        self.warp_epochs = np.full((rows, 32), self.epoch, np.int64)
+        self.proxy_fence = self.epoch
+        self.exited = np.zeros(rows, np.int64)
+        registers: list[ndarray | None] = [None] * len(self.program.kernel.registers)
+        group = Group(np.arange(rows)[:, None], np.arange(self.threads)[None], first, rows, registers)
+        self.ready: list[Group] = [group]
+        self.waiting: list[Group] = []
+        self.steps = 0
+
+    def _run(self) -> None:
+        program = self.program
+        while self.ready or self.waiting:
+            if not self.ready:
+                self._release_across()
+                continue
+            group = min(self.ready, key=lambda g: g.block)
+            self.ready.remove(group)
+            for other in [g for g in self.ready if g.block == group.block]:
+                self.ready.remove(other)
+                group = group.merged(other)
+            block = program.blocks[group.block]
+            self.steps += 1
+            if self.steps > self.checks.most_blocks:
+                site = program.kernel.instructions[block.first].site
+                self._refuse("no progress", f"{self.steps} basic blocks executed", site, group)
+            if block.barrier:
+                self._arrive(group, block)
+                continue
+            counted = self.executed[group.block]
+            counted[0] += group.size
+            counted[1] += group.size // 32 if group.whole else _warps(group)
+            condition = program.function(group.block)(self, group)
+            self._continue(group, block, condition)
+
+    def _continue(self, group: Group, block: blocks.Block, condition: ndarray | None) -> None:
+        """Send a group on from the end of a block."""
+        last = self.program.kernel.instructions[block.last - 1]
+        following = block.successors
+        if last.name in ("ret", "exit"):
+            going = (group, None) if condition is None else group.split(condition)
+            targets: tuple[int | None, ...] = (None, *following)
+        elif condition is not None:
+            going = group.split(condition)
+            # A branch to the end of the kernel has no block of its own.
+            targets = following if len(following) == 2 else (None, *following)
+        else:
+            going, targets = (group,), following or (None,)
+        for part, target in zip(going, (*targets, None), strict=False):
+            if part is None:
+                continue
+            if target is None:
+                self._exit(part)
+            else:
+                part.block = target
+                if part is not group:
+                    part.keep(self.program.blocks[target].live_in)
+                self.ready.append(part)
+
+    def _exit(self, group: Group) -> None:
+        rows, _ = group.flat()
+        self.exited += np.bincount(rows, minlength=self.rows)
+
+    # --- barriers
+
+    def _arrive(self, group: Group, block: blocks.Block) -> None:
+        """A group is at a barrier: those blocks go on of which all threads are there."""
+        for other in [g for g in self.waiting if g.block == group.block]:
+            self.waiting.remove(other)
+            group = group.merged(other)
+        ins = self.program.kernel.instructions[block.first]
+        counted = self.executed[group.block]
+        if not group.whole and "aligned" not in ins.modifiers and ins.name == "barrier":
+            pass  # barrier.sync without .aligned may be reached by parts of a warp
+        needed = self._needed(ins)
+        rows, _ = group.flat()
+        present = np.bincount(rows, minlength=self.rows)
+        complete = present == needed
+        if not complete[rows].any():
+            self.waiting.append(group)
+            return
+        go, stay = group.split(complete[group.row])
+        if stay is not None:
+            self.waiting.append(stay)
+        counted[0] += go.size
+        counted[1] += go.size // 32
+        self._pass(go, block)
+
+    def _needed(self, ins: ptx.Instruction) -> int:
+        """How many threads of a block a barrier waits for."""
+        known = {"sync", "cta", "aligned"}
+        if set(ins.modifiers) - known or ins.guard is not None:
+            raise Unsupported(f"{ins.site}: the emulator does not know {ins.opcode}")
+        if len(ins.operands) < 2:
+            return self.threads
+        if not isinstance(ins.operands[1], ptx.Immediate):
+            raise Unsupported(f"{ins.site}: a barrier whose number of threads is computed")
+        return ins.operands[1].value
+
+    def _pass(self, group: Group, block: blocks.Block) -> None:
+        """The barrier lets a group through."""
+        self.clock += 1
+        now = self.clock << TIME
+        if group.all_rows:
+            self.epoch = now
+            self.epochs[:] = now
+        else:
+            self.epochs[group.row.reshape(-1)] = now
+            self.epoch = now if (self.epochs == now).all() else None
+        self._continue(group, block, None)
+
+    def _release_across(self) -> None:
+        """No group can go on: barriers of one number that are reached at several places, or a fault."""
+        arrived: dict[int, ndarray] = {}
+        for group in self.waiting:
+            ins = self._barrier(group)
+            if len(ins.operands) == 2:
+                rows, _ = group.flat()
+                number = ins.operands[0].value
+                arrived[number] = arrived.get(number, 0) + np.bincount(rows, minlength=self.rows)
+        for group in list(self.waiting):
+            ins = self._barrier(group)
+            if len(ins.operands) == 2 and isinstance(ins.operands[0], ptx.Immediate):
+                complete = arrived[ins.operands[0].value] == self._needed(ins)
+                go, stay = group.split(np.broadcast_to(complete[group.row], group.row.shape))
+                if go is not None:
+                    self.waiting.remove(group)
+                    if stay is not None:
+                        self.waiting.append(stay)
+                    self._pass(go, self.program.blocks[go.block])
+        if not self.ready:
+            self._stuck()
+
+    def _barrier(self, group: Group) -> ptx.Instruction:
+        return self.program.kernel.instructions[self.program.blocks[group.block].first]
+
+    def _stuck(self) -> None:
+        group = self.waiting[0]
+        row = int(np.ravel(group.row)[0])
+        rows, _ = group.flat()
+        here = int((rows == row).sum())
+        elsewhere = sum(int((g.flat()[0] == row).sum()) for g in self.waiting[1:])
+        detail = f"{here} threads wait at this barrier, {elsewhere} at another, {self.exited[row]} have exited"
+        self._refuse("divergent", detail, self._barrier(group).site, group)
+
+    def _refuse(self, kind: str, detail: str, site: Site, group: Group) -> None:
+        raise Fault(kind, detail, site, self.cta_name(int(np.ravel(group.cta)[0])), int(np.ravel(group.tid)[0]))
+
+    def order_warps(self, group: Group) -> None:
+        """bar.warp.sync has been executed by whole warps of a group."""
+        self.clock += 1
+        now = self.clock << TIME
+        if group.all_rows and group.shape[1] == self.threads:
+            self.warp_epoch = now
+            self.warp_epochs[:] = now
+        else:
+            rows, tids = group.flat()
+            self.warp_epochs[rows, tids >> 5] = now
+            used = self.warp_epochs[:, : -(-self.threads // 32)]
+            self.warp_epoch = now if (used == now).all() else None
+
+    def fence_proxy(self, group: Group) -> None:
+        """fence.proxy.async: what was written before can be read by wgmma."""
+        self.clock += 1
+        self.proxy_fence = self.clock << TIME
+
+    def fence_device(self) -> None:
+        """A fence for other blocks: from here on their order is not known to the emulator."""
+        self.fenced = True
+
+    # --- what generated code calls
+
+    def parameter(self, at: int, dtype: type) -> ndarray:
+        """A parameter, [1, 1]."""
+        return self.parameters[at : at + np.dtype(dtype).itemsize].view(dtype).reshape(1, 1)
+
+    def symbol(self, name: str, site: Site) -> ndarray:
+        """The address of a variable, [1, 1]."""
+        place = self.program.symbols.get(name, self.global_symbols.get(name))
+        if place is None:
+            raise Unsupported(f"{site}: {name} is no variable")
+        return np.array([[place]], np.uint64)
+
+    def window(self, space: str) -> int:
+        """Where a space begins among generic addresses."""
+        return _WINDOWS[space]
+
+    def unset(self, g: Group, index: int, site: Site, old: bool) -> ndarray:
+        """A register that nothing has written: what it held does not matter to a guarded result."""
+        register = self.program.kernel.registers[index]
+        if old:
+            return generate.undefined(self.program.kinds[index])
+        self._refuse("uninitialised", f"register {register.name}", site, g)
+
+    def space(self, name: str, where: ndarray) -> tuple[Space, ndarray]:
+        """The memory that an address is of."""
+        if name == "global":
+            return self.memory, where
+        if name == "shared":
+            return self.shared, where
+        if name == "local":
+            return self.local, where
+        for candidate in ("local", "shared"):
+            window = _WINDOWS[candidate]
+            inside = (where >= window) & (where < window + (1 << 40))
+            if inside.all():
+                return self.space(candidate, where - np.uint64(window))
+            if inside.any():
+                raise Unsupported("a generic access to several kinds of memory at once")
+        return self.memory, where
+
+    def load(
+        self, g: Group, space: str, where: ndarray, size: int, count: int, guard: ndarray | None, olds: tuple, site: Site
+    ) -> list[ndarray]:
+        """``count`` values of ``size`` bytes for each thread; ``olds`` where the guard does not hold."""
+        memory, where = self.space(space, where)
+        lanes, words = memory.load(g, where, size * count, guard, site)
+        if lanes is None:
+            return list(olds)
+        if count > 1:
+            words = words.view(f"u{size}").reshape(*words.shape, count)
+            return [lanes.spread(words[..., i], olds[i]) for i in range(count)]
+        return [lanes.spread(words, olds[0])]
+
+    def store(self, g: Group, space: str, where: ndarray, values: tuple, guard: ndarray | None, site: Site) -> None:
+        """Write the values of each thread."""
+        memory, where = self.space(space, where)
+        if len(values) == 1:
+            memory.store(g, where, values[0], guard, site)
+            return
+        shape = np.broadcast_shapes(*(value.shape for value in values))
+        size = values[0].dtype.itemsize
+        words = np.empty((*shape, len(values)), values[0].dtype)
+        for i, value in enumerate(values):
+            words[..., i] = value
+        word = {2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}[size * len(values)]
+        memory.store(g, where, words.view(word)[..., 0], guard, site)
+
+    def atomic(self, g: Group, space: str, where: ndarray, *more: Any) -> ndarray | None:
+        """atom and red."""
+        memory, where = self.space(space, where)
+        return atomic(self, g, memory, where, *more)
+
+    def trap(self, g: Group, guard: ndarray | None, site: Site) -> None:
+        """Stop."""
+        if guard is None or guard.any():
+            raise EmulatorError(f"{site}: the kernel stops itself")
+
+    def special(self, g: Group, name: str) -> ndarray:
+        """A register of the machine."""
+        stem, _, axis = name[1:].partition(".")
+        i = "xyz".find(axis) if axis else 0
+        if stem == "tid":
+            divisor = (1, self.block[0], self.block[0] * self.block[1])[i]
+            return g.tid // divisor % self.block[i]
+        if stem == "ctaid":
+            divisor = (1, self.grid[0], self.grid[0] * self.grid[1])[i]
+            return g.cta // divisor % self.grid[i] if self.grid[i] > 1 else np.zeros((1, 1), np.int64)
+        lane = g.tid & 31
+        masks = {"eq": 1 << lane, "lt": (1 << lane) - 1, "le": (2 << lane) - 1}
+        masks |= {"gt": 0xFFFFFFFF ^ masks["le"], "ge": 0xFFFFFFFF ^ masks["lt"]}
+        if stem.startswith("lanemask_"):
+            return masks[stem[-2:]]
+        one = {"ntid": self.block[i], "nctaid": self.grid[i], "WARP_SZ": 32, "nwarpid": -(-self.threads // 32)}
+        one |= {"dynamic_smem_size": self.dynamic_shared, "total_smem_size": self.shared_bytes, "gridid": 0}
+        one |= {"cluster_ctarank": 0, "cluster_nctarank": 1, "cluster_ctaid": 0, "cluster_nctaid": 1}
+        if stem == "laneid":
+            return lane
+        if stem == "warpid":
+            return g.tid >> 5
+        if stem in one:
+            return np.array([[one[stem]]], np.int64)
+        raise Unsupported(f"the emulator does not know the register {name}")
+
+    # --- names for messages
+
+    def cta_name(self, cta: int) -> tuple[int, int, int]:
+        """x, y, z of a block."""
+        return cta % self.grid[0], cta // self.grid[0] % self.grid[1], cta // (self.grid[0] * self.grid[1])
+
+    def row_of(self, cta: ndarray) -> ndarray:
+        """Blocks counted from the first of this part."""
+        return cta - self.first
+
+    def name_address(self, kind: str, offset: int) -> str:
+        """An address as a reader knows it."""
+        if kind == "global":
+            return self.device.describe(offset)
+        names = sorted((place, name) for name, place in self.program.symbols.items() if place <= offset)
+        return f"{kind} {names[-1][1]} + {offset - names[-1][0]}" if names and kind == "shared" else f"{kind} + {offset}"
+
+
+def _warps(group: Group) -> int:
+    rows, tids = group.flat()
+    return len(np.unique(rows * 32 + (tids >> 5)))
+
+
+@functools.lru_cache(maxsize=256)
+def programs(text: str, worst: bool = False) -> dict[str, Program]:
+    """Kernels of a PTX text by name."""
+    return {name: Program(kernel, worst) for name, kernel in ptx.parse(text).items()}
