@@ -331,8 +331,9 @@ void attention_cuda(const AttentionCall& call, const CudaTarget& target) {
 AttentionWorkspace attention_backward_workspace(int64_t batch_heads, int64_t tokens, int64_t width,
                                                 const CudaTarget& target) {
   const CudaCall cuda("attention_backward", target);
-  const AttentionPlan plan = attention_plan(tokens, width, cuda.shared_limit());
-  const int64_t blocks = int64_t(cuda.multiprocessors()) * attention_limits(plan.columns).blocks;
+  const int64_t shared_limit = cuda.shared_limit();
+  const AttentionPlan plan = attention_plan(tokens, width, shared_limit);
+  const int64_t blocks = cuda.multiprocessors() * attention_blocks(plan, shared_limit);
   return {batch_heads < blocks ? batch_heads : blocks, plan.workspace_floats()};
 }
 

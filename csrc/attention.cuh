@@ -68,14 +68,21 @@ struct AttentionPlan {
   }
 };
 
-// As many warps as shared memory allows, given the bytes that a block can have; then as few as need no more tiles.
+// How many such blocks a multiprocessor holds at a time, given the bytes of shared memory that one block can have.
+inline int64_t attention_blocks(const AttentionPlan& plan, int64_t shared_limit) {
+  const AttentionLimits limits = attention_limits(plan.columns);
+  const int64_t reserved = 1024;  // bytes that every block costs beside its own
+  const int64_t by_registers = limits.blocks * limits.warps / plan.warps;
+  const int64_t by_memory = (shared_limit + reserved) / (2 * plan.shared_numbers() + reserved);
+  return by_registers < by_memory ? by_registers : by_memory;
+}
+
+// As many warps as shared memory allows, then as few as need no more tiles.
 inline AttentionPlan attention_plan(int64_t tokens, int64_t width, int64_t shared_limit) {
   const int columns = attention_columns(width);
   const AttentionLimits limits = attention_limits(columns);
-  const int64_t reserved = 1024;  // that each block costs a multiprocessor beside its own
-  const int64_t bytes = (shared_limit + reserved) / limits.blocks - reserved;
   AttentionPlan plan = {int32_t(tokens), columns, limits.warps};
-  while (plan.warps > 1 && 2 * plan.shared_numbers() > bytes) --plan.warps;
+  while (plan.warps > 1 && attention_blocks(plan, shared_limit) < limits.blocks) --plan.warps;
   for (const int32_t tiles = plan.key_tiles(); plan.warps > 1; --plan.warps) {
     const AttentionPlan fewer = {plan.tokens, columns, plan.warps - 1};
     if (fewer.key_tiles() > tiles) break;
@@ -207,12 +214,13 @@ struct AttentionKeys {
         value_address(shared_address(values + a_offset(kStride))) {
 #pragma unroll
     for (int f = 0; f < kFragments; ++f) {
-      if constexpr (kInRegisters)
+      if constexpr (kInRegisters) {
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
           load_matrix(key[f][k], key_address + offset(f, k));
           load_matrix(value[f][k], value_address + offset(f, k));
         }
+      }
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n)
 #pragma unroll
