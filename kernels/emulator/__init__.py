@@ -8,7 +8,8 @@ docs/emulator.md says what it covers and what it cannot see.
 
 from s2vfast.kernels.emulator.faults import KINDS, EmulatorError, Fault, Site, Unsupported
 from s2vfast.kernels.emulator.launch import Emulation, run, run_ptx
-from s2vfast.kernels.emulator.machine import Checks, Machine, Program, programs
+from s2vfast.kernels.emulator.machine import Checks, Machine
+from s2vfast.kernels.emulator.program import Program, programs
 from s2vfast.kernels.emulator.switch import emulate
 
 __all__ = [

@@ -30,7 +30,8 @@ from s2vfast import _extension
 from s2vfast.kernels.emulator.device import DeviceMemory
 from s2vfast.kernels.emulator.faults import EmulatorError
 from s2vfast.kernels.emulator.launch import Emulation
-from s2vfast.kernels.emulator.machine import SHARED_LIMIT, Machine, Program, programs
+from s2vfast.kernels.emulator.machine import SHARED_LIMIT, Machine
+from s2vfast.kernels.emulator.program import Program, programs
 
 ROOT = Path(__file__).parents[2]
 STREAM = 0x5EA4  # the stream that calls are made on: whatever is launched on another is a mistake
