@@ -1,6 +1,7 @@
 """Does an implementation compute what the reference computes? One rule, for tests and for anybody's own shapes.
 
     python -m s2vfast.verify [STEM ...] [--impl NAME] [--shape tiny] [--sizes N=3,L=77,D=64] [--dtype bfloat16]
+    python -m s2vfast.verify [STEM ...] --emulate 80   # compiled kernels on a CPU: triton, and native's CUDA code
 
 Floating-point results: the largest error against the reference in float64 may be twice that of the plain implementation
 in the same dtype (three times for gradients, which are those of a random upstream gradient), plus a small floor.
@@ -218,6 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    text = "run the kernels compiled for sm_80 or sm_90 in the emulator (docs/emulator.md)"
+    parser.add_argument("--emulate", type=int, choices=(80, 90), help=text)
     asked = parser.parse_args(arguments)
     code = 0
     try:
@@ -226,10 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
         for stem in asked.stems or STEMS:
             can = [name for name, reasons in ops.availability(_kind(asked.device))[stem].items() if not reasons]
+            if asked.emulate:
+                can = [name for name in ("triton", "native") if name in ops.operation(stem).implementations]
             for impl in [asked.impl] if asked.impl else [name for name in can if name != "reference"]:
-                rows = verify(
-                    stem, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed
-                )
+                with _emulated(asked.emulate, impl):
+                    rows = verify(
+                        stem, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed
+                    )
                 code = max([code, *(int(not row.good) for row in rows)])
                 for row in rows:
                     verdict = "good" if row.good else "WRONG"
@@ -239,6 +245,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code
+
+
+def _emulated(arch: int | None, impl: str) -> contextlib.AbstractContextManager[Any]:
+    if arch is None or impl not in ("triton", "native"):
+        return contextlib.nullcontext()
+    from s2vfast.kernels.emulator import emulate
+
+    return emulate(arch, impl)
 
 
 def _kind(device: str) -> str:

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "reference": set(),
     "kernels": {"reference"},  # what the draws are for, and where they stand in the counter
     "kernels.aot": {"kernels", "ops", "inputs"},
+    "kernels.emulator": {"kernels", "_extension"},
     "_extension": {"_native"},
     "ops": {"reference", "kernels", "_extension"},
     "nn": {"ops"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "evaluate": {"train", "objectives", "nn", "ops", "reference", "data", "presets"},
     "view": {"train", "evaluate", "objectives", "nn", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},
-    "verify": {"ops", "inputs"},
+    "verify": {"ops", "inputs", "kernels"},
     "doctor": {"ops", "_extension"},
     "demo": {"train", "evaluate", "view", "data", "presets", "doctor"},
     "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo"},
@@ -104,6 +105,8 @@ def _module_level(body):
 def part_of(path: str) -> str:
     if path == "kernels/aot.py":  # a program beside the kernels, which runs the operations
         return "kernels.aot"
+    if path.startswith("kernels/emulator/"):
+        return "kernels.emulator"
     return "kernels" if path.startswith("kernels/") else Path(path).parts[1].removesuffix(".py")
 
 

@@ -7,10 +7,12 @@ docs/emulator.md says what it covers and what it cannot see.
 """
 
 from s2vfast.kernels.emulator.faults import KINDS, EmulatorError, Fault, Site, Unsupported
-from s2vfast.kernels.emulator.launch import Emulation, emulate_triton, run, run_ptx
-from s2vfast.kernels.emulator.machine import Checks, Machine, Program, programs
+from s2vfast.kernels.emulator.launch import Emulation, run, run_ptx
+from s2vfast.kernels.emulator.machine import Checks, Machine
+from s2vfast.kernels.emulator.program import Program, programs
+from s2vfast.kernels.emulator.switch import emulate
 
 __all__ = [
     "KINDS", "Checks", "Emulation", "EmulatorError", "Fault", "Machine", "Program", "Site", "Unsupported",
-    "emulate_triton", "programs", "run", "run_ptx",
+    "emulate", "programs", "run", "run_ptx",
 ]  # fmt: skip

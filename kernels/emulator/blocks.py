@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from s2vfast.kernels.emulator.ptx import Address, Instruction, Kernel, Negated, Operand, Pair, Register, Vector
@@ -91,8 +92,7 @@ def split(kernel: Kernel) -> tuple[list[Block], dict[int, int]]:
             starts |= {i, i + 1}
     bounds = sorted(start for start in starts if start <= len(code))
     blocks = [
-        Block(first, last, first < len(code) and is_barrier(code[first]))
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        Block(first, last, first < len(code) and is_barrier(code[first])) for first, last in itertools.pairwise(bounds)
     ]
     index = {block.first: number for number, block in enumerate(blocks)}
     for number, block in enumerate(blocks):

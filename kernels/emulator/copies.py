@@ -9,9 +9,11 @@ import numpy as np
 from numpy import ndarray
 
 from s2vfast.kernels.emulator.faults import Site, Unsupported
-from s2vfast.kernels.emulator.instructions import address, instruction, known
-from s2vfast.kernels.emulator.memory import COPYING, Lanes, Space
+from s2vfast.kernels.emulator.generate import address
+from s2vfast.kernels.emulator.lanes import Lanes
+from s2vfast.kernels.emulator.memory import COPYING, Space
 from s2vfast.kernels.emulator.ptx import Immediate, Instruction
+from s2vfast.kernels.emulator.table import instruction, known
 
 if TYPE_CHECKING:
     from s2vfast.kernels.emulator.generate import Writer
@@ -52,7 +54,14 @@ class Copies:
         self.machine = machine
 
     def start(
-        self, g: Group, to: ndarray, source: ndarray, width: int, size: ndarray | None, guard: ndarray | None, site: Site
+        self,
+        g: Group,
+        to: ndarray,
+        source: ndarray,
+        width: int,
+        size: ndarray | None,
+        guard: ndarray | None,
+        site: Site,
     ) -> None:
         """Begin a copy of ``width`` bytes for each thread, of which ``size`` come from memory and the others are 0."""
         shared, memory = self.machine.shared, self.machine.memory

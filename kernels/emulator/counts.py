@@ -11,15 +11,15 @@ from numpy import ndarray
 from s2vfast.kernels.emulator.ptx import BYTES, Immediate, Instruction
 
 if TYPE_CHECKING:
+    from s2vfast.kernels.emulator.lanes import Lanes
     from s2vfast.kernels.emulator.machine import Machine
-    from s2vfast.kernels.emulator.memory import Lanes
 
 _UNITS = {"shfl": "shuffle", "vote": "vote", "redux": "redux", "match": "vote", "bra": "branch", "ret": "branch"}
 _SPACES = ("global", "shared", "local", "param", "const")
 
 
 def class_of(instruction: Instruction) -> str:
-    """The class of an instruction, such as ``fma.f32``, ``mufu``, ``load.global.16`` (bytes a thread), ``mma.m16n8k16``."""
+    """The class of an instruction: ``fma.f32``, ``mufu``, ``load.global.16`` (bytes a thread), ``mma.m16n8k16`` …"""
     name, mods = instruction.name, instruction.modifiers
     if name in ("mma", "wgmma"):
         shape = next((mod for mod in mods if mod[0] == "m" and "n" in mod and "k" in mod), mods[0])
@@ -35,7 +35,7 @@ def class_of(instruction: Instruction) -> str:
         return f"cp.async.{width.value}" if isinstance(width, Immediate) else ".".join(("cp", *mods[:2]))
     if name in ("bar", "barrier"):
         return "barrier.warp" if mods[0] == "warp" else "barrier"
-    if "approx" in mods or name in ("ex2", "lg2", "sin", "cos", "tanh", "rsqrt") or name == "div" and "full" in mods:
+    if "approx" in mods or name in ("ex2", "lg2", "sin", "cos", "tanh", "rsqrt") or (name == "div" and "full" in mods):
         return "mufu"
     if name in ("atom", "red", "fence", "membar"):
         return name

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from s2vfast import errors
 
-class EmulatorError(Exception):
+
+class EmulatorError(errors.S2vfastError, RuntimeError):
     """Anything that stops the emulator."""
 
 

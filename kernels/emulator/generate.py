@@ -1,7 +1,7 @@
 """Writes a basic block as a Python function over NumPy arrays, one value a thread of a group.
 
-A value is an array [blocks, threads] that broadcasts: what depends on the thread alone is [1, threads], what is the same
-for all is [1, 1], so that each number is computed once.
+A value is an array [blocks, threads] that broadcasts: what depends on the thread alone is [1, threads], what is the
+same for all is [1, 1], so that each number is computed once.
 """
 
 from __future__ import annotations
@@ -13,17 +13,34 @@ from numpy import ndarray
 
 from s2vfast.kernels.emulator import arithmetic, blocks
 from s2vfast.kernels.emulator.faults import Unsupported
-from s2vfast.kernels.emulator.ptx import BYTES, Immediate, Instruction, Negated, Operand, Register, Sink, Special, Symbol
+from s2vfast.kernels.emulator.ptx import (
+    BYTES,
+    Address,
+    Immediate,
+    Instruction,
+    Negated,
+    Operand,
+    Register,
+    Sink,
+    Special,
+    Symbol,
+)
+from s2vfast.kernels.emulator.table import TABLE
 
 if TYPE_CHECKING:
-    from s2vfast.kernels.emulator.machine import Program
+    from s2vfast.kernels.emulator.program import Program
 
 # NumPy's dtypes, as the generated code names them.
-DTYPES: dict[str, type] = {f"{kind}{size}": getattr(arithmetic, f"{kind}{size}") for kind in "ui" for size in (1, 2, 4, 8)}
+DTYPES: dict[str, type] = {
+    f"{kind}{size}": getattr(arithmetic, f"{kind}{size}") for kind in "ui" for size in (1, 2, 4, 8)
+}
 DTYPES |= {"f2": np.float16, "f4": np.float32, "f8": np.float64, "b1": np.bool_}
 UNDEFINED = 0x7FF97FF97FF97FF9  # what a register or memory holds before it is written: NaN in every format
 
 _TOKENS = {"pred": "b1", "f32": "f4", "f64": "f8", "f16": "u2", "bf16": "u2", "f16x2": "u4", "bf16x2": "u4"}
+FLOATS = ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
+NARROW = {"f16": "f16", "bf16": "bf16", "f16x2": "f16", "bf16x2": "bf16"}
+"""Types narrower than float32, and what their numbers are."""
 _FLOAT_RESULTS = "add sub mul fma mad div rcp sqrt rsqrt ex2 lg2 sin cos tanh".split()
 
 
@@ -76,12 +93,11 @@ class Writer:
         self.busy: set[int] = set()  # registers of wgmma that this block has started
         self.written_since_fence: set[str] = set()  # names, since wgmma.fence
         self.instruction: Instruction | None = None
+        self.run: list[Instruction] = []  # it and those that are written together with it
         self.site = ""
 
     def source(self) -> str:
         """The function ``block(m, g)``; it returns the condition of the branch at its end, if there is one."""
-        from s2vfast.kernels.emulator import instructions, tensor_cores
-
         result = None
         code = self.program.kernel.instructions[self.block.first : self.block.last]
         at = 0
@@ -97,14 +113,12 @@ class Writer:
             if instruction.name in ("bra", "ret", "exit"):
                 result = self.guard
                 continue
-            write = instructions.TABLE.get(instruction.name)
+            write = TABLE.get(instruction.name)
             if write is None:
                 raise Unsupported(f"{instruction.site}: the emulator does not know {instruction.opcode}")
             try:
-                if len(run) > 1:
-                    tensor_cores.write_products(self, run)
-                else:
-                    write(self, instruction)
+                self.run = run
+                write(self, instruction)
             except Unsupported as error:
                 if str(instruction.site) in str(error):
                     raise
@@ -275,6 +289,14 @@ class Writer:
         self.use(source, kind)
         self.current[target.index] = dict(self.current[source.index])
         self.changed.add(target.index)
+
+
+def address(w: Writer, operand: Address, space: str) -> str:
+    """An address as an array of unsigned numbers."""
+    narrow = space == "shared" and isinstance(operand.base, Register) and operand.base.type in ("b32", "u32", "s32")
+    kind = "u4" if narrow else "u8"
+    base = w.use(operand.base, kind)
+    return w.variable(f"{base} + {w.constant(operand.offset, kind)}") if operand.offset else base
 
 
 def constants() -> dict[str, Any]:

@@ -9,8 +9,8 @@ from numpy import ndarray
 class Group:
     """Threads of a launch that execute together.
 
-    Values are arrays [R, C] that broadcast. Of a rectangular group, R are blocks and C threads of each; any other set of
-    threads is one row, sorted by block and thread.
+    Values are arrays [R, C] that broadcast. Of a rectangular group, R are blocks and C threads of each; any other set
+    of threads is one row, sorted by block and thread.
 
     Args:
         row: int64 [R, 1], or [1, n]: blocks, counted from the first of this part of the launch.
@@ -133,15 +133,15 @@ class Group:
             shape_x[axis], shape_y[axis] = self.shape[axis], other.shape[axis]
             across = max(shape_x[1 - axis], shape_y[1 - axis])
             shape_x[1 - axis] = shape_y[1 - axis] = across
-            return np.take(np.concatenate([np.broadcast_to(x, shape_x), np.broadcast_to(y, shape_y)], axis), order, axis)
+            return np.take(
+                np.concatenate([np.broadcast_to(x, shape_x), np.broadcast_to(y, shape_y)], axis), order, axis
+            )
 
         registers: list[ndarray | None] = []
         for x, y in zip(self.registers, other.registers, strict=True):
             if x is None or y is None:
                 registers.append(None if x is None and y is None else self._filled(x, y, join))
-            elif x is y and x.shape[axis] == 1:
-                registers.append(x)
-            elif x.size == 1 and y.size == 1 and x.tobytes() == y.tobytes():
+            elif (x is y and x.shape[axis] == 1) or (x.size == 1 and y.size == 1 and x.tobytes() == y.tobytes()):
                 registers.append(x)
             else:
                 registers.append(join(x, y))

@@ -18,7 +18,8 @@ from s2vfast.kernels import _launch
 from s2vfast.kernels.emulator.counts import Counts
 from s2vfast.kernels.emulator.device import DeviceMemory, Unwritten
 from s2vfast.kernels.emulator.faults import EmulatorError
-from s2vfast.kernels.emulator.machine import SHARED_LIMIT, Checks, Machine, programs
+from s2vfast.kernels.emulator.machine import SHARED_LIMIT, Checks, Machine
+from s2vfast.kernels.emulator.program import programs
 
 _SCALARS = {"i1": "?", "u1": "?", "i8": "b", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I", "i64": "q"}
 _SCALARS |= {"u64": "Q", "fp32": "f", "f32": "f", "fp64": "d", "f64": "d"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,10 @@ from s2vfast.kernels.emulator.device import DeviceMemory
 from s2vfast.kernels.emulator.faults import EmulatorError, Fault, Site, Unsupported
 from s2vfast.kernels.emulator.groups import Group
 from s2vfast.kernels.emulator.memory import TIME, Space
+from s2vfast.kernels.emulator.program import SHARED_START, Program
 from s2vfast.kernels.emulator.tensor_cores import TensorCores
 from s2vfast.kernels.emulator.warps import Warps
 
-SHARED_START = 1024  # where shared memory begins: the system has the first kilobyte
 _WINDOWS = {"global": 0, "const": 0, "shared": 1 << 40, "local": 1 << 41}  # where spaces are among generic addresses
 _THREADS_AT_ONCE = 1 << 15
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
@@ -42,71 +41,6 @@ class Checks:
     worst: bool = False
     traffic: bool = False
     most_blocks: int = 10_000_000
-
-
-class Program:
-    """A kernel ready to be executed; its blocks are written when they are first reached.
-
-    Args:
-        kernel: as parsed.
-        worst: see `Checks`.
-    """
-
-    def __init__(self, kernel: ptx.Kernel, worst: bool = False) -> None:
-        self.kernel, self.worst = kernel, worst
-        self.blocks, self.block_at = blocks.split(kernel)
-        self.kinds, self.computed = generate.canonical_types(self)
-        self.maybe_unset = self.blocks[0].live_in if self.blocks else frozenset()
-        self.asynchronous = any(ins.name == "wgmma" for ins in kernel.instructions)
-        self.has_atomics = any(ins.name in ("atom", "red") for ins in kernel.instructions)
-        self.granules = self._granules()
-        self.symbols, self.static_shared = self._layout("shared", SHARED_START)
-        local, self.local_bytes = self._layout("local", 0)
-        self.symbols |= local
-        self.namespace: dict[str, Any] = generate.constants()
-        self.functions: list[Any] = [None] * len(self.blocks)
-        self.counts = [Counts.of(kernel.instructions[block.first : block.last]) for block in self.blocks]
-
-    def function(self, number: int) -> Any:
-        """The block as a Python function."""
-        if self.functions[number] is None:
-            block = self.blocks[number]
-            source = generate.Writer(self, block, self.namespace).source()
-            scope = self.namespace
-            exec(compile(source, f"<{self.kernel.name} block {number}>", "exec"), scope)
-            self.functions[number] = scope["block"]
-        return self.functions[number]
-
-    def _layout(self, space: str, start: int) -> tuple[dict[str, int], int]:
-        places, end = {}, start
-        for variable in sorted(self.kernel.memory(space), key=lambda v: v.size == 0):
-            # Memory whose size the launch gives comes last; swizzled layouts want it at multiples of 1024.
-            align = variable.align if variable.size else 1024
-            end = -(-end // align) * align
-            places[variable.name] = end
-            end += variable.size
-        return places, end
-
-    def _granules(self) -> dict[str, int]:
-        """The narrowest access of each space, in bytes."""
-        least = {"global": 16, "shared": 16, "local": 16}
-        for ins in self.kernel.instructions:
-            if ins.name not in ("ld", "st", "atom", "red", "ldu", "cp"):
-                continue
-            mods = ins.modifiers
-            if ins.name == "cp":
-                if mods[:1] == ("async",) and len(ins.operands) > 2:
-                    for space in ("global", "shared"):
-                        least[space] = min(least[space], ins.operands[2].value)
-                continue
-            count = next((int(mod[1]) for mod in mods if mod in ("v2", "v4", "v8")), 1)
-            width = ptx.BYTES[mods[-1]] * count
-            named = {"const": "global", "shared::cta": "shared"}
-            spaces = [named.get(mod, mod) for mod in mods if named.get(mod, mod) in (*least, "param")]
-            for space in spaces or ("global", "shared", "local"):
-                if space != "param":
-                    least[space] = min(least[space], width)
-        return least
 
 
 class Machine:
@@ -139,7 +73,9 @@ class Machine:
         self.parameters = np.frombuffer(parameters, np.uint8)
         self.threads = block[0] * block[1] * block[2]
         if program.kernel.threads not in (None, block) or not 0 < self.threads <= 1024:
-            raise EmulatorError(f"{program.kernel.name}: launched with {block} threads, made for {program.kernel.threads}")
+            raise EmulatorError(
+                f"{program.kernel.name}: launched with {block} threads, made for {program.kernel.threads}"
+            )
         self.shared_bytes = -(-(program.static_shared + dynamic_shared) // 16) * 16
         self.dynamic_shared = dynamic_shared
         self.clock = 1
@@ -388,7 +324,15 @@ class Machine:
         return self.memory, where
 
     def load(
-        self, g: Group, space: str, where: ndarray, size: int, count: int, guard: ndarray | None, olds: tuple, site: Site
+        self,
+        g: Group,
+        space: str,
+        where: ndarray,
+        size: int,
+        count: int,
+        guard: ndarray | None,
+        olds: tuple,
+        site: Site,
     ) -> list[ndarray]:
         """``count`` values of ``size`` bytes for each thread; ``olds`` where the guard does not hold."""
         memory, where = self.space(space, where)
@@ -465,15 +409,11 @@ class Machine:
         if kind == "global":
             return self.device.describe(offset)
         names = sorted((place, name) for name, place in self.program.symbols.items() if place <= offset)
-        return f"{kind} {names[-1][1]} + {offset - names[-1][0]}" if names and kind == "shared" else f"{kind} + {offset}"
+        return (
+            f"{kind} {names[-1][1]} + {offset - names[-1][0]}" if names and kind == "shared" else f"{kind} + {offset}"
+        )
 
 
 def _warps(group: Group) -> int:
     rows, tids = group.flat()
     return len(np.unique(rows * 32 + (tids >> 5)))
-
-
-@functools.lru_cache(maxsize=256)
-def programs(text: str, worst: bool = False) -> dict[str, Program]:
-    """Kernels of a PTX text by name."""
-    return {name: Program(kernel, worst) for name, kernel in ptx.parse(text).items()}

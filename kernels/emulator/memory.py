@@ -1,4 +1,4 @@
-"""Global, shared and local memory: bytes, and beside them who wrote and who read what, which is what faults are found by.
+"""Global, shared and local memory: bytes, and beside them who wrote and read what, by which faults are found.
 
 Addresses are offsets into a row: global memory is one row, shared memory a row a block, local memory a row a thread.
 Beside each granule (the narrowest access of the kernel) stand two codes, of its last writer and its last readers:
@@ -17,6 +17,7 @@ import numpy as np
 from numpy import ndarray
 
 from s2vfast.kernels.emulator.faults import Fault, Site
+from s2vfast.kernels.emulator.lanes import Lanes
 
 if TYPE_CHECKING:
     from s2vfast.kernels.emulator.machine import Group, Machine
@@ -28,48 +29,6 @@ _MANY_LANES, _MANY_WARPS, _MANY_CTAS = 1 << 10, 1 << 11, 1 << 33
 _THREAD, _WARP = 0x3FF, 0x3E0
 COPYING = 1 << 62  # of a writer: cp.async has not been waited for; of a reader: wgmma has not
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
-
-class Lanes:
-    """Some threads of a group and what each of them accesses: arrays [rows, lanes] that broadcast.
-
-    Args:
-        offset: int64 offsets into the rows, checked.
-        row: rows of the memory; [R, 1] or [1, n].
-        tid: threads in their blocks.
-        cta: blocks in the launch.
-        uniform: whether all rows do the same.
-        chosen: None: all threads of the group; else which of the full shape, or which columns.
-        shape: of the group.
-    """
-
-    __slots__ = ("chosen", "cta", "offset", "row", "shape", "tid", "uniform")
-
-    def __init__(self, offset, row, tid, cta, uniform, chosen, shape) -> None:
-        self.offset, self.row, self.tid, self.cta = offset, row, tid, cta
-        self.uniform, self.chosen, self.shape = uniform, chosen, shape
-
-    def narrow(self, values: ndarray) -> ndarray:
-        """Values of all threads of the group as those of the lanes that take part."""
-        if self.chosen is None:
-            return values
-        if isinstance(self.chosen, tuple):
-            return np.broadcast_to(values, (values.shape[0], self.shape[1]))[:, self.chosen[0]]
-        return np.broadcast_to(values, self.shape)[self.chosen][None]
-
-    def spread(self, values: ndarray, old: ndarray | None) -> ndarray:
-        """What was read as an array of the group's threads; ``old`` where nothing was."""
-        if self.chosen is None:
-            return values
-        dtype = values.dtype
-        if isinstance(self.chosen, tuple):  # columns
-            shape = (values.shape[0], self.shape[1])
-            result = np.zeros(shape, dtype) if old is None else np.broadcast_to(old, shape).copy()
-            result[:, self.chosen[0]] = values
-        else:
-            result = np.zeros(self.shape, dtype) if old is None else np.broadcast_to(old, self.shape).copy()
-            result[self.chosen] = values[0]
-        return result
 
 
 class Space:
@@ -317,9 +276,7 @@ class Space:
         index = np.broadcast_to(index, np.broadcast_shapes(index.shape, me.shape))
         codes[index] = me[..., None] if codes.ndim == 2 else me
 
-    def _refuse(
-        self, found: ndarray, lanes: Lanes, width: int, site: Site, what: str, values: ndarray | None
-    ) -> None:
+    def _refuse(self, found: ndarray, lanes: Lanes, width: int, site: Site, what: str, values: ndarray | None) -> None:
         """Raise if a code found forbids the access; a write that changes nothing is forgiven."""
         parts = found.ndim > lanes.offset.ndim
         me = self._mine(lanes)
@@ -375,7 +332,7 @@ class Space:
     def _epochs(
         self, lanes: Lanes, parts: bool, shape: tuple[int, ...] | None = None
     ) -> tuple[ndarray | int, ndarray | int]:
-        """When each lane's block was last at a barrier, and its warp at bar.warp.sync; of the first lanes of a shape."""
+        """When each lane's block was last at a barrier and its warp at bar.warp.sync; of a shape's first lanes."""
         machine = self.machine
         if machine.epoch is not None and machine.warp_epoch is not None:
             return machine.epoch, max(machine.epoch, machine.warp_epoch)

@@ -14,9 +14,11 @@ from numpy import ndarray
 
 from s2vfast.kernels.emulator.arithmetic import f2, f4, f8, u2, u4, widen_bf16
 from s2vfast.kernels.emulator.faults import Fault, Site, Unsupported
-from s2vfast.kernels.emulator.instructions import address, instruction, known
-from s2vfast.kernels.emulator.memory import COPYING, Lanes
+from s2vfast.kernels.emulator.generate import address
+from s2vfast.kernels.emulator.lanes import Lanes
+from s2vfast.kernels.emulator.memory import COPYING
 from s2vfast.kernels.emulator.ptx import Immediate, Instruction, Negated, Register, Vector
+from s2vfast.kernels.emulator.table import instruction, known
 
 if TYPE_CHECKING:
     from s2vfast.kernels.emulator.generate import Writer
@@ -107,11 +109,12 @@ class TensorCores:
         parts = parts.reshape(len(jobs), rows, threads // 32, 4, 32)
         results = []
         for number, (_, _, c) in enumerate(jobs):
-            for i in range(4):
-                results.append((parts[number, :, :, i].reshape(rows, threads) + c[i]).astype(f4))
+            results += [(parts[number, :, :, i].reshape(rows, threads) + c[i]).astype(f4) for i in range(4)]
         return results
 
-    def load_matrices(self, g: Group, where: ndarray, count: int, trans: bool, guard: ndarray | None, site: Site) -> list:
+    def load_matrices(
+        self, g: Group, where: ndarray, count: int, trans: bool, guard: ndarray | None, site: Site
+    ) -> list:
         """ldmatrix: 8 x 8 matrices of 16 bits; lane i gives the address of row i % 8 of matrix i / 8."""
         self._whole(g, guard, site)
         lanes = self._matrix_lanes(g, where, count, site)
@@ -285,24 +288,20 @@ def _chunks(height: int, trans: int, swizzle: int, leading: int, stride: int) ->
 
 
 @instruction("mma")
-def _mma(w: Writer, ins: Instruction) -> None:
-    write_products(w, [ins])
-
-
-def write_products(w: Writer, run: list[Instruction]) -> None:
+def _mma(w: Writer, first: Instruction) -> None:
     """Several mma that do not need each other's results, as one."""
-    first = run[0]
-    match = re.fullmatch(r"sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(bf16|f16|tf32)\.\2\.f32", ".".join(first.modifiers))
+    pattern = r"sync\.aligned\.m16n8k(\d+)\.row\.col\.f32\.(bf16|f16|tf32)\.\2\.f32"
+    match = re.fullmatch(pattern, ".".join(first.modifiers))
     if not match or (int(match[1]), match[2] != "tf32") not in _TABLES or w.guard is not None:
         raise Unsupported(f"the emulator does not know {first.opcode}" + (" under a guard" if w.guard else ""))
     jobs = []
-    for ins in run:
+    for ins in w.run:
         _, a, b, c = ins.operands
         parts = ((a, "u4"), (b, "u4"), (c, "f4"))
         fields = ("".join(f"{w.use(item, kind)}, " for item in _items(operand)) for operand, kind in parts)
         jobs.append("(" + ", ".join(f"({field})" for field in fields) + ")")
     results = w.variable(f"m.tensor.mma(g, {match[2]!r}, {match[1]}, ({', '.join(jobs)},), {w.site})")
-    for number, ins in enumerate(run):
+    for number, ins in enumerate(w.run):
         for i, item in enumerate(_items(ins.operands[0])):
             w.define(item, "f4", f"{results}[{4 * number + i}]")
 
@@ -369,5 +368,3 @@ def _wgmma(w: Writer, ins: Instruction) -> None:
     )
     for i, item in enumerate(d.items):
         w.define(item, "f4", f"{results}[{i}]")
-
-

@@ -9,8 +9,8 @@ from numpy import ndarray
 
 from s2vfast.kernels.emulator.arithmetic import u4
 from s2vfast.kernels.emulator.faults import Fault, Site, Unsupported
-from s2vfast.kernels.emulator.instructions import instruction, known
 from s2vfast.kernels.emulator.ptx import Immediate, Instruction, Pair
+from s2vfast.kernels.emulator.table import instruction, known
 
 if TYPE_CHECKING:
     from s2vfast.kernels.emulator.generate import Writer
@@ -115,24 +115,24 @@ class Warps:
             moved = np.take_along_axis(np.broadcast_to(value, shape), np.broadcast_to(source, shape), axis=2)
         return layout.back(moved), layout.back(inside)
 
-    def vote(
-        self, g: Group, mode: str, p: ndarray, mask: ndarray, guard: ndarray | None, site: Site
-    ) -> ndarray:
+    def vote(self, g: Group, mode: str, p: ndarray, mask: ndarray, guard: ndarray | None, site: Site) -> ndarray:
         """vote.sync."""
         layout = self.layout(g, mask, guard, site)
-        laid = np.broadcast_to(layout.lay(p), (p.shape[0] if layout.whole else 1, g.shape[1] // 32, 32)) if (
-            layout.whole
-        ) else layout.lay(p)
+        laid = (
+            np.broadcast_to(layout.lay(p), (p.shape[0] if layout.whole else 1, g.shape[1] // 32, 32))
+            if (layout.whole)
+            else layout.lay(p)
+        )
         active = np.ones((1, 1, 32), bool) if layout.whole else layout.active
         if mode == "ballot":
-            return layout.back(((laid & active).astype(u4) << _LANES.astype(u4)).sum(axis=2, dtype=u4)[..., None] + u4(0))
+            return layout.back(
+                ((laid & active).astype(u4) << _LANES.astype(u4)).sum(axis=2, dtype=u4)[..., None] + u4(0)
+            )
         everyone, someone = (laid | ~active).all(axis=2), (laid & active).any(axis=2)
         result = {"all": everyone, "any": someone, "uni": everyone | ~someone}[mode]
         return layout.back(np.broadcast_to(result[..., None], laid.shape))
 
-    def reduce(
-        self, g: Group, operation: str, x: ndarray, mask: ndarray, guard: ndarray | None, site: Site
-    ) -> ndarray:
+    def reduce(self, g: Group, operation: str, x: ndarray, mask: ndarray, guard: ndarray | None, site: Site) -> ndarray:
         """redux.sync."""
         layout = self.layout(g, mask, guard, site)
         laid = layout.lay(x)
@@ -237,5 +237,3 @@ def _elect(w: Writer, ins: Instruction) -> None:
     both = w.variable(f"m.warps.elect(g, {w.use(mask, 'u4')}, {w.guard}, {w.site})")
     w.define(target.first, "u4", f"{both}[0]")
     w.define(target.second, "b1", f"{both}[1]")
-
-

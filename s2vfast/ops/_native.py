@@ -55,6 +55,8 @@ def _machine(device: str) -> tuple[str, ...]:
 
 def place(tensor: Tensor) -> dict[str, int]:
     """Where a call on this tensor runs: a GPU and its current stream, or threads of the CPU (device -1)."""
+    if emulated := _extension.emulated():
+        return emulated.place(tensor)
     if tensor.device.type != "cuda":
         return {"device": -1, "stream": 0, "threads": torch.get_num_threads()}
     stream = torch.cuda.current_stream(tensor.device)
@@ -63,4 +65,7 @@ def place(tensor: Tensor) -> dict[str, int]:
 
 def addresses(**tensors: Tensor | None) -> dict[str, int]:
     """Where each tensor lies; those that are None are left out."""
-    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if emulated := _extension.emulated():
+        return emulated.addresses(there)
+    return {name: tensor.data_ptr() for name, tensor in there.items()}
