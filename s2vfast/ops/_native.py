@@ -26,7 +26,7 @@ def reasons(
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
         found = list(_machine(device))
-        if device == "cpu" and not cpu:
+        if device == "cpu" and not cpu and _extension.emulated() is None:
             found.append("it is compiled for NVIDIA GPUs alone")
         names = " and ".join(str(dtype)[6:] for dtype in floats)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
