@@ -19,7 +19,7 @@ _SPACES = ("global", "shared", "local", "param", "const")
 
 
 def class_of(instruction: Instruction) -> str:
-    """The class of an instruction: ``fma.f32``, ``mufu``, ``load.global.16`` (bytes a thread), ``mma.m16n8k16`` …"""
+    """The class of an instruction: ``fma.f32``, ``mufu``, ``load.global.16`` (bytes a thread), ``mma.m16n8k16``."""
     name, mods = instruction.name, instruction.modifiers
     if name in ("mma", "wgmma"):
         shape = next((mod for mod in mods if mod[0] == "m" and "n" in mod and "k" in mod), mods[0])

@@ -5,11 +5,22 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-# These enter their instructions into the table.
-from s2vfast.kernels.emulator import accesses, blocks, copies, generate, instructions, ptx, tensor_cores, warps  # noqa: F401
+from s2vfast.kernels.emulator import (
+    accesses,
+    blocks,
+    conversions,
+    copies,
+    generate,
+    instructions,
+    ptx,
+    tensor_cores,
+    warps,
+)
 from s2vfast.kernels.emulator.counts import Counts
 from s2vfast.kernels.emulator.parser import parse
 
+# Modules that have entered their instructions into the table.
+INSTRUCTION_SET = (accesses, conversions, copies, instructions, tensor_cores, warps)
 SHARED_START = 1024  # where shared memory begins: the system has the first kilobyte
 
 
