@@ -348,7 +348,8 @@ class Space:
         codes, index = self._codes(self.writers, lanes, width)
         after = codes[index]
         after = after if after.ndim == lanes.offset.ndim else after[..., 0]
-        different = (after ^ self._mine(lanes))[np.nonzero(np.broadcast_to(differing, after.shape))]
+        different = after ^ self._mine(lanes)
+        different = different[np.nonzero(np.broadcast_to(differing, different.shape))]
         if self.kind == "global" and (different & (_CTA_MASK << _CTA)).any():
             return "race between blocks"
         return "race between warps" if (different & _WARP).any() else "race between lanes"
