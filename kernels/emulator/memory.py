@@ -116,7 +116,7 @@ class Space:
         """A flat view of codes, [granules of this width, parts], and where in it each lane's are."""
         parts = max(width >> self.shift, 1)
         index = lanes.offset >> (width.bit_length() - 1)
-        if not lanes.uniform and self.kind != "global":
+        if self.kind != "global" and not (lanes.uniform and self.single):  # it may be so no longer
             index = index + lanes.row * (self.size // width)
         return codes.reshape(-1, parts) if parts > 1 else codes.reshape(-1), index
 
