@@ -5,7 +5,6 @@ All functions take arrays that broadcast and return new ones. Bits of bfloat16 a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -352,12 +351,5 @@ def perturbed(value: ndarray, x: ndarray, relative: float, absolute: float) -> n
     result = np.where(exact, value, moved)
     near = result.astype(f4)
     # Rounding must not leave the bounds.
-    limit = np.maximum(np.abs(value) * relative, absolute)
-    inside = exact | (np.abs(near.astype(f8) - value) <= limit)
-    return np.where(inside, near, value.astype(f4))
-
-
-@functools.cache
-def fraction_mask(bits: int) -> np.integer:
-    """A mask of so many low bits."""
-    return u4((1 << bits) - 1)
+    beyond = ~exact & (np.abs(near.astype(f8) - value) > np.maximum(np.abs(value) * relative, absolute))
+    return np.where(beyond, np.nextafter(near, value.astype(f4)), near)

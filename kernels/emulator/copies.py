@@ -32,15 +32,9 @@ class Copy:
 
     def of(self, member: ndarray) -> Copy:
         """The part of some threads: ``member`` is bool [blocks, threads]."""
-        lanes = self.lanes
         self.shared.separate()
-        row = lanes.row
-        shape = np.broadcast_shapes(lanes.offset.shape, np.shape(row), lanes.tid.shape)
-        chosen = member[np.broadcast_to(row, shape), np.broadcast_to(lanes.tid, shape)]
-        parts = (np.broadcast_to(x, shape)[chosen][None] for x in (lanes.offset, row, lanes.tid, lanes.cta))
-        offset, row, tid, cta = parts
-        part = Lanes(offset, row, tid, cta, False, None, offset.shape)
-        return Copy(self.shared, part, np.broadcast_to(self.words, shape)[chosen][None], self.width)
+        part, chosen = self.lanes.of(member)
+        return Copy(self.shared, part, np.broadcast_to(self.words, chosen.shape)[chosen][None], self.width)
 
 
 class Copies:

@@ -61,10 +61,12 @@ class Group:
     def _part(self, row: ndarray, tid: ndarray, registers: list[ndarray | None]) -> Group:
         part = Group(row, tid, self.first, self.blocks, registers)
         part.block = self.block
-        part.wgmma_open, part.wgmma_reads, part.wgmma_groups = self.wgmma_open, self.wgmma_reads, self.wgmma_groups
-        if self.copies or self.copy_groups:
+        part.wgmma_open = self.wgmma_open
+        if self.copies or self.copy_groups or self.wgmma_groups or self.wgmma_reads:
             member = np.zeros((self.blocks, int(self.tid.max()) + 1), bool)
             member[part.flat()] = True
+            part.wgmma_reads = [lanes.of(member)[0] for lanes in self.wgmma_reads]
+            part.wgmma_groups = [(busy, [lanes.of(member)[0] for lanes in reads]) for busy, reads in self.wgmma_groups]
             part.copies = [copy.of(member) for copy in self.copies]
             part.copy_groups = [[copy.of(member) for copy in copies] for copies in self.copy_groups]
         return part
@@ -150,11 +152,11 @@ class Group:
         both = Group(row, tid, self.first, self.blocks, registers)
         both.block = self.block
         both.copies = self.copies + other.copies
-        both.copy_groups = _aligned(self.copy_groups, other.copy_groups)
+        both.copy_groups = [a + b for a, b in _aligned(self.copy_groups, other.copy_groups, [])]
         both.wgmma_open = self.wgmma_open | other.wgmma_open
         both.wgmma_reads = self.wgmma_reads + other.wgmma_reads
-        groups = max(self.wgmma_groups, other.wgmma_groups, key=len)
-        both.wgmma_groups = groups
+        for (busy, reads), (more_busy, more) in _aligned(self.wgmma_groups, other.wgmma_groups, (frozenset(), [])):
+            both.wgmma_groups.append((busy | more_busy, reads + more))
         return both
 
     @staticmethod
@@ -182,8 +184,8 @@ class Group:
         return square
 
 
-def _aligned(a: list[list], b: list[list]) -> list[list]:
-    """Groups of copies from the latest back."""
+def _aligned(a: list, b: list, nothing: object) -> list[tuple]:
+    """Pairs of groups of copies, or of products, from the latest back."""
     length = max(len(a), len(b))
-    a, b = ([[]] * (length - len(x)) + x for x in (a, b))
-    return [x + y for x, y in zip(a, b, strict=True)]
+    a, b = ([nothing] * (length - len(x)) + x for x in (a, b))
+    return list(zip(a, b, strict=True))

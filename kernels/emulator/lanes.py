@@ -46,3 +46,11 @@ class Lanes:
             result = np.zeros(self.shape, dtype) if old is None else np.broadcast_to(old, self.shape).copy()
             result[self.chosen] = values[0]
         return result
+
+    def of(self, member: ndarray) -> tuple[Lanes, ndarray]:
+        """Those of some threads, bool [rows, threads], as one row of lanes; and which they are of the full shape."""
+        shape = np.broadcast_shapes(self.offset.shape, np.shape(self.row), self.tid.shape)
+        chosen = member[np.broadcast_to(self.row, shape), np.broadcast_to(self.tid, shape)]
+        parts = (np.broadcast_to(x, shape)[chosen][None] for x in (self.offset, self.row, self.tid, self.cta))
+        offset, row, tid, cta = parts
+        return Lanes(offset, row, tid, cta, False, None, offset.shape), chosen

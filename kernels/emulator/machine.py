@@ -22,6 +22,7 @@ from s2vfast.kernels.emulator.warps import Warps
 
 _WINDOWS = {"global": 0, "const": 0, "shared": 1 << 40, "local": 1 << 41}  # where spaces are among generic addresses
 _THREADS_AT_ONCE = 1 << 15
+_PATIENCE = 16  # basic blocks after which, with atomics, the group that has waited longest goes on
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a block can have."""
 
@@ -128,7 +129,9 @@ class Machine:
             if not self.ready:
                 self._release_across()
                 continue
-            group = min(self.ready, key=lambda g: g.block)
+            # Whoever spins for a lock stands before its holder, who must come on all the same.
+            fair = program.has_atomics and self.steps % _PATIENCE == 0
+            group = self.ready[0] if fair else min(self.ready, key=lambda g: g.block)
             self.ready.remove(group)
             for other in [g for g in self.ready if g.block == group.block]:
                 self.ready.remove(other)

@@ -116,7 +116,7 @@ class Space:
         """A flat view of codes, [granules of this width, parts], and where in it each lane's are."""
         parts = max(width >> self.shift, 1)
         index = lanes.offset >> (width.bit_length() - 1)
-        if not lanes.uniform and self.kind != "global":
+        if self.kind != "global" and not (lanes.uniform and self.single):  # it may be so no longer
             index = index + lanes.row * (self.size // width)
         return codes.reshape(-1, parts) if parts > 1 else codes.reshape(-1), index
 
@@ -348,7 +348,8 @@ class Space:
         codes, index = self._codes(self.writers, lanes, width)
         after = codes[index]
         after = after if after.ndim == lanes.offset.ndim else after[..., 0]
-        different = (after ^ self._mine(lanes))[np.nonzero(np.broadcast_to(differing, after.shape))]
+        different = after ^ self._mine(lanes)
+        different = different[np.nonzero(np.broadcast_to(differing, different.shape))]
         if self.kind == "global" and (different & (_CTA_MASK << _CTA)).any():
             return "race between blocks"
         return "race between warps" if (different & _WARP).any() else "race between lanes"

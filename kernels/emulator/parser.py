@@ -75,7 +75,7 @@ def _statements(text: str) -> tuple[list[_Body], list[tuple[int, str, tuple[int,
             index, name = re.match(r"\.file\s+(\d+)\s+\"([^\"]*)\"", line).groups()
             files[int(index)] = name
             continue
-        if line.startswith(".loc"):
+        if re.match(r"\.loc\s", line):
             at = [int(word) for word in line.replace(",", " ").split()[1:3]]
             loc = (at[0], at[1]) if at[1] else loc
             continue

@@ -155,11 +155,11 @@ class TensorCores:
         self, g: Group, kind: str, n: int, d: tuple, a: ndarray | tuple, b: ndarray, scale_d: ndarray,
         signs: tuple[int, int], trans: tuple[int, int], registers: frozenset[int], site: Site,
     ) -> list[ndarray]:  # fmt: skip
-        """wgmma.mma_async m64nNk16: the accumulators when all is done.
+        """wgmma.mma_async m64nNk16 (k8 of tf32): the accumulators when all is done.
 
         Args:
             g: who executes.
-            kind: bf16 or f16.
+            kind: bf16, f16 or tf32.
             n: columns.
             d: accumulators, N / 2 arrays.
             a: four registers, or descriptors.
@@ -179,8 +179,10 @@ class TensorCores:
             words = np.empty((rows, g.shape[1], 4), u4)
             for i, register in enumerate(a):
                 words[:, :, i] = register
-            flat = words.view(u2).reshape(rows, groups * 4, -1).take(_TABLES[16, True][0], axis=2)
-            left = _WIDEN[kind](flat).astype(f8).reshape(rows, groups, 64, 16)
+            elements = words if kind == "tf32" else words.view(u2)
+            k = 8 if kind == "tf32" else 16
+            flat = elements.reshape(rows, groups * 4, -1).take(_TABLES[k, k == 16][0], axis=2)
+            left = _WIDEN[kind](flat).astype(f8).reshape(rows, groups, 64, k)
         else:
             left = self._operand(g, a, 64, trans[0], kind, site)
         right = self._operand(g, b, n, trans[1], kind, site).swapaxes(-1, -2)
@@ -196,7 +198,7 @@ class TensorCores:
         return results
 
     def _operand(self, g: Group, descriptor: ndarray, height: int, trans: int, kind: str, site: Site) -> ndarray:
-        """float64 [a, groups, height, 16] from shared memory."""
+        """float64 [a, groups, height, 16 or 8] from shared memory."""
         per_group = np.broadcast_to(descriptor, (descriptor.shape[0], g.shape[1])).reshape(descriptor.shape[0], -1, 128)
         if (per_group != per_group[:, :, :1]).any():
             self._refuse(g, "divergent", "the threads of four warps give different descriptors", site)
@@ -222,12 +224,13 @@ class TensorCores:
         words = shared.read(lanes, 16, site)
         codes, index = shared._codes(shared.readers, lanes, 16)
         codes[index] |= COPYING
-        g.wgmma_reads.append((lanes, site))
-        elements = _WIDEN[kind](np.ascontiguousarray(words).view(u2)).astype(f8)
+        g.wgmma_reads.append(lanes)
+        bits = np.ascontiguousarray(words).view(u4 if kind == "tf32" else u2)
+        elements = _WIDEN[kind](bits).astype(f8)
         a, groups = words.shape[0], flat.shape[1] // len(table)
         if trans:  # chunks [k, height / 8] of 8 along the height
             return elements.reshape(a, groups, 16, height).swapaxes(-1, -2)
-        return elements.reshape(a, groups, height, 16)
+        return elements.reshape(a, groups, height, -1)
 
     def _fenced(self, shared, lanes: Lanes, site: Site) -> None:
         codes, index = shared._codes(shared.writers, lanes, 16)
@@ -249,11 +252,11 @@ class TensorCores:
         shared = self.machine.shared
         if done:
             for _, reads in done:
-                for lanes, _ in reads:
+                for lanes in reads:
                     codes, index = shared._codes(shared.readers, lanes, 16)
                     codes[index] &= ~COPYING
             for _, reads in g.wgmma_groups:  # what is still read stays so
-                for lanes, _ in reads:
+                for lanes in reads:
                     codes, index = shared._codes(shared.readers, lanes, 16)
                     codes[index] |= COPYING
 
@@ -343,12 +346,13 @@ def _wgmma(w: Writer, ins: Instruction) -> None:
     if name == "wait_group":
         w.emit(f"m.tensor.wait(g, {ins.operands[0].value})")
         return
-    match = re.fullmatch(r"mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(bf16|f16)\.\2", ".".join(ins.modifiers))
+    pattern = r"mma_async\.sync\.aligned\.m64n(\d+)k(?:16\.f32\.(bf16|f16)\.\2|8\.f32\.(tf32)\.tf32)"
+    match = re.fullmatch(pattern, ".".join(ins.modifiers))
     if not match or w.guard is not None:
         raise Unsupported(f"the emulator does not know {ins.opcode}")
     d, a, b, scale_d, scale_a, scale_b, *trans = ins.operands
-    transposed = [item.value for item in trans]
     in_registers = isinstance(a, Vector)
+    transposed = [item.value for item in trans] or [0] * (1 if in_registers else 2)
     transposed = [0, *transposed] if in_registers else transposed
     late = [item.name for item in (*d.items, *(a.items if in_registers else ())) if isinstance(item, Register)]
     if in_registers or not (isinstance(scale_d, Immediate) and scale_d.value == 0):
@@ -363,7 +367,7 @@ def _wgmma(w: Writer, ins: Instruction) -> None:
     scale = w.condition(scale_d) if isinstance(scale_d, (Register, Negated)) else w.use(scale_d, "b1")
     busy = frozenset(item.index for item in (*d.items, *(a.items if in_registers else ())))
     results = w.variable(
-        f"m.tensor.wgmma(g, {match[2]!r}, {match[1]}, ({accumulators}), {left}, {w.use(b, 'u8')}, {scale}, "
+        f"m.tensor.wgmma(g, {(match[2] or match[3])!r}, {match[1]}, ({accumulators}), {left}, {w.use(b, 'u8')}, {scale}, "
         f"({scale_a.value}, {scale_b.value}), ({transposed[0]}, {transposed[1]}), {w.constant_object(busy)}, {w.site})"
     )
     for i, item in enumerate(d.items):

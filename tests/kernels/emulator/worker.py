@@ -1,0 +1,55 @@
+"""What the tests run in processes of their own, in which Triton compiles: TRITON_INTERPRET must not be set there.
+
+    python worker.py agree 80 bfloat16 odd,one [STEM …]   compare every operation with the reference, in the emulator
+    python worker.py planted                              faults planted into real kernels
+    python worker.py tutorials                            kernels of somebody else
+
+Prints one JSON object.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from s2vfast import ops, verify
+from s2vfast.inputs import SHAPES, STEMS
+from s2vfast.kernels import emulator
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def agree(arch, dtype, shapes, *stems, impl="triton"):
+    """{"stem shape": [[name, error, allowed], …] or what went wrong}."""
+    found = {}
+    for stem in stems or STEMS:
+        if impl not in ops.operation(stem).implementations:
+            continue
+        for shape in shapes.split(","):
+            try:
+                with emulator.emulate(int(arch), impl) as emulation:
+                    rows = verify.verify(stem, impl, SHAPES[shape], dtype=getattr(torch, dtype))
+                assert emulation.launches or shape == "empty", "nothing was launched"
+                found[f"{stem} {shape}"] = [[row.name, row.error, row.allowed] for row in rows]
+            except Exception as error:
+                found[f"{stem} {shape}"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def main(task, *words):
+    torch.set_num_threads(1)
+    if task == "agree":
+        result = agree(*words)
+    elif task == "native":
+        result = agree(*words, impl="native")
+    else:
+        import planted
+        import tutorials
+
+        result = {"planted": planted.run, "tutorials": tutorials.run}[task]()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
