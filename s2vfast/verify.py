@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--impl", help="implementation (default: all that can run)")
     parser.add_argument("--shape", default="tiny", choices=SHAPES)
     parser.add_argument("--sizes", default="", metavar="NAME=NUMBER,…", help="sizes that replace some of the shape's")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     text = "run the kernels compiled for sm_80 or sm_90 in the emulator (docs/emulator.md)"
