@@ -63,7 +63,6 @@ KINDS = {
     "divergent": "an instruction for whole warps, or a barrier, that some threads do not reach",
     "wgmma before its wait": "a register or shared memory used while wgmma works on it",
     "missing fence": "shared memory written by threads and read by wgmma without fence.proxy.async or wgmma.fence",
-    "read only": "a write to memory that is read through the non-coherent path in the same launch",
     "no progress": "a launch that executes more instructions than allowed",
 }
 """The kinds of faults."""

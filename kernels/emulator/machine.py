@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from s2vfast.kernels.emulator import blocks, generate, ptx
+from s2vfast.kernels.emulator import blocks, generate, ptx, special
 from s2vfast.kernels.emulator.atomics import atomic
 from s2vfast.kernels.emulator.copies import Copies
 from s2vfast.kernels.emulator.counts import Counts, Traffic
@@ -187,8 +187,6 @@ class Machine:
             group = group.merged(other)
         ins = self.program.kernel.instructions[block.first]
         counted = self.executed[group.block]
-        if not group.whole and "aligned" not in ins.modifiers and ins.name == "barrier":
-            pass  # barrier.sync without .aligned may be reached by parts of a warp
         needed = self._needed(ins)
         rows, _ = group.flat()
         present = np.bincount(rows, minlength=self.rows)
@@ -200,7 +198,7 @@ class Machine:
         if stay is not None:
             self.waiting.append(stay)
         counted[0] += go.size
-        counted[1] += go.size // 32
+        counted[1] += go.size // 32 if go.whole else _warps(go)
         self._pass(go, block)
 
     def _needed(self, ins: ptx.Instruction) -> int:
@@ -373,29 +371,7 @@ class Machine:
 
     def special(self, g: Group, name: str) -> ndarray:
         """A register of the machine."""
-        stem, _, axis = name[1:].partition(".")
-        i = "xyz".find(axis) if axis else 0
-        if stem == "tid":
-            divisor = (1, self.block[0], self.block[0] * self.block[1])[i]
-            return g.tid // divisor % self.block[i]
-        if stem == "ctaid":
-            divisor = (1, self.grid[0], self.grid[0] * self.grid[1])[i]
-            return g.cta // divisor % self.grid[i] if self.grid[i] > 1 else np.zeros((1, 1), np.int64)
-        lane = g.tid & 31
-        masks = {"eq": 1 << lane, "lt": (1 << lane) - 1, "le": (2 << lane) - 1}
-        masks |= {"gt": 0xFFFFFFFF ^ masks["le"], "ge": 0xFFFFFFFF ^ masks["lt"]}
-        if stem.startswith("lanemask_"):
-            return masks[stem[-2:]]
-        one = {"ntid": self.block[i], "nctaid": self.grid[i], "WARP_SZ": 32, "nwarpid": -(-self.threads // 32)}
-        one |= {"dynamic_smem_size": self.dynamic_shared, "total_smem_size": self.shared_bytes, "gridid": 0}
-        one |= {"cluster_ctarank": 0, "cluster_nctarank": 1, "cluster_ctaid": 0, "cluster_nctaid": 1}
-        if stem == "laneid":
-            return lane
-        if stem == "warpid":
-            return g.tid >> 5
-        if stem in one:
-            return np.array([[one[stem]]], np.int64)
-        raise Unsupported(f"the emulator does not know the register {name}")
+        return special.value(self, g, name)
 
     # --- names for messages
 

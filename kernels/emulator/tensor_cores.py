@@ -366,8 +366,9 @@ def _wgmma(w: Writer, ins: Instruction) -> None:
     left = "(" + "".join(f"{w.use(item, 'u4')}, " for item in a.items) + ")" if in_registers else w.use(a, "u8")
     scale = w.condition(scale_d) if isinstance(scale_d, (Register, Negated)) else w.use(scale_d, "b1")
     busy = frozenset(item.index for item in (*d.items, *(a.items if in_registers else ())))
+    kind = match[2] or match[3]
     results = w.variable(
-        f"m.tensor.wgmma(g, {(match[2] or match[3])!r}, {match[1]}, ({accumulators}), {left}, {w.use(b, 'u8')}, {scale}, "
+        f"m.tensor.wgmma(g, {kind!r}, {match[1]}, ({accumulators}), {left}, {w.use(b, 'u8')}, {scale}, "
         f"({scale_a.value}, {scale_b.value}), ({transposed[0]}, {transposed[1]}), {w.constant_object(busy)}, {w.site})"
     )
     for i, item in enumerate(d.items):

@@ -18,7 +18,8 @@ def kernel(body, pointers=1, shared=0, name="k"):
     parameters = ", ".join(f".param .u64 p{i}" for i in range(pointers))
     loads = "".join(f"ld.param.u64 %rd{20 + i}, [p{i}];\n" for i in range(pointers))
     memory = f".shared .align 1024 .b8 smem[{shared}];\n" if shared else ""
-    return f"{HEAD}.visible .entry {name}({parameters}) {{{REGISTERS}{memory}{loads}mov.u32 %r100, %tid.x;\n{body}\nret;\n}}"
+    body = f"{REGISTERS}{memory}{loads}mov.u32 %r100, %tid.x;\n{body}\nret;\n"
+    return f"{HEAD}.visible .entry {name}({parameters}) {{{body}}}"
 
 
 def execute(body, *tensors, threads=32, grid=(1,), shared=0, dynamic=0, checks=None):

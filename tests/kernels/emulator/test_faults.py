@@ -165,8 +165,8 @@ def test_copies_are_waited_for(wait, offset, good):
 
 
 def test_copies_of_other_warps_need_a_barrier_too():
-    body = COPY.format(wait="cp.async.wait_group 0; {}", offset="").replace("ld.shared.b32 %r7, [%r6]", NEXT[:-1].replace(
-        "%r3, {}", "%r6, 512") + "; ld.shared.b32 %r7, [%r4]")  # fmt: skip
+    other = "xor.b32 %r4, %r6, 512; ld.shared.b32 %r7, [%r4];"
+    body = COPY.format(wait="cp.async.wait_group 0; {}" + other, offset="")
     with refused("race between warps"):
         execute(body.replace("{}", ""), tensor(words()), threads=64, shared=2048)
     execute(body.replace("{}", "bar.sync 0;"), tensor(words()), threads=64, shared=2048)

@@ -24,11 +24,12 @@ def bits(count, seed):
     return philox.words(seed, 0, torch.zeros(1), 77, count)[0].numpy().astype(U32)
 
 
-SPECIAL = np.array(
-    [0, 0x80000000, 1, 0x80000001, 0x7FFFFF, 0x800000, 0x3F800000, 0xBF800000, 0x3F7FFFFF, 0x3F800001, 0x4B000000]
-    + [0x4B800001, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0x33800000, 0x34000000, 0x5F000000],
-    U32,
-)
+# Zeros, subnormal numbers, the smallest and largest ones, infinities, NaN, and neighbours of powers of two.
+WORDS = """
+0 80000000 1 80000001 7fffff 800000 3f800000 bf800000 3f7fffff 3f800001 4b000000 4b800001 7f7fffff ff7fffff 7f800000
+ff800000 7fc00000 33800000 34000000 5f000000
+"""
+SPECIAL = np.array([int(word, 16) for word in WORDS.split()], U32)
 
 
 def floats(count, seed):
@@ -164,22 +165,33 @@ def test_approximate_division(worst):
 
 
 A, B = bits(400, 60), np.concatenate([bits(380, 61), np.arange(20, dtype=U32)])
-I = A.view(I32), B.view(I32)
-WIDE = lambda x, kind: x.astype(kind)  # noqa: E731
+SIGNED = A.view(I32), B.view(I32)
+
+
+def wide(x, kind):
+    return x.astype(kind)
+
+
 INTEGER = [
     ("add.s32", lambda: A + B),
     ("sub.s32", lambda: A - B),
     ("mul.lo.s32", lambda: A * B),
-    ("mul.hi.u32", lambda: (WIDE(A, U64) * WIDE(B, U64) >> U64(32)).astype(U32)),
-    ("mul.hi.s32", lambda: (WIDE(I[0], I64) * WIDE(I[1], I64) >> 32).astype(U32)),
-    ("min.s32", lambda: np.minimum(*I).view(U32)),
+    ("mul.hi.u32", lambda: (wide(A, U64) * wide(B, U64) >> U64(32)).astype(U32)),
+    ("mul.hi.s32", lambda: (wide(SIGNED[0], I64) * wide(SIGNED[1], I64) >> 32).astype(U32)),
+    ("min.s32", lambda: np.minimum(*SIGNED).view(U32)),
     ("max.u32", lambda: np.maximum(A, B)),
-    ("max.relu.s32", lambda: np.maximum(np.maximum(*I), 0).view(U32)),
+    ("max.relu.s32", lambda: np.maximum(np.maximum(*SIGNED), 0).view(U32)),
     ("and.b32", lambda: A & B),
     ("xor.b32", lambda: A ^ B),
-    ("shl.b32", lambda: np.array([(a << b) & 0xFFFFFFFF if b < 32 else 0 for a, b in zip(A.tolist(), B.tolist())])),
-    ("shr.u32", lambda: np.array([a >> b if b < 32 else 0 for a, b in zip(A.tolist(), B.tolist())])),
-    ("shr.s32", lambda: np.array([a >> min(b, 31) & 0xFFFFFFFF for a, b in zip(I[0].tolist(), B.tolist())])),
+    (
+        "shl.b32",
+        lambda: np.array([(a << b) & 0xFFFFFFFF if b < 32 else 0 for a, b in zip(A.tolist(), B.tolist(), strict=True)]),
+    ),
+    ("shr.u32", lambda: np.array([a >> b if b < 32 else 0 for a, b in zip(A.tolist(), B.tolist(), strict=True)])),
+    (
+        "shr.s32",
+        lambda: np.array([a >> min(b, 31) & 0xFFFFFFFF for a, b in zip(SIGNED[0].tolist(), B.tolist(), strict=True)]),
+    ),
 ]
 
 
@@ -203,12 +215,12 @@ def test_division_is_towards_zero(kind):
 
 
 def test_wide_products_and_fields():
-    a, b = I[0].tolist(), I[1].tolist()
+    a, b = SIGNED[0].tolist(), SIGNED[1].tolist()
     found = apply("mul.wide.s32 {d}, {0}, {1};", A, B, out=I64).tolist()
     assert found == [x * y for x, y in zip(a, b, strict=True)]
-    found = apply("mad.wide.u32 {d}, {0}, {1}, {2};", A, B, WIDE(A, U64), out=U64).tolist()
+    found = apply("mad.wide.u32 {d}, {0}, {1}, {2};", A, B, wide(A, U64), out=U64).tolist()
     assert found == [(x * y + x) % 2**64 for x, y in zip(A.tolist(), B.tolist(), strict=True)]
-    high = apply("mul.hi.u64 {d}, {0}, {1};", WIDE(A, U64) << U64(31), WIDE(B, U64) << U64(30), out=U64).tolist()
+    high = apply("mul.hi.u64 {d}, {0}, {1};", wide(A, U64) << U64(31), wide(B, U64) << U64(30), out=U64).tolist()
     assert high == [(x << 31) * (y << 30) >> 64 for x, y in zip(A.tolist(), B.tolist(), strict=True)]
     assert apply("bfe.u32 {d}, {0}, 5, 11;", A).tolist() == [x >> 5 & 0x7FF for x in A.tolist()]
     signed = [((x >> 3 & 1) ^ 1) - 1 & 0xFFFFFFFF for x in A.tolist()]
@@ -242,8 +254,10 @@ def test_comparisons_with_nan():
     expected |= {"ltu": [0, 1, 0, 1], "geu": [1, 1, 1, 0], "num": [1, 0, 1, 1], "nan": [0, 1, 0, 0]}
     for name, truth in expected.items():
         assert apply(f"setp.{name}.f32 {{p}}, {{0}}, {{1}};", a, b).tolist() == truth, name
-    combined = apply("setp.lt.s32 %p2, {0}, {1}; setp.gt.and.s32 {p}, {0}, 0, !%p2;", *I)
-    assert combined.tolist() == [int(x > 0 and not x < y) for x, y in zip(I[0].tolist(), I[1].tolist(), strict=True)]
+    combined = apply("setp.lt.s32 %p2, {0}, {1}; setp.gt.and.s32 {p}, {0}, 0, !%p2;", *SIGNED)
+    assert combined.tolist() == [
+        int(x > 0 and not x < y) for x, y in zip(SIGNED[0].tolist(), SIGNED[1].tolist(), strict=True)
+    ]
 
 
 def test_conversions():
@@ -255,8 +269,11 @@ def test_conversions():
     assert found.tolist() == np.trunc(clipped).astype(I64).tolist()
     assert apply("cvt.rni.s32.f32 {d}, {0};", np.array([0.5, 1.5, 2.5, -0.5], F32)).view(I32).tolist() == [0, 2, 2, 0]
     same(apply("cvt.rn.f32.u32 {d}, {0};", A), [nearest(Fraction(n)) for n in A.tolist()])
-    same(apply("cvt.rn.f32.s64 {d}, {0};", WIDE(I[0], I64) * 3), [nearest(Fraction(3 * n)) for n in I[0].tolist()])
-    assert apply("cvt.s64.s32 {d}, {0};", A, out=I64).tolist() == I[0].tolist()
+    same(
+        apply("cvt.rn.f32.s64 {d}, {0};", wide(SIGNED[0], I64) * 3),
+        [nearest(Fraction(3 * n)) for n in SIGNED[0].tolist()],
+    )
+    assert apply("cvt.s64.s32 {d}, {0};", A, out=I64).tolist() == SIGNED[0].tolist()
     assert apply("cvt.u16.u32 {d}, {0};", A, out=np.uint16).tolist() == [n & 0xFFFF for n in A.tolist()]
     assert apply("cvt.s32.s8 {d}, {0};", A).view(I32).tolist() == A.astype(np.uint8).view(np.int8).tolist()
     assert apply("cvt.rmi.f64.f64 {d}, {0};", np.array([1.5, -1.5]), out=F64).tolist() == [1, -2]
@@ -286,7 +303,7 @@ def test_bfloat16_and_half():
 
 
 def test_moves_between_registers_of_several_sizes():
-    low, high = apply("mov.b64 {{%r40, %r41}}, {0}; mov.b32 {d}, %r41;", WIDE(A, U64) << U64(32) | WIDE(B, U64)), A
+    low, high = apply("mov.b64 {{%r40, %r41}}, {0}; mov.b32 {d}, %r41;", wide(A, U64) << U64(32) | wide(B, U64)), A
     assert low.tolist() == high.tolist()
     halves = apply("mov.b32 {{%h1, %h2}}, {0}; mov.b32 {d}, {{%h2, %h1}};", A)
     assert halves.tolist() == (A << U32(16) | A >> U32(16)).tolist()
@@ -295,8 +312,8 @@ def test_moves_between_registers_of_several_sizes():
 def shuffled(instruction, x, threads=32):
     result = np.zeros(threads, U32)
     body = (
-        "mul.wide.u32 %rd1, %r100, 4; add.u64 %rd2, %rd21, %rd1; add.u64 %rd3, %rd20, %rd1; ld.global.b32 %r1, [%rd2];\n"
-        f"{instruction}\nst.global.b32 [%rd3], %r2;"
+        "mul.wide.u32 %rd1, %r100, 4; add.u64 %rd2, %rd21, %rd1; add.u64 %rd3, %rd20, %rd1;"
+        f"ld.global.b32 %r1, [%rd2];\n{instruction}\nst.global.b32 [%rd3], %r2;"
     )
     execute(body, tensor(result), tensor(x), threads=threads)
     return result.tolist()
@@ -359,7 +376,8 @@ def test_functions_are_inlined():
     .address_size 64
     .func (.param .b32 out) twice(.param .b32 in) {
       .reg .b32 %r<4>; .reg .pred %p<2>;
-      ld.param.b32 %r1, [in]; setp.eq.u32 %p1, %r1, 3; @%p1 bra L; add.u32 %r1, %r1, %r1; L: st.param.b32 [out+0], %r1; ret;
+      ld.param.b32 %r1, [in]; setp.eq.u32 %p1, %r1, 3; @%p1 bra L; add.u32 %r1, %r1, %r1;
+      L: st.param.b32 [out+0], %r1; ret;
     }
     .visible .entry k(.param .u64 p) {
       .reg .b32 %r<8>; .reg .b64 %rd<4>;

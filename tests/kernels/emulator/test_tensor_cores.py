@@ -133,7 +133,8 @@ def descriptor(start, leading, stride, swizzle):
 
 WGMMA = """
 mov.u32 %r1, smem; mul.lo.u32 %r2, %r100, 16; mov.u32 %r3, 0;
-COPY: add.u32 %r4, %r2, %r3; cvt.u64.u32 %rd1, %r4; add.u64 %rd2, %rd21, %rd1; ld.global.v4.b32 {{%r5,%r6,%r7,%r8}}, [%rd2];
+COPY: add.u32 %r4, %r2, %r3; cvt.u64.u32 %rd1, %r4; add.u64 %rd2, %rd21, %rd1;
+ld.global.v4.b32 {{%r5,%r6,%r7,%r8}}, [%rd2];
 add.u32 %r9, %r1, %r4; st.shared.v4.b32 [%r9], {{%r5,%r6,%r7,%r8}}; add.u32 %r3, %r3, 2048; setp.lt.u32 %p1, %r3, 65536;
 @%p1 bra COPY;
 {fence}

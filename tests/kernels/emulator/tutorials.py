@@ -26,7 +26,7 @@ def matmul_kernel(
     a_ptrs = a_ptr + rows[:, None] * stride_am + k[None, :] * stride_ak
     b_ptrs = b_ptr + k[:, None] * stride_bk + columns[None, :] * stride_bn
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for i in range(0, tl.cdiv(K, BLOCK_K)):
+    for i in range(tl.cdiv(K, BLOCK_K)):
         a = tl.load(a_ptrs, mask=k[None, :] < K - i * BLOCK_K, other=0.0)
         b = tl.load(b_ptrs, mask=k[:, None] < K - i * BLOCK_K, other=0.0)
         acc = tl.dot(a, b, acc)
@@ -102,7 +102,8 @@ def layer_norm_sums_kernel(DY, X, Mean, Rstd, DW, DB, Lock, Count, stride, N, GR
 
 @triton.jit
 def attention_kernel(
-    Q, K, V, Out, scale, stride_h, L, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+    Q, K, V, Out, scale, stride_h, L, CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     start_m, head = tl.program_id(0), tl.program_id(1)
     m, n, d = start_m * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, D)
@@ -183,7 +184,10 @@ def run():
             scores = q.double() @ k.double().mT * 0.25
             if causal:
                 scores = scores.masked_fill(torch.ones(70, 70).tril() == 0, float("-inf"))
-            results[f"attention {'causal ' if causal else ''}{arch}"] = [error(out, scores.softmax(-1) @ v.double()), 0.01]
+            results[f"attention {'causal ' if causal else ''}{arch}"] = [
+                error(out, scores.softmax(-1) @ v.double()),
+                0.01,
+            ]
             used = [name for name in counts.instructions if name.startswith("mma" if arch == 80 else "wgmma")]
             assert used, counts.instructions
     return results

@@ -22,19 +22,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def agree(arch, dtype, shapes, *stems, impl="triton"):
     """{"stem shape": [[name, error, allowed], …] or what went wrong}."""
-    found = {}
-    for stem in stems or STEMS:
-        if impl not in ops.operation(stem).implementations:
-            continue
-        for shape in shapes.split(","):
-            try:
-                with emulator.emulate(int(arch), impl) as emulation:
-                    rows = verify.verify(stem, impl, SHAPES[shape], dtype=getattr(torch, dtype))
-                assert emulation.launches or shape == "empty", "nothing was launched"
-                found[f"{stem} {shape}"] = [[row.name, row.error, row.allowed] for row in rows]
-            except Exception as error:
-                found[f"{stem} {shape}"] = f"{type(error).__name__}: {error}"
-    return found
+    return {
+        f"{stem} {shape}": compared(int(arch), getattr(torch, dtype), shape, stem, impl)
+        for stem in stems or STEMS
+        if impl in ops.operation(stem).implementations
+        for shape in shapes.split(",")
+    }
+
+
+def compared(arch, dtype, shape, stem, impl):
+    try:
+        with emulator.emulate(arch, impl) as emulation:
+            rows = verify.verify(stem, impl, SHAPES[shape], dtype=dtype)
+        assert emulation.launches, "nothing was launched"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return [[row.name, row.error, row.allowed] for row in rows]
 
 
 def main(task, *words):
