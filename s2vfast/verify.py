@@ -232,10 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
             if asked.emulate:
                 can = [name for name in ("triton", "native") if name in ops.operation(stem).implementations]
             for impl in [asked.impl] if asked.impl else [name for name in can if name != "reference"]:
-                with _emulated(asked.emulate, impl):
-                    rows = verify(
-                        stem, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed
-                    )
+                rows = _verify_asked(stem, impl, shape, asked)
                 code = max([code, *(int(not row.good) for row in rows)])
                 for row in rows:
                     verdict = "good" if row.good else "WRONG"
@@ -245,6 +242,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code
+
+
+def _verify_asked(stem: str, impl: str, shape: Shape, asked: argparse.Namespace) -> list[Agreement]:
+    """`verify`; of an implementation that was not asked for by name and cannot take the dtype, the reason alone."""
+    try:
+        with _emulated(asked.emulate, impl):
+            return verify(stem, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed)
+    except errors.ImplementationError as error:
+        if asked.impl:
+            raise
+        print(error)
+        return []
 
 
 def _emulated(arch: int | None, impl: str) -> contextlib.AbstractContextManager[Any]:

@@ -77,6 +77,16 @@ def test_verify_on_the_command_line(dtype, capsys):
     assert capsys.readouterr().out.count("good") == 2
 
 
+def test_verify_ends_at_a_dtype_that_is_refused_only_by_name(capsys, monkeypatch):
+    op = ops.operation("attention")
+    monkeypatch.setattr(op, "implementations", {n: f for n, f in op.implementations.items() if n != "triton"})
+    refusal = "it takes bfloat16 and float16, not float32"
+    assert verify.main(["attention", "--emulate", "80", "--impl", "native"]) == 2
+    assert refusal in capsys.readouterr().err
+    assert verify.main(["attention", "--emulate", "80"]) == 0
+    assert refusal in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("scale", [1e2, -1e2])
 def test_extreme_scores(scale):
     """Scores of 1e4 and -1e4: one key takes all, or all alike; nothing overflows, forward or backward."""

@@ -71,6 +71,8 @@ def test_triton_kernels_agree_with_the_reference(stem, arch, dtype):
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("stem", with_implementation("native"))
 def test_cuda_kernels_agree_with_the_reference(stem, arch, dtype):
+    if (stem, dtype) == ("attention", "float32"):
+        pytest.skip("it takes bfloat16 and float16")
     judge(matrix()["native", arch, dtype].result(), stem)
 
 
