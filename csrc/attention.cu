@@ -1,9 +1,9 @@
 // Flash attention on a GPU (Dao et al., 2022 and 2023), straight from packed queries, keys and values. Scores never
 // leave the chip, statistics and sums are float32, and nothing is added atomically: the bits are the same every time.
 //
-// What bounds a kernel is said by a model, as no GPU has run them. In a cycle a multiprocessor of an H200 is taken to do
-// 16 exponentials, 2,600 operations by mma.sync (4,096 by wgmma, which sm_80 lacks), 128 bytes of shared memory and
-// 23 bytes of the second-level cache.
+// What bounds a kernel is said by a model, as no GPU has run them. In it a multiprocessor of an H200 does in a cycle 16
+// exponentials, 2,600 operations by mma.sync (4,096 by wgmma, which sm_80 lacks), 128 bytes of shared memory and 23
+// bytes of the second-level cache.
 #include "attention.cuh"
 
 #include <cmath>
@@ -124,11 +124,12 @@ __device__ __forceinline__ void write_stats(float* stats, int padded_tokens, con
 // tokens that fit in one tile need no buffer. Only the last tile of keys is masked.
 //   Then the block takes another head with the same buffer; the buffers of all blocks stay in the second-level cache.
 //
-// Bound: 256 scores take 16 cycles of the special function units and d cycles of the matrix units. At d = 32, with 192
-// keys a tile, they take 34 cycles of shared memory (queries and grad_out for each warp, the scores' gradient there and
-// back, keys once more), 32 of the matrix units and 22 of the second-level cache (12 d bytes a query and tile of keys):
-// shared memory and the matrix units bind alike. Wider heads have at most 128 keys a tile, and the cache binds. With
-// fewer heads in all tracks than multiprocessors some of these stay idle.
+// Bound: 256 scores take 16 cycles of the special function units and d cycles of the matrix units. At d = 32 and 768
+// tokens, with 192 keys a tile, the emulator counts for them 38 passes through shared memory (queries and grad_out for
+// each warp, the scores' gradient there and back, keys once more) and 600 bytes of the second-level cache: 38 cycles of
+// shared memory, 32 of the matrix units, 26 of the cache. Shared memory binds, the matrix units nearly. Wider heads
+// have at most 128 keys a tile, and the cache binds. With fewer heads in all tracks than multiprocessors some of these
+// stay idle.
 template <class T, int kColumns>
 __global__ void __launch_bounds__(32 * attention_limits(kColumns).warps, attention_limits(kColumns).blocks)
     attention_backward_kernel(AttentionShape shape, AttentionPlan plan, const T* __restrict__ qkv,
