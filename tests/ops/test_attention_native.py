@@ -16,6 +16,8 @@ if cuda.why_not():
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
+FORWARD_BYTES = {32: 30720, 64: 55296, 128: 87040}  # of shared memory, by the width of heads
+
 
 def random(N, L, H, d, dtype=torch.bfloat16, seed=0, scale=1.0):
     return (torch.randn(N, L, 3, H, d, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
@@ -132,6 +134,14 @@ def test_the_number_of_blocks_changes_no_bit(monkeypatch):
     monkeypatch.setattr(cuda, "MULTIPROCESSORS", 15)
     results, _ = run(qkv, grad_out)
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 150, 3, 32), (1, 77, 1, 64), (1, 77, 1, 128)], ids=str)
+@pytest.mark.parametrize("kilobytes", [48, 99])
+def test_less_shared_memory_is_enough(shape, kilobytes, monkeypatch):
+    """Of a GPU with so much for a block; the backward pass then takes fewer warps."""
+    monkeypatch.setitem(cuda.SHARED_LIMIT, 80, max(kilobytes * 1024, FORWARD_BYTES[shape[-1]]))
+    agree(random(*shape), 80)
 
 
 def test_five_products_and_one_exponential_a_score():
