@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 TIME = 34  # the bit at which it starts
 OUTSIDE, UNWRITTEN, BEFORE = 0, 1, 2
-_CTA, _CTA_MASK = 12, (1 << 21) - 1
+MOST_BLOCKS = 1 << 21
+_CTA, _CTA_MASK = 12, MOST_BLOCKS - 1
 _MANY_LANES, _MANY_WARPS, _MANY_CTAS = 1 << 10, 1 << 11, 1 << 33
 _THREAD, _WARP = 0x3FF, 0x3E0
 COPYING = 1 << 62  # of a writer: cp.async has not been waited for; of a reader: wgmma has not
