@@ -18,6 +18,8 @@ _CACHE += (
     "L1::evict_unchanged",
 )
 _CACHE += ("L2::64B", "L2::128B", "L2::256B", "L2::cache_hint", "L2::evict_first", "L2::evict_last", "unified")
+STRONG = {"volatile", "relaxed", "acquire", "release"}
+"""Modifiers of accesses that are made for other threads to see."""
 _SPACES = ("global", "shared", "shared::cta", "local", "const", "param")
 
 
@@ -51,6 +53,7 @@ def _ld(w: Writer, ins: Instruction) -> None:
             at = w.program.kernel.parameters[source.base.name] + source.offset + i * size
             w.define(item, dtype, f"m.parameter({at}, {dtype})")
         return
+    _strong(w, ins, space)
     olds = [w.old(item, f"u{size}") for item in items]
     where = address(w, source, space)
     words = w.variable(
@@ -66,9 +69,16 @@ def _st(w: Writer, ins: Instruction) -> None:
     space, _, kind = _memory(ins)
     target, source = ins.operands
     items = source.items if isinstance(source, Vector) else (source,)
+    _strong(w, ins, space)
     values = [w.use(item, f"u{BYTES[kind]}") for item in items]
     where = address(w, target, space)
     w.emit(f"m.store(g, {space!r}, {where}, ({', '.join(values)},), {w.guard}, {w.site})")
+
+
+def _strong(w: Writer, ins: Instruction, space: str) -> None:
+    """What is read or written for other blocks to see orders blocks in ways that the emulator does not follow."""
+    if space in ("global", "generic") and STRONG & set(ins.modifiers):
+        w.emit("m.fence_device()")
 
 
 @instruction("atom", "red")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 START = 0x7F00_0000_0000  # address of the first byte of global memory
 _GUARD = 512  # bytes between allocations that belong to nobody
+_REMEMBERED = 1024  # tensors of torch.empty; of older ones all counts as written
 _POISON = 0x7FF9  # NaN in every floating-point format
 
 
@@ -51,6 +52,8 @@ class Unwritten:
             if size:
                 _poison(host_bytes(start, size))
                 self._states[start] = np.full(size, UNWRITTEN, np.uint8)
+            if len(self._states) > _REMEMBERED:
+                del self._states[next(iter(self._states))]
         return tensor
 
     def state(self, start: int, size: int) -> ndarray:

@@ -15,14 +15,14 @@ from s2vfast.kernels.emulator.counts import Counts, Traffic
 from s2vfast.kernels.emulator.device import DeviceMemory
 from s2vfast.kernels.emulator.faults import EmulatorError, Fault, Site, Unsupported
 from s2vfast.kernels.emulator.groups import Group
-from s2vfast.kernels.emulator.memory import TIME, Space
+from s2vfast.kernels.emulator.memory import MOST_BLOCKS, TIME, Space
 from s2vfast.kernels.emulator.program import SHARED_START, Program
 from s2vfast.kernels.emulator.tensor_cores import TensorCores
 from s2vfast.kernels.emulator.warps import Warps
 
 _WINDOWS = {"global": 0, "const": 0, "shared": 1 << 40, "local": 1 << 41}  # where spaces are among generic addresses
 _THREADS_AT_ONCE = 1 << 15
-_PATIENCE = 16  # basic blocks after which, with atomics, the group that has waited longest goes on
+_PATIENCE = 16  # basic blocks after which, where blocks talk to each other, the group that has waited longest goes on
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a block can have."""
 
@@ -90,7 +90,9 @@ class Machine:
     def run(self) -> Counts:
         """Execute all blocks; what was executed."""
         count = self.grid[0] * self.grid[1] * self.grid[2]
-        at_once = count if self.program.has_atomics else max(_THREADS_AT_ONCE // self.threads, 1)
+        if count >= MOST_BLOCKS:
+            raise EmulatorError(f"{self.program.kernel.name}: {count} blocks, the emulator takes {MOST_BLOCKS - 1}")
+        at_once = count if self.program.communicates else max(_THREADS_AT_ONCE // self.threads, 1)
         with np.errstate(all="ignore"):
             for first in range(0, count, at_once):
                 self._start(first, min(at_once, count - first))
@@ -130,7 +132,7 @@ class Machine:
                 self._release_across()
                 continue
             # Whoever spins for a lock stands before its holder, who must come on all the same.
-            fair = program.has_atomics and self.steps % _PATIENCE == 0
+            fair = program.communicates and self.steps % _PATIENCE == 0
             group = self.ready[0] if fair else min(self.ready, key=lambda g: g.block)
             self.ready.remove(group)
             for other in [g for g in self.ready if g.block == group.block]:
@@ -158,6 +160,8 @@ class Machine:
             going = (group, None) if condition is None else group.split(condition)
             targets: tuple[int | None, ...] = (None, *following)
         elif condition is not None:
+            if condition.size > 1:
+                group.keep(block.live_out)
             going = group.split(condition)
             # A branch to the end of the kernel has no block of its own.
             targets = following if len(following) == 2 else (None, *following)

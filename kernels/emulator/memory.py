@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 TIME = 34  # the bit at which it starts
 OUTSIDE, UNWRITTEN, BEFORE = 0, 1, 2
-_CTA, _CTA_MASK = 12, (1 << 21) - 1
+MOST_BLOCKS = 1 << 21
+_CTA, _CTA_MASK = 12, MOST_BLOCKS - 1
 _MANY_LANES, _MANY_WARPS, _MANY_CTAS = 1 << 10, 1 << 11, 1 << 33
 _THREAD, _WARP = 0x3FF, 0x3E0
 COPYING = 1 << 62  # of a writer: cp.async has not been waited for; of a reader: wgmma has not
@@ -57,7 +58,13 @@ class Space:
         self.readers = np.zeros((rows, count), np.int64)
 
     def select(
-        self, group: Group, address: ndarray, width: int, mask: ndarray | None, site: Site, tid: ndarray | None = None
+        self,
+        group: Group,
+        address: ndarray,
+        width: int,
+        mask: ndarray | None,
+        site: Site,
+        columns: ndarray | None = None,
     ) -> Lanes | None:
         """The threads that take part, their addresses checked; None if none does.
 
@@ -67,11 +74,14 @@ class Space:
             width: bytes.
             mask: which take part.
             site: the instruction.
-            tid: threads, where they are not all of the group's.
+            columns: which columns of the group the addresses are of; None: all.
         """
         offset = address.astype(np.int64) - self.base
-        tid = group.tid if tid is None else tid
-        row, cta = self._row(group, tid), group.cta
+        tid, row, cta = group.tid, group.row, group.cta
+        if columns is not None:
+            tid = tid[:, columns]
+            row, cta = (row, cta) if group.rectangular else (row[:, columns], cta[:, columns])
+        row = self._row(row, tid)
         chosen: ndarray | tuple[ndarray] | None = None
         shape = group.shape
         if mask is not None and not mask.all():
@@ -97,12 +107,10 @@ class Space:
             self.separate()
         return lanes
 
-    def _row(self, group: Group, tid: ndarray) -> ndarray | int:
+    def _row(self, row: ndarray, tid: ndarray) -> ndarray | int:
         if self.kind == "global":
             return 0
-        if self.kind == "shared":
-            return group.row
-        return group.row * self.machine.threads + tid
+        return row if self.kind == "shared" else row * self.machine.threads + tid
 
     def separate(self) -> None:
         """From now on every block has its own codes."""
@@ -230,9 +238,12 @@ class Space:
             if self.kind == "global":
                 more = np.where(different & (_CTA_MASK << _CTA) != 0, _MANY_CTAS, more)
             index = np.broadcast_to(index, lost.shape[:2])
-            at = np.nonzero(lost)
-            places = (index[at[:2]], at[2]) if parts else index[at]
-            np.bitwise_or.at(codes, places, more[at])
+            for flag in (_MANY_LANES, _MANY_WARPS, _MANY_CTAS):
+                at = np.nonzero(lost & (more == flag))
+                if len(at[0]):
+                    # Several lanes of one place set the same bit of the same code.
+                    places = (index[at[:2]], at[2]) if parts else index[at]
+                    codes[places] |= flag
 
     def check_write(
         self, lanes: Lanes, values: ndarray | None, width: int, site: Site, mark: int = 0
@@ -349,7 +360,8 @@ class Space:
         after = codes[index]
         after = after if after.ndim == lanes.offset.ndim else after[..., 0]
         different = after ^ self._mine(lanes)
-        different = different[np.nonzero(np.broadcast_to(differing, different.shape))]
+        shape = np.broadcast_shapes(differing.shape, different.shape)
+        different = np.broadcast_to(different, shape)[np.broadcast_to(differing, shape)]
         if self.kind == "global" and (different & (_CTA_MASK << _CTA)).any():
             return "race between blocks"
         return "race between warps" if (different & _WARP).any() else "race between lanes"

@@ -38,7 +38,7 @@ class Program:
         self.kinds, self.computed = generate.canonical_types(self)
         self.maybe_unset = self.blocks[0].live_in if self.blocks else frozenset()
         self.asynchronous = any(ins.name == "wgmma" for ins in kernel.instructions)
-        self.has_atomics = any(ins.name in ("atom", "red") for ins in kernel.instructions)
+        self.communicates = any(map(_communicates, kernel.instructions))  # blocks with each other
         self.granules = self._granules()
         self.symbols, self.static_shared = self._layout("shared", SHARED_START)
         local, self.local_bytes = self._layout("local", 0)
@@ -87,6 +87,11 @@ class Program:
                 if space != "param":
                     least[space] = min(least[space], width)
         return least
+
+
+def _communicates(ins: ptx.Instruction) -> bool:
+    """Whether blocks may wait for each other by this instruction."""
+    return ins.name in ("atom", "red") or (ins.name in ("ld", "st") and bool(set(ins.modifiers) & accesses.STRONG))
 
 
 @functools.lru_cache(maxsize=256)

@@ -141,13 +141,11 @@ class TensorCores:
 
     def _matrix_lanes(self, g: Group, where: ndarray, count: int, site: Site) -> Lanes:
         """The lanes that give addresses."""
-        tid = g.tid
-        if count < 4:
-            chosen = (np.arange(g.shape[1]) & 31) < 8 * count
-            where, tid = np.broadcast_to(where, (where.shape[0], g.shape[1]))[:, chosen], tid[:, chosen]
-        else:
-            where = np.broadcast_to(where, (where.shape[0], g.shape[1]))
-        return self.machine.shared.select(g, where, 16, None, site, tid)
+        where = np.broadcast_to(where, (where.shape[0], g.shape[1]))
+        if count == 4:
+            return self.machine.shared.select(g, where, 16, None, site)
+        columns = np.flatnonzero((np.arange(g.shape[1]) & 31) < 8 * count)
+        return self.machine.shared.select(g, where[:, columns], 16, None, site, columns)
 
     # --- wgmma
 
@@ -216,10 +214,10 @@ class TensorCores:
             # The pattern repeats at multiples of 8 rows of the swizzle's width, moved by the base offset.
             mask = {128: 7, 64: 3, 32: 1}[swizzle]
             offsets = offsets ^ (((offsets >> 7) - base & mask) << 4)
-        tids = np.repeat(g.tid[:, ::128], len(table), axis=1)
+        columns = np.repeat(np.arange(0, g.shape[1], 128), len(table))
         flat = offsets.reshape(offsets.shape[0], -1)
         shared = self.machine.shared
-        lanes = shared.select(g, flat, 16, None, site, tids)
+        lanes = shared.select(g, flat, 16, None, site, columns)
         self._fenced(shared, lanes, site)
         words = shared.read(lanes, 16, site)
         codes, index = shared._codes(shared.readers, lanes, 16)

@@ -274,3 +274,16 @@ def test_counts():
     assert counts.wavefronts["load"] == 4 * 32
     assert counts.conflicts["load"] == 4 * 31
     assert counts.conflicts["store"] == 0
+
+
+def test_blocks_that_wait_for_each_other():
+    # Block 1 waits for a flag of block 0, which stands at a later place by then.
+    flag, data = torch.zeros(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    body = """
+    mov.u32 %r1, %ctaid.x; setp.eq.u32 %p1, %r1, 0; @%p1 bra WRITE;
+    WAIT: ld.acquire.gpu.global.b32 %r2, [%rd20]; setp.eq.u32 %p2, %r2, 0; @%p2 bra WAIT;
+    ld.global.b32 %r3, [%rd21]; st.global.b32 [%rd21+4], %r3; ret;
+    WRITE: st.global.b32 [%rd21], 77; st.release.gpu.global.b32 [%rd20], 1;
+    """
+    execute(body, flag, data, threads=1, grid=(2,))
+    assert data.tolist() == [77, 77]

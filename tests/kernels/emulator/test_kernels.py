@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from s2vfast import ops
-from s2vfast.inputs import STEMS, WITHOUT_GRADIENT
+from s2vfast import inputs, ops
 from s2vfast.kernels import emulator
 from s2vfast.kernels.emulator import cuda
 
 WORKER = Path(__file__).with_name("worker.py")
+STEMS = [stem for stem in inputs.STEMS if stem != "block_stack"]
 SHAPES = ("tiny", "odd", "one")
 ARCHES, DTYPES = (80, 90), ("bfloat16", "float32")
 # Two processes at a time.
@@ -40,7 +40,7 @@ def begun(*words):
 def matrix():
     """All comparisons, begun together: (task, arch, dtype) → what comes of them."""
     tasks = ["agree"] + ([] if cuda.why_not() else ["native"])
-    return {(t, a, d): begun(t, str(a), d, ",".join(SHAPES)) for t in tasks for a in ARCHES for d in DTYPES}
+    return {(t, a, d): begun(t, str(a), d, ",".join(SHAPES), *STEMS) for t in tasks for a in ARCHES for d in DTYPES}
 
 
 def with_implementation(name):
@@ -52,7 +52,7 @@ def judge(found, stem):
         rows = found[f"{stem} {shape}"]
         assert not isinstance(rows, str), f"{shape}: {rows}"
         gradients = [name for name, *_ in rows if name.startswith("gradient")]
-        assert bool(gradients) == (stem not in WITHOUT_GRADIENT)
+        assert bool(gradients) == (stem not in inputs.WITHOUT_GRADIENT)
         for name, error, allowed in rows:
             assert error <= allowed, f"{shape}: {name}: error {error:.3g}, allowed {allowed:.3g}"
 

@@ -230,3 +230,25 @@ def test_an_instruction_for_whole_warps_needs_them():
     body += "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1]; END:"
     with pytest.raises(emulator.Fault, match="divergent.*ldmatrix"):
         execute(body, tensor(np.zeros(1, np.uint32)), shared=128)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_warps_that_have_parted(count):
+    # Odd warps of one block and even ones of the other: no rectangle of blocks and threads.
+    result = np.zeros((2, 128), np.uint32)
+    body = f"""
+    mov.u32 %r1, smem; shr.u32 %r2, %r100, 5; mov.u32 %r3, %ctaid.x; and.b32 %r5, %r100, 31;
+    mad.lo.u32 %r6, %r2, 1024, %r1; mad.lo.u32 %r7, %r5, 16, %r6; mad.lo.u32 %r8, %r3, 128, %r100;
+    mul.wide.u32 %rd1, %r8, 4; add.u64 %rd2, %rd20, %rd1; add.u32 %r9, %r2, %r3; and.b32 %r9, %r9, 1;
+    mov.b32 %r10, %r8; mov.b32 %r11, %r8; mov.b32 %r12, %r8; mov.b32 %r13, %r8;
+    setp.eq.u32 %p1, %r9, 0; @%p1 bra EVEN;
+    stmatrix.sync.aligned.m8n8.x{count}.shared.b16 [%r7], {names(10, count)}; bar.warp.sync -1;
+    ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {names(20, count)}, [%r7]; add.u32 %r30, %r{19 + count}, 1; bra.uni END;
+    EVEN: shfl.sync.bfly.b32 %r30, %r8, 1, 31, -1;
+    END: st.global.b32 [%rd2], %r30;
+    """
+    execute(body, tensor(result), threads=128, grid=(2,), shared=4096)
+    for block in range(2):
+        for thread in range(128):
+            number = block * 128 + thread
+            assert result[block, thread] == (number + 1 if (thread // 32 + block) % 2 else number ^ 1)

@@ -1,6 +1,6 @@
 """What the tests run in processes of their own, in which Triton compiles: TRITON_INTERPRET must not be set there.
 
-    python worker.py agree 80 bfloat16 odd,one [STEM …]   compare every operation with the reference, in the emulator
+    python worker.py agree 80 bfloat16 odd,one STEM …   compare operations with the reference, in the emulator
     python worker.py planted                              faults planted into real kernels
     python worker.py tutorials                            kernels of somebody else
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from s2vfast import ops, verify
-from s2vfast.inputs import SHAPES, STEMS
+from s2vfast.inputs import SHAPES
 from s2vfast.kernels import emulator
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,7 +24,7 @@ def agree(arch, dtype, shapes, *stems, impl="triton"):
     """{"stem shape": [[name, error, allowed], …] or what went wrong}."""
     return {
         f"{stem} {shape}": compared(int(arch), getattr(torch, dtype), shape, stem, impl)
-        for stem in stems or STEMS
+        for stem in stems
         if impl in ops.operation(stem).implementations
         for shape in shapes.split(",")
     }
