@@ -2,7 +2,7 @@
 # make demo      set-up, then the whole way on synthetic data: pretrain, evaluate, a report
 # make test      set-up, then everything that CI runs
 # make lint      set-up, then the style checks alone
-# make bench     set-up, then all measurements on this machine, with tables and plots in docs/ (15 minutes)
+# make bench     set-up, then all measurements on this machine, with docs/performance.md (10 minutes)
 # make gpu       all that needs a GPU: tests, measurements, compute-sanitizer; results go to $(OUT)
 # make clean     removes what was built; .venv stays (make clean-all removes it too)
 

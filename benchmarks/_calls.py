@@ -18,9 +18,23 @@ def tensors_of(values: Any) -> Iterator[Tensor]:
             yield from tensors_of(value)
 
 
-def autocast(function: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same dictionaries and lists with other tensors."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: map_tensors(function, item) for name, item in value.items()}
+    return [map_tensors(function, item) for item in value] if isinstance(value, list) else value
+
+
+def one_line(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def autocast(function: Callable[..., Any], arguments: dict[str, Any]) -> Callable[..., Any]:
     """The reference's code as a training script runs it: where operands are bfloat16, under autocast."""
-    low = next((t for t in tensors_of(given) if t.dtype == torch.bfloat16), None)
+    low = next((t for t in tensors_of(arguments) if t.dtype == torch.bfloat16), None)
     if low is None:
         return function
 
@@ -31,53 +45,50 @@ def autocast(function: Callable[..., Any], given: dict[str, Any]) -> Callable[..
     return call
 
 
-def leaves_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as leaves of which a gradient is asked: all floating tensors but clips, which need none."""
+def leaves_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with all floating tensors as leaves that need a gradient, but for clips, which need none."""
 
-    def leaf(value: Any) -> Any:
-        if isinstance(value, list):
-            return [leaf(item) for item in value]
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().requires_grad_()
-        return value
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
-    return {name: value if name == "clips" else leaf(value) for name, value in given.items()}
+    return {name: value if name == "clips" else map_tensors(leaf, value) for name, value in arguments.items()}
 
 
-def call_of(function: Callable[..., Any], given: dict[str, Any], backward: bool) -> Callable[[], Any]:
-    """What is timed: the function, with ``backward`` also the gradients of its floating inputs."""
+def timed_call(function: Callable[..., Any], arguments: dict[str, Any], backward: bool) -> Callable[[], Any]:
+    """The call that is timed: the function, with ``backward`` also the gradients of its floating inputs."""
     if not backward:
 
         def forward() -> Any:
             with torch.no_grad():
-                return function(**given)
+                return function(**arguments)
 
         return forward
-    asked = leaves_of(given)
-    leaves = [tensor for tensor in tensors_of(asked) if tensor.requires_grad]
-    # Laid out as the output is, which is no reason for other numbers: randn_like draws in the order of memory.
+    inputs = leaves_of(arguments)
+    leaves = [tensor for tensor in tensors_of(inputs) if tensor.requires_grad]
+    # The same numbers for every function: randn_like would draw in the order of memory, which depends on the layout.
+    generator = torch.Generator(leaves[0].device).manual_seed(0)
     upstream = [
-        torch.empty_like(out).copy_(torch.randn(out.shape, dtype=out.dtype, device=out.device))
-        for out in tensors_of(function(**asked))
+        torch.empty_like(out).copy_(torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator))
+        for out in tensors_of(function(**inputs))
     ]
 
     def both() -> Any:
-        outputs = list(tensors_of(function(**asked)))
+        outputs = list(tensors_of(function(**inputs)))
         return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
 
     return both
 
 
-def differs(found: list[Tensor | None], expected: list[Tensor | None], dtype: torch.dtype) -> str:
-    """In what results are not another's, to what a whole batch rounds to; empty where they agree."""
-    allowed = 1e-3 if dtype == torch.float32 else 5e-2
-    for number, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-        if mine is None or theirs is None:
-            if mine is not theirs:
-                return f"result {number} is there in one of them alone"
+def difference(results: list[Tensor | None], expected: list[Tensor | None], dtype: torch.dtype) -> str:
+    """The first disagreement of two lists of results beyond rounding; empty where they agree."""
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    for number, (result, other) in enumerate(zip(results, expected, strict=True)):
+        if result is None or other is None:
+            if result is not other:
+                return f"result {number} exists in one of them alone"
             continue
-        error = (mine.double() - theirs.double()).abs().max() if mine.numel() else torch.zeros(())
-        most = allowed * theirs.double().abs().max() if theirs.is_floating_point() and theirs.numel() else 0.0
-        if not error <= most:
+        error = (result.double() - other.double()).abs().max() if result.numel() else torch.zeros(())
+        allowed = tolerance * other.double().abs().max() if other.is_floating_point() and other.numel() else 0.0
+        if not error <= allowed:
             return f"result {number} is off by {float(error):.2g}"
     return ""

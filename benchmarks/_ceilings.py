@@ -1,19 +1,18 @@
-"""What a device reaches now: copies, large matrix products, exponentials; and what these say a piece of work must take.
+"""The rates that a device reaches now (copies, large matrix products, exponentials), and the least time of some work.
 
-Measured, not looked up, in the same run as what is set against them: a machine that is shared or hot has lower ones.
+They are measured in the same run as the work, not looked up: a machine that is shared or hot reaches less.
 """
 
 from __future__ import annotations
 
 import functools
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from benchmarks._results import digits
+from benchmarks._timer import median_seconds
 from s2vfast import errors
 from s2vfast.ops._linear import linear
 
@@ -29,7 +28,6 @@ DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}
 GRAIN = 2**15  # float32 numbers that PyTorch gives a thread at least: with their exponentials 256 KiB
 BLOCK, UNROLLED, ROUNDS = 1024, 16, 16  # of the kernel of exponentials
 PROGRAMS = 64  # a multiprocessor, of which 16 fill it
-REPEAT = 7
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -42,11 +40,11 @@ def ceilings(device: torch.device) -> dict[str, float]:
         ``exp_g_s``: 1e9 exponentials a second that no memory keeps waiting: on a CPU torch.exp of an array that stays
         in the caches of the cores, on all threads in use; on a GPU exp2 in registers.
     """
-    found = {"copy_gb_s": _copy(device)}
+    rates = {"copy_gb_s": _copy(device)}
     for dtype in DTYPES[device.type]:
-        found[f"matmul_{str(dtype).removeprefix('torch.')}"] = _matmul(device, dtype)
-    found["exp_g_s"] = _exp_cuda(device) if device.type == "cuda" else _exp_cpu()
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+        rates[f"matmul_{str(dtype).removeprefix('torch.')}"] = _matmul(device, dtype)
+    rates["exp_g_s"] = _exp_cuda(device) if device.type == "cuda" else _exp_cpu()
+    return {name: digits(value) for name, value in rates.items()}
 
 
 def bound(
@@ -79,31 +77,11 @@ def bound(
     return longest, seconds[longest]
 
 
-def _seconds(call: Callable[[], Any], device: torch.device, times: int = 1) -> float:
-    """Median seconds of a call, ``times`` of which are measured at once."""
-    found = []
-    for _ in range(REPEAT + 1):
-        if device.type == "cuda":
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
-            for _ in range(times):
-                call()
-            ended.record()
-            ended.synchronize()
-            found.append(begun.elapsed_time(ended) / 1000)
-        else:
-            start = time.perf_counter()
-            for _ in range(times):
-                call()
-            found.append(time.perf_counter() - start)
-    return statistics.median(found[1:]) / times  # the first one warmed up
-
-
 def _copy(device: torch.device) -> float:
     size = COPIED[device.type]
     source = torch.ones(size // 4, device=device)
     copy = torch.empty_like(source)
-    return 2 * size / _seconds(lambda: copy.copy_(source), device) / 1e9
+    return 2 * size / median_seconds(lambda: copy.copy_(source), device) / 1e9
 
 
 def _matmul(device: torch.device, dtype: torch.dtype) -> float:
@@ -114,14 +92,14 @@ def _matmul(device: torch.device, dtype: torch.dtype) -> float:
         weight = torch.randn(outer, inner, device=device, dtype=dtype)
         out = x.new_empty(rows, outer)
         for call in (functools.partial(torch.mm, x, weight.t(), out=out), functools.partial(linear, x, weight, None)):
-            best = max(best, 2 * rows * inner * outer / _seconds(call, device) / 1e12)
+            best = max(best, 2 * rows * inner * outer / median_seconds(call, device) / 1e12)
     return best
 
 
 def _exp_cpu() -> float:
     values = torch.randn(GRAIN * torch.get_num_threads())
     out = torch.empty_like(values)
-    return values.numel() / _seconds(lambda: torch.exp(values, out=out), values.device, times=200) / 1e9
+    return values.numel() / median_seconds(lambda: torch.exp(values, out=out), values.device, calls=200) / 1e9
 
 
 def _exp_cuda(device: torch.device) -> float:
@@ -131,7 +109,7 @@ def _exp_cuda(device: torch.device) -> float:
     values = torch.rand(count, device=device)
     out = torch.empty_like(values)
     with torch.cuda.device(device):
-        return exponentials(values, ROUNDS) / _seconds(lambda: chain(values, out, ROUNDS), device) / 1e9
+        return exponentials(values, ROUNDS) / median_seconds(lambda: chain(values, out, ROUNDS), device) / 1e9
 
 
 def exponentials(values: Tensor, rounds: int) -> int:

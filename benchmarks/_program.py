@@ -1,7 +1,8 @@
-"""What the programs that measure have in common: where they run, what they say, what they leave."""
+"""What the programs that measure have in common: where they run, what they print, what they write."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -14,58 +15,100 @@ from benchmarks import _results
 from s2vfast import errors
 
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-"""Of matrix operands, by type of device, where nothing else is asked for."""
+"""Default dtype of matrix operands by type of device."""
 
 
 def begin(device: str) -> torch.device:
-    """The device of that name; what is written from now on is of the commit that there is now.
+    """The device of that name; all that is written from now on is of today's commit.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such device.
     """
     _results.origin()
     try:
-        found = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        found = None
-    if found is None or found.type not in DTYPES:
+        chosen = None
+    if chosen is None or chosen.type not in DTYPES:
         raise errors.ConfigError(f"--device {device}: expected cpu, cuda or cuda:N")
-    if found.type == "cuda":
+    if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise errors.ConfigError(f"--device {device}: there is no GPU that PyTorch can use; give --device cpu")
-        if (found.index or 0) >= torch.cuda.device_count():
+        if (chosen.index or 0) >= torch.cuda.device_count():
             raise errors.ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-        torch.cuda.set_device(found)  # streams, events and graphs are made where this is
-    return found
+        torch.cuda.set_device(chosen)  # streams, events and graphs belong to it
+    return chosen
 
 
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
-    """The dtype of matrix operands; None or nothing: the device's own of `DTYPES`."""
+    """The dtype of matrix operands; None: the device's own of `DTYPES`."""
     return getattr(torch, name or DTYPES[device.type])
 
 
 def progress(text: str) -> None:
-    """A line on what is being done."""
+    """Print what is being done."""
     print(text, file=sys.stderr, flush=True)
 
 
-def said(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def positive(text: str) -> int:
+    """A number of 1 or more, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; 1 or more is expected")
+    return int(text)
 
 
-def written(results: Iterable[dict[str, Any]], out: Path | None) -> dict[str, Any]:
-    """The last of results, each the one before and more; in ``out`` after each: what is stopped has lost nothing."""
-    made: dict[str, Any] = {}
-    for made in results:
-        if out:
-            _results.write(made, out, whole=False)
-    if out:
-        _results.write(made, out)
-    return made
+def add_output(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The options of every program: where its result goes."""
+    parser.add_argument("--json", action="store_true", help="print the JSON instead of lines")
+    parser.add_argument("--out", type=Path, help=f"folder to write DEVICE/{kind}.json to")
 
 
-def show(made: dict[str, Any], line: Callable[[dict[str, Any]], str], as_json: bool) -> int:
-    """Print a result, a line a row or as it is written; the exit code: 1 where a row was refused."""
-    print(json.dumps(made) if as_json else "\n".join(map(line, made["rows"])))
-    return int(any("refused" in row for row in made["rows"]))
+def finish(
+    results: Iterable[dict[str, Any]],
+    options: argparse.Namespace,
+    line: Callable[[dict[str, Any]], str],
+    ignore: str = "",
+    summary: Callable[[dict[str, Any]], dict[str, Any]] = lambda record: {},
+) -> int:
+    """Write each of growing results, so that what is stopped loses nothing; print the last one; the exit code.
+
+    Args:
+        results: each with the rows of the one before it, and more.
+        options: ``out`` and ``json``.
+        line: a row as a line.
+        ignore: the reason of refused rows that are no mistake.
+        summary: more fields of the JSON that is printed.
+
+    Returns:
+        1 where a row was refused, 2 where it cannot be measured.
+    """
+    record: dict[str, Any] = {}
+    try:
+        for record in results:
+            if options.out:
+                _results.write(record, options.out, whole=False)
+        if options.out:
+            _results.write(record, options.out)
+    except errors.S2vfastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(record | summary(record)) if options.json else "\n".join(map(line, record["rows"])))
+    return int(any(row.get("refused", ignore) != ignore for row in record["rows"]))
+
+
+def replaced(page: Path, name: str, text: str, optional: bool = False) -> str:
+    """A page with another text between ``<!-- name -->`` and ``<!-- /name -->``; ``optional``: it may lack both.
+
+    Raises:
+        DataError: it cannot be read, or has not one of each, in this order.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    try:
+        whole = page.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.DataError(f"{page}: cannot be read: {error}") from None
+    if optional and start not in whole and end not in whole:
+        return whole
+    if whole.count(start) != 1 or whole.count(end) != 1 or whole.index(start) > whole.index(end):
+        raise errors.DataError(f"{page}: needs one line {start} and, below it, one line {end}, for the table")
+    return f"{whole.partition(start)[0]}{start}\n{text}\n{end}{whole.partition(end)[2]}"

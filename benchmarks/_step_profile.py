@@ -1,8 +1,8 @@
 """Where a step's time goes, by kind of work: from PyTorch's profiler, in steps that are not timed.
 
-An event of the profiler belongs to the first kind one of whose patterns is the name of the event or of one around it.
-On a CPU it counts with its own time, without what it called. On a GPU its kernels count; they are launched one by one
-for this, as a replayed graph does not say which operation a kernel is of.
+An event of the profiler belongs to the first kind one of whose patterns is its name or the name of an event around it.
+On a CPU it counts with its own time, without its children's. On a GPU its kernels count; they are launched one by one
+for this, because a replayed graph does not tell which operation a kernel belongs to.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks._step import Run, contestant
+from benchmarks._train_step import MASKS, UPDATE, Advance
 from s2vfast.reference import skeleton2vec as published
 
 OTHER = "other"
 KINDS = {
-    "masks": r"s2vfast: masks|s2vfast::tube_mask\w*",
-    "optimizer": r"s2vfast: update",
+    "masks": rf"{MASKS}|s2vfast::(tube|token)_mask\w*",
+    "optimizer": UPDATE,
     # PyTorch's own kernels, and eager attention: its products are the only ones with a batch of matrices.
     "attention": r"aten::_?(scaled_dot_product|flash|efficient|cudnn)_?\w*|aten::(badd)?bmm|BmmBackward0"
     r"|aten::_?(log_)?softmax\w*|aten::logsumexp|\w*(Softmax|Logsumexp|ScaledDotProduct\w*)Backward0"
     r"|s2vfast::attention\w*|.*(flash_|fmha|sdpa).*",
-    # One launch for all of them.
-    "student's blocks": r"s2vfast::block_stack\w*",
     # With what is done in the same kernel: bias, GELU, and in ours the norms.
     "linear maps": r"aten::(mm|addmm|linear|_addmm_activation)|mkldnn::_linear_pointwise|_Linear(Backward)?"
     r"|(Mm|Addmm)Backward0|s2vfast::(norm_linear|mlp|add_norm)\w*|.*(gemm|nvjet|cutlass).*",
@@ -43,51 +41,45 @@ KINDS = {
 _KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 
 
-def look(run: Run, p50: float) -> tuple[dict[str, float], int | None]:
-    """Where a contestant's time goes.
-
-    Args:
-        run: has been timed.
-        p50: ms of a step, as timed.
+def breakdown(advance: Advance, p50: float, cuda: bool) -> tuple[dict[str, float], int | None]:
+    """Where the time of a step goes, which takes p50 ms and on a GPU was not captured.
 
     Returns:
         Ms of a step by kind, which add up to p50: ``other`` is what no kind has (on a GPU also when no kernel ran), and
         all is scaled where the profiled step took longer. And the kernels of a step, None on a CPU.
     """
-    cuda = run.setting.device.type == "cuda"
-    advance = contestant(run.setting, run.name, capture=False) if cuda else run.advance
     steps = 3 if cuda else 1
     for _ in range(2 if cuda else 0):
         advance()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     # The published step makes its masks inside; so they get the name that ours have.
-    named = record_function("s2vfast: masks")(published.tube_mask)
+    named = record_function(MASKS)(published.tube_mask)
     with mock.patch.object(published, "tube_mask", named), profile(activities=activities) as profiler:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
             advance()
-        wall = 1000 * (time.perf_counter() - begun) / steps
-    found, launches = sums(profiler.events(), steps, cuda)
+        wall = 1000 * (time.perf_counter() - start) / steps
+    times, launches = sums(profiler.events(), steps, cuda)
     # The profiler slows the host, and no kernel.
-    return shares(found, p50 if cuda else wall, p50), round(launches) if cuda else None
+    return scaled(times, p50 if cuda else wall, p50), round(launches) if cuda else None
 
 
 def sums(events: Iterable[Any], steps: int, cuda: bool) -> tuple[dict[str, float], float]:
     """Ms a step by kind, and kernels a step, of the profiler's events."""
-    found, launches = dict.fromkeys((*KINDS, OTHER), 0.0), 0.0
+    times, launches = dict.fromkeys((*KINDS, OTHER), 0.0), 0.0
     for event in events:
         if event.device_type != torch.autograd.DeviceType.CPU:
             continue
         names = list(_names(event))
         if not cuda:
-            found[kind_of(names)] += event.self_cpu_time_total / 1000 / steps
+            times[kind_of(names)] += event.self_cpu_time_total / 1000 / steps
             continue
         for kernel in event.kernels:
             if kernel.name == event.name:
                 continue  # a range's own shadow on the device
-            found[kind_of([*names, kernel.name])] += kernel.duration / 1000 / steps
+            times[kind_of([*names, kernel.name])] += kernel.duration / 1000 / steps
             launches += 0.0 if kernel.name.startswith(("Memcpy", "Memset")) else 1 / steps
-    return found, launches
+    return times, launches
 
 
 def _names(event: Any) -> Iterator[str]:
@@ -98,14 +90,12 @@ def _names(event: Any) -> Iterator[str]:
 
 def kind_of(names: list[str]) -> str:
     """The kind of an event by its name and the names of those around it."""
-    for kind, pattern in _KINDS.items():
-        if any(pattern.fullmatch(name) for name in names):
-            return kind
-    return OTHER
+    matches = (kind for kind, pattern in _KINDS.items() if any(pattern.fullmatch(name) for name in names))
+    return next(matches, OTHER)
 
 
-def shares(found: dict[str, float], whole: float, p50: float) -> dict[str, float]:
+def scaled(times: dict[str, float], whole: float, p50: float) -> dict[str, float]:
     """Times that add up to p50: ``other`` gets what is missing of the whole; kinds without time are left out."""
-    whole = max(whole, sum(found.values()))
-    full = {**found, OTHER: found[OTHER] + whole - sum(found.values())}
+    whole = max(whole, sum(times.values()))
+    full = {**times, OTHER: times[OTHER] + whole - sum(times.values())}
     return {kind: round(ms * p50 / whole, 4) for kind, ms in full.items() if ms > 0}

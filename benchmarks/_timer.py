@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,20 +35,17 @@ class Timer:
         return _between_events(call)
 
     def sampler(self, calls: Sequence[Call]) -> tuple[Callable[[], float], str]:
-        """A function that measures once: milliseconds a call, the calls taking turns; and why no graph is replayed.
+        """A function that measures once: milliseconds a call; and why no graph is replayed, empty where one is.
 
-        Args:
-            calls: the same work on inputs of their own each. Where these are more than the caches hold, every call
-                finds its inputs in none.
-
-        Returns:
-            The function; and a text that is empty on a CPU, and where the calls could be captured.
+        On a GPU calls do the same work on inputs of their own each. Where these are more than the caches hold, every
+        call has its inputs in none. A CPU takes one call, by the clock.
         """
         for _ in range(_WARM):
             for call in calls:
                 call()
         if not self.cuda:
-            return _Turns(calls), ""
+            (one,) = calls
+            return lambda: _by_the_clock(one), ""
         torch.cuda.synchronize()
 
         def all_calls(rounds: int) -> None:
@@ -81,30 +79,19 @@ class Timer:
         return max(min(-(-3 * cache // max(size, 1)), free // 4 // max(size, 1), _MOST_CALLS), 2)
 
 
-class _Turns:
-    """One of the calls at a time, timed by the clock."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.calls, self.turn = calls, 0
-
-    def __call__(self) -> float:
-        self.turn = (self.turn + 1) % len(self.calls)
-        return _by_the_clock(self.calls[self.turn])
-
-
 def _by_the_clock(call: Call) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return (time.perf_counter() - begun) * 1000
+    return (time.perf_counter() - start) * 1000
 
 
 def _between_events(call: Call) -> float:
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
     call()
-    ended.record()
-    ended.synchronize()
-    return begun.elapsed_time(ended)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
 
 
 def timed(call: Call, device: torch.device) -> float:
@@ -118,6 +105,18 @@ def timed(call: Call, device: torch.device) -> float:
             torch.cuda.synchronize()
 
     return _by_the_clock(whole)
+
+
+def median_seconds(call: Call, device: torch.device, calls: int = 1, repeat: int = 7) -> float:
+    """Median seconds of a call, so many of which are timed at once; on a GPU between events."""
+
+    def many() -> None:
+        for _ in range(calls):
+            call()
+
+    time_once = _between_events if device.type == "cuda" else _by_the_clock
+    many()  # it warms up
+    return statistics.median(time_once(many) for _ in range(repeat)) / calls / 1000
 
 
 def _synchronises(calls: Sequence[Call]) -> str:

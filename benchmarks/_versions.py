@@ -1,4 +1,4 @@
-"""Two versions of s2vfast side by side: each in a folder of its own, with a process that measures it.
+"""Two versions of s2vfast: each in a folder of its own, with a process that measures it.
 
 The revision comes out of ``git archive``: the working tree, the index and .git stay as they are. This tree is copied as
 it is, dirty or not.
@@ -6,7 +6,6 @@ it is, dirty or not.
 
 from __future__ import annotations
 
-import filecmp
 import io
 import itertools
 import json
@@ -18,7 +17,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ class NotCompared(Exception):
 
 
 class Refused(NotCompared):
-    """What is wrong in a version, so that its time says nothing."""
+    """A version is wrong, so that its time says nothing."""
 
     fault = True
 
@@ -54,20 +53,15 @@ class Version:
 
     def start(self) -> None:
         """Start the process."""
-        answers, descriptor = os.pipe()
-        arguments = [str(self.folder), str(descriptor), str(self.device), self.dtype]
         with open(self._log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks._worker", *arguments],
+                [sys.executable, "-m", "benchmarks._worker", str(self.folder), str(self.device), self.dtype],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                pass_fds=[descriptor],
             )
-        os.close(descriptor)
-        self.answers: IO[str] = os.fdopen(answers, encoding="utf-8")
 
     @property
     def _log(self) -> Path:
@@ -78,43 +72,42 @@ class Version:
         if self.process is None:
             self.start()
         assert self.process is not None
+        assert self.process.stdout is not None
         try:
             print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.answers.readline()
+            line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if line:
             return json.loads(line)
         code = self.process.wait()
         self.close()
-        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return {"failed": f"its process ended with {ended}; {_end(self._log.read_text('utf-8', 'replace'))}"}
+        end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return {"failed": f"its process ended with {end}; {_last_lines(self._log.read_text('utf-8', 'replace'))}"}
 
     def need(self, **request: Any) -> dict[str, Any]:
         """The answer; raises `NotCompared` where there is none.
 
-        What this tree cannot do though it says that it can is refused; that an old revision cannot may be its age.
+        What this tree claims and cannot do is refused; what an old revision cannot do may be its age.
         """
-        found = self.ask(**request)
-        if "wrong" in found:
-            raise Refused(f"{self.name} does not agree with its reference: {found['wrong']}")
-        if "failed" in found and self.ours:
-            raise Refused(f"{self.name}: {found['failed']}")
-        if why := found.get("failed") or found.get("declined"):
+        answer = self.ask(**request)
+        if "wrong" in answer:
+            raise Refused(f"{self.name} does not agree with its reference: {answer['wrong']}")
+        if "failed" in answer and self.ours:
+            raise Refused(f"{self.name}: {answer['failed']}")
+        if why := answer.get("failed") or answer.get("declined"):
             raise NotCompared(f"{self.name}: {why}")
-        return found
+        return answer
 
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
-            self.answers.close()
             self.process = None
 
 
-def _end(text: str) -> str:
-    """The last lines of an output as one."""
+def _last_lines(text: str) -> str:
     return " | ".join(line.strip() for line in text.strip().splitlines()[-3:])
 
 
@@ -124,7 +117,7 @@ def _git(*words: str) -> bytes:
     except OSError as error:
         raise errors.ConfigError(f"--compare: git cannot be run ({error}); install it") from None
     if done.returncode:
-        raise errors.ConfigError(f"git {words[0]}: {_end(done.stderr.decode('utf-8', 'replace')) or 'failed'}")
+        raise errors.ConfigError(f"git {words[0]}: {_last_lines(done.stderr.decode('utf-8', 'replace')) or 'failed'}")
     return done.stdout
 
 
@@ -144,7 +137,7 @@ def unpack(rev: str, folder: Path) -> str:
         commit = _git("rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}").decode().strip()
     except errors.ConfigError:
         shallow = _git("rev-parse", "--is-shallow-repository").strip() == b"true"
-        more = "; this is a shallow clone, git fetch --unshallow gets the rest" if shallow else ""
+        more = "; this is a shallow clone, git fetch --unshallow gets the others" if shallow else ""
         raise errors.ConfigError(f"--compare {rev}: there is no such commit, branch or tag here{more}") from None
     with zipfile.ZipFile(io.BytesIO(_git("archive", "--format=zip", "-0", commit))) as archive:
         archive.extractall(folder)
@@ -166,44 +159,40 @@ def snapshot(folder: Path) -> None:
 
 
 def _link(folder: Path) -> None:
-    """kernels/ where an installation puts it."""
+    """Link kernels/ to where an installation puts it."""
     package, link = folder / "s2vfast", folder / "s2vfast/kernels"
     if package.is_dir() and (folder / "kernels").is_dir() and not link.exists():
         link.symlink_to("../kernels")
 
 
 def install(old: Path, new: Path, gpu: bool) -> None:
-    """The compiled extension, in both folders.
+    """Put the compiled extension into both folders.
 
     Where its sources are the same, both get the one that is built in the working tree. Else both are built in the same
     way; on a CPU without the part for GPUs.
     """
-    if _same(old, new):
-        built = list((ROOT / "s2vfast").glob("_native*"))
+    sources = [_sources(folder) for folder in (old, new)]
+    built = list((ROOT / "s2vfast").glob("_native*"))
+    if sources[0] == sources[1]:
         for path, folder in itertools.product(built, (old, new)):
             shutil.copy2(path, folder / "s2vfast")
         if not any(path.suffix == ".so" for path in built):
             print("the compiled extension is not built here, so that native is not compared: make install", flush=True)
-        return
-    if not all((folder / name).exists() for folder in (old, new) for name in _BUILT_FROM):
-        return  # there was no extension yet
-    for name, folder in (("the other revision", old), ("this tree", new)):
-        print(f"the compiled extension of {name} is built: its sources differ", flush=True)
-        env = {**os.environ, **({} if gpu else {"S2VFAST_CUDA": "0"})}
+    elif all({"csrc", "setup.py"} <= {name.partition("/")[0] for name in files} for files in sources):
+        # Else the old revision has no extension.
+        environment = {**os.environ, **({} if gpu else {"S2VFAST_CUDA": "0"})}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command, cwd=folder, env=env, **merged)
-        if not any((folder / "s2vfast").glob("_native*.so")):
-            print(f"it cannot be built, so that native is not compared; {_end(done.stdout)}", flush=True)
+        for name, folder in (("the other revision", old), ("this tree", new)):
+            print(f"the compiled extension of {name} is built: its sources differ", flush=True)
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            if not any((folder / "s2vfast").glob("_native*.so")):
+                reason = _last_lines(done.stdout + done.stderr)
+                print(f"it cannot be built, so that native is not compared; {reason}", flush=True)
 
 
-def _same(old: Path, new: Path) -> bool:
-    """Whether the extension's sources are equal, byte by byte."""
-
-    def files(folder: Path) -> set[str]:
-        roots = [folder / name for name in _BUILT_FROM]
-        found = itertools.chain.from_iterable([root] if root.is_file() else root.rglob("*") for root in roots)
-        return {path.relative_to(folder).as_posix() for path in found if path.is_file()}
-
-    names = files(old)
-    return names == files(new) and all(filecmp.cmp(old / name, new / name, shallow=False) for name in names)
+def _sources(folder: Path) -> dict[str, bytes]:
+    """The extension's sources, by name."""
+    paths = itertools.chain.from_iterable(
+        [root] if root.is_file() else root.rglob("*") for root in (folder / name for name in _BUILT_FROM)
+    )
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}

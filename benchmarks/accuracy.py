@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import _results
-from benchmarks._program import progress
+from benchmarks._program import progress, replaced
 from s2vfast import errors
 from s2vfast.evaluate import table as evaluation
 
@@ -58,19 +58,19 @@ class Task:
 
 def tasks(store: Path, out: Path, config: str, seeds: int) -> list[Task]:
     """All that has to be done, in order."""
-    made: list[Task] = []
+    todo: list[Task] = []
     for seed in range(1, seeds + 1):
         tune = f"--recipe nwucla --finetune.seed {seed}"
 
         def evaluate(method: str, run: str, what: str, words: str, seed: int = seed) -> None:
-            place = out / "evaluated" / f"{method}-{seed}-{what}"
-            command = ["evaluate", str(out / run), *words.split(), "--seed", f"{seed}", "--out", str(place)]
-            made.append(Task(place.name, command, after=run))
+            folder = out / "evaluated" / f"{method}-{seed}-{what}"
+            command = ["evaluate", str(out / run), *words.split(), "--seed", f"{seed}", "--out", str(folder)]
+            todo.append(Task(folder.name, command, after=run))
 
         for objective in OBJECTIVES:
             run = f"{objective}-{seed}"
             train = f"pretrain --config {config} --objective {objective} --train.seed {seed} --train.threads 1 --resume"
-            made.append(Task(run, [*train.split(), "--data", str(store), "--out", str(out / run)]))
+            todo.append(Task(run, [*train.split(), "--data", str(store), "--out", str(out / run)]))
             for pool in POOLS:
                 evaluate(objective, run, pool, f"--protocol linear,knn --pool {pool}")
             evaluate(objective, run, TUNED, f"--protocol finetune {tune}")
@@ -78,7 +78,7 @@ def tasks(store: Path, out: Path, config: str, seeds: int) -> list[Task]:
         for pool in POOLS:
             evaluate("untrained", run, pool, f"--untrained --protocol linear,knn --pool {pool}")
         evaluate("supervised", run, TUNED, f"--protocol supervised {tune}")
-    return made
+    return todo
 
 
 class Runner:
@@ -93,7 +93,7 @@ class Runner:
         self.logs, self.jobs = out / "logs", jobs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.begun: dict[str, float] = {}
+        self.starts: dict[str, float] = {}
 
     def done(self, task: Task) -> bool:
         """Whether the same command has ended well."""
@@ -134,10 +134,10 @@ class Runner:
         self.running[task.name] = subprocess.Popen(
             task.command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=_results.ROOT, start_new_session=True
         )
-        self.begun[task.name] = time.monotonic()
+        self.starts[task.name] = time.monotonic()
         log.close()
 
-    def collect(self, known: dict[str, Task], left: int) -> None:
+    def collect(self, tasks_by_name: dict[str, Task], count: int) -> None:
         """Take note of what has ended."""
         for name, process in list(self.running.items()):
             if (code := process.poll()) is None:
@@ -145,76 +145,60 @@ class Runner:
             del self.running[name]
             log = self.logs / f"{name}.log"
             if code:
-                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
                 raise errors.TrainingError(f"{name}: exit code {code}: {last} ({log})")
             commit, date = _results.origin()
-            mark = {"command": shlex.join(known[name].words), "commit": commit, "date": date}
+            mark = {"command": shlex.join(tasks_by_name[name].words), "commit": commit, "date": date}
             (self.logs / f"{name}.done").write_text(json.dumps(mark), "utf-8")
-            took = time.monotonic() - self.begun[name]
-            progress(f"{name}: done in {took:.0f} s; {left} wait, {len(self.running)} run")
+            seconds = time.monotonic() - self.starts[name]
+            progress(f"{name}: done in {seconds:.0f} s; {count} wait, {len(self.running)} run")
 
 
 def collected(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
     """Top-1 in per cent of every seed, by method and column."""
-    found: dict[str, dict[str, list[float]]] = {}
+    top1: dict[str, dict[str, list[float]]] = {}
     for method in ("untrained", "supervised", *OBJECTIVES):
-        columns = found.setdefault(method, {})
+        columns = top1.setdefault(method, {})
         whats = {"untrained": POOLS, "supervised": (TUNED,)}.get(method, (*POOLS, TUNED))
         for seed, what in itertools.product(range(1, seeds + 1), whats):
             path = out / "evaluated" / f"{method}-{seed}-{what}" / "results.json"
             try:
-                made = json.loads(path.read_text("utf-8"))
-                rows = made["table"] if "table" in made else evaluation.rows({made["protocol"]: made})
+                record = json.loads(path.read_text("utf-8"))
+                rows = record["table"] if "table" in record else evaluation.rows({record["protocol"]: record})
             except (OSError, ValueError, KeyError) as error:
                 raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
             for row in rows:
                 column = f"{PROBES.get(row['measure'])}, {what}" if row["measure"] not in FULL else FULL[0]
                 if row["metric"] == "top-1" and column in COLUMNS:
                     columns.setdefault(column, []).append(round(row["value"], 2))
-    return found
+    return top1
 
 
-def spread(values: Sequence[float] | None) -> str:
+def mean_and_std(values: Sequence[float] | None) -> str:
     """Mean ± sample standard deviation, in per cent."""
     if not values:
         return "–"
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
+def table(top1: dict[str, dict[str, list[float]]]) -> str:
     """A Markdown table of methods and columns."""
     lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
     names = {"supervised": "supervised, from scratch"}
-    for method, columns in found.items():
-        cells = " | ".join(spread(columns.get(column)) for column in COLUMNS)
+    for method, columns in top1.items():
+        cells = " | ".join(mean_and_std(columns.get(column)) for column in COLUMNS)
         lines.append(f"| {names.get(method, method)} | {cells} |")
     return "\n".join(lines)
 
 
-def section(made: dict[str, Any]) -> str:
+def section(record: dict[str, Any]) -> str:
     """What stands between the marks of the page: the table, and where it is from."""
-    device, versions = made["device"], ", ".join(f"{name} {v}" for name, v in sorted(made["versions"].items()))
-    commits = " and ".join(f"`{commit}`" for commit in made["commits"])
+    device, versions = record["device"], ", ".join(f"{name} {v}" for name, v in sorted(record["versions"].items()))
+    commits = " and ".join(f"`{commit}`" for commit in record["commits"])
     return (
-        f"{table(made['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {made['seeds']} "
-        f"seeds. `{made['command']}`, commit {commits}, {made['date']}, {device['name']}, {versions}.</sub>"
+        f"{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} "
+        f"seeds. `{record['command']}`, commit {commits}, {record['date']}, {device['name']}, {versions}.</sub>"
     )
-
-
-START, END = "<!-- accuracy -->", "<!-- /accuracy -->"
-
-
-def replaced(page: Path, text: str) -> str:
-    """A page's text with another section between its marks; raises `DataError` where it has none."""
-    try:
-        whole = page.read_text("utf-8")
-    except OSError as error:
-        raise errors.DataError(f"{page}: cannot be read: {error.strerror}") from None
-    before, start, rest = whole.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise errors.DataError(f"{page}: needs one line {START} and, below it, one line {END}, for the table")
-    return f"{before}{START}\n{text}\n{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -226,25 +210,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, each on one thread")
     parser.add_argument("--docs", type=Path, help="folder of CONFIG.md, whose table is replaced (default: none)")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for name in ("seeds", "jobs"):
-        if getattr(asked, name) < 1:
-            parser.error(f"--{name}: {getattr(asked, name)}; 1 or more is expected")
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: {getattr(options, name)}; 1 or more is expected")
     _results.origin()
-    store, out = asked.store.absolute(), asked.out.absolute()
+    store, out = options.store.absolute(), options.out.absolute()
     try:
-        runner, todo = Runner(out, asked.jobs), tasks(store, out, asked.config, asked.seeds)
+        runner, todo = Runner(out, options.jobs), tasks(store, out, options.config, options.seeds)
         runner.run(todo)
-        found = collected(out, asked.seeds)
-        print(table(found))
-        if asked.docs:
-            command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {asked.config}"
+        top1 = collected(out, options.seeds)
+        print(table(top1))
+        if options.docs:
+            command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {options.config}"
             device = _results.device_facts(torch.device("cpu"))
-            made = {"command": f"{command} --seeds {asked.seeds}", **runner.origins(todo)}
-            made |= {"seeds": asked.seeds, "versions": _results.versions(device), "device": device, "top1": found}
-            page = asked.docs / f"{asked.config}.md"
-            text = replaced(page, section(made))
-            page.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+            record = {"command": f"{command} --seeds {options.seeds}", **runner.origins(todo)}
+            record |= {"seeds": options.seeds, "versions": _results.versions(device), "device": device, "top1": top1}
+            page = options.docs / f"{options.config}.md"
+            text = replaced(page, "accuracy", section(record))
+            page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
             page.write_text(text, "utf-8")
             print(f"{page} written")
     except errors.S2vfastError as error:

@@ -1,12 +1,14 @@
 """Measure, and refuse what is wrong: operations, steps, data, cold start, and what was compiled ahead of time.
 
     python -m benchmarks.run [WHAT ...] [--out benchmarks/results] [--report]
-    python -m benchmarks.run [STEM ...] --compare HEAD~1 [--fail-if-slower 5%]
+    python -m benchmarks.run attention --shape ntu [--gate full]
+    python -m benchmarks.run [OP ...] --compare HEAD~1 [--fail-if-slower 5%]
 
-WHAT is an operation, or ops (all of them), step, data, cold_start, static; everything where it is left out. An
-implementation or baseline that does not agree with the reference, in this run, at every shape that is measured, is not
-timed: its row says why, and the exit code is 1. Implementations take turns, so that what else the machine does slows
-all of them; a ratio is the median over these turns.
+WHAT is an operation, or ops (all of them), step, data, cold_start, static; the default is everything. What does not
+agree with the reference in this run is not timed: its row has the reason, and the exit code is 1. The comparison is at
+short sequences of the widths that are measured (with ``--gate full`` at the measured shapes, which takes minutes); what
+is timed is compared with ``torch`` at its full size. Implementations take turns, so that what else the machine does
+slows all of them; a ratio is the median over these turns.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ from typing import Any
 import torch
 
 from benchmarks import _ceilings, _results, compare
-from benchmarks._ops import load, measure, roofline
+from benchmarks._harness import measure, roofline
 from benchmarks._program import begin, dtype_of, progress
+from benchmarks.cases import CASES
 from s2vfast import errors
-from s2vfast.inputs import SHAPES, STEMS
+from s2vfast.inputs import SHAPES
 
-# What has a program of its own, and what that is given on a CPU and on a GPU.
+# What has a program of its own, and its options on a CPU and on a GPU.
 PROGRAMS: dict[str, dict[str, list[str]]] = {
     "step": {
         "cpu": "--config ntu60 --batch 2 --impl torch --vs reference --empty-bodies compute share "
-        "--sweep batch tokens ranks --memory --repeat 6".split(),
+        "--sweep batch tokens --memory --repeat 6".split(),
         "cuda": "--device cuda --config ntu60 --batch 64 --impl triton --vs torch torch:compile reference "
-        "--empty-bodies compute share --sweep batch ranks --repeat 12".split(),  # within the minutes of `make gpu`
+        "--empty-bodies compute share --sweep batch --repeat 12".split(),  # within the minutes of `make gpu`
     },
     "data": {"cpu": [], "cuda": ["--device", "cuda"]},
     "cold_start": {"cpu": [], "cuda": ["--device", "cuda"]},
@@ -43,66 +46,66 @@ KINDS = ("ops", *PROGRAMS, "static")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 where something was refused, 2 where it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join((*KINDS, *STEMS))} (default: everything)")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join((*KINDS, *CASES))} (default: everything)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: those an operation names")
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: those of the operation's case")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
-    parser.add_argument("--impl", nargs="+", help="implementations and baselines (default: all)")
+    parser.add_argument("--impl", nargs="+", help="implementations and rivals (default: all)")
+    parser.add_argument("--gate", choices=("small", "full"), default="small", help="shapes compared with the reference")
     parser.add_argument("--seconds", type=float, default=1.0, help="for a shape and pass; with --compare, of each case")
     parser.add_argument("--out", type=Path, help="folder to write DEVICE/KIND.json to")
-    parser.add_argument("--report", action="store_true", help="write docs/performance.md from what is in --out")
+    parser.add_argument("--report", action="store_true", help="write docs/performance.md from the results in --out")
     parser.add_argument("--compare", metavar="REV", help="measure against another revision, interleaved")
     parser.add_argument("--fail-if-slower", type=compare.per_cent, metavar="5%", help="with --compare: exit code 1")
-    asked = parser.parse_args(arguments)
-    what = asked.what or list(KINDS)
-    if unknown := [name for name in what if name not in (*KINDS, *STEMS)]:
-        parser.error(f"nothing is called {unknown[0]!r}; there are {', '.join((*KINDS, *STEMS))}")
-    if asked.fail_if_slower is not None and not asked.compare:
+    options = parser.parse_args(arguments)
+    what = options.what or list(KINDS)
+    if unknown := [name for name in what if name not in (*KINDS, *CASES)]:
+        parser.error(f"nothing is called {unknown[0]!r}; there are {', '.join((*KINDS, *CASES))}")
+    if options.fail_if_slower is not None and not options.compare:
         parser.error("--fail-if-slower needs --compare REV")
-    if asked.report and not asked.out:
+    if options.report and not options.out:
         parser.error("--report needs --out")
     try:
-        device = begin(asked.device)
-        stems = [stem for stem in STEMS if stem in what or "ops" in what]
-        if asked.compare:
-            return compare.main(asked.compare, stems or list(STEMS), asked, device)
-        code = 0
-        if stems:
-            code = max(code, operations(stems, device, asked))
+        device = begin(options.device)
+        chosen = [op for op in CASES if op in what or "ops" in what]
+        if options.compare:
+            return compare.main(options.compare, chosen or list(CASES), options, device)
+        code = operations(chosen, device, options) if chosen else 0
         for name in PROGRAMS:
             if name in what:
-                code = max(code, program(name, device, asked.out))
+                code = max(code, program(name, device, options.out))
         if "static" in what:
-            code = max(code, static(asked.out))
-        if asked.report:
-            code = max(code, _call([sys.executable, "-m", "benchmarks.report", "--results", str(asked.out)]))
+            code = max(code, static(options.out))
+        if options.report:
+            code = max(code, _call([sys.executable, "-m", "benchmarks.report", "--results", str(options.out)]))
         return code
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def operations(stems: list[str], device: torch.device, asked: argparse.Namespace) -> int:
+def operations(chosen: list[str], device: torch.device, options: argparse.Namespace) -> int:
     """Measure operations, print their rows, write ops.json; 1 if something was refused."""
-    dtype, facts = dtype_of(asked.dtype, device), _results.device_facts(device)
-    if asked.out:
-        _keep(asked.out / facts["slug"] / "ops.json", stems, asked)
+    dtype, facts = dtype_of(options.dtype, device), _results.device_facts(device)
+    if options.out:
+        _keep(options.out / facts["slug"] / "ops.json", chosen, options)
     ceilings = _ceilings.ceilings(device)
-    rows: list[dict[str, Any]] = []
+    rows: list[_results.Row] = []
 
     def write(whole: bool) -> None:
-        if asked.out:
-            _results.write(_results.result("ops", rows, facts, ceilings), asked.out, whole=whole)
+        if options.out:
+            _results.write(_results.result("ops", rows, facts, ceilings), options.out, whole=whole)
 
-    for stem in stems:
-        bench = load(stem)
-        names = [name for name in bench.shapes if not asked.shape or name in asked.shape] or asked.shape
-        found = measure(bench, names, dtype, device, asked.seconds, ceilings, asked.impl, progress)
-        for row in found:
+    full = options.gate == "full"
+    for op in chosen:
+        case = CASES[op]
+        names = [name for name in case.shapes if not options.shape or name in options.shape] or options.shape
+        more = measure(case, names, dtype, device, options.seconds, ceilings, options.impl, full, progress)
+        for row in more:
             print(line(row), flush=True)
-        rows += found
-        write(whole=False)  # after each, so that what is stopped has lost nothing
-    # A machine that others use reaches more at times: the most it did, before or after, is what rows are held to.
+        rows += more
+        write(whole=False)  # after each: a run that is stopped loses nothing
+    # A machine that others use reaches more at times: rows are held to the most it did, before or after.
     again = _ceilings.ceilings(device)
     ceilings = {name: max(value, again[name]) for name, value in ceilings.items()}
     print("  ".join(f"{name} {value:.4g}" for name, value in ceilings.items()), flush=True)
@@ -111,12 +114,12 @@ def operations(stems: list[str], device: torch.device, asked: argparse.Namespace
     return int(any("refused" in row for row in rows))
 
 
-def _keep(path: Path, stems: list[str], asked: argparse.Namespace) -> None:
-    """Raise where rows that are there would be lost: those of other operations, or of what is not measured now."""
+def _keep(path: Path, chosen: list[str], options: argparse.Namespace) -> None:
+    """Raise where older rows would be lost: those of other operations, or of what is not measured now."""
     if not path.exists():
         return
-    others = {row["stem"] for row in _results.read(path)["rows"]} - set(stems)
-    narrowed = [f"--{name}" for name in ("shape", "dtype", "impl") if getattr(asked, name)]
+    others = {row["stem"] for row in _results.read(path)["rows"]} & (set(CASES) - set(chosen))
+    narrowed = [f"--{name}" for name in ("shape", "dtype", "impl") if getattr(options, name)]
     if others or narrowed:
         lost = f"rows of {', '.join(sorted(others))}" if others else f"what {' and '.join(narrowed)} leaves out"
         raise errors.ConfigError(
@@ -124,7 +127,7 @@ def _keep(path: Path, stems: list[str], asked: argparse.Namespace) -> None:
         )
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: _results.Row) -> str:
     """A row of an operation as a line."""
     head = f"{row['stem']:<15}{row['impl']:<20}"
     if "refused" in row:
@@ -149,34 +152,21 @@ def _call(command: list[str]) -> int:
 
 
 def static(out: Path | None) -> int:
-    """Compile all kernels for all architectures and keep what the compiler says; 1 if a gate fails."""
+    """Compile all kernels for all architectures and keep the compiler's numbers; 1 if a gate fails."""
     from s2vfast.kernels import aot
 
     progress("compiling all kernels for all architectures")
-    found = aot.compile_kernels(list(STEMS), list(aot.ARCHES), list(aot.DTYPES), list(aot.MAIN_SHAPES))
-    rows = [
-        {
-            "stem": kernel.stem,
-            "kernel": kernel.kernel,
-            "arch": kernel.arch,
-            "dtype": kernel.dtype,
-            "shapes": list(kernel.shapes),
-            "registers": kernel.registers,
-            "spills": kernel.stack + kernel.local,
-            "shared": kernel.shared,
-            "instructions": kernel.instructions,
-            "options": kernel.options,
-            "wrong": list(kernel.wrong),
-        }
-        for kernel in found
+    compiled = aot.compile_kernels(list(CASES), list(aot.ARCHES), list(aot.DTYPES), list(aot.MAIN_SHAPES))
+    same = ("stem", "kernel", "arch", "dtype", "shapes", "registers", "shared", "instructions", "options", "wrong")
+    rows: list[dict[str, Any]] = [
+        {name: getattr(kernel, name) for name in same} | {"spills": kernel.stack + kernel.local} for kernel in compiled
     ]
     bad = [row for row in rows if row["wrong"]]
     print(f"{len(rows)} kernels compiled, {len(bad)} fail a gate")
     for row in bad:
         print(f"  {row['stem']} {row['kernel']} sm_{row['arch']} {row['dtype']}: {'; '.join(row['wrong'])}")
     if out:
-        nowhere = {"name": "none: compiled ahead of time", "slug": _results.STATIC, "type": "static", "threads": 0}
-        progress(f"written: {_results.write(_results.result('static', rows, nowhere), out)}")
+        progress(f"written: {_results.write(_results.result('static', rows, _results.STATIC), out)}")
     return int(bool(bad))
 
 

@@ -1,6 +1,6 @@
 """Find the fastest tile shapes, warps and stages of the Triton kernels on this GPU, and write them to kernels/tuned/.
 
-    python -m benchmarks.tune [STEM ...] [--shape ntu ntu_student] [--dtype bfloat16] [--repeat 20] [--write]
+    python -m benchmarks.tune [OP ...] [--shape ntu ntu_student] [--dtype bfloat16] [--repeat 20] [--write]
 
 Coordinate descent from what the tables say now: one option at a time is halved, doubled or changed, and kept where the
 operation, forward and backward, gets faster by more than the noise. The winner must agree with the reference. Entries
@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from benchmarks._calls import call_of
+from benchmarks._calls import timed_call
 from benchmarks._timer import Timer
+from benchmarks.cases import CASES
 from s2vfast import ops
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
 from s2vfast.kernels import _launch
 from s2vfast.verify import verify
 
@@ -34,53 +35,41 @@ EXACT = ("arch", "dtype")
 def neighbours(use: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Changes of one option: sizes of blocks and warps halved and doubled, stages one more and one less."""
     for name, value in use.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            continue
-        if name == "num_stages":
-            values = [value - 1, value + 1]
-            allowed = range(1, 6)
-        elif name == "num_warps":
-            values = [value // 2, value * 2]
-            allowed = range(1, 17)
-        elif name.startswith("BLOCK"):
-            values = [value // 2, value * 2]
-            allowed = range(16, 16385)
+        if isinstance(value, int) and name == "num_stages":
+            values, allowed = (value - 1, value + 1), range(1, 6)
+        elif isinstance(value, int) and (name == "num_warps" or name.startswith("BLOCK")):
+            values, allowed = (value // 2, value * 2), range(1, 17) if name == "num_warps" else range(16, 16385)
         else:
             continue
-        for changed in values:
-            if changed in allowed:
-                yield {**use, name: changed}
+        yield from ({**use, name: changed} for changed in values if changed in allowed)
 
 
-def tune_kernel(question: _launch.Question, cost: Callable[[], float]) -> tuple[dict[str, Any], float, float]:
+def tune_kernel(lookup: _launch.ConfigLookup, cost: Callable[[], float]) -> tuple[dict[str, Any], float, float]:
     """The best configuration found for one kernel, its cost, and the cost at the start.
 
     Args:
-        question: what the table was asked, and what it said.
+        lookup: what the table was asked, and its answer.
         cost: milliseconds of the operation as it is configured; infinite where it cannot run.
     """
-    best, start = dict(question.use), cost()
+    best, start = dict(lookup.use), cost()
     lowest, tried = start, [best]
-    improved = True
-    while improved:
-        improved = False
-        for candidate in neighbours(best):
-            if candidate in tried:
-                continue
-            tried.append(candidate)
-            with _launch.override(question.stem, question.kernel, **candidate):
-                found = cost()
-            if found < lowest * MARGIN:
-                best, lowest, improved = candidate, found, True
-                break
+    candidates = neighbours(best)
+    while (candidate := next(candidates, None)) is not None:
+        if candidate in tried:
+            continue
+        tried.append(candidate)
+        with _launch.override(lookup.op, lookup.kernel, **candidate):
+            milliseconds = cost()
+        if milliseconds < lowest * MARGIN:
+            best, lowest, candidates = candidate, milliseconds, neighbours(candidate)
     return best, lowest, start
 
 
-def tune(stem: str, shape: Shape, dtype: torch.dtype, device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
+def tune(op: str, shape: Shape, dtype: torch.dtype, device: torch.device, repeat: int) -> Iterator[dict[str, Any]]:
     """Tune every kernel that an operation uses at a shape, one after the other."""
     timer = Timer(device)
-    function = functools.partial(getattr(ops, stem), impl="triton")
-    call = call_of(function, inputs(stem, shape, dtype=dtype, device=device), stem not in WITHOUT_GRADIENT)
+    function = functools.partial(getattr(ops, op), impl="triton")
+    call = timed_call(function, inputs(op, shape, dtype=dtype, device=device), op not in WITHOUT_GRADIENT)
 
     def cost() -> float:
         try:
@@ -90,17 +79,17 @@ def tune(stem: str, shape: Shape, dtype: torch.dtype, device: torch.device, repe
             print(f"  cannot run: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
             return float("inf")
 
-    with _launch.questions() as asked:
+    with _launch.record_lookups() as lookups:
         call()
-    for question in {(q.kernel, str(q.facts)): q for q in asked}.values():
-        best, after, before = tune_kernel(question, cost)
-        with _launch.override(stem, question.kernel, **best):
+    for lookup in {(q.kernel, str(q.facts)): q for q in lookups}.values():
+        best, after, before = tune_kernel(lookup, cost)
+        with _launch.override(op, lookup.kernel, **best):
             small = dataclasses.replace(shape, N=2)
-            wrong = [row.name for row in verify(stem, "triton", small, dtype=dtype, device=device) if not row.good]
+            wrong = [row.name for row in verify(op, "triton", small, dtype=dtype, device=device) if not row.good]
         if wrong:
-            print(f"  {stem} {question.kernel}: {best} is wrong in {', '.join(wrong)}; not kept", file=sys.stderr)
+            print(f"  {op} {lookup.kernel}: {best} is wrong in {', '.join(wrong)}; left out", file=sys.stderr)
             continue
-        yield {"kernel": question.kernel, "when": condition(question.facts), "use": best, "ms": [before, after]}
+        yield {"kernel": lookup.kernel, "when": condition(lookup.facts), "use": best, "ms": [before, after]}
 
 
 def condition(facts: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +104,9 @@ def condition(facts: dict[str, Any]) -> dict[str, Any]:
     return when
 
 
-def write(stem: str, entry: dict[str, Any]) -> None:
+def write(op: str, entry: dict[str, Any]) -> None:
     """Put an entry before the others of its kernel; one for the same class is replaced."""
-    path = _launch.table_path(stem)
+    path = _launch.table_path(op)
     table = json.loads(path.read_text("utf-8"))
     others = [other for other in table[entry["kernel"]] if other["when"] != entry["when"]]
     table[entry["kernel"]] = [{"when": entry["when"], "use": entry["use"]}, *others]
@@ -129,25 +118,25 @@ def write(stem: str, entry: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Tune, print, write where asked."""
+    """Tune, print, write where options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(CASES)}")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["ntu", "ntu_student"])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--write", action="store_true", help="change kernels/tuned/")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: there is no GPU that PyTorch can use; the tables stay as they are", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    for stem in asked.stems or STEMS:
-        for name in asked.shape:
-            for entry in tune(stem, SHAPES[name], getattr(torch, asked.dtype), device, asked.repeat):
+    for op in options.ops or CASES:
+        for name in options.shape:
+            for entry in tune(op, SHAPES[name], getattr(torch, options.dtype), device, options.repeat):
                 before, after = entry.pop("ms")
-                print(f"{stem} {name} {json.dumps(entry)}  {before:.4f} -> {after:.4f} ms", flush=True)
-                if asked.write:
-                    write(stem, entry)
+                print(f"{op} {name} {json.dumps(entry)}  {before:.4f} -> {after:.4f} ms", flush=True)
+                if options.write:
+                    write(op, entry)
     return 0
 
 

@@ -43,10 +43,10 @@ struct AdamwEmaBuffers {
 // What is the same for all numbers of a step.
 struct AdamwEmaFactors {
   bool finite;  // the norm; where it is not, nothing changes
-  float clip, keep;  // of the gradient, of a parameter that decays
-  float beta1, rest1, beta2, rest2;
-  float rate, root, eps;  // lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
-  float tau, rest_tau;
+  float clip, decay_factor;  // of the gradient, of a parameter that decays
+  float beta1, one_minus_beta1, beta2, one_minus_beta2;
+  float step_size, bias_corr2_rsqrt, eps;  // lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
+  float tau, one_minus_tau;
 };
 
 // The sum is cut into at most this many partial sums.
@@ -89,16 +89,16 @@ S2V_HD AdamwEmaFactors adamw_ema_factors(float norm, const AdamwEmaNumbers& numb
   // PyTorch's clip_grad_norm_ adds 1e-6 to the norm.
   const double scale = options.clip / (double(norm) + 1e-6);
   factors.clip = options.clip != 0.0 && scale < 1.0 ? float(scale) : 1.0f;
-  factors.keep = float(1.0 - lr * options.weight_decay);
+  factors.decay_factor = float(1.0 - lr * options.weight_decay);
   factors.beta1 = float(options.beta1);
-  factors.rest1 = float(1.0 - options.beta1);
+  factors.one_minus_beta1 = float(1.0 - options.beta1);
   factors.beta2 = float(options.beta2);
-  factors.rest2 = float(1.0 - options.beta2);
-  factors.rate = float(lr / (1.0 - pow(options.beta1, step)));
-  factors.root = float(1.0 / sqrt(1.0 - pow(options.beta2, step)));
+  factors.one_minus_beta2 = float(1.0 - options.beta2);
+  factors.step_size = float(lr / (1.0 - pow(options.beta1, step)));
+  factors.bias_corr2_rsqrt = float(1.0 / sqrt(1.0 - pow(options.beta2, step)));
   factors.eps = float(options.eps);
   factors.tau = float(tau);
-  factors.rest_tau = float(1.0 - tau);
+  factors.one_minus_tau = float(1.0 - tau);
   return factors;
 }
 
@@ -108,17 +108,17 @@ template <bool kClips, bool kTeaches, int kWidth>
 S2V_HD void adamw_ema_stretch(const AdamwEmaFactors& factors, bool decays, const AdamwEmaBuffers& buffers,
                               int64_t begin, int64_t end, int32_t lane, int32_t lanes) {
   const AdamwEmaFactors f = factors;
-  const float keep = decays ? f.keep : 1.0f;
+  const float decay_factor = decays ? f.decay_factor : 1.0f;
   for (int64_t at = begin + int64_t(lane) * kWidth; at < end; at += int64_t(lanes) * kWidth) {
     Pack<kWidth> param = load<kWidth>(buffers.param + at), grad = load<kWidth>(buffers.grad + at);
     Pack<kWidth> first = load<kWidth>(buffers.exp_avg + at), second = load<kWidth>(buffers.exp_avg_sq + at);
     Pack<kWidth> teacher = {};
     if (kTeaches) teacher = load<kWidth>(buffers.teacher + at);
     if (kClips) grad = grad * f.clip;
-    first = first * f.beta1 + grad * f.rest1;
-    second = second * f.beta2 + grad * f.rest2 * grad;
-    param = param * keep - first * f.rate / (roots(second) * f.root + f.eps);
-    if (kTeaches) store<kWidth>(buffers.teacher + at, teacher * f.tau + param * f.rest_tau);
+    first = first * f.beta1 + grad * f.one_minus_beta1;
+    second = second * f.beta2 + grad * f.one_minus_beta2 * grad;
+    param = param * decay_factor - first * f.step_size / (roots(second) * f.bias_corr2_rsqrt + f.eps);
+    if (kTeaches) store<kWidth>(buffers.teacher + at, teacher * f.tau + param * f.one_minus_tau);
     store<kWidth>(buffers.param + at, param);
     if (kClips) store<kWidth>(buffers.grad + at, grad);
     store<kWidth>(buffers.exp_avg + at, first);

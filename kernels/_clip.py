@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from s2vfast.kernels._philox import below, uniform, words
+from s2vfast.kernels._philox import randint, random_bits, uniform
 from s2vfast.kernels._rank import ranks
 from s2vfast.reference import clip_sample as reference
 from s2vfast.reference import philox
@@ -22,12 +22,12 @@ def binned(count, key, epoch, sample, T: tl.constexpr, TRAINING: tl.constexpr, T
     if count < T:
         start = tl.cast(0, tl.int32)
         if TRAINING:
-            start = below(words(key, epoch, sample, _START, _CLIP), wide).to(tl.int32)
+            start = randint(random_bits(key, epoch, sample, _START, _CLIP), wide).to(tl.int32)
         index = (start + t) % count
     elif not TRAINING:
         index = ((2 * t + 1) * wide // (2 * T)).to(tl.int32)
     else:
-        draws = words(key, epoch, sample, t, _FRAMES)
+        draws = random_bits(key, epoch, sample, t, _FRAMES)
         if count < 2 * T:
             # T consecutive frames with skips before the lowest count - T of T + 1 draws; equal draws: the first one.
             order = tl.where(t <= T, draws.to(tl.int64), 0x100000000) << 24 | t
@@ -35,7 +35,7 @@ def binned(count, key, epoch, sample, T: tl.constexpr, TRAINING: tl.constexpr, T
             index = t + tl.cumsum(skipped.to(tl.int32), axis=0)
         else:
             low, high = t * wide // T, (t + 1) * wide // T
-            index = (low + below(draws, high - low)).to(tl.int32)
+            index = (low + randint(draws, high - low)).to(tl.int32)
     return index
 
 
@@ -47,8 +47,8 @@ def cropped(
     last = (count - 1).to(tl.float32)
     start, length = last * 0.0, last
     if TRAINING:
-        length = last * (crop_min + crop_rest * uniform(words(key, epoch, sample, _STRETCH, _CLIP)))
-        start = (last - length) * uniform(words(key, epoch, sample, _START, _CLIP))
+        length = last * (crop_min + crop_rest * uniform(random_bits(key, epoch, sample, _STRETCH, _CLIP)))
+        start = (last - length) * uniform(random_bits(key, epoch, sample, _START, _CLIP))
     grid = tl.div_rn(tl.arange(0, T_BLOCK).to(tl.float32), float(max(T - 1, 1)))
     place = tl.minimum(start + length * grid, last)
     lower = tl.floor(place)
@@ -56,19 +56,19 @@ def cropped(
 
 
 @triton.jit
-def find(frame_index, first, length, number, inside):
+def find(frame_index_ptr, first, length, number, inside):
     """Rows in [first, first + length) of these frame numbers, int64; -1 where there is none."""
     low, high = tl.zeros_like(number), tl.zeros_like(number) + length
     span = length
     while span > 0:
         middle = (low + high) // 2
         open_ = inside & (low < high)
-        right = open_ & (tl.load(frame_index + first + middle, mask=open_, other=0) < number)
+        right = open_ & (tl.load(frame_index_ptr + first + middle, mask=open_, other=0) < number)
         high = tl.where(open_ & (right == 0), middle, high)
         low = tl.where(right, middle + 1, low)
         span = span // 2
     within = inside & (low < length)
-    same = tl.load(frame_index + first + low, mask=within, other=0) == number
+    same = tl.load(frame_index_ptr + first + low, mask=within, other=0) == number
     return tl.where(within & same, first + low, -1)
 
 
@@ -85,15 +85,15 @@ def between(a, b, weight, seen_a, seen_b):
 
 
 @triton.jit
-def joint_at(frames, lower, upper, weight, joint, inside, V: tl.constexpr, CROP: tl.constexpr):
+def joint_at(frames_ptr, lower, upper, weight, joint, inside, V: tl.constexpr, CROP: tl.constexpr):
     """Coordinates of a joint, float32 in the shape of ``lower``; zeros where the row is -1."""
-    here = frames + (lower * V + joint) * 3
+    here = frames_ptr + (lower * V + joint) * 3
     good = inside & (lower >= 0)
     x = tl.load(here, mask=good, other=0.0).to(tl.float32)
     y = tl.load(here + 1, mask=good, other=0.0).to(tl.float32)
     z = tl.load(here + 2, mask=good, other=0.0).to(tl.float32)
     if CROP:
-        here = frames + (upper * V + joint) * 3
+        here = frames_ptr + (upper * V + joint) * 3
         good = inside & (upper >= 0)
         x1 = tl.load(here, mask=good, other=0.0).to(tl.float32)
         y1 = tl.load(here + 1, mask=good, other=0.0).to(tl.float32)

@@ -32,67 +32,67 @@ def away_from_zero(gamma):
 
 
 @triton.jit
-def _added(partial, at, inside, stride, shares, SHARES: tl.constexpr, WIDTH: tl.constexpr):
+def _added(partial_ptr, at, inside, stride, shares, SHARES: tl.constexpr, WIDTH: tl.constexpr):
     """The sums over shares of partial[share * stride + at], [WIDTH]."""
     acc = tl.zeros([SHARES, WIDTH], dtype=tl.float32)
     for start in range(0, shares, SHARES):
         share = start + tl.arange(0, SHARES)
-        places = partial + share.to(tl.int64)[:, None] * stride + at[None, :]
+        places = partial_ptr + share.to(tl.int64)[:, None] * stride + at[None, :]
         acc += tl.load(places, mask=(share < shares)[:, None] & inside[None, :], other=0.0)
     return tl.sum(acc, axis=0)
 
 
 @triton.jit
-def _sum_tile(tile, partial, out, size, stride, shares, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+def _sum_tile(tile, partial_ptr, out_ptr, size, stride, shares, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
     """One tile of a sum, if this number is one of its tiles; the number among the tiles that follow."""
     tiles = tl.cdiv(size, WIDTH)
     if (tile >= 0) & (tile < tiles):
         at = tile * WIDTH + tl.arange(0, WIDTH)
         inside = at < size
-        tl.store(out + at, _added(partial, at, inside, stride, shares, BLOCK // WIDTH, WIDTH), mask=inside)
+        tl.store(out_ptr + at, _added(partial_ptr, at, inside, stride, shares, BLOCK // WIDTH, WIDTH), mask=inside)
     return tile - tiles
 
 
 @triton.jit
 def _scaled_row(
-    row, partial, sums, weight, bias, gamma, by_weight, by_bias, by_gamma, C, stride, shares, sums_stride, sums_shares,
-    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+    row, partial_ptr, sums_ptr, weight_ptr, bias_ptr, gamma_ptr, grad_weight_ptr, grad_bias_ptr, grad_gamma_ptr, C,
+    stride, shares, sums_stride, sums_shares, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One row of the map under LayerScale: its gradient, and the elements of the bias's and gamma's."""
-    one = row + tl.arange(0, 1)
-    scale = tl.load(gamma + one).to(tl.float32)
-    used = away_from_zero(scale)
-    rest = tl.where(scale == used, 1.0, scale / used)
+    element = row + tl.arange(0, 1)
+    scale = tl.load(gamma_ptr + element).to(tl.float32)
+    clamped = away_from_zero(scale)
+    correction = tl.where(scale == clamped, 1.0, scale / clamped)
     along = tl.zeros([WIDTH], dtype=tl.float32)
     for start in range(0, C, WIDTH):
         c = start + tl.arange(0, WIDTH)
         at, inside = row * C + c, c < C
-        total = _added(partial, at, inside, stride, shares, BLOCK // WIDTH, WIDTH)
-        along += total * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(by_weight + at, total * rest, mask=inside)
-    change = tl.sum(along, axis=0) / used
-    if bias is not None:
-        total = _added(sums, one, one >= 0, sums_stride, sums_shares, BLOCK, 1)
-        change += tl.load(bias + one).to(tl.float32) * total
-        tl.store(by_bias + one, total * scale)
-    tl.store(by_gamma + one, change)
+        total = _added(partial_ptr, at, inside, stride, shares, BLOCK // WIDTH, WIDTH)
+        along += total * tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(grad_weight_ptr + at, total * correction, mask=inside)
+    grad_gamma = tl.sum(along, axis=0) / clamped
+    if bias_ptr is not None:
+        total = _added(sums_ptr, element, element >= 0, sums_stride, sums_shares, BLOCK, 1)
+        grad_gamma += tl.load(bias_ptr + element).to(tl.float32) * total
+        tl.store(grad_bias_ptr + element, total * scale)
+    tl.store(grad_gamma_ptr + element, grad_gamma)
 
 
 @triton.jit
 def _finish_kernel(
-    partials,
-    outs,
+    partial_ptrs,
+    out_ptrs,
     sizes,
     strides,
     shares,
-    scaled,
-    sums,
-    weight,
-    bias,
-    gamma,
-    by_weight,
-    by_bias,
-    by_gamma,
+    scaled_ptr,
+    sums_ptr,
+    weight_ptr,
+    bias_ptr,
+    gamma_ptr,
+    grad_weight_ptr,
+    grad_bias_ptr,
+    grad_gamma_ptr,
     R,
     C,
     scaled_shares,
@@ -104,20 +104,20 @@ def _finish_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """outs[i] = the sum of partials[i], the first FEW of few shares; the rows of `LayerScale` before them."""
+    """Output i is the sum of partial sums i, the first FEW of few shares; the rows of `LayerScale` before them."""
     tile = tl.program_id(0)
-    if scaled is not None:
+    if scaled_ptr is not None:
         if tile < R:
             _scaled_row(
-                tile, scaled, sums, weight, bias, gamma, by_weight, by_bias, by_gamma, C, R * C, scaled_shares,
-                sums_stride, sums_shares, BLOCK, BLOCK_C,
+                tile, scaled_ptr, sums_ptr, weight_ptr, bias_ptr, gamma_ptr, grad_weight_ptr, grad_bias_ptr,
+                grad_gamma_ptr, C, R * C, scaled_shares, sums_stride, sums_shares, BLOCK, BLOCK_C,
             )  # fmt: skip
         tile -= R
     for i in tl.static_range(COUNT):
         if i < FEW:
-            tile = _sum_tile(tile, partials[i], outs[i], sizes[i], strides[i], shares[i], BLOCK, BLOCK_C)
+            tile = _sum_tile(tile, partial_ptrs[i], out_ptrs[i], sizes[i], strides[i], shares[i], BLOCK, BLOCK_C)
         else:
-            tile = _sum_tile(tile, partials[i], outs[i], sizes[i], strides[i], shares[i], BLOCK, BLOCK_N)
+            tile = _sum_tile(tile, partial_ptrs[i], out_ptrs[i], sizes[i], strides[i], shares[i], BLOCK, BLOCK_N)
 
 
 class Sum(NamedTuple):
@@ -137,11 +137,11 @@ class LayerScale(NamedTuple):
     gamma: Tensor  # [R]
 
 
-def finish(stem: str, given: list[Sum | None], scaled: LayerScale | None = None) -> list[Tensor | None]:
+def finish(op: str, given: list[Sum | None], scaled: LayerScale | None = None) -> list[Tensor | None]:
     """The sums (None where there is None), then, where there is one, the gradients of a map's weight, bias and gamma.
 
     Args:
-        stem: whose table names the configuration (``finish``).
+        op: whose table names the configuration (``finish``).
         given: what is to be summed.
         scaled: a linear map under LayerScale, each of whose gradients gets its tensor's dtype.
     """
@@ -153,7 +153,7 @@ def finish(stem: str, given: list[Sum | None], scaled: LayerScale | None = None)
     if not wanted and scaled is None:
         return outs
     device = (wanted[0] if wanted else scaled)[0].device
-    options = configuration(stem, "finish", device)
+    options = configuration(op, "finish", device)
     few = sum(partial.shape[0] <= _FEW for partial, _ in wanted)
     programs = sum(cdiv(out.numel(), options["BLOCK_C" if i < few else "BLOCK_N"]) for i, (_, out) in enumerate(wanted))
     rows = (None,) * 8 + (0,) * 5

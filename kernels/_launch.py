@@ -1,6 +1,6 @@
 """How every kernel is launched: its configuration, the device it runs on, and what it was launched with.
 
-Tile shapes, warps and stages are data: tuned/<stem>.json lists, for each kernel, configurations and when to use them.
+Tile shapes, warps and stages are data: tuned/<op>.json lists, for each kernel, configurations and when to use them.
 `python -m benchmarks.tune` writes these files on a GPU; nothing is tuned at import or at the first call.
 """
 
@@ -36,20 +36,20 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One look-up in a table, as `questions` records it."""
+class ConfigLookup:
+    """One look-up in a table, as `record_lookups` records it."""
 
-    stem: str
+    op: str
     kernel: str
     facts: dict[str, Any]  # arch, dtype, sizes
     use: dict[str, Any]  # the answer
 
 
 class _State:
-    """What `capture`, `questions` and `override` have set."""
+    """What `capture`, `record_lookups` and `override` have set."""
 
     launches: list[Launch] | None = None
-    questions: list[Question] | None = None
+    lookups: list[ConfigLookup] | None = None
     arch: int | None = None
     overrides: tuple[tuple[str, str, dict[str, Any]], ...] = ()
 
@@ -90,14 +90,14 @@ def capture(arch: int) -> Iterator[list[Launch]]:
 
 
 @contextlib.contextmanager
-def questions() -> Iterator[list[Question]]:
-    """Record what the tables are asked: what there is to tune."""
-    before = _state.questions
-    _state.questions = []
+def record_lookups() -> Iterator[list[ConfigLookup]]:
+    """Record the look-ups in the tables: what there is to tune."""
+    before = _state.lookups
+    _state.lookups = []
     try:
-        yield _state.questions
+        yield _state.lookups
     finally:
-        _state.questions = before
+        _state.lookups = before
 
 
 def capturing() -> bool:
@@ -106,21 +106,21 @@ def capturing() -> bool:
 
 
 @contextlib.contextmanager
-def override(stem: str, kernel: str, **options: Any) -> Iterator[None]:
+def override(op: str, kernel: str, **options: Any) -> Iterator[None]:
     """Use these options for a kernel within a ``with`` block: for tests of small tiles, and for the tuner."""
     before = _state.overrides
-    _state.overrides = (*before, (stem, kernel, options))
+    _state.overrides = (*before, (op, kernel, options))
     try:
         yield
     finally:
         _state.overrides = before
 
 
-def configuration(stem: str, kernel: str, device: torch.device, **shape: int | str) -> dict[str, Any]:
+def configuration(op: str, kernel: str, device: torch.device, **shape: int | str) -> dict[str, Any]:
     """Constexprs, num_warps and num_stages of a kernel for a shape class.
 
     Args:
-        stem: names the file, tuned/<stem>.json.
+        op: names the file, tuned/<op>.json.
         kernel: names the list in it.
         device: gives the architecture.
         shape: what the choice depends on, as the file's ``when`` names it: numbers, dtype names.
@@ -132,16 +132,16 @@ def configuration(stem: str, kernel: str, device: torch.device, **shape: int | s
         LookupError: no entry fits.
     """
     facts = {"arch": _arch(device), **shape}
-    for entry in _table(stem)[kernel]:
+    for entry in _table(op)[kernel]:
         if all(_fits(condition, facts[name]) for name, condition in entry["when"].items()):
             chosen = dict(entry["use"])
             for *named, options in _state.overrides:
-                if named == [stem, kernel]:
+                if named == [op, kernel]:
                     chosen.update(options)
-            if _state.questions is not None:
-                _state.questions.append(Question(stem, kernel, facts, chosen))
+            if _state.lookups is not None:
+                _state.lookups.append(ConfigLookup(op, kernel, facts, chosen))
             return chosen
-    raise LookupError(f"tuned/{stem}.json: {kernel}: no entry for {facts}")
+    raise LookupError(f"tuned/{op}.json: {kernel}: no entry for {facts}")
 
 
 def _fits(condition: Any, value: Any) -> bool:
@@ -164,14 +164,14 @@ def _capability(index: int) -> int:
     return 10 * major + minor
 
 
-def table_path(stem: str) -> Path:
+def table_path(op: str) -> Path:
     """The file of configurations of an operation's kernels."""
-    return Path(__file__).parent / "tuned" / f"{stem}.json"
+    return Path(__file__).parent / "tuned" / f"{op}.json"
 
 
 @functools.cache
-def _table(stem: str) -> dict[str, list[dict[str, Any]]]:
-    return json.loads(table_path(stem).read_text("utf-8"))
+def _table(op: str) -> dict[str, list[dict[str, Any]]]:
+    return json.loads(table_path(op).read_text("utf-8"))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

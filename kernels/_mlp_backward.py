@@ -21,20 +21,20 @@ from s2vfast.kernels._mlp_rows import hidden, normed_rows, options_of
 
 @triton.jit
 def _grad_stream_kernel(
-    grad_out,
-    x,
-    mean,
-    rstd,
-    norm_weight,
-    norm_bias,
-    weight1,
-    bias1,
-    weight2,
-    gamma,
-    grad_x,
-    normed,
-    upstream,
-    partial,
+    grad_out_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    weight1_ptr,
+    bias1_ptr,
+    weight2_ptr,
+    gamma_ptr,
+    grad_x_ptr,
+    normed_ptr,
+    upstream_ptr,
+    partial_ptr,
     M,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -50,85 +50,87 @@ def _grad_stream_kernel(
     s is gamma as `_finish.LayerScale` wants it. partial [programs, 3, D]: these rows' share of the sum of grad_out, and
     of what the norm's bias and weight get.
     """
-    operand = weight1.dtype.element_ty
+    operand = weight1_ptr.dtype.element_ty
     program = tl.program_id(0)
     m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     in_m, in_d = m < M, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
-    tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        mu = tl.load(mean + m, mask=in_m, other=0.0)
-        factor = tl.load(rstd + m, mask=in_m, other=0.0)
-        tile = normed_rows(tile, mu, factor, norm_weight, norm_bias, d, in_d)
+        mean = tl.load(mean_ptr + m, mask=in_m, other=0.0)
+        rstd = tl.load(rstd_ptr + m, mask=in_m, other=0.0)
+        tile = normed_rows(tile, mean, rstd, norm_weight_ptr, norm_bias_ptr, d, in_d)
     else:
-        mu = tl.zeros([BLOCK_M], dtype=tl.float32)
-        factor = mu
+        mean = tl.zeros([BLOCK_M], dtype=tl.float32)
+        rstd = mean
     rows = tl.trans(tile.to(operand))  # [d, m]
     if NORM:
-        tl.store(normed + at, tile.to(operand), mask=inside)
-    grad = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
-    sums = partial + program.to(tl.int64) * 3 * D + d
-    tl.store(sums, tl.sum(grad, axis=0), mask=in_d)
-    if gamma is not None:
-        grad *= away_from_zero(tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32))[None, :]
-    if upstream is not None:
-        tl.store(upstream + at, grad.to(operand), mask=inside)
+        tl.store(normed_ptr + at, tile.to(operand), mask=inside)
+    grad = tl.load(grad_out_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    sums_ptr = partial_ptr + program.to(tl.int64) * 3 * D + d
+    tl.store(sums_ptr, tl.sum(grad, axis=0), mask=in_d)
+    if gamma_ptr is not None:
+        grad *= away_from_zero(tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32))[None, :]
+    if upstream_ptr is not None:
+        tl.store(upstream_ptr + at, grad.to(operand), mask=inside)
     branch = tl.trans(grad.to(operand))  # [d, m]
     acc = tl.zeros([BLOCK_D, BLOCK_M], dtype=tl.float32)  # gradient of the normed stream, transposed as in `forward`
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
-        w1 = tl.load(weight1 + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
+        w1 = tl.load(weight1_ptr + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
         if BLOCK_K == BLOCK_D:
             h = tl.dot(w1, rows, input_precision="ieee")
-            w2 = tl.load(weight2 + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0)  # [d, e]
+            w2 = tl.load(
+                weight2_ptr + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0
+            )  # [d, e]
             grad_a = tl.dot(tl.trans(w2), branch, input_precision="ieee")
         else:
             h = hidden(
-                weight1, D, 1, e, in_e, x, mu, factor, norm_weight, norm_bias, None, m, in_m, NORM, D, BLOCK_M,
-                BLOCK_E, BLOCK_K,
-            )  # fmt: skip
-            grad_a = hidden(
-                weight2, 1, E, e, in_e, grad_out, mu, factor, norm_weight, norm_bias, gamma, m, in_m, False, D,
+                weight1_ptr, D, 1, e, in_e, x_ptr, mean, rstd, norm_weight_ptr, norm_bias_ptr, None, m, in_m, NORM, D,
                 BLOCK_M, BLOCK_E, BLOCK_K,
             )  # fmt: skip
-        h += tl.load(bias1 + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
-        share, density = normal_distribution(h, FAST_GELU)
-        grad_h = grad_a * (share + h * density)
+            grad_a = hidden(
+                weight2_ptr, 1, E, e, in_e, grad_out_ptr, mean, rstd, norm_weight_ptr, norm_bias_ptr, gamma_ptr, m,
+                in_m, False, D, BLOCK_M, BLOCK_E, BLOCK_K,
+            )  # fmt: skip
+        h += tl.load(bias1_ptr + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
+        cdf, pdf = normal_distribution(h, FAST_GELU)
+        grad_h = grad_a * (cdf + h * pdf)
         acc = tl.dot(tl.trans(w1), grad_h.to(operand), acc, input_precision="ieee")
     acc = tl.trans(acc)  # [m, d]
     if NORM:
-        tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        hat = tl.where(inside, (tile - mu[:, None]) * factor[:, None], 0.0)
-        tl.store(sums + D, tl.sum(acc, axis=0), mask=in_d)
-        tl.store(sums + 2 * D, tl.sum(acc * hat, axis=0), mask=in_d)
-        acc *= tl.load(norm_weight + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        along = tl.sum(acc * hat, axis=1) / D
-        level = tl.sum(acc, axis=1) / D
-        acc = (acc - level[:, None] - hat * along[:, None]) * factor[:, None]
-        acc += tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(grad_x + at, acc, mask=inside)
+        tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        hat = tl.where(inside, (tile - mean[:, None]) * rstd[:, None], 0.0)
+        tl.store(sums_ptr + D, tl.sum(acc, axis=0), mask=in_d)
+        tl.store(sums_ptr + 2 * D, tl.sum(acc * hat, axis=0), mask=in_d)
+        acc *= tl.load(norm_weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        mean_grad_hat = tl.sum(acc * hat, axis=1) / D
+        mean_grad = tl.sum(acc, axis=1) / D
+        acc = (acc - mean_grad[:, None] - hat * mean_grad_hat[:, None]) * rstd[:, None]
+        acc += tl.load(grad_out_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(grad_x_ptr + at, acc, mask=inside)
 
 
 @triton.jit
-def _share(
-    upstream, normed, weight1, bias1, weight2, partial, partial_bias, M, rows_a_split, D: tl.constexpr, E: tl.constexpr,
-    FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
-    FAST_GELU: tl.constexpr,
+def _grad_one_weight(
+    upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial_ptr, partial_bias_ptr, M, rows_a_split,
+    D: tl.constexpr, E: tl.constexpr, FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, FAST_GELU: tl.constexpr,
 ):  # fmt: skip
     """One slice of the hidden state, one share of the rows: this share's part of the gradient of a weight.
 
     FIRST: partial [e, d] is grad_h^T @ norm(x), and partial_bias [e] the sum of grad_h.
     Else: partial [d, e] is upstream^T @ gelu(h).
     """
-    operand = weight1.dtype.element_ty
+    operand = weight1_ptr.dtype.element_ty
     split = tl.program_id(1)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     d = tl.arange(0, BLOCK_D)
     in_e, in_d = e < E, d < D
-    b1 = tl.load(bias1 + e, mask=in_e, other=0.0).to(tl.float32)
+    b1 = tl.load(bias1_ptr + e, mask=in_e, other=0.0).to(tl.float32)
     acc = tl.zeros([BLOCK_E, BLOCK_D], dtype=tl.float32)
     total = tl.zeros([BLOCK_E], dtype=tl.float32)
     begin = split * rows_a_split
@@ -137,52 +139,54 @@ def _share(
         m = start + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & in_d[None, :]
         at = m.to(tl.int64)[:, None] * D + d[None, :]
-        rows = tl.load(normed + at, mask=inside, other=0.0)  # [m, d]
-        grad = tl.load(upstream + at, mask=inside, other=0.0)  # [m, d]
+        rows = tl.load(normed_ptr + at, mask=inside, other=0.0)  # [m, d]
+        grad = tl.load(upstream_ptr + at, mask=inside, other=0.0)  # [m, d]
         if BLOCK_K == BLOCK_D:
             # The same weights every time, from cache: left operands stay in shared memory only if loaded here.
-            w1 = tl.load(weight1 + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
+            w1 = tl.load(
+                weight1_ptr + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0
+            )  # [e, d]
             h = tl.dot(w1, tl.trans(rows), input_precision="ieee") + b1[:, None]  # [e, m]
         else:
             h = b1[:, None] + hidden(
-                weight1, D, 1, e, in_e, normed, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M, BLOCK_E,
-                BLOCK_K,
+                weight1_ptr, D, 1, e, in_e, normed_ptr, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M,
+                BLOCK_E, BLOCK_K,
             )  # fmt: skip
-        share, density = normal_distribution(h, FAST_GELU)
+        cdf, pdf = normal_distribution(h, FAST_GELU)
         # Rows beyond the end have no gradient, so that what GELU makes of them does not matter.
         if FIRST:
             if BLOCK_K == BLOCK_D:
-                w2 = tl.load(weight2 + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0)
+                w2 = tl.load(weight2_ptr + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0)
                 grad_a = tl.dot(tl.trans(w2), tl.trans(grad), input_precision="ieee")
             else:
                 grad_a = hidden(
-                    weight2, 1, E, e, in_e, upstream, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M, BLOCK_E,
-                    BLOCK_K,
+                    weight2_ptr, 1, E, e, in_e, upstream_ptr, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M,
+                    BLOCK_E, BLOCK_K,
                 )  # fmt: skip
-            grad_h = grad_a * (share + h * density)
+            grad_h = grad_a * (cdf + h * pdf)
             total += tl.sum(grad_h, axis=1)
             acc = tl.dot(grad_h.to(operand), rows, acc, input_precision="ieee")
         else:
-            acc = tl.dot((h * share).to(operand), grad, acc, input_precision="ieee")
-    partial += split.to(tl.int64) * E * D
+            acc = tl.dot((h * cdf).to(operand), grad, acc, input_precision="ieee")
+    partial_ptr += split.to(tl.int64) * E * D
     inside = in_e[:, None] & in_d[None, :]
     if FIRST:
-        tl.store(partial + e[:, None] * D + d[None, :], acc, mask=inside)
-        tl.store(partial_bias + split * E + e, total, mask=in_e)
+        tl.store(partial_ptr + e[:, None] * D + d[None, :], acc, mask=inside)
+        tl.store(partial_bias_ptr + split * E + e, total, mask=in_e)
     else:
-        tl.store(partial + d[None, :] * E + e[:, None], acc, mask=inside)
+        tl.store(partial_ptr + d[None, :] * E + e[:, None], acc, mask=inside)
 
 
 @triton.jit
 def _grad_weight_kernel(
-    upstream,
-    normed,
-    weight1,
-    bias1,
-    weight2,
-    partial1,
-    partial2,
-    partial_bias,
+    upstream_ptr,
+    normed_ptr,
+    weight1_ptr,
+    bias1_ptr,
+    weight2_ptr,
+    partial1_ptr,
+    partial2_ptr,
+    partial_bias_ptr,
     M,
     rows_a_split,
     D: tl.constexpr,
@@ -193,16 +197,16 @@ def _grad_weight_kernel(
     BLOCK_K: tl.constexpr,
     FAST_GELU: tl.constexpr,
 ):
-    """`_share` of weight1 and bias1, or of weight2: both at once would need more accumulators than registers."""
+    """`_grad_one_weight` of weight1 and bias1, or of weight2: both at once need more accumulators than registers."""
     if tl.program_id(2) == 0:
-        _share(
-            upstream, normed, weight1, bias1, weight2, partial1, partial_bias, M, rows_a_split, D, E, True, BLOCK_M,
-            BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
+        _grad_one_weight(
+            upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial1_ptr, partial_bias_ptr, M,
+            rows_a_split, D, E, True, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
         )  # fmt: skip
     else:
-        _share(
-            upstream, normed, weight1, bias1, weight2, partial2, partial_bias, M, rows_a_split, D, E, False, BLOCK_M,
-            BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
+        _grad_one_weight(
+            upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial2_ptr, partial_bias_ptr, M,
+            rows_a_split, D, E, False, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
         )  # fmt: skip
 
 

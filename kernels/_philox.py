@@ -33,7 +33,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def block_words(seed, epoch, sample, block, STREAM: tl.constexpr):
+def random_bits4(seed, epoch, sample, block, STREAM: tl.constexpr):
     """Draws 4 * block ... 4 * block + 3 of a stream, each uint32 in the shape of ``block``.
 
     Args:
@@ -56,9 +56,9 @@ def block_words(seed, epoch, sample, block, STREAM: tl.constexpr):
 
 
 @triton.jit
-def words(seed, epoch, sample, index, STREAM: tl.constexpr):
+def random_bits(seed, epoch, sample, index, STREAM: tl.constexpr):
     """The draws number ``index`` of a stream, uint32."""
-    w0, w1, w2, w3 = block_words(seed, epoch, sample, index // 4, STREAM)
+    w0, w1, w2, w3 = random_bits4(seed, epoch, sample, index // 4, STREAM)
     low = tl.where(index % 2 == 0, w0, w1)
     high = tl.where(index % 2 == 0, w2, w3)
     return tl.where(index % 4 < 2, low, high)
@@ -71,6 +71,6 @@ def uniform(draws):
 
 
 @triton.jit
-def below(draws, limit):
+def randint(draws, limit):
     """Draws as int64 in [0, limit)."""
     return (draws.to(tl.int64) * limit) >> 32

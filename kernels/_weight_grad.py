@@ -17,14 +17,14 @@ from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch
 
 @triton.jit
 def _weight_grad_kernel(
-    left,
-    right,
-    mean,
-    rstd,
-    norm_weight,
-    norm_bias,
-    partial,
-    partial_sum,
+    left_ptr,
+    right_ptr,
+    mean_ptr,
+    rstd_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    partial_ptr,
+    partial_sum_ptr,
     M,
     R,
     C,
@@ -45,32 +45,32 @@ def _weight_grad_kernel(
     acc = tl.zeros([BLOCK_R, BLOCK_C], dtype=tl.float32)
     total = tl.zeros([BLOCK_R], dtype=tl.float32)
     if NORM:
-        scale = tl.load(norm_weight + c, mask=in_c, other=0.0).to(tl.float32)
-        shift = tl.load(norm_bias + c, mask=in_c, other=0.0).to(tl.float32)
+        scale = tl.load(norm_weight_ptr + c, mask=in_c, other=0.0).to(tl.float32)
+        shift = tl.load(norm_bias_ptr + c, mask=in_c, other=0.0).to(tl.float32)
     begin = split * rows_a_split
     end = tl.minimum(begin + rows_a_split, M)
     for start in range(begin, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_m = m < end
         row = m.to(tl.int64)
-        a = tl.load(left + row[:, None] * R + r[None, :], mask=in_m[:, None] & in_r[None, :], other=0.0)  # [m, r]
-        b = tl.load(right + row[:, None] * C + c[None, :], mask=in_m[:, None] & in_c[None, :], other=0.0)  # [m, c]
+        a = tl.load(left_ptr + row[:, None] * R + r[None, :], mask=in_m[:, None] & in_r[None, :], other=0.0)  # [m, r]
+        b = tl.load(right_ptr + row[:, None] * C + c[None, :], mask=in_m[:, None] & in_c[None, :], other=0.0)  # [m, c]
         if NORM:
-            mu = tl.load(mean + m, mask=in_m, other=0.0)
-            factor = tl.load(rstd + m, mask=in_m, other=0.0)
-            b = (b.to(tl.float32) - mu[:, None]) * factor[:, None] * scale[None, :] + shift[None, :]
+            mean = tl.load(mean_ptr + m, mask=in_m, other=0.0)
+            rstd = tl.load(rstd_ptr + m, mask=in_m, other=0.0)
+            b = (b.to(tl.float32) - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
         if SUM:
             total += tl.sum(a.to(tl.float32), axis=0)
         acc += tl.dot(tl.trans(a.to(OPERAND)), b.to(OPERAND), input_precision="ieee")
     at = split.to(tl.int64) * R * C + r[:, None].to(tl.int64) * C + c[None, :]
-    tl.store(partial + at, acc, mask=in_r[:, None] & in_c[None, :])
+    tl.store(partial_ptr + at, acc, mask=in_r[:, None] & in_c[None, :])
     if SUM:
         if tile % tiles_c == 0:
-            tl.store(partial_sum + split * R + r, total, mask=in_r)
+            tl.store(partial_sum_ptr + split * R + r, total, mask=in_r)
 
 
 def weight_grad(
-    stem: str,
+    op: str,
     left: Tensor,
     right: Tensor,
     operand: torch.dtype,
@@ -80,7 +80,7 @@ def weight_grad(
     """left^T @ right, and the sums of left's columns: of every share of the rows, float32.
 
     Args:
-        stem: whose table names the configuration (``weight_grad``).
+        op: whose table names the configuration (``weight_grad``).
         left: [M, R], contiguous.
         right: [M, C], contiguous.
         operand: dtype of the matrix operands.
@@ -91,7 +91,7 @@ def weight_grad(
         [shares, R, C], and [shares, R] or None.
     """
     (M, R), C = left.shape, right.shape[1]
-    options = configuration(stem, "weight_grad", left.device, dtype=dtype_name(operand), rows=M, R=R, C=C)
+    options = configuration(op, "weight_grad", left.device, dtype=dtype_name(operand), rows=M, R=R, C=C)
     splits = min(options.pop("SPLITS"), max(cdiv(M, options["BLOCK_M"]), 1))
     rows = cdiv(cdiv(M, splits), options["BLOCK_M"]) * options["BLOCK_M"]
     partial = torch.empty(splits, R, C, dtype=torch.float32, device=left.device)

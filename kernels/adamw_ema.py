@@ -21,12 +21,12 @@ from s2vfast.kernels._launch import cdiv, configuration, launch
 
 
 @triton.jit
-def _squares_kernel(grad, partial, numel, BLOCK: tl.constexpr):
+def _squares_kernel(grad_ptr, partial_ptr, numel, BLOCK: tl.constexpr):
     """partial[i] = sum of squares of block i."""
     block = tl.program_id(0)
     at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(grad + at, mask=at < numel, other=0.0)
-    tl.store(partial + block, tl.sum(g * g, axis=0))
+    g = tl.load(grad_ptr + at, mask=at < numel, other=0.0)
+    tl.store(partial_ptr + block, tl.sum(g * g, axis=0))
 
 
 @triton.jit
@@ -42,12 +42,12 @@ def _number(pointer, low, high):
 
 @triton.jit(do_not_specialize=["blocks", "step0", "step1", "lr0", "lr1", "tau0", "tau1"])
 def _coefficients_kernel(
-    partial,
-    norm,
-    coefficients,
-    step,
-    lr,
-    tau,
+    partial_ptr,
+    norm_ptr,
+    coefficients_ptr,
+    step_ptr,
+    lr_ptr,
+    tau_ptr,
     step0,
     step1,
     lr0,
@@ -65,73 +65,73 @@ def _coefficients_kernel(
     at = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, blocks, BLOCK):
-        sums += tl.load(partial + start + at, mask=start + at < blocks, other=0.0).to(tl.float64)
+        sums += tl.load(partial_ptr + start + at, mask=start + at < blocks, other=0.0).to(tl.float64)
     total = tl.sqrt(tl.sum(sums, axis=0))
-    tl.store(norm, total.to(tl.float32))
+    tl.store(norm_ptr, total.to(tl.float32))
 
     # A NaN is not below infinity either.
     finite = total < float("inf")
-    tl.store(coefficients, finite.to(tl.float32))
+    tl.store(coefficients_ptr, finite.to(tl.float32))
     # PyTorch's clip_grad_norm_ adds 1e-6 to the norm; so did the published run.
     if CLIP > 0.0:
-        tl.store(coefficients + 1, tl.minimum(CLIP / (total + 1e-6), 1.0).to(tl.float32))
+        tl.store(coefficients_ptr + 1, tl.minimum(CLIP / (total + 1e-6), 1.0).to(tl.float32))
     else:
-        tl.store(coefficients + 1, 1.0)
-    number, rate, keep = _number(step, step0, step1), _number(lr, lr0, lr1), _number(tau, tau0, tau1)
-    correction1 = 1.0 - tl.exp2(number * LOG2_BETA1)
-    correction2 = 1.0 - tl.exp2(number * LOG2_BETA2)
-    tl.store(coefficients + 2, (1.0 - rate * WEIGHT_DECAY).to(tl.float32))
-    tl.store(coefficients + 3, (rate / correction1).to(tl.float32))
-    tl.store(coefficients + 4, tl.sqrt(correction2).to(tl.float32))
-    tl.store(coefficients + 5, keep.to(tl.float32))
-    tl.store(coefficients + 6, (1.0 - keep).to(tl.float32))
+        tl.store(coefficients_ptr + 1, 1.0)
+    step, lr, tau = _number(step_ptr, step0, step1), _number(lr_ptr, lr0, lr1), _number(tau_ptr, tau0, tau1)
+    correction1 = 1.0 - tl.exp2(step * LOG2_BETA1)
+    correction2 = 1.0 - tl.exp2(step * LOG2_BETA2)
+    tl.store(coefficients_ptr + 2, (1.0 - lr * WEIGHT_DECAY).to(tl.float32))
+    tl.store(coefficients_ptr + 3, (lr / correction1).to(tl.float32))
+    tl.store(coefficients_ptr + 4, tl.sqrt(correction2).to(tl.float32))
+    tl.store(coefficients_ptr + 5, tau.to(tl.float32))
+    tl.store(coefficients_ptr + 6, (1.0 - tau).to(tl.float32))
 
 
 @triton.jit
 def _update_kernel(
-    param,
-    grad,
-    exp_avg,
-    exp_avg_sq,
-    teacher,
-    chunks,
-    coefficients,
+    param_ptr,
+    grad_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    teacher_ptr,
+    chunks_ptr,
+    coefficients_ptr,
     averaged,
     beta1,
-    rest1,
+    one_minus_beta1,
     beta2,
-    rest2,
+    one_minus_beta2,
     eps,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Clip, AdamW and EMA of one chunk [start, stop) of a span; nothing where the norm was not finite."""
-    chunk = chunks + tl.program_id(0) * 3
-    start, stop = tl.multiple_of(tl.load(chunk), ALIGN), tl.multiple_of(tl.load(chunk + 1), ALIGN)
+    chunk_ptr = chunks_ptr + tl.program_id(0) * 3
+    start, stop = tl.multiple_of(tl.load(chunk_ptr), ALIGN), tl.multiple_of(tl.load(chunk_ptr + 1), ALIGN)
     at = start + tl.arange(0, BLOCK)
     inside = at < stop
     followed = inside & (at < averaged)
-    g = tl.load(grad + at, mask=inside, other=0.0)
-    m = tl.load(exp_avg + at, mask=inside, other=0.0)
-    v = tl.load(exp_avg_sq + at, mask=inside, other=0.0)
-    p = tl.load(param + at, mask=inside, other=0.0)
-    old = tl.load(teacher + at, mask=followed, other=0.0)
+    g = tl.load(grad_ptr + at, mask=inside, other=0.0)
+    m = tl.load(exp_avg_ptr + at, mask=inside, other=0.0)
+    v = tl.load(exp_avg_sq_ptr + at, mask=inside, other=0.0)
+    p = tl.load(param_ptr + at, mask=inside, other=0.0)
+    old = tl.load(teacher_ptr + at, mask=followed, other=0.0)
 
     # Where nothing is to change, nothing is below the end of what is written.
-    end = tl.where(tl.load(coefficients) > 0.0, stop, start)
-    clip = tl.load(coefficients + 1)
-    decay = tl.where(tl.load(chunk + 2) != 0, tl.load(coefficients + 2), 1.0)
-    size, root = tl.load(coefficients + 3), tl.load(coefficients + 4)
+    end = tl.where(tl.load(coefficients_ptr) > 0.0, stop, start)
+    clip = tl.load(coefficients_ptr + 1)
+    decay_factor = tl.where(tl.load(chunk_ptr + 2) != 0, tl.load(coefficients_ptr + 2), 1.0)
+    step_size, bias_corr2_sqrt = tl.load(coefficients_ptr + 3), tl.load(coefficients_ptr + 4)
     g *= clip
-    m = beta1 * m + rest1 * g
-    v = beta2 * v + rest2 * g * g
-    p = p * decay - size * tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
-    average = tl.load(coefficients + 5) * old + tl.load(coefficients + 6) * p
-    tl.store(grad + at, g, mask=at < tl.where(clip != 1.0, end, start))
-    tl.store(exp_avg + at, m, mask=at < end)
-    tl.store(exp_avg_sq + at, v, mask=at < end)
-    tl.store(param + at, p, mask=at < end)
-    tl.store(teacher + at, average, mask=(at < end) & (at < averaged))
+    m = beta1 * m + one_minus_beta1 * g
+    v = beta2 * v + one_minus_beta2 * g * g
+    p = p * decay_factor - step_size * tl.div_rn(m, tl.div_rn(tl.sqrt_rn(v), bias_corr2_sqrt) + eps)
+    average = tl.load(coefficients_ptr + 5) * old + tl.load(coefficients_ptr + 6) * p
+    tl.store(grad_ptr + at, g, mask=at < tl.where(clip != 1.0, end, start))
+    tl.store(exp_avg_ptr + at, m, mask=at < end)
+    tl.store(exp_avg_sq_ptr + at, v, mask=at < end)
+    tl.store(param_ptr + at, p, mask=at < end)
+    tl.store(teacher_ptr + at, average, mask=(at < end) & (at < averaged))
 
 
 def forward(

@@ -20,30 +20,30 @@ from s2vfast.kernels._weight_grad import weight_grad
 
 
 @triton.jit
-def _norm_rows(total, normed, mean, rstd, weight, bias, m, d, at, in_m, in_d, eps, D: tl.constexpr):
+def _norm_rows(total, normed_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, d, at, in_m, in_d, eps, D: tl.constexpr):
     """Write the layer norm of rows [m, d] and their statistics."""
-    mu = tl.sum(total, axis=1) / D
-    centred = tl.where(in_d[None, :], total - mu[:, None], 0.0)
-    factor = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
-    tl.store(mean + m, mu, mask=in_m)
-    tl.store(rstd + m, factor, mask=in_m)
-    scale = tl.load(weight + d, mask=in_d, other=0.0).to(tl.float32)
-    shift = tl.load(bias + d, mask=in_d, other=0.0).to(tl.float32)
-    result = centred * factor[:, None] * scale[None, :] + shift[None, :]
-    tl.store(normed + at, result, mask=in_m[:, None] & in_d[None, :])
+    mean = tl.sum(total, axis=1) / D
+    centred = tl.where(in_d[None, :], total - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
+    tl.store(mean_ptr + m, mean, mask=in_m)
+    tl.store(rstd_ptr + m, rstd, mask=in_m)
+    scale = tl.load(weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)
+    shift = tl.load(bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)
+    result = centred * rstd[:, None] * scale[None, :] + shift[None, :]
+    tl.store(normed_ptr + at, result, mask=in_m[:, None] & in_d[None, :])
 
 
 @triton.jit
 def _add_kernel(
-    residual,
-    branch,
-    gamma,
-    weight,
-    bias,
-    out,
-    normed,
-    mean,
-    rstd,
+    residual_ptr,
+    branch_ptr,
+    gamma_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    normed_ptr,
+    mean_ptr,
+    rstd_ptr,
     M,
     eps,
     D: tl.constexpr,
@@ -56,30 +56,30 @@ def _add_kernel(
     in_m, in_d = m < M, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
-    total = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    if branch is not None:
-        added = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
-        if gamma is not None:
-            added *= tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+    total = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if branch_ptr is not None:
+        added = tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if gamma_ptr is not None:
+            added *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
         total += added
-        tl.store(out + at, total, mask=inside)
-    if normed is not None:
-        _norm_rows(total, normed, mean, rstd, weight, bias, m, d, at, in_m, in_d, eps, D)
+        tl.store(out_ptr + at, total, mask=inside)
+    if normed_ptr is not None:
+        _norm_rows(total, normed_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, d, at, in_m, in_d, eps, D)
 
 
 @triton.jit
 def _project_kernel(
-    residual,
-    branch,
-    projection,
-    projection_bias,
-    gamma,
-    weight,
-    bias,
-    out,
-    normed,
-    mean,
-    rstd,
+    residual_ptr,
+    branch_ptr,
+    projection_ptr,
+    projection_bias_ptr,
+    gamma_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    normed_ptr,
+    mean_ptr,
+    rstd_ptr,
     M,
     eps,
     D: tl.constexpr,
@@ -98,60 +98,62 @@ def _project_kernel(
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
-        b = tl.load(branch + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)  # [m, e]
-        w = tl.load(projection + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
+        b = tl.load(branch_ptr + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)  # [m, e]
+        w = tl.load(
+            projection_ptr + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0
+        )  # [e, d]
         acc = tl.dot(b.to(w.dtype), w, acc, input_precision="ieee")
-    if projection_bias is not None:
-        acc += tl.load(projection_bias + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    if gamma is not None:
-        acc *= tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+    if projection_bias_ptr is not None:
+        acc += tl.load(projection_bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+    if gamma_ptr is not None:
+        acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
     at = row[:, None] * D + d[None, :]
-    acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, acc, mask=inside)
-    if normed is not None:
-        _norm_rows(acc, normed, mean, rstd, weight, bias, m, d, at, in_m, in_d, eps, D)
+    acc += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, acc, mask=inside)
+    if normed_ptr is not None:
+        _norm_rows(acc, normed_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, d, at, in_m, in_d, eps, D)
 
 
 @triton.jit
 def _grad_stream(
-    grad_out, grad_normed, out, mean, rstd, weight, m, d, at, in_m, in_d, D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    grad_out_ptr, grad_normed_ptr, out_ptr, mean_ptr, rstd_ptr, weight_ptr, m, d, at, in_m, in_d, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Of rows [m, d]: the new stream's gradient, and what the norm's bias and weight get, [d]."""
     inside = in_m[:, None] & in_d[None, :]
     grad = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    by_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
-    by_weight = by_bias
-    if grad_out is not None:
-        grad += tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
-    if grad_normed is not None:
-        g = tl.load(grad_normed + at, mask=inside, other=0.0).to(tl.float32)
-        mu = tl.load(mean + m, mask=in_m, other=0.0)
-        factor = tl.load(rstd + m, mask=in_m, other=0.0)
-        hat = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
-        hat = tl.where(inside, (hat - mu[:, None]) * factor[:, None], 0.0)
-        by_bias = tl.sum(g, axis=0)
-        by_weight = tl.sum(g * hat, axis=0)
-        g *= tl.load(weight + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        along = tl.sum(g * hat, axis=1) / D
-        level = tl.sum(g, axis=1) / D
-        grad += tl.where(inside, (g - level[:, None] - hat * along[:, None]) * factor[:, None], 0.0)
-    return grad, by_bias, by_weight
+    grad_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
+    grad_weight = grad_bias
+    if grad_out_ptr is not None:
+        grad += tl.load(grad_out_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if grad_normed_ptr is not None:
+        g = tl.load(grad_normed_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + m, mask=in_m, other=0.0)
+        rstd = tl.load(rstd_ptr + m, mask=in_m, other=0.0)
+        hat = tl.load(out_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        hat = tl.where(inside, (hat - mean[:, None]) * rstd[:, None], 0.0)
+        grad_bias = tl.sum(g, axis=0)
+        grad_weight = tl.sum(g * hat, axis=0)
+        g *= tl.load(weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        mean_grad_hat = tl.sum(g * hat, axis=1) / D
+        mean_grad = tl.sum(g, axis=1) / D
+        grad += tl.where(inside, (g - mean_grad[:, None] - hat * mean_grad_hat[:, None]) * rstd[:, None], 0.0)
+    return grad, grad_bias, grad_weight
 
 
 @triton.jit
 def _grad_rows_kernel(
-    grad_out,
-    grad_normed,
-    out,
-    mean,
-    rstd,
-    weight,
-    branch,
-    gamma,
-    grad_residual,
-    grad_branch,
-    partial,
+    grad_out_ptr,
+    grad_normed_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    branch_ptr,
+    gamma_ptr,
+    grad_residual_ptr,
+    grad_branch_ptr,
+    partial_ptr,
     M,
     tiles,
     D: tl.constexpr,
@@ -166,46 +168,59 @@ def _grad_rows_kernel(
     program = tl.program_id(0)
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
-    by_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
-    by_weight = tl.zeros([BLOCK_D], dtype=tl.float32)
-    by_gamma = tl.zeros([BLOCK_D], dtype=tl.float32)
+    grad_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
+    grad_weight = tl.zeros([BLOCK_D], dtype=tl.float32)
+    grad_gamma = tl.zeros([BLOCK_D], dtype=tl.float32)
     for tile in range(program * tiles, program * tiles + tiles):
         m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         in_m = m < M
         inside = in_m[:, None] & in_d[None, :]
         at = m.to(tl.int64)[:, None] * D + d[None, :]
         grad, to_bias, to_weight = _grad_stream(
-            grad_out, grad_normed, out, mean, rstd, weight, m, d, at, in_m, in_d, D, BLOCK_M, BLOCK_D
+            grad_out_ptr,
+            grad_normed_ptr,
+            out_ptr,
+            mean_ptr,
+            rstd_ptr,
+            weight_ptr,
+            m,
+            d,
+            at,
+            in_m,
+            in_d,
+            D,
+            BLOCK_M,
+            BLOCK_D,
         )
-        by_bias += to_bias
-        by_weight += to_weight
-        if grad_residual is not None:
-            tl.store(grad_residual + at, grad, mask=inside)
-        if gamma is not None:
-            by_gamma += tl.sum(grad * tl.load(branch + at, mask=inside, other=0.0).to(tl.float32), axis=0)
-            grad *= tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        if grad_branch is not None:
-            tl.store(grad_branch + at, grad, mask=inside)
-    to = partial + program.to(tl.int64) * 3 * D + d
-    tl.store(to, by_bias, mask=in_d)
-    tl.store(to + D, by_weight, mask=in_d)
-    tl.store(to + 2 * D, by_gamma, mask=in_d)
+        grad_bias += to_bias
+        grad_weight += to_weight
+        if grad_residual_ptr is not None:
+            tl.store(grad_residual_ptr + at, grad, mask=inside)
+        if gamma_ptr is not None:
+            grad_gamma += tl.sum(grad * tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32), axis=0)
+            grad *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        if grad_branch_ptr is not None:
+            tl.store(grad_branch_ptr + at, grad, mask=inside)
+    to_ptr = partial_ptr + program.to(tl.int64) * 3 * D + d
+    tl.store(to_ptr, grad_bias, mask=in_d)
+    tl.store(to_ptr + D, grad_weight, mask=in_d)
+    tl.store(to_ptr + 2 * D, grad_gamma, mask=in_d)
 
 
 @triton.jit
 def _grad_project_kernel(
-    grad_out,
-    grad_normed,
-    out,
-    mean,
-    rstd,
-    weight,
-    projection,
-    gamma,
-    grad_residual,
-    grad_branch,
-    operand,
-    partial,
+    grad_out_ptr,
+    grad_normed_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    weight_ptr,
+    projection_ptr,
+    gamma_ptr,
+    grad_residual_ptr,
+    grad_branch_ptr,
+    operand_ptr,
+    partial_ptr,
     M,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -226,27 +241,42 @@ def _grad_project_kernel(
     inside = in_m[:, None] & in_d[None, :]
     row = m.to(tl.int64)
     at = row[:, None] * D + d[None, :]
-    grad, by_bias, by_weight = _grad_stream(
-        grad_out, grad_normed, out, mean, rstd, weight, m, d, at, in_m, in_d, D, BLOCK_M, BLOCK_D
+    grad, grad_bias, grad_weight = _grad_stream(
+        grad_out_ptr,
+        grad_normed_ptr,
+        out_ptr,
+        mean_ptr,
+        rstd_ptr,
+        weight_ptr,
+        m,
+        d,
+        at,
+        in_m,
+        in_d,
+        D,
+        BLOCK_M,
+        BLOCK_D,
     )
-    if grad_residual is not None:
-        tl.store(grad_residual + at, grad, mask=inside)
-    to = partial + program.to(tl.int64) * 3 * D + d
-    tl.store(to, by_bias, mask=in_d)
-    tl.store(to + D, by_weight, mask=in_d)
-    tl.store(to + 2 * D, tl.sum(grad, axis=0), mask=in_d)
-    if gamma is not None:
-        grad *= away_from_zero(tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32))[None, :]
-    scaled = grad.to(projection.dtype.element_ty)
-    tl.store(operand + at, scaled, mask=inside)
+    if grad_residual_ptr is not None:
+        tl.store(grad_residual_ptr + at, grad, mask=inside)
+    to_ptr = partial_ptr + program.to(tl.int64) * 3 * D + d
+    tl.store(to_ptr, grad_bias, mask=in_d)
+    tl.store(to_ptr + D, grad_weight, mask=in_d)
+    tl.store(to_ptr + 2 * D, tl.sum(grad, axis=0), mask=in_d)
+    if gamma_ptr is not None:
+        grad *= away_from_zero(tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32))[None, :]
+    scaled = grad.to(projection_ptr.dtype.element_ty)
+    tl.store(operand_ptr + at, scaled, mask=inside)
     # Transposed, so that what is made here is the right operand, which lies in shared memory, not in registers.
     rows = tl.trans(scaled)  # [d, m]
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
-        w = tl.load(projection + d[:, None] * E + e[None, :], mask=in_d[:, None] & in_e[None, :], other=0.0)  # [d, e]
+        w = tl.load(
+            projection_ptr + d[:, None] * E + e[None, :], mask=in_d[:, None] & in_e[None, :], other=0.0
+        )  # [d, e]
         result = tl.trans(tl.dot(tl.trans(w), rows, input_precision="ieee"))  # [m, e]
-        tl.store(grad_branch + row[:, None] * E + e[None, :], result, mask=in_m[:, None] & in_e[None, :])
+        tl.store(grad_branch_ptr + row[:, None] * E + e[None, :], result, mask=in_m[:, None] & in_e[None, :])
 
 
 def forward(

@@ -1,6 +1,6 @@
 """What the kernels compile to, without a GPU: registers, stack, shared memory, matrix instructions; and gates on these.
 
-    python -m s2vfast.kernels.aot [STEM ...] [--arch 80 90 100] [--dtype bfloat16] [--shape ntu] [--jobs 2] [--json]
+    python -m s2vfast.kernels.aot [OP ...] [--arch 80 90 100] [--dtype bfloat16] [--shape ntu] [--jobs 2] [--json]
 
 Every operation runs forward and backward at the shapes that the tuned tables are made for, but its launches are
 recorded instead of made; what was recorded is compiled exactly as the launch would have, with Triton's own ptxas.
@@ -50,41 +50,41 @@ class Compiled:
 
 
 def compile_kernels(
-    stems: list[str], arches: list[int], dtypes: list[str], shapes: list[str], jobs: int = 2
+    ops: list[str], arches: list[int], dtypes: list[str], shapes: list[str], jobs: int = 2
 ) -> list[Compiled]:
     """Compile what the operations launch, in ``jobs`` processes.
 
     Args:
-        stems: operations.
+        ops: operations.
         arches: 80, 90, 100.
         dtypes: of matrix operands.
         shapes: names in `s2vfast.inputs.SHAPES`.
         jobs: processes.
     """
-    work = [(stem, arch, dtype, tuple(shapes)) for stem in stems for arch in arches for dtype in dtypes]
+    work = [(op, arch, dtype, tuple(shapes)) for op in ops for arch in arches for dtype in dtypes]
     if jobs == 1:
-        return [kernel for item in work for kernel in _compile_stem(*item)]
+        return [kernel for item in work for kernel in _compile_op(*item)]
     # spawn: a fork of a process with threads of PyTorch's may hang.
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return [kernel for found in pool.map(_compile_stem, *zip(*work, strict=True)) for kernel in found]
+        return [kernel for found in pool.map(_compile_op, *zip(*work, strict=True)) for kernel in found]
 
 
-def _compile_stem(stem: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list[Compiled]:
+def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list[Compiled]:
     import torch
 
     torch.set_num_threads(1)
     unique: dict[str, tuple[Any, list[str]]] = {}
     for shape in shapes:
-        for launch in _record(stem, arch, dtype, shape):
+        for launch in _record(op, arch, dtype, shape):
             source, options = _source(launch, arch)
             key = f"{launch.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs} {options}"
             _, users = unique.setdefault(key, ((launch, source, options), []))
             if shape not in users:
                 users.append(shape)
-    return [_examine(stem, arch, dtype, found, users) for found, users in unique.values()]
+    return [_examine(op, arch, dtype, found, users) for found, users in unique.values()]
 
 
-def _record(stem: str, arch: int, dtype: str, name: str) -> list[Any]:
+def _record(op: str, arch: int, dtype: str, name: str) -> list[Any]:
     """What the public operation launches, forward and backward, at that shape."""
     import torch
     from torch import Tensor
@@ -93,13 +93,13 @@ def _record(stem: str, arch: int, dtype: str, name: str) -> list[Any]:
     from s2vfast import ops
     from s2vfast.kernels import _launch
 
-    given = random.inputs(stem, random.SHAPES[name], dtype=getattr(torch, dtype))
+    given = random.inputs(op, random.SHAPES[name], dtype=getattr(torch, dtype))
     leaves = [value for value in given.values() if isinstance(value, Tensor) and value.is_floating_point()]
-    differentiable = stem not in random.WITHOUT_GRADIENT
+    differentiable = op not in random.WITHOUT_GRADIENT
     for leaf in leaves:
         leaf.requires_grad_(differentiable)
     with _launch.capture(arch) as launches:
-        outputs = getattr(ops, stem)(**given, impl="triton")
+        outputs = getattr(ops, op)(**given, impl="triton")
         if differentiable:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             sum(out.float().sum() for out in outputs if out is not None).backward()
@@ -121,7 +121,7 @@ def _source(launch: Any, arch: int) -> tuple[Any, Any]:
     return ASTSource(kernel, signature, constexprs, attrs), options
 
 
-def _examine(stem: str, arch: int, dtype: str, found: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:
+def _examine(op: str, arch: int, dtype: str, found: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -131,7 +131,7 @@ def _examine(stem: str, arch: int, dtype: str, found: tuple[Any, Any, Any], shap
     instructions = {name: len(re.findall(rf"\b{name}\b", sass)) for name in (*_MATRIX, "MUFU", "FFMA")}
     instructions["all"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE))
     result = Compiled(
-        stem=stem,
+        stem=op,
         kernel=launch.kernel.fn.__name__.strip("_").removesuffix("_kernel"),
         arch=arch,
         dtype=dtype,
@@ -177,19 +177,19 @@ def _disassemble(cubin: bytes) -> tuple[str, dict[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; 1 if a kernel fails a gate."""
-    from s2vfast.inputs import SHAPES, STEMS
+    from s2vfast.inputs import OPS, SHAPES
 
     parser = argparse.ArgumentParser(prog="python -m s2vfast.kernels.aot", description=__doc__.splitlines()[0])
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(OPS)}")
     parser.add_argument("--arch", nargs="+", type=int, choices=ARCHES, default=list(ARCHES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(MAIN_SHAPES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_args(arguments)
-    if unknown := [stem for stem in asked.stems if stem not in STEMS]:
-        parser.error(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
-    found = compile_kernels(asked.stems or list(STEMS), asked.arch, asked.dtype, asked.shape, asked.jobs)
+    if unknown := [op for op in asked.ops if op not in OPS]:
+        parser.error(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
+    found = compile_kernels(asked.ops or list(OPS), asked.arch, asked.dtype, asked.shape, asked.jobs)
     if asked.json:
         print(json.dumps([dataclasses.asdict(kernel) for kernel in found], indent=1))
     else:

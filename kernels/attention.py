@@ -22,10 +22,12 @@ _LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load(base, start, stride, L, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr):
+def _load(
+    base_ptr, start, stride, L, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr
+):
     """Rows [start, start + BLOCK) of one head, [BLOCK, BLOCK_W]; 0 beyond WIDTH, and beyond L where TAIL."""
     rows, w = start + tl.arange(0, BLOCK), tl.arange(0, BLOCK_W)
-    at = base + rows[:, None] * stride + w[None, :]
+    at = base_ptr + rows[:, None] * stride + w[None, :]
     if TAIL:
         return tl.load(at, mask=(rows < L)[:, None] & (w < WIDTH)[None, :], other=0.0)
     elif WIDTH == BLOCK_W:
@@ -43,8 +45,8 @@ def _exp2_polynomial(x):
     """
     x = tl.maximum(x, -126.0)
     shifted = x + 12582912.0
-    rest = x - (shifted - 12582912.0)
-    value = 0.99992807 + rest * (0.69326099 + rest * (0.24261112 + rest * 0.05517167))
+    fraction = x - (shifted - 12582912.0)
+    value = 0.99992807 + fraction * (0.69326099 + fraction * (0.24261112 + fraction * 0.05517167))
     return (value.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
 
 
@@ -62,28 +64,28 @@ def _exp2(x, POLYNOMIAL: tl.constexpr):
 
 @triton.jit
 def _attend(
-    q, keys, values, start, stride, L, acc, top, total, scale, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, keys_ptr, values_ptr, start, stride, L, acc, m_i, l_i, scale_log2, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr, TAIL: tl.constexpr, POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys and values: the new accumulator, largest score (times scale) and sum of exponentials."""
-    k = _load(keys, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    k = _load(keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # [m, n]
     if TAIL:
         scores = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, axis=1) * scale)
-    p = _exp2(scores * scale - new_top[:, None], POLYNOMIAL)
-    shrink = tl.exp2(top - new_top)
-    total = total * shrink + tl.sum(p, axis=1)
-    v = _load(values, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
-    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return acc, new_top, total
+    m_new = tl.maximum(m_i, tl.max(scores, axis=1) * scale_log2)
+    p = _exp2(scores * scale_log2 - m_new[:, None], POLYNOMIAL)
+    alpha = tl.exp2(m_i - m_new)
+    l_i = l_i * alpha + tl.sum(p, axis=1)
+    v = _load(values_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    return acc, m_new, l_i
 
 
 @triton.jit
 def _forward_kernel(
-    qkv,
-    out,
-    lse,
+    qkv_ptr,
+    out_ptr,
+    lse_ptr,
     L,
     H: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -97,53 +99,81 @@ def _forward_kernel(
     head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     n, h = (head // H).to(tl.int64), head % H
     stride: tl.constexpr = 3 * H * WIDTH
-    queries = qkv + n * L * stride + h * WIDTH
-    keys, values = queries + H * WIDTH, queries + 2 * H * WIDTH
-    q = _load(queries, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
-    scale = _LOG2_E * (1.0 / tl.sqrt(WIDTH + 0.0))
+    queries_ptr = qkv_ptr + n * L * stride + h * WIDTH
+    keys_ptr, values_ptr = queries_ptr + H * WIDTH, queries_ptr + 2 * H * WIDTH
+    q = _load(queries_ptr, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    scale_log2 = _LOG2_E * (1.0 / tl.sqrt(WIDTH + 0.0))
     acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    m_i = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
     whole = L // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        acc, top, total = _attend(
-            q, keys, values, start, stride, L, acc, top, total, scale, WIDTH, BLOCK_N, BLOCK_W, False, POLYNOMIAL
+        acc, m_i, l_i = _attend(
+            q,
+            keys_ptr,
+            values_ptr,
+            start,
+            stride,
+            L,
+            acc,
+            m_i,
+            l_i,
+            scale_log2,
+            WIDTH,
+            BLOCK_N,
+            BLOCK_W,
+            False,
+            POLYNOMIAL,
         )
     if whole < L:
-        acc, top, total = _attend(
-            q, keys, values, whole, stride, L, acc, top, total, scale, WIDTH, BLOCK_N, BLOCK_W, True, POLYNOMIAL
+        acc, m_i, l_i = _attend(
+            q,
+            keys_ptr,
+            values_ptr,
+            whole,
+            stride,
+            L,
+            acc,
+            m_i,
+            l_i,
+            scale_log2,
+            WIDTH,
+            BLOCK_N,
+            BLOCK_W,
+            True,
+            POLYNOMIAL,
         )
     m, w = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W)
     at = (n * L + m[:, None]) * (H * WIDTH) + h * WIDTH + w[None, :]
-    tl.store(out + at, acc / total[:, None], mask=(m < L)[:, None] & (w < WIDTH)[None, :])
-    tl.store(lse + head.to(tl.int64) * L + m, (top + tl.log2(total)) * _LN_2, mask=m < L)
+    tl.store(out_ptr + at, acc / l_i[:, None], mask=(m < L)[:, None] & (w < WIDTH)[None, :])
+    tl.store(lse_ptr + head.to(tl.int64) * L + m, (m_i + tl.log2(l_i)) * _LN_2, mask=m < L)
 
 
 @triton.jit
 def _from_keys(
-    q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
+    q, g, lse_log2, delta, keys_ptr, values_ptr, start, stride, L, acc, scale_log2, WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """What one tile of keys and values adds to the gradient of a tile of queries."""
-    k = _load(keys, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
-    v = _load(values, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
-    p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * scale - level[:, None])  # [m, n]
+    k = _load(keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    v = _load(values_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
+    p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2 - lse_log2[:, None])  # [m, n]
     if TAIL:
         # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
         p = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], p, 0.0)
-    grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - shift[:, None])
+    grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
     return tl.dot(grad_s.to(k.dtype), k, acc, input_precision="ieee")
 
 
 @triton.jit
 def _grad_queries_kernel(
-    qkv,
-    out,
-    grad_out,
-    lse,
-    grad_lse,
-    delta,
-    grad_qkv,
+    qkv_ptr,
+    out_ptr,
+    grad_out_ptr,
+    lse_ptr,
+    grad_lse_ptr,
+    delta_ptr,
+    grad_qkv_ptr,
     L,
     H: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -160,61 +190,93 @@ def _grad_queries_kernel(
     n, h = (head // H).to(tl.int64), head % H
     stride: tl.constexpr = 3 * H * WIDTH
     first = n * L * stride + h * WIDTH
-    queries = qkv + first
-    keys, values = queries + H * WIDTH, queries + 2 * H * WIDTH
+    queries_ptr = qkv_ptr + first
+    keys_ptr, values_ptr = queries_ptr + H * WIDTH, queries_ptr + 2 * H * WIDTH
     m, w = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W)
-    q = _load(queries, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    q = _load(queries_ptr, tile * BLOCK_M, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
     results = n * L * (H * WIDTH) + h * WIDTH
-    g = _load(grad_out + results, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
-    o = _load(out + results, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    g = _load(grad_out_ptr + results, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+    o = _load(out_ptr + results, tile * BLOCK_M, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
     at = head.to(tl.int64) * L + m
-    level = tl.load(lse + at, mask=m < L, other=float("inf")) * _LOG2_E
-    shift = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
-    if grad_lse is not None:
-        shift -= tl.load(grad_lse + at, mask=m < L, other=0.0).to(tl.float32)
-    tl.store(delta + at, shift, mask=m < L)
-    natural = 1.0 / tl.sqrt(WIDTH + 0.0)
+    lse_log2 = tl.load(lse_ptr + at, mask=m < L, other=float("inf")) * _LOG2_E
+    delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
+    if grad_lse_ptr is not None:
+        delta -= tl.load(grad_lse_ptr + at, mask=m < L, other=0.0).to(tl.float32)
+    tl.store(delta_ptr + at, delta, mask=m < L)
+    scale = 1.0 / tl.sqrt(WIDTH + 0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
     whole = L // BLOCK_N * BLOCK_N
-    scale = natural * _LOG2_E
+    scale_log2 = scale * _LOG2_E
     for start in range(0, whole, BLOCK_N):
-        acc = _from_keys(q, g, level, shift, keys, values, start, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, False)
+        acc = _from_keys(
+            q,
+            g,
+            lse_log2,
+            delta,
+            keys_ptr,
+            values_ptr,
+            start,
+            stride,
+            L,
+            acc,
+            scale_log2,
+            WIDTH,
+            BLOCK_N,
+            BLOCK_W,
+            False,
+        )
     if whole < L:
-        acc = _from_keys(q, g, level, shift, keys, values, whole, stride, L, acc, scale, WIDTH, BLOCK_N, BLOCK_W, True)
-    to = grad_qkv + first + m[:, None] * stride + w[None, :]
-    tl.store(to, acc * natural, mask=(m < L)[:, None] & (w < WIDTH)[None, :])
+        acc = _from_keys(
+            q,
+            g,
+            lse_log2,
+            delta,
+            keys_ptr,
+            values_ptr,
+            whole,
+            stride,
+            L,
+            acc,
+            scale_log2,
+            WIDTH,
+            BLOCK_N,
+            BLOCK_W,
+            True,
+        )
+    to_ptr = grad_qkv_ptr + first + m[:, None] * stride + w[None, :]
+    tl.store(to_ptr, acc * scale, mask=(m < L)[:, None] & (w < WIDTH)[None, :])
 
 
 @triton.jit
 def _from_queries(
-    k, v, queries, grads, lse, delta, start, stride, L, grad_k, grad_v, scale, H: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
+    k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, start, stride, L, grad_k, grad_v, scale_log2, H: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """What one tile of queries adds to the gradients of a tile of keys and values."""
     m = start + tl.arange(0, BLOCK_M)
-    q = _load(queries, start, stride, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
-    g = _load(grads, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
+    q = _load(queries_ptr, start, stride, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
+    g = _load(grads_ptr, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
     if TAIL:  # queries beyond the last attend to nothing
-        level = tl.load(lse + m, mask=m < L, other=float("inf")) * _LOG2_E
-        shift = tl.load(delta + m, mask=m < L, other=0.0)
+        lse_log2 = tl.load(lse_ptr + m, mask=m < L, other=float("inf")) * _LOG2_E
+        delta = tl.load(delta_ptr + m, mask=m < L, other=0.0)
     else:
-        level = tl.load(lse + m) * _LOG2_E
-        shift = tl.load(delta + m)
-    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * scale - level[None, :])  # [n, m]
+        lse_log2 = tl.load(lse_ptr + m) * _LOG2_E
+        delta = tl.load(delta_ptr + m)
+    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2 - lse_log2[None, :])  # [n, m]
     grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
     grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")  # [n, m]
-    grad_s = p * (grad_p - shift[None, :])
+    grad_s = p * (grad_p - delta[None, :])
     grad_k = tl.dot(grad_s.to(q.dtype), q, grad_k, input_precision="ieee")
     return grad_k, grad_v
 
 
 @triton.jit
 def _grad_keys_kernel(
-    qkv,
-    grad_out,
-    lse,
-    delta,
-    grad_qkv,
+    qkv_ptr,
+    grad_out_ptr,
+    lse_ptr,
+    delta_ptr,
+    grad_qkv_ptr,
     L,
     H: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -228,30 +290,30 @@ def _grad_keys_kernel(
     n, h = (head // H).to(tl.int64), head % H
     stride: tl.constexpr = 3 * H * WIDTH
     first = n * L * stride + h * WIDTH
-    queries, grads = qkv + first, grad_out + n * L * (H * WIDTH) + h * WIDTH
-    lse += head.to(tl.int64) * L
-    delta += head.to(tl.int64) * L
-    k = _load(queries + H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
-    v = _load(queries + 2 * H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
-    natural = 1.0 / tl.sqrt(WIDTH + 0.0)
+    queries_ptr, grads_ptr = qkv_ptr + first, grad_out_ptr + n * L * (H * WIDTH) + h * WIDTH
+    lse_ptr += head.to(tl.int64) * L
+    delta_ptr += head.to(tl.int64) * L
+    k = _load(queries_ptr + H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
+    v = _load(queries_ptr + 2 * H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
+    scale = 1.0 / tl.sqrt(WIDTH + 0.0)
     grad_k = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
     whole = L // BLOCK_M * BLOCK_M
     for start in range(0, whole, BLOCK_M):
         grad_k, grad_v = _from_queries(
-            k, v, queries, grads, lse, delta, start, stride, L, grad_k, grad_v, natural * _LOG2_E, H, WIDTH, BLOCK_M,
-            BLOCK_W, False,
+            k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, start, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
+            WIDTH, BLOCK_M, BLOCK_W, False,
         )  # fmt: skip
     if whole < L:
         grad_k, grad_v = _from_queries(
-            k, v, queries, grads, lse, delta, whole, stride, L, grad_k, grad_v, natural * _LOG2_E, H, WIDTH, BLOCK_M,
-            BLOCK_W, True,
+            k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, whole, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
+            WIDTH, BLOCK_M, BLOCK_W, True,
         )  # fmt: skip
     rows, w = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
     inside = (rows < L)[:, None] & (w < WIDTH)[None, :]
-    to = grad_qkv + first + rows[:, None] * stride + w[None, :]
-    tl.store(to + H * WIDTH, grad_k * natural, mask=inside)
-    tl.store(to + 2 * H * WIDTH, grad_v, mask=inside)
+    to_ptr = grad_qkv_ptr + first + rows[:, None] * stride + w[None, :]
+    tl.store(to_ptr + H * WIDTH, grad_k * scale, mask=inside)
+    tl.store(to_ptr + 2 * H * WIDTH, grad_v, mask=inside)
 
 
 def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:

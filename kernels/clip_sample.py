@@ -18,7 +18,7 @@ from torch import Tensor
 
 from s2vfast.kernels._clip import binned, column, cropped, find, joint_at, seen, sincos
 from s2vfast.kernels._launch import cdiv, configuration, launch, next_power_of_2
-from s2vfast.kernels._philox import key_and_epoch, uniform, words
+from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.reference import philox
 from s2vfast.reference.clip_sample import ANGLE, SIZE, ClipSpec
 
@@ -27,15 +27,15 @@ _CLIP, _ANGLE, _SIZE = tl.constexpr(philox.CLIP), tl.constexpr(ANGLE), tl.conste
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "epoch"])
 def _picks_kernel(
-    frames,
-    frame_index,
-    row,
-    count,
-    ids,
-    rows,
-    weights,
-    offsets,
-    matrices,
+    frames_ptr,
+    frame_index_ptr,
+    row_ptr,
+    count_ptr,
+    ids_ptr,
+    rows_ptr,
+    weights_ptr,
+    offsets_ptr,
+    matrices_ptr,
     seed_low,
     seed_high,
     epoch,
@@ -63,8 +63,8 @@ def _picks_kernel(
 ):
     """Rows of the clip of one body and, by the main body's program, weights, offsets and matrix of its sequence."""
     sequence, body = (tl.program_id(0) // M).to(tl.int64), tl.program_id(0) % M
-    sample = tl.load(ids + sequence).to(tl.int64)
-    first, length = tl.load(row + sample * M), tl.load(count + sample * M).to(tl.int32)
+    sample = tl.load(ids_ptr + sequence).to(tl.int64)
+    first, length = tl.load(row_ptr + sample * M), tl.load(count_ptr + sample * M).to(tl.int32)
     key = (seed_low, seed_high)
     t = tl.arange(0, T_BLOCK)
     inside = t < T
@@ -76,40 +76,44 @@ def _picks_kernel(
     # Without a crop, there is one row a frame, and what is said of the second is never used.
     row0 = first + lower
     row1 = first + tl.minimum(lower + 1, length - 1)
-    out0 = rows + (sequence * M + body) * (T * (1 + CROP)) + t
-    out1 = out0 + T
+    out0_ptr = rows_ptr + (sequence * M + body) * (T * (1 + CROP)) + t
+    out1_ptr = out0_ptr + T
 
     if body != 0:
-        own, rows_of_it = tl.load(row + sample * M + body), tl.load(count + sample * M + body).to(tl.int32)
-        number = tl.load(frame_index + row0, mask=inside, other=0)
-        tl.store(out0, find(frame_index, own, rows_of_it, number, inside), mask=inside)
+        own, rows_of_it = tl.load(row_ptr + sample * M + body), tl.load(count_ptr + sample * M + body).to(tl.int32)
+        number = tl.load(frame_index_ptr + row0, mask=inside, other=0)
+        tl.store(out0_ptr, find(frame_index_ptr, own, rows_of_it, number, inside), mask=inside)
         if CROP:
-            number = tl.load(frame_index + row1, mask=inside, other=0)
-            tl.store(out1, find(frame_index, own, rows_of_it, number, inside), mask=inside)
+            number = tl.load(frame_index_ptr + row1, mask=inside, other=0)
+            tl.store(out1_ptr, find(frame_index_ptr, own, rows_of_it, number, inside), mask=inside)
     else:
-        tl.store(out0, row0, mask=inside)
+        tl.store(out0_ptr, row0, mask=inside)
         if CROP:
-            tl.store(out1, row1, mask=inside)
-            tl.store(weights + sequence * T + t, weight, mask=inside)
+            tl.store(out1_ptr, row1, mask=inside)
+            tl.store(weights_ptr + sequence * T + t, weight, mask=inside)
 
         x, y, z = 0.0, 0.0, 0.0
         if CENTER == "first":
-            root = frames + (first * V + ROOT) * 3
-            x, y, z = tl.load(root).to(tl.float32), tl.load(root + 1).to(tl.float32), tl.load(root + 2).to(tl.float32)
+            root_ptr = frames_ptr + (first * V + ROOT) * 3
+            x, y, z = (
+                tl.load(root_ptr).to(tl.float32),
+                tl.load(root_ptr + 1).to(tl.float32),
+                tl.load(root_ptr + 2).to(tl.float32),
+            )
             i = tl.arange(0, 4)
-            tl.store(offsets + sequence * 3 + i, column(x, y, z), mask=i < 3)
+            tl.store(offsets_ptr + sequence * 3 + i, column(x, y, z), mask=i < 3)
         elif CENTER == "frame":
-            x, y, z = joint_at(frames, row0, row1, weight, ROOT, inside, V, CROP)
-            out = offsets + (sequence * T + t) * 3
-            tl.store(out, x, mask=inside)
-            tl.store(out + 1, y, mask=inside)
-            tl.store(out + 2, z, mask=inside)
+            x, y, z = joint_at(frames_ptr, row0, row1, weight, ROOT, inside, V, CROP)
+            out_ptr = offsets_ptr + (sequence * T + t) * 3
+            tl.store(out_ptr, x, mask=inside)
+            tl.store(out_ptr + 1, y, mask=inside)
+            tl.store(out_ptr + 2, z, mask=inside)
 
         if TORSO or YAW or TRAINING:
             factor = tl.full([4], 1.0, dtype=tl.float64)
             if TORSO:
-                ax, ay, az = joint_at(frames, row0, row1, weight, LOWER, inside, V, CROP)
-                bx, by, bz = joint_at(frames, row0, row1, weight, UPPER, inside, V, CROP)
+                ax, ay, az = joint_at(frames_ptr, row0, row1, weight, LOWER, inside, V, CROP)
+                bx, by, bz = joint_at(frames_ptr, row0, row1, weight, UPPER, inside, V, CROP)
                 dx, dy, dz = (bx - x) - (ax - x), (by - y) - (ay - y), (bz - z) - (az - z)
                 torso = tl.sqrt_rn(dx * dx + dy * dy + dz * dz)
                 mean = tl.div_rn(tl.sum(tl.where(inside, torso, 0.0), axis=0), float(T))
@@ -117,17 +121,17 @@ def _picks_kernel(
             # The columns of the matrix that turns a joint: first the yaw, then the random rotation.
             c0, c1, c2 = column(1.0, 0.0, 0.0), column(0.0, 1.0, 0.0), column(0.0, 0.0, 1.0)
             if TRAINING:
-                u = 2.0 * uniform(words(key, epoch, sample, _SIZE, _CLIP)) - 1.0
+                u = 2.0 * uniform(random_bits(key, epoch, sample, _SIZE, _CLIP)) - 1.0
                 factor *= (1.0 + scale_jitter * u).to(tl.float64)
-                sx, cx = sincos((2.0 * uniform(words(key, epoch, sample, _ANGLE, _CLIP)) - 1.0) * rotate_x)
-                sy, cy = sincos((2.0 * uniform(words(key, epoch, sample, _ANGLE + 1, _CLIP)) - 1.0) * rotate_y)
-                sz, cz = sincos((2.0 * uniform(words(key, epoch, sample, _ANGLE + 2, _CLIP)) - 1.0) * rotate_z)
+                sx, cx = sincos((2.0 * uniform(random_bits(key, epoch, sample, _ANGLE, _CLIP)) - 1.0) * rotate_x)
+                sy, cy = sincos((2.0 * uniform(random_bits(key, epoch, sample, _ANGLE + 1, _CLIP)) - 1.0) * rotate_y)
+                sz, cz = sincos((2.0 * uniform(random_bits(key, epoch, sample, _ANGLE + 2, _CLIP)) - 1.0) * rotate_z)
                 c0 = column(cy * cz, cy * sz, -sy)
                 c1 = column(sx * sy * cz - cx * sz, sx * sy * sz + cx * cz, sx * cy)
                 c2 = column(cx * sy * cz + sx * sz, cx * sy * sz - sx * cz, cx * cy)
             if YAW:
-                lx, ly, lz = joint_at(frames, row0, row1, weight, LEFT, inside, V, CROP)
-                rx, ry, rz = joint_at(frames, row0, row1, weight, RIGHT, inside, V, CROP)
+                lx, ly, lz = joint_at(frames_ptr, row0, row1, weight, LEFT, inside, V, CROP)
+                rx, ry, rz = joint_at(frames_ptr, row0, row1, weight, RIGHT, inside, V, CROP)
                 side_x = tl.div_rn(tl.sum(tl.where(inside, (lx - x) - (rx - x), 0.0), axis=0), float(T))
                 side_y = tl.div_rn(tl.sum(tl.where(inside, (ly - y) - (ry - y), 0.0), axis=0), float(T))
                 side_z = tl.div_rn(tl.sum(tl.where(inside, (lz - z) - (rz - z), 0.0), axis=0), float(T))
@@ -143,18 +147,18 @@ def _picks_kernel(
                 else:
                     c0, c1 = c0 * c - c1 * s, c0 * s + c1 * c
             i = tl.arange(0, 4)
-            out = matrices + sequence * 9 + i * 3
-            tl.store(out, (c0 * factor).to(tl.float32), mask=i < 3)
-            tl.store(out + 1, (c1 * factor).to(tl.float32), mask=i < 3)
-            tl.store(out + 2, (c2 * factor).to(tl.float32), mask=i < 3)
+            out_ptr = matrices_ptr + sequence * 9 + i * 3
+            tl.store(out_ptr, (c0 * factor).to(tl.float32), mask=i < 3)
+            tl.store(out_ptr + 1, (c1 * factor).to(tl.float32), mask=i < 3)
+            tl.store(out_ptr + 2, (c2 * factor).to(tl.float32), mask=i < 3)
 
 
 @triton.jit
 def _moved(
-    frames,
-    rows,
-    weights,
-    offsets,
+    frames_ptr,
+    rows_ptr,
+    weights_ptr,
+    offsets_ptr,
     m0,
     m1,
     m2,
@@ -169,22 +173,22 @@ def _moved(
     TURNED: tl.constexpr,
 ):
     """Coordinate ``axis`` of a joint of frame t as the clip has it, and whether the joint was seen."""
-    row0 = tl.load(rows + t, mask=inside, other=-1)
+    row0 = tl.load(rows_ptr + t, mask=inside, other=-1)
     row1 = row0
     weight = tl.zeros_like(m0)
     if CROP:
-        row1 = tl.load(rows + T + t, mask=inside, other=-1)
-        weight = tl.load(weights + t, mask=inside, other=0.0)
-    x, y, z = joint_at(frames, row0, row1, weight, joint, inside, V, CROP)
+        row1 = tl.load(rows_ptr + T + t, mask=inside, other=-1)
+        weight = tl.load(weights_ptr + t, mask=inside, other=0.0)
+    x, y, z = joint_at(frames_ptr, row0, row1, weight, joint, inside, V, CROP)
     there = seen(x, y, z)
     if CENTER == "first":
-        x -= tl.load(offsets)
-        y -= tl.load(offsets + 1)
-        z -= tl.load(offsets + 2)
+        x -= tl.load(offsets_ptr)
+        y -= tl.load(offsets_ptr + 1)
+        z -= tl.load(offsets_ptr + 2)
     elif CENTER == "frame":
-        x -= tl.load(offsets + t * 3, mask=inside, other=0.0)
-        y -= tl.load(offsets + t * 3 + 1, mask=inside, other=0.0)
-        z -= tl.load(offsets + t * 3 + 2, mask=inside, other=0.0)
+        x -= tl.load(offsets_ptr + t * 3, mask=inside, other=0.0)
+        y -= tl.load(offsets_ptr + t * 3 + 1, mask=inside, other=0.0)
+        z -= tl.load(offsets_ptr + t * 3 + 2, mask=inside, other=0.0)
     value = tl.where(axis == 0, x, tl.where(axis == 1, y, z))
     if TURNED:
         value = m0 * x + m1 * y + m2 * z
@@ -193,12 +197,12 @@ def _moved(
 
 @triton.jit
 def _values_kernel(
-    frames,
-    rows,
-    weights,
-    offsets,
-    matrices,
-    clips,
+    frames_ptr,
+    rows_ptr,
+    weights_ptr,
+    offsets_ptr,
+    matrices_ptr,
+    clips_ptr,
     velocity,
     T: tl.constexpr,
     V: tl.constexpr,
@@ -219,26 +223,41 @@ def _values_kernel(
 
     m0, m1, m2 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     if TURNED:
-        m = matrices + sequence * 9
+        m = matrices_ptr + sequence * 9
         m0 = tl.where(axis == 0, tl.load(m), tl.where(axis == 1, tl.load(m + 3), tl.load(m + 6)))
         m1 = tl.where(axis == 0, tl.load(m + 1), tl.where(axis == 1, tl.load(m + 4), tl.load(m + 7)))
         m2 = tl.where(axis == 0, tl.load(m + 2), tl.where(axis == 1, tl.load(m + 5), tl.load(m + 8)))
-    rows += track * (T * (1 + CROP))
+    rows_ptr += track * (T * (1 + CROP))
     if CROP:
-        weights += sequence * T
+        weights_ptr += sequence * T
     if CENTER != "none":
-        offsets += sequence * (T * 3 if CENTER == "frame" else 3)
+        offsets_ptr += sequence * (T * 3 if CENTER == "frame" else 3)
     value, there = _moved(
-        frames, rows, weights, offsets, m0, m1, m2, t, joint, axis, inside, T, V, CROP, CENTER, TURNED
+        frames_ptr, rows_ptr, weights_ptr, offsets_ptr, m0, m1, m2, t, joint, axis, inside, T, V, CROP, CENTER, TURNED
     )
     if C == 6:
         moving = inside & (channel >= 3) & (t + 1 < T)
         after, still = _moved(
-            frames, rows, weights, offsets, m0, m1, m2, t + 1, joint, axis, moving, T, V, CROP, CENTER, TURNED
+            frames_ptr,
+            rows_ptr,
+            weights_ptr,
+            offsets_ptr,
+            m0,
+            m1,
+            m2,
+            t + 1,
+            joint,
+            axis,
+            moving,
+            T,
+            V,
+            CROP,
+            CENTER,
+            TURNED,
         )
         step = tl.where(there & still, after - value, 0.0)
         value = tl.where(channel < 3, value, velocity * step)
-    tl.store(clips + track * (T * V * C) + at, value, mask=inside)
+    tl.store(clips_ptr + track * (T * V * C) + at, value, mask=inside)
 
 
 def forward(

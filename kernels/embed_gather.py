@@ -19,22 +19,22 @@ from s2vfast.kernels._place import places
 
 
 @triton.jit
-def _pieces(clips, n, token, in_k, V, S: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr):
+def _pieces(clips_ptr, n, token, in_k, V, S: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr):
     """Numbers of tokens [k] of tracks n [k] in (frame, channel) order: [k, w], 0 beyond S * C."""
     w = tl.arange(0, BLOCK_W)
     frame = (token // V)[:, None] * S + (w // C)[None, :]
     segments_frames = frame * V * C + (token % V)[:, None] * C + (w % C)[None, :]
-    return tl.load(clips + n[:, None] + segments_frames, mask=in_k[:, None] & (w < S * C)[None, :], other=0.0)
+    return tl.load(clips_ptr + n[:, None] + segments_frames, mask=in_k[:, None] & (w < S * C)[None, :], other=0.0)
 
 
 @triton.jit
 def _forward_kernel(
-    clips,
-    weight,
-    bias,
-    positions,
-    visible,
-    out,
+    clips_ptr,
+    weight_ptr,
+    bias_ptr,
+    positions_ptr,
+    visible_ptr,
+    out_ptr,
     rows,
     K,
     L,
@@ -51,26 +51,26 @@ def _forward_kernel(
     d, w = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_W)
     in_m, in_d = m < rows, d < D
     n, token = m // K, (m % K).to(tl.int32)
-    if visible is not None:
-        token = tl.load(visible + m, mask=in_m, other=0)
-    piece = _pieces(clips, n * L * (S * C), token, in_m, V, S, C, BLOCK_W)
+    if visible_ptr is not None:
+        token = tl.load(visible_ptr + m, mask=in_m, other=0)
+    piece = _pieces(clips_ptr, n * L * (S * C), token, in_m, V, S, C, BLOCK_W)
     matrix = tl.load(
-        weight + d[None, :] * (S * C) + w[:, None], mask=in_d[None, :] & (w < S * C)[:, None], other=0.0
+        weight_ptr + d[None, :] * (S * C) + w[:, None], mask=in_d[None, :] & (w < S * C)[:, None], other=0.0
     )  # [w, d]
     acc = tl.dot(piece.to(matrix.dtype), matrix, input_precision="ieee")
     inside = in_m[:, None] & in_d[None, :]
-    acc += tl.load(bias + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    acc += tl.load(positions + token[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + m[:, None] * D + d[None, :], acc, mask=inside)
+    acc += tl.load(bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+    acc += tl.load(positions_ptr + token[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + m[:, None] * D + d[None, :], acc, mask=inside)
 
 
 @triton.jit
 def _grad_weight_kernel(
-    grad_out,
-    clips,
-    visible,
-    partial,
-    partial_bias,
+    grad_out_ptr,
+    clips_ptr,
+    visible_ptr,
+    partial_ptr,
+    partial_bias_ptr,
     rows,
     rows_a_split,
     K,
@@ -96,22 +96,22 @@ def _grad_weight_kernel(
         m = start + tl.arange(0, BLOCK_M)
         in_m = m < end
         token = (m % K).to(tl.int32)
-        if visible is not None:
-            token = tl.load(visible + m, mask=in_m, other=0)
-        piece = _pieces(clips, m // K * L * (S * C), token, in_m, V, S, C, BLOCK_W)
-        grad = tl.load(grad_out + m[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0)
+        if visible_ptr is not None:
+            token = tl.load(visible_ptr + m, mask=in_m, other=0)
+        piece = _pieces(clips_ptr, m // K * L * (S * C), token, in_m, V, S, C, BLOCK_W)
+        grad = tl.load(grad_out_ptr + m[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0)
         total += tl.sum(grad.to(tl.float32), axis=0)
         acc = tl.dot(tl.trans(grad.to(OPERAND)), piece.to(OPERAND), acc, input_precision="ieee")
     to = (split * D + d[:, None]) * (S * C) + w[None, :]
-    tl.store(partial + to, acc, mask=in_d[:, None] & (w < S * C)[None, :])
-    tl.store(partial_bias + split * D + d, total, mask=in_d)
+    tl.store(partial_ptr + to, acc, mask=in_d[:, None] & (w < S * C)[None, :])
+    tl.store(partial_bias_ptr + split * D + d, total, mask=in_d)
 
 
 @triton.jit
 def _grad_positions_kernel(
-    grad_out,
-    visible,
-    partial,
+    grad_out_ptr,
+    visible_ptr,
+    partial_ptr,
     N,
     L,
     K,
@@ -129,21 +129,21 @@ def _grad_positions_kernel(
     for track in range(split * tracks_a_split, tl.minimum((split + 1) * tracks_a_split, N)):
         n = tl.cast(track, tl.int64)
         place = token
-        if visible is not None:
-            place = places(visible + n * K, K, token, BLOCK_K)
+        if visible_ptr is not None:
+            place = places(visible_ptr + n * K, K, token, BLOCK_K)
         there = (place >= 0) & in_l
-        at = grad_out + (n * K + place[:, None]) * D + d[None, :]
+        at = grad_out_ptr + (n * K + place[:, None]) * D + d[None, :]
         total += tl.load(at, mask=there[:, None] & in_d[None, :], other=0.0).to(tl.float32)
-    to = partial + (split * L + token[:, None]) * D + d[None, :]
+    to = partial_ptr + (split * L + token[:, None]) * D + d[None, :]
     tl.store(to, total, mask=in_l[:, None] & in_d[None, :])
 
 
 @triton.jit
 def _grad_clips_kernel(
-    grad_out,
-    weight,
-    visible,
-    grad_clips,
+    grad_out_ptr,
+    weight_ptr,
+    visible_ptr,
+    grad_clips_ptr,
     L,
     K,
     V,
@@ -161,20 +161,20 @@ def _grad_clips_kernel(
     token, w = first + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_W)
     in_l, in_w = token < L, w < S * C
     place = token
-    if visible is not None:
-        place = places(visible + n * K, K, token, BLOCK_K)
+    if visible_ptr is not None:
+        place = places(visible_ptr + n * K, K, token, BLOCK_K)
     there = (place >= 0) & in_l
     acc = tl.zeros([BLOCK_L, BLOCK_W], dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         in_d = d < D
-        at = grad_out + (n * K + place[:, None]) * D + d[None, :]
+        at = grad_out_ptr + (n * K + place[:, None]) * D + d[None, :]
         grad = tl.load(at, mask=there[:, None] & in_d[None, :], other=0.0)
-        matrix = tl.load(weight + d[:, None] * (S * C) + w[None, :], mask=in_d[:, None] & in_w[None, :], other=0.0)
+        matrix = tl.load(weight_ptr + d[:, None] * (S * C) + w[None, :], mask=in_d[:, None] & in_w[None, :], other=0.0)
         acc = tl.dot(grad.to(matrix.dtype), matrix, acc, input_precision="ieee")
     frame = (token // V)[:, None] * S + (w // C)[None, :]
     to = n * L * (S * C) + frame * V * C + (token % V)[:, None] * C + (w % C)[None, :]
-    tl.store(grad_clips + to, acc, mask=in_l[:, None] & in_w[None, :])
+    tl.store(grad_clips_ptr + to, acc, mask=in_l[:, None] & in_w[None, :])
 
 
 def forward(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:

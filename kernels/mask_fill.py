@@ -20,11 +20,11 @@ from s2vfast.kernels._place import places
 
 @triton.jit
 def _forward_kernel(
-    latents,
-    mask_token,
-    positions,
-    visible,
-    out,
+    latents_ptr,
+    mask_token_ptr,
+    positions_ptr,
+    visible_ptr,
+    out_ptr,
     L,
     K,
     D: tl.constexpr,
@@ -37,25 +37,25 @@ def _forward_kernel(
     n, start = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_L
     token, d = start + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     in_l, in_d = token < L, d < D
-    place = places(visible + n * K, K, token, BLOCK_K)
+    place = places(visible_ptr + n * K, K, token, BLOCK_K)
     there = (place >= 0) & in_l
     latent = tl.load(
-        latents + (n * K + place[:, None]) * D + d[None, :], mask=there[:, None] & in_d[None, :], other=0.0
+        latents_ptr + (n * K + place[:, None]) * D + d[None, :], mask=there[:, None] & in_d[None, :], other=0.0
     ).to(tl.float32)
     inside = in_l[:, None] & in_d[None, :]
-    fill = tl.load(mask_token + d, mask=in_d, other=0.0).to(tl.float32)
-    position = tl.load(positions + token[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    fill = tl.load(mask_token_ptr + d, mask=in_d, other=0.0).to(tl.float32)
+    position = tl.load(positions_ptr + token[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
     result = tl.where(there[:, None], latent, fill[None, :]) + position
-    tl.store(out + (n * L + token[:, None]) * D + d[None, :], result, mask=inside)
+    tl.store(out_ptr + (n * L + token[:, None]) * D + d[None, :], result, mask=inside)
 
 
 @triton.jit
 def _backward_kernel(
-    grad_out,
-    visible,
-    grad_latents,
-    partial,
-    partial_token,
+    grad_out_ptr,
+    visible_ptr,
+    grad_latents_ptr,
+    partial_ptr,
+    partial_token_ptr,
     N,
     L,
     K,
@@ -77,15 +77,15 @@ def _backward_kernel(
     masked = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
     for track in range(split * tracks_a_split, tl.minimum((split + 1) * tracks_a_split, N)):
         n = tl.cast(track, tl.int64)
-        place = places(visible + n * K, K, token, BLOCK_K)
-        grad = tl.load(grad_out + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        place = places(visible_ptr + n * K, K, token, BLOCK_K)
+        grad = tl.load(grad_out_ptr + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         there = place >= 0
-        to = grad_latents + (n * K + place[:, None]) * D + d[None, :]
+        to = grad_latents_ptr + (n * K + place[:, None]) * D + d[None, :]
         tl.store(to, grad, mask=there[:, None] & inside)
         total += grad
         masked += tl.where(there[:, None], 0.0, grad)
-    tl.store(partial + (split * L + token[:, None]) * D + d[None, :], total, mask=inside)
-    tl.store(partial_token + (split * tl.num_programs(0) + tile) * D + d, tl.sum(masked, axis=0), mask=in_d)
+    tl.store(partial_ptr + (split * L + token[:, None]) * D + d[None, :], total, mask=inside)
+    tl.store(partial_token_ptr + (split * tl.num_programs(0) + tile) * D + d, tl.sum(masked, axis=0), mask=in_d)
 
 
 def forward(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Tensor) -> Tensor:

@@ -15,38 +15,38 @@ from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch
 
 
 @triton.jit
-def _forward_kernel(prediction, target, grad, partial, numel, scale, BLOCK: tl.constexpr):
+def _forward_kernel(prediction_ptr, target_ptr, grad_ptr, partial_ptr, numel, scale, BLOCK: tl.constexpr):
     """partial[i] = sum of squares of block i; grad = 2 / numel * (prediction - target)."""
     block = tl.program_id(0)
     at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < numel
-    p = tl.load(prediction + at, mask=inside, other=0.0).to(tl.float32)
-    t = tl.load(target + at, mask=inside, other=0.0).to(tl.float32)
+    p = tl.load(prediction_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    t = tl.load(target_ptr + at, mask=inside, other=0.0).to(tl.float32)
     difference = p - t
-    tl.store(grad + at, difference * scale, mask=inside)
-    tl.store(partial + block, tl.sum(difference * difference, axis=0))
+    tl.store(grad_ptr + at, difference * scale, mask=inside)
+    tl.store(partial_ptr + block, tl.sum(difference * difference, axis=0))
 
 
 @triton.jit
-def _mean_kernel(partial, loss, blocks, factor, BLOCK: tl.constexpr):
+def _mean_kernel(partial_ptr, loss_ptr, blocks, factor, BLOCK: tl.constexpr):
     """loss = factor * the sum of partial."""
     acc = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, blocks, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        acc += tl.load(partial + at, mask=at < blocks, other=0.0)
-    tl.store(loss, tl.sum(acc, axis=0) * factor)
+        acc += tl.load(partial_ptr + at, mask=at < blocks, other=0.0)
+    tl.store(loss_ptr, tl.sum(acc, axis=0) * factor)
 
 
 @triton.jit
-def _backward_kernel(grad, upstream, grad_prediction, grad_target, numel, BLOCK: tl.constexpr):
+def _backward_kernel(grad_ptr, upstream_ptr, grad_prediction_ptr, grad_target_ptr, numel, BLOCK: tl.constexpr):
     """The gradient of the loss times what comes from above; either output may be None."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < numel
-    value = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32) * tl.load(upstream).to(tl.float32)
-    if grad_prediction is not None:
-        tl.store(grad_prediction + at, value, mask=inside)
-    if grad_target is not None:
-        tl.store(grad_target + at, -value, mask=inside)
+    value = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * tl.load(upstream_ptr).to(tl.float32)
+    if grad_prediction_ptr is not None:
+        tl.store(grad_prediction_ptr + at, value, mask=inside)
+    if grad_target_ptr is not None:
+        tl.store(grad_target_ptr + at, -value, mask=inside)
 
 
 def forward(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

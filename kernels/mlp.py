@@ -24,17 +24,17 @@ __all__ = ["backward", "forward"]
 
 @triton.jit
 def _forward_kernel(
-    x,
-    norm_weight,
-    norm_bias,
-    weight1,
-    bias1,
-    weight2,
-    bias2,
-    gamma,
-    out,
-    mean,
-    rstd,
+    x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    weight1_ptr,
+    bias1_ptr,
+    weight2_ptr,
+    bias2_ptr,
+    gamma_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
     M,
     eps,
     D: tl.constexpr,
@@ -47,23 +47,23 @@ def _forward_kernel(
     FAST_GELU: tl.constexpr,
 ):
     """out[rows] = x + gamma * (gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2); the branch alone if not NORM."""
-    operand = weight1.dtype.element_ty
+    operand = weight1_ptr.dtype.element_ty
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     in_m, in_d = m < M, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
-    tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        mu = tl.sum(tile, axis=1) / D
-        centred = tl.where(in_d[None, :], tile - mu[:, None], 0.0)
-        factor = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
-        tl.store(mean + m, mu, mask=in_m)
-        tl.store(rstd + m, factor, mask=in_m)
-        tile = normed_rows(tile, mu, factor, norm_weight, norm_bias, d, in_d)
+        mean = tl.sum(tile, axis=1) / D
+        centred = tl.where(in_d[None, :], tile - mean[:, None], 0.0)
+        rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
+        tl.store(mean_ptr + m, mean, mask=in_m)
+        tl.store(rstd_ptr + m, rstd, mask=in_m)
+        tile = normed_rows(tile, mean, rstd, norm_weight_ptr, norm_bias_ptr, d, in_d)
     else:
-        mu = tl.zeros([BLOCK_M], dtype=tl.float32)
-        factor = mu
+        mean = tl.zeros([BLOCK_M], dtype=tl.float32)
+        rstd = mean
     rows = tl.trans(tile.to(operand))  # [d, m]
     # Transposed, so that what is made here is always the right operand, which has to lie in shared memory anyway, and
     # the left one is a weight as it is loaded: a left operand made here would be held in registers, all of it.
@@ -72,24 +72,26 @@ def _forward_kernel(
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
         if BLOCK_K == BLOCK_D:
-            w1 = tl.load(weight1 + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
+            w1 = tl.load(
+                weight1_ptr + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0
+            )  # [e, d]
             h = tl.dot(w1, rows, input_precision="ieee")
         else:
             h = hidden(
-                weight1, D, 1, e, in_e, x, mu, factor, norm_weight, norm_bias, None, m, in_m, NORM, D, BLOCK_M,
-                BLOCK_E, BLOCK_K,
+                weight1_ptr, D, 1, e, in_e, x_ptr, mean, rstd, norm_weight_ptr, norm_bias_ptr, None, m, in_m, NORM, D,
+                BLOCK_M, BLOCK_E, BLOCK_K,
             )  # fmt: skip
-        h += tl.load(bias1 + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
-        share, _ = normal_distribution(h, FAST_GELU)
-        w2 = tl.load(weight2 + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0)  # [d, e]
-        acc = tl.dot(w2, (h * share).to(operand), acc, input_precision="ieee")
+        h += tl.load(bias1_ptr + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
+        cdf, _ = normal_distribution(h, FAST_GELU)
+        w2 = tl.load(weight2_ptr + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0)  # [d, e]
+        acc = tl.dot(w2, (h * cdf).to(operand), acc, input_precision="ieee")
     acc = tl.trans(acc)  # [m, d]
-    acc += tl.load(bias2 + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+    acc += tl.load(bias2_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
     if NORM:
-        if gamma is not None:
-            acc *= tl.load(gamma + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        acc += tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, acc, mask=inside)
+        if gamma_ptr is not None:
+            acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, acc, mask=inside)
 
 
 def forward(

@@ -21,14 +21,14 @@ from s2vfast.kernels._weight_grad import weight_grad
 
 @triton.jit
 def _forward_kernel(
-    x,
-    norm_weight,
-    norm_bias,
-    weight,
-    bias,
-    out,
-    mean,
-    rstd,
+    x_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
     M,
     eps,
     D: tl.constexpr,
@@ -45,53 +45,55 @@ def _forward_kernel(
     row = m.to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
-    tile = tl.load(x + row[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0).to(tl.float32)
-    mu = tl.sum(tile, axis=1) / D
-    centred = tl.where(in_d[None, :], tile - mu[:, None], 0.0)
-    factor = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
+    tile = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0).to(tl.float32)
+    mean = tl.sum(tile, axis=1) / D
+    centred = tl.where(in_d[None, :], tile - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
     if tl.program_id(1) == 0:
-        tl.store(mean + m, mu, mask=in_m)
-        tl.store(rstd + m, factor, mask=in_m)
-    operand = weight.dtype.element_ty
+        tl.store(mean_ptr + m, mean, mask=in_m)
+        tl.store(rstd_ptr + m, rstd, mask=in_m)
+    operand = weight_ptr.dtype.element_ty
     if BLOCK_K == BLOCK_D:
-        scale = tl.load(norm_weight + d, mask=in_d, other=0.0).to(tl.float32)
-        shift = tl.load(norm_bias + d, mask=in_d, other=0.0).to(tl.float32)
-        normed = (centred * factor[:, None] * scale[None, :] + shift[None, :]).to(operand)  # [m, d]
+        scale = tl.load(norm_weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)
+        shift = tl.load(norm_bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)
+        normed = (centred * rstd[:, None] * scale[None, :] + shift[None, :]).to(operand)  # [m, d]
     first = tl.program_id(1) * SLICES * BLOCK_E
     for start in range(first, tl.minimum(first + SLICES * BLOCK_E, E), BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
         if BLOCK_K == BLOCK_D:
-            w = tl.load(weight + e[None, :] * D + d[:, None], mask=in_e[None, :] & in_d[:, None], other=0.0)  # [d, e]
+            w = tl.load(
+                weight_ptr + e[None, :] * D + d[:, None], mask=in_e[None, :] & in_d[:, None], other=0.0
+            )  # [d, e]
             acc = tl.dot(normed, w, input_precision="ieee")
         else:
             acc = tl.zeros([BLOCK_M, BLOCK_E], dtype=tl.float32)
             for k0 in range(0, D, BLOCK_K):
                 k = k0 + tl.arange(0, BLOCK_K)
                 in_k = k < D
-                piece = tl.load(x + row[:, None] * D + k[None, :], mask=in_m[:, None] & in_k[None, :], other=0.0)
-                scale = tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
-                shift = tl.load(norm_bias + k, mask=in_k, other=0.0).to(tl.float32)
-                piece = (piece.to(tl.float32) - mu[:, None]) * factor[:, None] * scale[None, :] + shift[None, :]
-                w = tl.load(weight + e[None, :] * D + k[:, None], mask=in_e[None, :] & in_k[:, None], other=0.0)
+                piece = tl.load(x_ptr + row[:, None] * D + k[None, :], mask=in_m[:, None] & in_k[None, :], other=0.0)
+                scale = tl.load(norm_weight_ptr + k, mask=in_k, other=0.0).to(tl.float32)
+                shift = tl.load(norm_bias_ptr + k, mask=in_k, other=0.0).to(tl.float32)
+                piece = (piece.to(tl.float32) - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
+                w = tl.load(weight_ptr + e[None, :] * D + k[:, None], mask=in_e[None, :] & in_k[:, None], other=0.0)
                 acc += tl.dot(piece.to(operand), w, input_precision="ieee")
-        if bias is not None:
-            acc += tl.load(bias + e, mask=in_e, other=0.0).to(tl.float32)[None, :]
+        if bias_ptr is not None:
+            acc += tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)[None, :]
         at = row[:, None] * E + e[None, :]
-        tl.store(out + at, acc, mask=in_m[:, None] & in_e[None, :])
+        tl.store(out_ptr + at, acc, mask=in_m[:, None] & in_e[None, :])
 
 
 @triton.jit
 def _grad_stream_kernel(
-    grad_out,
-    x,
-    mean,
-    rstd,
-    norm_weight,
-    weight,
-    grad_x,
-    partial_weight,
-    partial_bias,
+    grad_out_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    norm_weight_ptr,
+    weight_ptr,
+    grad_x_ptr,
+    partial_weight_ptr,
+    partial_bias_ptr,
     M,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -110,22 +112,22 @@ def _grad_stream_kernel(
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
-        g = tl.load(grad_out + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)
-        w = tl.load(weight + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
-        acc += tl.dot(g.to(weight.dtype.element_ty), w, input_precision="ieee")
+        g = tl.load(grad_out_ptr + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)
+        w = tl.load(weight_ptr + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
+        acc += tl.dot(g.to(weight_ptr.dtype.element_ty), w, input_precision="ieee")
     inside = in_m[:, None] & in_d[None, :]
-    tile = tl.load(x + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    mu = tl.load(mean + m, mask=in_m, other=0.0)
-    factor = tl.load(rstd + m, mask=in_m, other=0.0)
-    hat = tl.where(inside, (tile - mu[:, None]) * factor[:, None], 0.0)
-    tl.store(partial_weight + program * D + d, tl.sum(acc * hat, axis=0), mask=in_d)
-    tl.store(partial_bias + program * D + d, tl.sum(acc, axis=0), mask=in_d)
-    scale = tl.load(norm_weight + d, mask=in_d, other=0.0).to(tl.float32)
+    tile = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + m, mask=in_m, other=0.0)
+    rstd = tl.load(rstd_ptr + m, mask=in_m, other=0.0)
+    hat = tl.where(inside, (tile - mean[:, None]) * rstd[:, None], 0.0)
+    tl.store(partial_weight_ptr + program * D + d, tl.sum(acc * hat, axis=0), mask=in_d)
+    tl.store(partial_bias_ptr + program * D + d, tl.sum(acc, axis=0), mask=in_d)
+    scale = tl.load(norm_weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)
     acc = acc * scale[None, :]
-    along = tl.sum(acc * hat, axis=1) / D
-    level = tl.sum(acc, axis=1) / D
-    result = (acc - level[:, None] - hat * along[:, None]) * factor[:, None]
-    tl.store(grad_x + row[:, None] * D + d[None, :], result, mask=inside)
+    mean_grad_hat = tl.sum(acc * hat, axis=1) / D
+    mean_grad = tl.sum(acc, axis=1) / D
+    result = (acc - mean_grad[:, None] - hat * mean_grad_hat[:, None]) * rstd[:, None]
+    tl.store(grad_x_ptr + row[:, None] * D + d[None, :], result, mask=inside)
 
 
 def forward(

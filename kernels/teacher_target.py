@@ -17,53 +17,61 @@ from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, nex
 
 @triton.jit
 def _statistics_kernel(
-    states, mean, rstd, L, eps, COUNT: tl.constexpr, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
+    state_ptrs,
+    mean_ptr,
+    rstd_ptr,
+    L,
+    eps,
+    COUNT: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """Mean and reciprocal deviation over the tokens of a track, of one state, for a tile of channels: [state, n, d].
 
     Tiles are joined by the formula of Chan et al. (1979), which stays exact where the mean is large.
     """
     which = tl.program_id(2)
-    state = states[0]
+    state_ptr = state_ptrs[0]
     for i in tl.static_range(1, COUNT):
         if which == i:
-            state = states[i]
+            state_ptr = state_ptrs[i]
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_d = d < D
-    centre = tl.zeros([BLOCK_D], dtype=tl.float32)
-    spread = tl.zeros([BLOCK_D], dtype=tl.float32)
+    mean = tl.zeros([BLOCK_D], dtype=tl.float32)
+    squares = tl.zeros([BLOCK_D], dtype=tl.float32)
     for start in range(0, L, BLOCK_L):
         token = start + tl.arange(0, BLOCK_L)
         inside = (token < L)[:, None] & in_d[None, :]
-        x = tl.load(state + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(state_ptr + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         count = tl.minimum(L - start, BLOCK_L).to(tl.float32)
-        here = tl.sum(x, axis=0) / count
-        apart = tl.where(inside, x - here[None, :], 0.0)
-        both = start + count
-        step = here - centre
-        centre += step * (count / both)
-        spread += tl.sum(apart * apart, axis=0) + step * step * (start * count / both)
+        tile_mean = tl.sum(x, axis=0) / count
+        centred = tl.where(inside, x - tile_mean[None, :], 0.0)
+        count_so_far = start + count
+        difference = tile_mean - mean
+        mean += difference * (count / count_so_far)
+        squares += tl.sum(centred * centred, axis=0) + difference * difference * (start * count / count_so_far)
     to = (which * tl.num_programs(0) + n) * D + d
-    tl.store(mean + to, centre, mask=in_d)
-    tl.store(rstd + to, 1.0 / tl.sqrt(spread / L + eps), mask=in_d)
+    tl.store(mean_ptr + to, mean, mask=in_d)
+    tl.store(rstd_ptr + to, 1.0 / tl.sqrt(squares / L + eps), mask=in_d)
 
 
 @triton.jit
 def _standardised(x, inside, eps, D: tl.constexpr):
     """Rows [m, d] less their mean, over their deviation."""
-    mu = tl.sum(x, axis=1) / D
-    centred = tl.where(inside, x - mu[:, None], 0.0)
+    mean = tl.sum(x, axis=1) / D
+    centred = tl.where(inside, x - mean[:, None], 0.0)
     return centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / D + eps))[:, None]
 
 
 @triton.jit
 def _target_kernel(
-    states,
-    masked,
-    mean,
-    rstd,
-    out,
+    state_ptrs,
+    masked_ptr,
+    mean_ptr,
+    rstd_ptr,
+    out_ptr,
     N,
     L,
     M,
@@ -80,20 +88,20 @@ def _target_kernel(
     in_m, in_d = m < M, d < D
     inside = in_m[:, None] & in_d[None, :]
     token = m
-    if masked is not None:
-        token = tl.load(masked + n * M + m, mask=in_m, other=0)
+    if masked_ptr is not None:
+        token = tl.load(masked_ptr + n * M + m, mask=in_m, other=0)
     at = (n * L + token[:, None]) * D + d[None, :]
     total = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     for i in tl.static_range(COUNT):
-        x = tl.load(states[i] + at, mask=inside, other=0.0).to(tl.float32)
-        if mean is not None:
+        x = tl.load(state_ptrs[i] + at, mask=inside, other=0.0).to(tl.float32)
+        if mean_ptr is not None:
             row = (i * N + n) * D + d
-            mu = tl.load(mean + row, mask=in_d, other=0.0)
-            total += tl.where(inside, (x - mu[None, :]) * tl.load(rstd + row, mask=in_d, other=0.0)[None, :], 0.0)
+            mu = tl.load(mean_ptr + row, mask=in_d, other=0.0)
+            total += tl.where(inside, (x - mu[None, :]) * tl.load(rstd_ptr + row, mask=in_d, other=0.0)[None, :], 0.0)
         else:
             total += _standardised(x, inside, eps, D)
     target = _standardised(total / COUNT, inside, eps, D)
-    tl.store(out + (n * M + m[:, None]) * D + d[None, :], target, mask=inside)
+    tl.store(out_ptr + (n * M + m[:, None]) * D + d[None, :], target, mask=inside)
 
 
 def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:

@@ -12,20 +12,20 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._launch import cdiv, configuration, launch
-from s2vfast.kernels._philox import block_words, key_and_epoch, uniform
+from s2vfast.kernels._philox import key_and_epoch, random_bits4, uniform
 from s2vfast.reference import philox
 
 _TOKEN_MASK = tl.constexpr(philox.TOKEN_MASK)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "epoch"])
-def _forward_kernel(ids, noise, seed_low, seed_high, epoch, count, BLOCK: tl.constexpr):
+def _forward_kernel(ids_ptr, noise_ptr, seed_low, seed_high, epoch, count, BLOCK: tl.constexpr):
     """``BLOCK`` blocks of four draws of one track."""
     track = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    w0, w1, w2, w3 = block_words((seed_low, seed_high), epoch, tl.load(ids + track), block, _TOKEN_MASK)
+    w0, w1, w2, w3 = random_bits4((seed_low, seed_high), epoch, tl.load(ids_ptr + track), block, _TOKEN_MASK)
     first = 4 * block
-    row = noise + track * count + first
+    row = noise_ptr + track * count + first
     tl.store(row, uniform(w0), mask=first < count)
     tl.store(row + 1, uniform(w1), mask=first + 1 < count)
     tl.store(row + 2, uniform(w2), mask=first + 2 < count)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._launch import configuration, launch, next_power_of_2
-from s2vfast.kernels._philox import key_and_epoch, uniform, words
+from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.kernels._rank import ranks
 from s2vfast.reference import philox
 
@@ -32,11 +32,11 @@ def _order_key(value):
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "epoch"])
 def _forward_kernel(
-    clips,
-    noise,
-    ids,
-    visible,
-    masked,
+    clips_ptr,
+    noise_ptr,
+    ids_ptr,
+    visible_ptr,
+    masked_ptr,
     seed_low,
     seed_high,
     epoch,
@@ -59,12 +59,12 @@ def _forward_kernel(
     real = joint < JOINTS
 
     at = tube * JOINTS + joint
-    if noise is None:
-        u = uniform(words((seed_low, seed_high), epoch, tl.load(ids + track), at, _MASK))
+    if noise_ptr is None:
+        u = uniform(random_bits((seed_low, seed_high), epoch, tl.load(ids_ptr + track), at, _MASK))
     else:
-        u = tl.load(noise + track * tubes * JOINTS + at, mask=real, other=0.0)
+        u = tl.load(noise_ptr + track * tubes * JOINTS + at, mask=real, other=0.0)
 
-    clip = clips + track * frames * ROW
+    clip_ptr = clips_ptr + track * frames * ROW
     intensity = tl.zeros([V_BLOCK], dtype=tl.float32)
     for j in range(TUBE_LEN):
         token = tl.zeros([V_BLOCK], dtype=tl.float32)
@@ -72,7 +72,7 @@ def _forward_kernel(
             frame = (tube * TUBE_LEN + j) * SEGMENT_FRAMES + f
             # The last frame of the clip has no successor: its motion is 0.
             moves = real & (frame + 1 < frames)
-            here = clip + frame * ROW + joint * CHANNELS
+            here = clip_ptr + frame * ROW + joint * CHANNELS
             for c in tl.static_range(CHANNELS):
                 after = tl.load(here + (ROW + c), mask=moves, other=0.0)
                 token += tl.abs(after - tl.load(here + c, mask=moves, other=0.0))
@@ -93,8 +93,8 @@ def _forward_kernel(
         segment = tube * TUBE_LEN + j
         token_id = segment * JOINTS + joint
         first = track * segments + segment
-        tl.store(visible + first * keep + (before - 1), token_id, mask=real & stays)
-        tl.store(masked + first * drop + (joint - before), token_id, mask=real & (stays == 0))
+        tl.store(visible_ptr + first * keep + (before - 1), token_id, mask=real & stays)
+        tl.store(masked_ptr + first * drop + (joint - before), token_id, mask=real & (stays == 0))
 
 
 def forward(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast import presets
+from s2vfast import files, presets
 from s2vfast.config import Config
 from s2vfast.train import checkpoint, rundir
 from s2vfast.train.progress import duration
@@ -176,10 +176,8 @@ def _evaluate(place: Path, log: Callable[[str], Any]) -> dict[str, Any]:
         "weights": str(latest / "model.safetensors"),
         **_rates(place / RUN),
     }
-    try:
-        rundir.write_atomic(place / RESULTS, json.dumps(results, indent=1) + "\n")
-    except OSError as error:
-        raise errors.TrainingError(f"{place / RESULTS}: cannot be written: {error.strerror or error}") from error
+    with files.disk_errors(place / RESULTS, errors.TrainingError):
+        files.write_json(place / RESULTS, results)
     return results
 
 

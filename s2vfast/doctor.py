@@ -24,7 +24,7 @@ def facts() -> dict[str, Any]:
     """Plain values, JSON-ready, by section.
 
     Sections: ``s2vfast``, ``machine``, ``packages``, ``cuda``, ``extension``, ``operations``
-    ({device: {stem: {implementation: reasons against it}}}) and ``disk``. A section that could not be found out is
+    ({device: {op: {implementation: reasons against it}}}) and ``disk``. A section that could not be found out is
     ``{"error": text}``.
     """
     sections: dict[str, Callable[[], dict[str, Any]]] = {
@@ -151,16 +151,16 @@ def _operation_lines(operations: dict[str, Any]) -> list[str]:
     if "error" in operations:
         return ["operations", f"  error          {operations['error']}"]
     lines = []
-    for device, stems in operations.items():
+    for device, ops in operations.items():
         lines.append(f"operations on {device}")
         against: dict[tuple[str, str], list[str]] = {}
-        for stem, implementations in stems.items():
+        for op, implementations in ops.items():
             can = [name for name, reasons in implementations.items() if not reasons]
-            lines.append(f"  {stem:<14} {', '.join(can) or 'nothing'}")
+            lines.append(f"  {op:<14} {', '.join(can) or 'nothing'}")
             for name, reasons in implementations.items():
                 for reason in reasons:
-                    # "mlp has no triton implementation" and the like are one reason for all stems.
-                    against.setdefault((name, reason.removeprefix(f"{stem} ")), []).append(stem)
+                    # "mlp has no triton implementation" and the like are one reason for all.
+                    against.setdefault((name, reason.removeprefix(f"{op} ")), []).append(op)
         if against:
             lines += ["  why not the others:"]
             lines += [f"    {name} ({', '.join(who)}): {reason}" for (name, reason), who in against.items()]

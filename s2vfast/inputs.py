@@ -26,7 +26,7 @@ class Shape:
     D: int = 32  # width
     H: int = 2  # heads
     E: int = 64  # width of the hidden layer, and of what norm_linear makes
-    k: int = 2  # hidden states of the target; blocks of block_stack
+    k: int = 2  # hidden states of the target
     tube_len: int = 1  # segments a tube
     keep: int = 2  # visible joints a tube
     tokens: int = 0  # L where it is not S * V: for operations on tokens alone
@@ -104,23 +104,23 @@ class _Maker:
 
 
 def inputs(
-    stem: str,
+    op: str,
     shape: Shape = SHAPES["tiny"],
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Arguments of the public operation ``stem``, by name.
+    """Arguments of the public operation ``op``, by name.
 
     Args:
-        stem: name of the operation.
+        op: name of the operation.
         shape: sizes.
         dtype: of matrix operands; residual streams, norms and clips are float32.
         device: where the tensors are.
         seed: seed of the numbers.
     """
-    return _MAKERS[stem](_Maker(shape, dtype, device, seed))
+    return _MAKERS[op](_Maker(shape, dtype, device, seed))
 
 
 def _clip_sample(make: _Maker) -> dict[str, Any]:
@@ -255,27 +255,6 @@ def _mlp(make: _Maker) -> dict[str, Any]:
     }
 
 
-def _block_stack(make: _Maker) -> dict[str, Any]:
-    shape = make.shape
-    # What it is for: short sequences (those of the visible tokens), of rows of which a program holds whole ones.
-    L, width = min(shape.L, 64), shape.D // shape.H
-    heads = max(min(shape.D, 256) // width, 1)
-    D, E = heads * width, min(shape.E, 1024)
-
-    def linear(out: int, width: int) -> tuple[Tensor, Tensor]:
-        weight, bias = make.linear(out, width)
-        return weight, bias.float()
-
-    parameters: list[Tensor] = []
-    for _ in range(shape.k):
-        for matrices in ((linear(3 * D, D), linear(D, D)), (linear(E, D), linear(D, E))):
-            parameters += make.norm(D)
-            for matrix in matrices:
-                parameters += matrix
-            parameters.append(make.normal(D, scale=0.3, dtype=torch.float32))
-    return {"x": make.stream(shape.N, L, D), "parameters": parameters, "heads": heads}
-
-
 def _teacher_target(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     hidden = [make.stream(shape.N, shape.L, shape.D) for _ in range(shape.k)]
@@ -320,11 +299,10 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "norm_linear": _norm_linear,
     "add_norm": _add_norm,
     "mlp": _mlp,
-    "block_stack": _block_stack,
     "teacher_target": _teacher_target,
     "masked_mse": _masked_mse,
     "adamw_ema": _adamw_ema,
 }
-STEMS = tuple(_MAKERS)
+OPS = tuple(_MAKERS)
 """Names of all operations, in the order of a step."""
 WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "token_mask", "teacher_target", "adamw_ema")

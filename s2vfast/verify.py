@@ -1,6 +1,9 @@
 """Does an implementation compute what the reference computes? One rule, for tests and for anybody's own shapes.
 
-    python -m s2vfast.verify [STEM ...] [--impl NAME] [--shape tiny] [--sizes N=3,L=77,D=64] [--dtype bfloat16]
+    python -m s2vfast.verify [OP ...] [--impl NAME] [--shape tiny] [--sizes N=3,L=77,D=64] [--dtype bfloat16]
+                             [--plugin FILE.py]
+
+``FILE.py`` is run before; what it gives to `s2vfast.ops.register_impl` is compared like the package's own.
 
 Floating-point results: the largest error against the reference in float64 may be twice that of the plain implementation
 in the same dtype (three times for gradients, which are those of a random upstream gradient), plus a small floor.
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import errors, ops
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
 _IN_PLACE = ("param", "grad", "exp_avg", "exp_avg_sq", "teacher")  # of adamw_ema
 
@@ -120,7 +124,7 @@ def _run(
 
 
 def verify(
-    stem: str,
+    op: str,
     impl: str,
     shape: Shape = SHAPES["tiny"],
     *,
@@ -131,7 +135,7 @@ def verify(
     """An implementation beside the reference on random inputs of a shape.
 
     Args:
-        stem: name of the operation.
+        op: name of the operation.
         impl: its implementation.
         shape: sizes of the inputs.
         dtype: of matrix operands.
@@ -141,12 +145,12 @@ def verify(
     Raises:
         ImplementationError: it cannot run there.
     """
-    given = inputs(stem, shape, dtype=dtype, device=device, seed=seed)
-    return verify_call(stem, functools.partial(getattr(ops, stem), impl=impl), given, dtype=dtype, device=device)
+    given = inputs(op, shape, dtype=dtype, device=device, seed=seed)
+    return verify_call(op, functools.partial(getattr(ops, op), impl=impl), given, dtype=dtype, device=device)
 
 
 def verify_call(
-    stem: str,
+    op: str,
     call: Callable[..., Any],
     given: dict[str, Any],
     *,
@@ -156,16 +160,16 @@ def verify_call(
     """Anything that claims to do what an operation does, beside the reference.
 
     Args:
-        stem: name of the operation.
+        op: name of the operation.
         call: takes its arguments and returns what it returns; ``adamw_ema`` changes its buffers in place.
         given: the arguments, see `s2vfast.inputs`.
         dtype: of matrix operands among them.
         device: where they are.
     """
-    if stem in ("clip_sample", "tube_mask", "token_mask"):
-        return _compare_draws(stem, call, given)
-    public = getattr(ops, stem)
-    if stem == "adamw_ema":
+    if op in ("clip_sample", "tube_mask", "token_mask"):
+        return _compare_draws(op, call, given)
+    public = getattr(ops, op)
+    if op == "adamw_ema":
         public, call = _returning_buffers(public), _returning_buffers(call)
     # The reference is written for one dtype and the CPU; PyTorch's own kernels are the measure where dtypes are mixed.
     plain = "reference" if dtype == torch.float32 and torch.device(device).type == "cpu" else "torch"
@@ -174,7 +178,7 @@ def verify_call(
         lambda **kw: public(**kw, impl="reference"),
         lambda **kw: public(**kw, impl=plain),
         given,
-        gradients=stem not in WITHOUT_GRADIENT,
+        gradients=op not in WITHOUT_GRADIENT,
     )
 
 
@@ -186,9 +190,9 @@ def _returning_buffers(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor,
     return run
 
 
-def _compare_draws(stem: str, call: Callable[..., Any], given: dict[str, Any]) -> list[Agreement]:
+def _compare_draws(op: str, call: Callable[..., Any], given: dict[str, Any]) -> list[Agreement]:
     """Masks are equal bit by bit; clips, whose frames must be the same, to the rounding of float32."""
-    public = getattr(ops, stem)
+    public = getattr(ops, op)
     home = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
     expected = public(**home, impl="reference")
     found = call(**given)
@@ -211,34 +215,48 @@ def _compare_draws(stem: str, call: Callable[..., Any], given: dict[str, Any]) -
 def main(arguments: list[str] | None = None) -> int:
     """Print a line for every result; 1 if one is not good, 2 if something asked for cannot run."""
     parser = argparse.ArgumentParser(prog="python -m s2vfast.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("stems", nargs="*", metavar="STEM", help=f"operations (default: all): {', '.join(STEMS)}")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(OPS)}")
     parser.add_argument("--impl", help="implementation (default: all that can run)")
     parser.add_argument("--shape", default="tiny", choices=SHAPES)
     parser.add_argument("--sizes", default="", metavar="NAME=NUMBER,…", help="sizes that replace some of the shape's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="run before: registers implementations"
+    )
     asked = parser.parse_args(arguments)
     code = 0
     try:
         shape = SHAPES[asked.shape].with_sizes(asked.sizes)
-        if unknown := [stem for stem in asked.stems if stem not in STEMS]:
-            raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(STEMS)}")
-        for stem in asked.stems or STEMS:
-            can = [name for name, reasons in ops.availability(_kind(asked.device))[stem].items() if not reasons]
+        if unknown := [op for op in asked.ops if op not in OPS]:
+            raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
+        for path in asked.plugin:
+            _run_plugin(path)
+        for op in asked.ops or OPS:
+            can = [name for name, reasons in ops.availability(_kind(asked.device))[op].items() if not reasons]
             for impl in [asked.impl] if asked.impl else [name for name in can if name != "reference"]:
-                rows = verify(
-                    stem, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed
-                )
+                rows = verify(op, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed)
                 code = max([code, *(int(not row.good) for row in rows)])
                 for row in rows:
                     verdict = "good" if row.good else "WRONG"
                     numbers = f"error {row.error:9.2e}  allowed {row.allowed:9.2e}"
-                    print(f"{stem:<13} {impl:<8} {row.name:<28} {numbers}  {verdict}")
+                    print(f"{op:<14} {impl:<9} {row.name:<28} {numbers}  {verdict}")
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code
+
+
+def _run_plugin(path: str) -> None:
+    try:
+        runpy.run_path(path)
+    except OSError as error:
+        raise errors.ConfigError(f"--plugin {path}: cannot be read, {error.strerror}") from error
+    except errors.S2vfastError:
+        raise
+    except Exception as error:
+        raise errors.ConfigError(f"--plugin {path}: {type(error).__name__}: {error}") from error
 
 
 def _kind(device: str) -> str:

@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: one stem everywhere, imports that point one way, short files."""
+"""The house rules that a reader relies on: one op everywhere, imports that point one way, short files."""
 
 import ast
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEMS = (
-    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp block_stack "
+OPS = (
+    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp "
     "teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 420
@@ -19,6 +19,7 @@ LONGEST = 420
 # errors alone), except reference, which stands on its own.
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "config": {"errors", "config_checks"},
     "config_checks": set(),
     "presets": {"configs"},
@@ -29,19 +30,24 @@ MAY_IMPORT = {
     "ops": {"reference", "kernels", "_extension"},
     "nn": {"ops"},
     "objectives": {"nn", "ops", "reference", "config_checks"},
-    "compat": {"train", "objectives", "nn", "ops", "reference", "data", "presets"},
-    "data": {"ops", "reference"},
-    "train": {"objectives", "nn", "ops", "reference", "data", "presets", "config_checks"},
-    "evaluate": {"train", "objectives", "nn", "ops", "reference", "data", "presets"},
-    "view": {"train", "evaluate", "objectives", "nn", "ops", "data", "presets"},
+    "compat": {"files", "train", "objectives", "nn", "ops", "reference", "data", "presets"},
+    "data": {"files", "ops", "reference"},
+    "train": {"files", "objectives", "nn", "ops", "reference", "data", "presets", "config_checks"},
+    "evaluate": {"files", "train", "objectives", "nn", "ops", "reference", "data", "presets"},
+    "view": {"files", "train", "evaluate", "objectives", "nn", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},
     "verify": {"ops", "inputs"},
     "doctor": {"ops", "_extension"},
-    "demo": {"train", "evaluate", "view", "data", "presets", "doctor"},
+    "demo": {"files", "train", "evaluate", "view", "data", "presets", "doctor"},
     "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo"},
     "__main__": {"cli"},
 }
-FREE_OF = {"reference": {"errors", "config"}, "errors": {"config"}, "config": {"presets"}}
+FREE_OF = {
+    "reference": {"errors", "config"},
+    "errors": {"config"},
+    "files": {"errors", "config"},
+    "config": {"presets"},
+}
 # These run on a bare GPU machine.
 BARE = (
     "s2vfast/ops/",
@@ -108,7 +114,7 @@ def part_of(path: str) -> str:
 
 
 def table() -> dict[str, dict[str, str]]:
-    """kernels/README.md's table: {stem: {column: cell}}."""
+    """kernels/README.md's table: {op: {column: cell}}."""
     lines = [line for line in (ROOT / "kernels/README.md").read_text("utf-8").splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
@@ -117,57 +123,64 @@ def table() -> dict[str, dict[str, str]]:
 def test_the_table_has_every_operation_and_no_other():
     modules = {path.stem for path in (ROOT / "s2vfast/ops").glob("*.py") if not path.stem.startswith("_")}
     assert set(table()) == modules
-    assert modules == set(STEMS)
+    assert modules == set(OPS)
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_a_stem_is_the_same_everywhere(stem):
+def test_the_table_says_what_is_measured():
+    from benchmarks.cases import CASES
+
+    assert set(CASES) == {op for op, row in table().items() if row["benchmark"] == "yes"}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_operation_has_one_name_everywhere(op):
     from s2vfast import ops
 
-    row = table()[stem]
-    registered = {name for name, reasons in ops.availability("cpu").items() if name == stem for name in reasons}
+    row = table()[op]
+    registered = {name for name, reasons in ops.availability("cpu").items() if name == op for name in reasons}
     assert registered == set(ops.IMPLEMENTATIONS)
-    implemented = {name for name in registered if f"{stem} has no {name} implementation" not in _reasons(stem, name)}
+    implemented = {name for name in registered if f"{op} has no {name} implementation" not in _reasons(op, name)}
     files = {
-        "reference": f"s2vfast/reference/{stem}.py",
-        "triton": f"kernels/{stem}.py",
-        "native": f"csrc/{stem}.cpp",
-        "test": f"tests/ops/test_{stem}.py",
-        "benchmark": f"benchmarks/bench_{stem}.py",
+        "reference": f"s2vfast/reference/{op}.py",
+        "triton": f"kernels/{op}.py",
+        "native": f"csrc/{op}.cpp",
+        "test": f"tests/ops/test_{op}.py",
     }
     for column in ("reference", "torch", "triton", "native", "test", "benchmark"):
         said = row[column] != "–"
         if column in files:
-            assert said == (ROOT / files[column]).is_file(), f"{stem}: {column} says {row[column]}: {files[column]}"
+            assert said == (ROOT / files[column]).is_file(), f"{op}: {column} says {row[column]}: {files[column]}"
         if column in registered:
-            assert said == (column in implemented), f"{stem}: {column} says {row[column]}: s2vfast/ops/{stem}.py"
+            assert said == (column in implemented), f"{op}: {column} says {row[column]}: s2vfast/ops/{op}.py"
         if not said:
-            assert re.search(rf"\b{column}\b[^;]*:", row["why something is missing"]), f"{stem}: no reason for {column}"
+            assert re.search(rf"\b{column}\b[^;]*:", row["why something is missing"]), f"{op}: no reason for {column}"
     assert row["reference"] == row["torch"] == row["test"] == "yes"
-    shared = (ROOT / f"csrc/{stem}.cuh").is_file()
-    assert shared == (row["native"] != "–"), f"csrc/{stem}.cuh holds what host and device share"
+    shared = (ROOT / f"csrc/{op}.cuh").is_file()
+    assert shared == (row["native"] != "–"), f"csrc/{op}.cuh holds what host and device share"
     assert row["native"] in ("–", "cpu", "cpu, cuda")
-    assert (ROOT / f"csrc/{stem}.cu").is_file() == ("cuda" in row["native"]), f"csrc/{stem}.cu launches it on a GPU"
+    assert (ROOT / f"csrc/{op}.cu").is_file() == ("cuda" in row["native"]), f"csrc/{op}.cu launches it on a GPU"
 
 
-def _reasons(stem, name):
+def _reasons(op, name):
     from s2vfast import ops
 
-    return ops.availability("cpu")[stem][name]
+    return ops.availability("cpu")[op][name]
 
 
-def test_kernels_and_sources_belong_to_a_stem():
-    known = {*STEMS, "philox", "parallel", "bindings", "pack", "cuda_launch"}
+def test_kernels_and_sources_belong_to_an_operation():
+    known = {*OPS, "philox", "parallel", "bindings", "pack", "cuda_launch"}
     assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
     # What starts with an underscore is shared by kernels, aot is the program that compiles them all.
     kernels = {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")}
-    assert kernels <= {*STEMS, "aot"}
+    assert kernels <= {*OPS, "aot"}
     assert {path.stem for path in (ROOT / "kernels/tuned").glob("*.json")} == kernels - {"aot"}
     assert {path.stem for path in (ROOT / "s2vfast/reference").glob("*.py")} <= {
-        *STEMS,
+        *OPS,
         "__init__",
+        "augment",
         "philox",
         "skeleton2vec",
+        "streams",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from s2vfast import errors, presets
+from s2vfast import errors, files, presets
 from s2vfast.compat import report
 from s2vfast.compat.foreign import Foreign, read_checkpoint
 from s2vfast.config import Config
@@ -90,13 +89,13 @@ def import_checkpoint(
     existed = out.exists()
     try:
         rundir.create(out, made, where, {rundir.IMPORTED: about})
-        rundir.write_atomic(out / REPORT, json.dumps(told, indent=1) + "\n")
+        files.write_json(out / REPORT, told)
         tensors = {name: value.to(torch.float32) for name, value in found.tensors.items()}
         checkpoint.save(out, 0, {"model": tensors}, {rundir.IMPORTED: about}, keep=1)
     except BaseException as error:
         # run.json would make half a run of what is left.
         for name in (rundir.RUN, rundir.CONFIG, REPORT):
-            checkpoint.remove(out / name)
+            files.remove(out / name)
         shutil.rmtree(checkpoint.folder(out), ignore_errors=True)
         if not existed and out.is_dir() and not any(out.iterdir()):
             out.rmdir()

@@ -106,10 +106,10 @@ def import_dataset(
     if os.path.lexists(out) and not overwrite:  # said before the work, not after it
         raise DataError(f"{out}: exists already; choose another place or allow overwriting")
     name = format if format is not None else detect_format(src)
-    wanted = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
-    source = FORMATS[name].open_source(src, wanted)
-    if wanted is not None and wanted != source.layout:
-        raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {wanted.name}")
+    layout = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
+    source = FORMATS[name].open_source(src, layout)
+    if layout is not None and layout != source.layout:
+        raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {layout.name}")
 
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
@@ -131,7 +131,7 @@ def import_dataset(
         sequences=len(store),
         rows=len(store.frames),
         classes=len(store.classes),
-        splits={split: {part: len(ids) for part, ids in parts.items()} for split, parts in store.splits.items()},
+        splits={split: {part: len(ids) for part, ids in by_part.items()} for split, by_part in store.splits.items()},
         dropped=store.dropped,
         notes=list(about["notes"]),
         bodies_dropped=sum(map(len, store.notes.values())),
@@ -160,9 +160,9 @@ def _collect(
     names: set[str] = set()
     total = _Tally()
     done = 0
-    for size, (made, tally) in _run(task, source, workers):
+    for size, (items, tally) in _run(task, source, workers):
         total.add(tally)
-        for entry in made:
+        for entry in items:
             if isinstance(entry, Sequence) and entry.name in names:
                 entry = _entry(BrokenRecording(entry.name, "a second recording of this name"))
             if isinstance(entry, Sequence):
@@ -191,14 +191,14 @@ def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int
     # spawn: a fork of a process that has threads (torch has) may hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        waiting: deque[tuple[int, Future[Result]]] = deque()
+        pending: deque[tuple[int, Future[Result]]] = deque()
         for chunk in chunks:
-            waiting.append((len(chunk), pool.submit(task, chunk)))
-            if len(waiting) > 4 * workers:  # bounds what is in memory
-                size, future = waiting.popleft()
+            pending.append((len(chunk), pool.submit(task, chunk)))
+            if len(pending) > 4 * workers:  # bounds what is in memory
+                size, future = pending.popleft()
                 yield size, future.result()
-        while waiting:
-            size, future = waiting.popleft()
+        while pending:
+            size, future = pending.popleft()
             yield size, future.result()
     except BrokenProcessPool as error:
         raise DataError(
@@ -227,13 +227,13 @@ class _Task:
         tally = _Tally()
         for item in chunk:
             try:
-                made = self.read(item)
-            except BrokenRecording as broken:
-                made = [broken]
+                recordings = self.read(item)
+            except BrokenRecording as error:
+                recordings = [error]
             except OSError as error:
                 file = Path(error.filename or str(item)).name
-                made = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
-            out.extend(self.check(entry, tally) for entry in made)
+                recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
+            out.extend(self.check(entry, tally) for entry in recordings)
         return out, tally
 
     def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
@@ -260,24 +260,24 @@ class _Task:
         return entry
 
 
-def _entry(broken: BrokenRecording) -> dict[str, Any]:
-    texts = {"name": broken.name, "reason": broken.reason, "file": broken.file, "message": str(broken)}
+def _entry(error: BrokenRecording) -> dict[str, Any]:
+    texts = {"name": error.name, "reason": error.reason, "file": error.file, "message": str(error)}
     # Half a character of a name, which may be what is wrong with it, can be printed as \udXXX only.
     entry: dict[str, Any] = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
     entry["kind"] = "broken"
-    if broken.line is not None:
-        entry["line"] = broken.line
+    if error.line is not None:
+        entry["line"] = error.line
     return entry
 
 
 def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:
     """Leave out splits that this data does not fill, with a note."""
     names = {info.name for info in infos}
-    kept: Splits = {}
-    for split, parts in splits.items():
-        empty = [part for part in ("train", "test") if not names.intersection(parts.get(part, ()))]
+    whole: Splits = {}
+    for split, by_part in splits.items():
+        empty = [part for part in ("train", "test") if not names.intersection(by_part.get(part, ()))]
         if empty:
             notes.append(f"split {split} left out: nothing in its {' and '.join(empty)} part")
         else:
-            kept[split] = parts
-    return kept
+            whole[split] = by_part
+    return whole

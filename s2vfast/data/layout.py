@@ -31,6 +31,20 @@ class Layout:
     """Unit vector that points up in the recordings' coordinates."""
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Body parts by name: left_arm, right_arm, left_leg, right_leg, trunk where there are such. For mask.parts."""
+    bone_parents: tuple[int, ...] = ()
+    """For every joint the one that its bone is measured from, -1 at the one root: the tree of the recognisers' bone
+    stream, which may hang from another joint than ``parents`` does. Empty: ``parents``."""
+    spine: tuple[int, int] | None = None
+    """Lower and upper joint of the line that a body's own frame is built on. None: ``torso``."""
+    hips: tuple[int, int] | None = None
+    """Left and right hip; None where the skeleton has none."""
+    mirror: tuple[tuple[int, int], ...] = ()
+    """(left, right) joints that a flip exchanges. Empty: the joints whose names differ in left and right alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bone_parents", self.bone_parents or self.parents)
+        object.__setattr__(self, "spine", self.spine or self.torso)
+        object.__setattr__(self, "mirror", self.mirror or _mirrored_names(self.joints))
 
     @property
     def num_joints(self) -> int:
@@ -43,8 +57,12 @@ class Layout:
         return tuple((joint, parent) for joint, parent in enumerate(self.parents) if parent >= 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON; `from_dict` reads it back."""
-        return {
+        """Plain lists and numbers, for JSON; `from_dict` reads it back.
+
+        An optional field is written where `from_dict` would not come to it by itself: what stores hold of a layout
+        known by name, and so their fingerprint, does not change when a fact is added to it.
+        """
+        data = {
             "name": self.name,
             "joints": list(self.joints),
             "parents": list(self.parents),
@@ -54,13 +72,20 @@ class Layout:
             "up": list(self.up),
             "parts": {part: list(joints) for part, joints in self.parts.items()},
         }
+        plain = Layout.from_dict(data)
+        for name in OPTIONAL:
+            value = getattr(self, name)
+            if value != getattr(plain, name):
+                data[name] = None if value is None else [list(v) if isinstance(v, tuple) else v for v in value]
+        return data
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "layout") -> Layout:
         """Build and check a layout. Joints may be given by number or by name.
 
         Args:
-            data: the fields of this class; ``up`` and ``parts`` may be left out.
+            data: the fields of this class; ``up``, ``parts`` and the fields after it may be left out. A layout with
+                the name, joints and parents of one in `LAYOUTS` has that one's.
             where: what to call the source in messages (a file name).
 
         Raises:
@@ -68,12 +93,12 @@ class Layout:
         """
         if not isinstance(data, dict):
             raise DataError(f"{where}: expected an object with the fields of a layout, found {type(data).__name__}")
-        known = {"name", "joints", "parents", "root", "torso", "sides", "up", "parts"}
-        required = known - {"up", "parts"}
-        if missing := sorted(required - data.keys()):
-            raise DataError(f"{where}: missing field(s) {', '.join(missing)}")
-        if unknown := sorted(map(str, data.keys() - known)):
-            raise DataError(f"{where}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        required = {"name", "joints", "parents", "root", "torso", "sides"}
+        fields = required | {"up", "parts", *OPTIONAL}
+        if absent := sorted(required - data.keys()):
+            raise DataError(f"{where}: missing field(s) {', '.join(absent)}")
+        if unknown := sorted(map(str, data.keys() - fields)):
+            raise DataError(f"{where}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
         name = data["name"]
         if not isinstance(name, str) or not name:
             raise DataError(f"{where}: name: expected a non-empty text")
@@ -99,15 +124,19 @@ class Layout:
                 raise DataError(f"{where}: {fieldname}: expected two different joints, found {value!r}")
             return ends  # type: ignore[return-value]
 
-        parents = tuple(joint(item, "parents", none=True) for item in _list(data["parents"], f"{where}: parents"))
-        if len(parents) != len(joints):
-            raise DataError(f"{where}: parents: {len(parents)} given for {len(joints)} joints")
-        for start in range(len(joints)):
-            at, steps = start, 0
-            while parents[at] >= 0:
-                at, steps = parents[at], steps + 1
-                if steps > len(joints):
-                    raise DataError(f"{where}: parents: joint {joints[start]} never reaches a root (-1)")
+        def tree(value: Any, fieldname: str) -> tuple[int, ...]:
+            parents = tuple(joint(item, fieldname, none=True) for item in _list(value, f"{where}: {fieldname}"))
+            if len(parents) != len(joints):
+                raise DataError(f"{where}: {fieldname}: {len(parents)} given for {len(joints)} joints")
+            for start in range(len(joints)):
+                at, steps = start, 0
+                while parents[at] >= 0:
+                    at, steps = parents[at], steps + 1
+                    if steps > len(joints):
+                        raise DataError(f"{where}: {fieldname}: joint {joints[start]} never reaches a root (-1)")
+            return parents
+
+        parents = tree(data["parents"], "parents")
         up = tuple(_list(data.get("up", (0.0, 1.0, 0.0)), f"{where}: up"))
         if len(up) != 3 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in up):
             raise DataError(f"{where}: up: expected three numbers, found {up!r}")
@@ -117,6 +146,21 @@ class Layout:
         parts = data.get("parts", {})
         if not isinstance(parts, dict):
             raise DataError(f"{where}: parts: expected an object of body part: joints")
+        builtin = LAYOUTS.get(name)
+        facts = {}
+        if builtin is not None and (builtin.joints, builtin.parents) == (tuple(joints), parents):
+            facts = {name: getattr(builtin, name) for name in OPTIONAL}
+        if "bone_parents" in data:
+            facts["bone_parents"] = tree(data["bone_parents"], "bone_parents")
+        for ends in ("spine", "hips"):
+            if ends in data:
+                facts[ends] = None if data[ends] is None else pair(data[ends], ends)
+        if "mirror" in data:
+            mirror = tuple(pair(item, "mirror") for item in _list(data["mirror"], f"{where}: mirror"))
+            members = [end for ends in mirror for end in ends]
+            if len(set(members)) != len(members):
+                raise DataError(f"{where}: mirror: a joint stands in more than one pair")
+            facts["mirror"] = mirror
         return cls(
             name=name,
             joints=tuple(joints),
@@ -129,7 +173,19 @@ class Layout:
                 str(part): tuple(joint(item, f"parts.{part}") for item in _list(members, f"{where}: parts.{part}"))
                 for part, members in parts.items()
             },
+            **facts,
         )
+
+
+OPTIONAL = ("bone_parents", "spine", "hips", "mirror")
+"""Fields of `Layout` that views and streams ask for and that a file may leave out."""
+
+
+def _mirrored_names(joints: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """(left, right) of the joints whose names become one another when left is written as right."""
+    numbers = {joint: number for number, joint in enumerate(joints)}
+    pairs = ((number, numbers.get(joint.replace("left", "right"))) for joint, number in numbers.items())
+    return tuple((left, right) for left, right in pairs if right is not None and right != left)
 
 
 def _list(value: Any, what: str) -> list[Any]:
@@ -152,6 +208,10 @@ _KINECT_V2 = Layout(
     root=1,
     torso=(0, 20),
     sides=(4, 8),
+    # The recognisers' tree hangs from the joint between the shoulders, and thumbs come after finger tips in it.
+    bone_parents=(1, 20, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, -1, 22, 7, 24, 11),
+    spine=(0, 1),
+    hips=(12, 16),
     parts={
         "left_arm": (4, 5, 6, 7, 21, 22),
         "right_arm": (8, 9, 10, 11, 23, 24),
@@ -174,6 +234,9 @@ _KINECT_V1 = Layout(
     root=1,
     torso=(0, 2),
     sides=(4, 8),
+    bone_parents=(1, 2, -1, 2, 2, 4, 5, 6, 2, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18),
+    spine=(0, 1),
+    hips=(12, 16),
     parts={
         "left_arm": (4, 5, 6, 7),
         "right_arm": (8, 9, 10, 11),
@@ -196,6 +259,7 @@ _COCO = Layout(
     root=0,
     torso=(11, 5),
     sides=(5, 6),
+    hips=(11, 12),
     up=(0.0, -1.0, 0.0),
     parts={
         "left_arm": (5, 7, 9),

@@ -41,8 +41,8 @@ def show(store: Store | str | Path) -> str:
         lines.append(_line("oddities", oddities))
     lines += [_line("note", note) for note in source.get("notes", ())]
     lines += ["", "splits"]
-    for split, parts in store.splits.items():
-        counts = ", ".join(f"{part} {len(ids):,}" for part, ids in parts.items())
+    for split, by_part in store.splits.items():
+        counts = ", ".join(f"{part} {len(ids):,}" for part, ids in by_part.items())
         lost = store.meta["names_missing_from_splits"].get(split, {})
         counts += "".join(f"; {number:,} names of {part} are not in the store" for part, number in lost.items())
         lines.append(f"  {split:<12}{counts}")
@@ -81,8 +81,8 @@ def imported(report: ImportReport) -> str:
         f"imported {report.sequences:,} sequences, {report.rows:,} rows, {report.classes} classes "
         f"({report.format}) to {report.store}"
     ]
-    for split, parts in report.splits.items():
-        lines.append(f"split {split}: " + ", ".join(f"{part} {count:,}" for part, count in parts.items()))
+    for split, by_part in report.splits.items():
+        lines.append(f"split {split}: " + ", ".join(f"{part} {count:,}" for part, count in by_part.items()))
     lines += [f"note: {note}" for note in report.notes]
     if report.bodies_dropped:
         lines.append(f"left out of sequences that were kept: {report.bodies_dropped:,} (see `s2vfast data show`)")
@@ -106,38 +106,38 @@ def _bodies(store: Store) -> str:
 
 def _gaps(store: Store) -> str:
     _, count = store.track_table(1)
-    missing = store.total_frames - count[:, 0]
-    gaps = int((missing > 0).sum())
-    return f"main body absent in {int(missing.sum()):,} frames of {gaps:,} sequences" if gaps else "none in main bodies"
+    absent = store.total_frames - count[:, 0]
+    gaps = int((absent > 0).sum())
+    return f"main body absent in {int(absent.sum()):,} frames of {gaps:,} sequences" if gaps else "none in main bodies"
 
 
 def _people(store: Store) -> str:
     columns = ((name, getattr(store, name)) for name in ("subjects", "views", "repetitions", "setups"))
-    known = [f"{len(np.unique(column[column >= 0]))} {name}" for name, column in columns if (column >= 0).any()]
-    return ", ".join(known) or "not known"
+    counts = [f"{len(np.unique(column[column >= 0]))} {name}" for name, column in columns if (column >= 0).any()]
+    return ", ".join(counts) or "not known"
 
 
 def _oddities(source: dict[str, Any]) -> str:
-    parts = []
+    phrases = []
     if zero := source.get("zero_joints"):
-        parts.append(f"{zero:,} joints at exactly (0, 0, 0)")
-    if repeated := source.get("repeated_frames"):
-        parts.append(f"{repeated:,} frames equal to the one before")
-    return ", ".join(parts)
+        phrases.append(f"{zero:,} joints at exactly (0, 0, 0)")
+    if repeats := source.get("repeated_frames"):
+        phrases.append(f"{repeats:,} frames equal to the one before")
+    return ", ".join(phrases)
 
 
 def _dropped(entries: list[dict[str, Any]]) -> list[str]:
     if not entries:
         return ["dropped: nothing"]
-    broken = [entry for entry in entries if entry.get("kind") == "broken"]
-    lines = [f"dropped: {len(entries):,} sequences or files, {len(broken):,} of them broken"]
+    broken_entries = [entry for entry in entries if entry.get("kind") == "broken"]
+    lines = [f"dropped: {len(entries):,} sequences or files, {len(broken_entries):,} of them broken"]
     for entry in entries[:LISTED]:
-        place = entry.get("file", entry["name"])
+        location = entry.get("file", entry["name"])
         if "line" in entry:
-            place = f"{place}:{entry['line']}"
-        if entry["name"] not in place:
-            place = f"{entry['name']} ({place})"
-        lines.append(f"  {place}: {entry['reason']}")
+            location = f"{location}:{entry['line']}"
+        if entry["name"] not in location:
+            location = f"{entry['name']} ({location})"
+        lines.append(f"  {location}: {entry['reason']}")
     return lines + _more(len(entries))
 
 

@@ -61,16 +61,16 @@ class _Clamped:
     """A file whose reads are cut to its size before memory is asked for."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.left = file, size
+        self.file, self.budget = file, size
 
     def read(self, count: int) -> bytes:
-        data = self.file.read(min(count, self.left))
-        self.left -= len(data)
+        data = self.file.read(min(count, self.budget))
+        self.budget -= len(data)
         return data
 
     def readline(self) -> bytes:
         data = self.file.readline()
-        self.left -= len(data)
+        self.budget -= len(data)
         return data
 
 
@@ -85,8 +85,8 @@ def _scan(file: BinaryIO, size: int) -> None:
             raise _Refused(f"more than {MAX_INSTRUCTIONS} instructions")
         if name in _MEMO_WRITES and not 0 <= argument <= number:
             raise _Refused(f"memo number {argument} at instruction {number}")
-        if name == "FRAME" and argument > clamped.left:
-            raise _Refused(f"a frame of {argument} bytes where {clamped.left} are left")
+        if name == "FRAME" and argument > clamped.budget:
+            raise _Refused(f"a frame of {argument} bytes where {clamped.budget} are left")
 
 
 class _DType:
@@ -164,9 +164,9 @@ class _MakeFromBuffer(_Name):
     __slots__ = ()
 
     def __call__(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
-        made = _Array()
-        made.array = _array(data, dtype, shape, "F" if order == "F" else "C")
-        return made
+        stand_in = _Array()
+        stand_in.array = _array(data, dtype, shape, "F" if order == "F" else "C")
+        return stand_in
 
 
 class _Encode(_Name):

@@ -233,8 +233,8 @@ class Store:
         if split == "all" and "all" not in self.splits:
             return np.arange(len(self), dtype=np.int64)
         if split not in self.splits:
-            known = ", ".join([*self.splits, "all"])
-            raise DataError(f"{self.path}: no split {split!r}; this store has {known}")
+            names = ", ".join([*self.splits, "all"])
+            raise DataError(f"{self.path}: no split {split!r}; this store has {names}")
         if part not in self.splits[split]:
             raise DataError(f"{self.path}: split {split!r} has no part {part!r}, only {', '.join(self.splits[split])}")
         return self.splits[split][part].copy()

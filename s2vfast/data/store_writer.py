@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from s2vfast import files
 from s2vfast.data.layout import Layout
 from s2vfast.data.store import FILES, FORMAT, HEADER, SEQUENCE_FIELDS, VERSION, Sequence, hash_file, header_bytes
 from s2vfast.errors import DataError
 
-HEADER_BYTES = 128  # room for the .npy header, written last because the number of rows is known last
+HEADER_BYTES = 128  # space for the .npy header, written last because the number of rows is known last
 Splits = dict[str, dict[str, list[str]]]
 
 
@@ -81,24 +80,23 @@ def write_store(
         check_text("class name", name)
     with _disk_errors(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
-        temporary = out.absolute().parent / f".{out.name}.tmp-{_host()}-{os.getpid()}"
-        temporary.mkdir()
+        files.recover(out)
+        new = files.NewFolder(out)
     writer = None
     try:
         with _disk_errors(out):
-            writer = _Writer(temporary, layout, classes, np.dtype(dtype))
+            writer = _Writer(new.path, layout, classes, np.dtype(dtype))
         for sequence in sequences:
             check_sequence(sequence, layout, len(classes))
             with _disk_errors(out):
                 writer.add(sequence)
         with _disk_errors(out):
             writer.finish(splits, source, list(dropped))
-            _replace(temporary, out)
+            new.commit()
     except BaseException:  # also Ctrl-C: nothing half-written stays
         if writer is not None:
             writer.abandon()
-        shutil.rmtree(temporary, ignore_errors=True)
+        new.abandon()
         raise
     return out
 
@@ -160,24 +158,24 @@ class _Writer:
         name = sequence.name
         if name in self.names:
             raise DataError(f"{name}: two sequences of this name")
-        notes, kept = list(sequence.notes), 0
+        notes, slot = list(sequence.notes), 0
         for body in sequence.bodies:
             with np.errstate(over="ignore"):  # float16: looked for in the next line
                 joints = np.asarray(body.joints, dtype=self.dtype)  # [n, V, 3]
             if not np.isfinite(joints).all():
                 raise DataError(f"{name}, body {body.body_id}: a coordinate does not fit {self.dtype}; use float32")
-            seen = joints.any(axis=(1, 2))
-            count = int(seen.sum())
+            present = joints.any(axis=(1, 2))
+            count = int(present.sum())
             if count == 0:
                 notes.append(f"body {body.body_id}: dropped, all its frames are zero")
                 continue
-            joints, at = joints[seen], np.asarray(body.frame_index, dtype="<i4")[seen]
+            joints, at = joints[present], np.asarray(body.frame_index, dtype="<i4")[present]
             self.frames.write(np.ascontiguousarray(joints, dtype=self.dtype.newbyteorder("<")).data)
             self.index.write(np.ascontiguousarray(at).data)
-            self.tracks.append((len(self.info), kept, self.rows, count, str(body.body_id)))
+            self.tracks.append((len(self.info), slot, self.rows, count, str(body.body_id)))
             self.rows += count
-            kept += 1
-        if kept == 0:
+            slot += 1
+        if slot == 0:
             reason = "no body in any frame" + "".join(f"; {note}" for note in notes)
             self.dropped.append({"name": name, "reason": reason, "kind": "empty"})
             return
@@ -207,14 +205,14 @@ class _Writer:
         columns = {key: np.array([getattr(info, key) for info in self.info], dtype="<i8") for key in SEQUENCE_FIELDS}
         with open(self.folder / "sequences.npz", "wb") as file:
             np.savez(file, name=np.array([info.name for info in self.info]), **columns)
-        by_id, missing = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
+        by_id, absent_names = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
         _write_json(self.folder / "splits.json", by_id)
         _write_json(self.folder / "notes.json", self.notes)
-        files = {}
+        file_entries = {}
         for name in FILES:
-            _fsync(self.folder / name)
             path = self.folder / name
-            files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+            files.sync(path)
+            file_entries[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -224,29 +222,27 @@ class _Writer:
             "dtype": self.dtype.name,
             "source": source,
             "dropped": dropped,
-            "names_missing_from_splits": missing,
-            "files": files,
+            "names_missing_from_splits": absent_names,
+            "files": file_entries,
         }
-        (self.folder / HEADER).write_bytes(header_bytes(json.loads(json.dumps(meta))))
-        _fsync(self.folder / HEADER)
-        _fsync(self.folder)
+        files.write_into(self.folder, HEADER, header_bytes(json.loads(json.dumps(meta))))
 
     def _split_ids(self, splits: Splits) -> tuple[dict[str, dict[str, list[int]]], dict[str, dict[str, int]]]:
         number = {info.name: at for at, info in enumerate(self.info)}
         by_id: dict[str, dict[str, list[int]]] = {}
-        missing: dict[str, dict[str, int]] = {}
-        for split, parts in splits.items():
+        absent_names: dict[str, dict[str, int]] = {}
+        for split, by_part in splits.items():
             check_text("split name", split)
             by_id[split] = {}
-            for part, names in parts.items():
-                wanted = set(names)
-                by_id[split][part] = sorted(number[name] for name in wanted if name in number)
-                if lost := len(wanted) - len(by_id[split][part]):
-                    missing.setdefault(split, {})[part] = lost
+            for part, names in by_part.items():
+                part_names = set(names)
+                by_id[split][part] = sorted(number[name] for name in part_names if name in number)
+                if absent := len(part_names) - len(by_id[split][part]):
+                    absent_names.setdefault(split, {})[part] = absent
             both = set(by_id[split].get("train", ())) & set(by_id[split].get("test", ()))
             if both:
                 raise DataError(f"split {split}: {self.info[min(both)].name} is in both train and test")
-        return by_id, missing
+        return by_id, absent_names
 
     def abandon(self) -> None:
         for file in (self.frames, self.index):
@@ -255,7 +251,7 @@ class _Writer:
 
 
 def _finish_npy(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write the header of a .npy file (format 1.0) into the room left for it, and close the file."""
+    """Write the header of a .npy file (format 1.0) into the space kept for it, and close the file."""
     text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
     prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
     file.seek(0)
@@ -267,62 +263,5 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _host() -> str:
-    return "".join(character if character.isalnum() else "_" for character in socket.gethostname())
-
-
-def _remove_stale(out: Path) -> None:
-    """Tidy up after a killed writer of the same store; only one of this machine, whose process is gone."""
-    prefix = f".{out.name}.tmp-{_host()}-"
-    for folder in sorted(out.absolute().parent.iterdir()):
-        owner, _, suffix = folder.name.removeprefix(prefix).partition("-")
-        if not folder.name.startswith(prefix) or not owner.isdigit() or _alive(int(owner)):
-            continue
-        if suffix == "old" and not os.path.lexists(out):  # killed between the two renames of overwriting
-            os.rename(folder, out)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():  # the number was used again: this process has not begun to write yet
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    old = None
-    if os.path.lexists(out):
-        old = temporary.with_name(temporary.name + "-old")
-        os.rename(out, old)
-    try:
-        os.rename(temporary, out)
-    except OSError:
-        if old is not None:
-            os.rename(old, out)
-        raise
-    _fsync(out.absolute().parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{out}: the store could not be written: {error.strerror or error}") from error
+def _disk_errors(out: Path) -> contextlib.AbstractContextManager[None]:
+    return files.disk_errors(out, DataError, "the store could not be written")

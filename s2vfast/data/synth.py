@@ -77,7 +77,7 @@ def generate(
     Raises:
         DataError: an argument that cannot be, or a place that cannot be written.
     """
-    chosen = _choose(actions)
+    numbers = _choose(actions)
     largest = {"subjects": 999, "views": VIEWS, "repetitions": 999}
     for name, value, least in (("subjects", subjects, 2), ("views", views, 1), ("repetitions", repetitions, 1)):
         if not least <= value <= largest[name]:
@@ -88,7 +88,7 @@ def generate(
     jobs = [
         _Job(seed, subject, number, label, repetition, views)
         for subject in range(1, subjects + 1)
-        for label, number in enumerate(chosen)
+        for label, number in enumerate(numbers)
         for repetition in range(1, repetitions + 1)
     ]
     source = {
@@ -98,7 +98,7 @@ def generate(
         "subjects": subjects,
         "views": views,
         "repetitions": repetitions,
-        "actions": [ACTIONS[number].name for number in chosen],
+        "actions": [ACTIONS[number].name for number in numbers],
     }
     write_store(
         out,
@@ -197,11 +197,11 @@ def perform(seed: int, subject: int, action: int, repetition: int) -> list[np.nd
     body = subject_body(seed, subject)
     clock = Clock(rng, rng.uniform(*act.seconds) / body.tempo)
     turn = np.deg2rad(sensor.VIEW_ANGLES[1 + repetition % 2] + rng.normal(0.0, 15.0))
-    place = rng.normal(0.0, 0.25, 2)
-    people = [Actor(rng, body, clock, place, turn)]
+    position = rng.normal(0.0, 0.25, 2)
+    people = [Actor(rng, body, clock, position, turn)]
     if act.persons == 2:
         # The other is a stranger each time, so that no subject of the test part appears in the training part.
-        people.append(Actor(rng, draw_subject(rng), clock, place, turn + np.pi + rng.normal(0.0, 0.08)))
+        people.append(Actor(rng, draw_subject(rng), clock, position, turn + np.pi + rng.normal(0.0, 0.08)))
     act.perform(*people)
     return [person.joints() for person in people]
 
@@ -216,22 +216,22 @@ def _record(job: _Job) -> list[Recording]:
     distance, height = rig.uniform(2.9, 3.8), rig.uniform(0.9, 1.7)
     closeness = np.zeros(frames)
     if len(people) == 2:
-        between = np.linalg.norm(people[0][:, SPINE_BASE] - people[1][:, SPINE_BASE], axis=-1)
-        closeness = np.clip((0.9 - between) / 0.5, 0.0, 1.0)
+        gap = np.linalg.norm(people[0][:, SPINE_BASE] - people[1][:, SPINE_BASE], axis=-1)
+        closeness = np.clip((0.9 - gap) / 0.5, 0.0, 1.0)
     recordings = []
     for view in range(1, job.views + 1):
         rng = _random(seed, "sensor", subject, action, repetition, view)
         camera = sensor.draw_camera(rng, view, distance, height)
-        seen = [camera.see(person) for person in people]
+        visible = [camera.see(person) for person in people]
         present = sensor.keep_frames(rng, frames, len(people), closeness)
         bodies = []
-        for number, body in enumerate(seen):
-            others = [other for at, other in enumerate(seen) if at != number]
-            disturbed = sensor.disturb(rng, body, others)
+        for number, body in enumerate(visible):
+            others = [other for at, other in enumerate(visible) if at != number]
+            noisy = sensor.disturb(rng, body, others)
             index = np.flatnonzero(present[number]).astype(np.int32)
-            bodies.append(Body(f"body{number + 1}", index, disturbed[index].astype(np.float32)))
+            bodies.append(Body(f"body{number + 1}", index, noisy[index].astype(np.float32)))
         if len(people) == 1 and rng.random() < 0.03:
-            start, joints = sensor.ghost(rng, seen[0])
+            start, joints = sensor.ghost(rng, visible[0])
             index = np.arange(start, start + len(joints), dtype=np.int32)
             bodies.append(Body("ghost", index, joints.astype(np.float32)))
         recordings.append(

@@ -81,14 +81,14 @@ class Actor:
     """One person in one performance; actions change ``pose`` and `joints` gives the result."""
 
     def __init__(
-        self, rng: np.random.Generator, subject: Subject, clock: Clock, place: tuple[float, float], turn: float
+        self, rng: np.random.Generator, subject: Subject, clock: Clock, position: tuple[float, float], turn: float
     ) -> None:
         self.rng, self.subject, self.clock = rng, subject, clock
         self.u, self.frames = clock.u, len(clock.u)
         self.amplitude = float(np.clip(subject.amplitude * np.exp(rng.normal(0.0, 0.14)), 0.6, 1.45))
         self.hand = LEFT if rng.random() < (0.85 if subject.left_handed else 0.2) else RIGHT
         self.foot = LEFT if rng.random() < (0.7 if subject.left_handed else 0.3) else RIGHT
-        self.path = np.tile(np.asarray(place, dtype=float), (self.frames, 1))  # [F, 2] x, z: where the feet go
+        self.path = np.tile(np.asarray(position, dtype=float), (self.frames, 1))  # [F, 2] x, z: where the feet go
         self.turn = np.full(self.frames, float(turn))
         self.shift = np.zeros((self.frames, 2))  # [F, 2] hips to the left of and before the feet
         self.foot_offset = np.zeros((2, self.frames, 3))  # outward, up, forward of where the foot stands, metres
@@ -99,9 +99,9 @@ class Actor:
         """A number between low and high."""
         return float(self.rng.uniform(low, high))
 
-    def near(self, point: Sequence[float], spread: float = 0.05) -> np.ndarray:
-        """A point [3] about ``point``, each coordinate off by ``spread`` (standard deviation)."""
-        return np.asarray(point, dtype=float) + self.rng.normal(0.0, spread, 3)
+    def near(self, point: Sequence[float], deviation: float = 0.05) -> np.ndarray:
+        """A point [3] about ``point``, each coordinate off by ``deviation`` (standard deviation)."""
+        return np.asarray(point, dtype=float) + self.rng.normal(0.0, deviation, 3)
 
     def slow(self, scale: float) -> np.ndarray:
         """[F] a slow wander about 0 of standard deviation ``scale``: three sines below 0.7 Hz."""
@@ -127,13 +127,13 @@ class Actor:
         self.toes = subject.toe_out * rng.uniform(0.6, 1.4, 2)
         slouch = subject.slouch + rng.normal(0.0, 0.04)
         wrist, elbow = np.empty((2, f, 3)), np.empty((2, f))
-        share = np.array([often for _, _, often in _RESTS])
-        shared = rng.choice(len(_RESTS), p=share)
+        frequencies = np.array([frequency for _, _, frequency in _RESTS])
+        common = rng.choice(len(_RESTS), p=frequencies)
         for side in (LEFT, RIGHT):
             # Both arms rest alike more often than not.
-            rest = shared if rng.random() < 0.6 else rng.choice(len(_RESTS), p=share)
-            point = self.near(_RESTS[rest][0], 0.04)
-            elbow[side] = rng.normal(_RESTS[rest][1], 0.12)
+            pose = common if rng.random() < 0.6 else rng.choice(len(_RESTS), p=frequencies)
+            point = self.near(_RESTS[pose][0], 0.04)
+            elbow[side] = rng.normal(_RESTS[pose][1], 0.12)
             wrist[side] = point + np.stack([self.slow(0.015) for _ in range(3)], axis=-1)
         hand = np.stack([np.stack([self.slow(0.08) + 0.15, self.slow(0.06)], axis=-1) for _ in (LEFT, RIGHT)])
         return Pose(
@@ -195,11 +195,11 @@ class Actor:
         self.pose.spine[:, 0] += (1.0 - hips) * angle
         self.shift[:, 1] -= 0.11 * self.subject.height * np.sin(np.clip(hips * angle, -0.5, 1.6))
 
-    def crouch(self, share: np.ndarray, lean: float = 0.55) -> None:
-        """Bend the knees: lower the hips by share [F] of the leg, with the trunk leaning forward to balance."""
-        self.pose.drop = self.pose.drop + share * self.subject.leg
-        self.lean(lean * share, hips=0.85)
-        self.shift[:, 1] -= 0.06 * self.subject.height * share
+    def crouch(self, depth: np.ndarray, lean: float = 0.55) -> None:
+        """Bend the knees: lower the hips by depth [F] of the leg, with the trunk leaning forward to balance."""
+        self.pose.drop = self.pose.drop + depth * self.subject.leg
+        self.lean(lean * depth, hips=0.85)
+        self.shift[:, 1] -= 0.06 * self.subject.height * depth
 
     def twist(self, angle: np.ndarray) -> None:
         """Turn the shoulders by angle [F] against the feet; positive to the left, the head half as far."""
@@ -221,9 +221,9 @@ class Actor:
         """Feet stand where the body will be in the middle of each stance and swing there in between."""
         pose, u = self.pose, self.u
         for side in (LEFT, RIGHT):
-            place = np.array([self._stand(side, -np.inf)])
-            done, raised = np.zeros(self.frames), np.zeros(self.frames)
-            landings, swings = [place[0]], []
+            position = np.array([self._stand(side, -np.inf)])
+            done, clearance = np.zeros(self.frames), np.zeros(self.frames)
+            landings, swings = [position[0]], []
             for start, end, steps in sorted(self.walks):
                 length = (end - start) / steps
                 for k in range(steps):
@@ -238,9 +238,9 @@ class Actor:
                 done = min_jerk((inside - 0.06) / 0.9)  # off the ground first
                 track += done[:, None] * (after - before)
                 far = np.clip(np.hypot(*(after - before)[:2]) / 0.5, 0.35, 1.0)
-                raised += far * min_jerk(inside / 0.4) * min_jerk((1.0 - inside) / 0.4)
+                clearance += far * min_jerk(inside / 0.4) * min_jerk((1.0 - inside) / 0.4)
                 pose.toe[side] += 0.7 * far * np.sin(np.pi * inside) ** 2 * (1.0 - 1.3 * inside)
-            up = 0.055 * self.subject.height * raised + self.foot_offset[side, :, 1] + pose.lift
+            up = 0.055 * self.subject.height * clearance + self.foot_offset[side, :, 1] + pose.lift
             sideways, ahead = SIGN[side] * self.foot_offset[side, :, 0], self.foot_offset[side, :, 2]
             cos, sin = np.cos(self.turn), np.sin(self.turn)
             pose.ankle[side, :, 0] = track[:, 0] + sideways * cos + ahead * sin

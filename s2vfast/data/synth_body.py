@@ -116,15 +116,15 @@ def draw_subject(rng: np.random.Generator) -> Subject:
     height = float(np.clip(rng.normal(1.70, 0.09), 1.46, 1.98))
     legs, arms, shoulders, hips = 1.0 + np.clip(rng.normal(0.0, (0.03, 0.035, 0.06, 0.06)), -0.12, 0.12)
 
-    def both_sides(share: float, scale: float) -> tuple[float, float]:
-        left, right = height * share * scale * (1.0 + rng.normal(0.0, 0.006, 2))
+    def both_sides(ratio: float, scale: float) -> tuple[float, float]:
+        left, right = height * ratio * scale * (1.0 + rng.normal(0.0, 0.006, 2))
         return float(left), float(right)
 
     trunk = 2.0 - legs
     ankle_height = 0.045 * height
     return Subject(
         height=height,
-        spine=tuple(float(height * share * trunk) for share in (0.160, 0.118, 0.040, 0.075)),
+        spine=tuple(float(height * ratio * trunk) for ratio in (0.160, 0.118, 0.040, 0.075)),
         hip=(float(0.048 * height * hips), 0.022 * height),
         shoulder=(float(0.102 * height * shoulders), 0.022 * height),
         upper_arm=both_sides(0.166, arms),
@@ -238,8 +238,8 @@ def _two_bones(start, target, upper, lower, pole) -> tuple[np.ndarray, np.ndarra
     distance = np.linalg.norm(axis, axis=-1)
     axis = unit(axis)
     # A knee or elbow closes to about 30 degrees and never quite straightens.
-    folded = np.sqrt(upper**2 + lower**2 - 2.0 * upper * lower * np.cos(0.5))
-    distance = np.clip(distance, folded, 0.9985 * (upper + lower))
+    shortest = np.sqrt(upper**2 + lower**2 - 2.0 * upper * lower * np.cos(0.5))
+    distance = np.clip(distance, shortest, 0.9985 * (upper + lower))
     along = (upper**2 - lower**2 + distance**2) / (2.0 * distance)
     across = np.sqrt(np.maximum(upper**2 - along**2, 0.0))
     side = unit(pole - np.sum(pole * axis, axis=-1, keepdims=True) * axis)
@@ -252,8 +252,8 @@ def _carry(vector: np.ndarray, start: np.ndarray, axis: np.ndarray) -> np.ndarra
     Smooth for every axis [F, 3] but the opposite of start, so start is chosen where its opposite cannot be reached.
     """
     vector = np.broadcast_to(vector, axis.shape)
-    share = np.sum(vector * axis, axis=-1, keepdims=True) / np.maximum(1.0 + axis @ start[:, None], 1e-3)
-    return vector - share * (start + axis)
+    scale = np.sum(vector * axis, axis=-1, keepdims=True) / np.maximum(1.0 + axis @ start[:, None], 1e-3)
+    return vector - scale * (start + axis)
 
 
 def _leg(subject, pose, joints, side, lateral) -> None:
@@ -267,8 +267,8 @@ def _leg(subject, pose, joints, side, lateral) -> None:
     joints[:, KNEE[side]], joints[:, ANKLE[side]] = _two_bones(
         hip, ankle, subject.thigh[side], subject.shin[side], knee_side
     )
-    rest = np.arcsin((subject.ankle_height - 0.012 * subject.height) / subject.foot)
-    foot = rotation(np.minimum(rest + pose.toe[side], 1.45), pose.foot_turn[side], flat)[:, :, 2]
+    flat_angle = np.arcsin((subject.ankle_height - 0.012 * subject.height) / subject.foot)
+    foot = rotation(np.minimum(flat_angle + pose.toe[side], 1.45), pose.foot_turn[side], flat)[:, :, 2]
     joints[:, FOOT[side]] = joints[:, ANKLE[side]] + subject.foot * foot
 
 
@@ -284,8 +284,8 @@ def _arm(subject, pose, joints, side, chest, heading) -> None:
     weight = pose.goal_weight[side][:, None]
     target = target + weight * (pose.goal[side] - target)
     local = mirror * np.einsum("fji,fj->fi", chest, unit(target - shoulder))  # outward, up, forward of the chest
-    lifted = pose.elbow[side][:, None]
-    pole = _carry(np.cos(lifted) * _ELBOW_LOW + np.sin(lifted) * _ELBOW_OUT, _ARM, local)
+    angle = pose.elbow[side][:, None]
+    pole = _carry(np.cos(angle) * _ELBOW_LOW + np.sin(angle) * _ELBOW_OUT, _ARM, local)
     pole = apply(chest, mirror * pole)
     elbow, wrist = _two_bones(shoulder, target, subject.upper_arm[side], subject.forearm[side], pole)
     joints[:, ELBOW[side]], joints[:, WRIST[side]] = elbow, wrist

@@ -20,7 +20,7 @@ def _mouth(actor: Actor, side: int) -> np.ndarray:
 
 
 def _before(actor: Actor) -> np.ndarray:
-    """Where a raised hand is: one spread of places for all that a raised hand does, so that the place tells nothing."""
+    """Where a raised hand is: one distribution for all that a raised hand does, so that it tells nothing."""
     high = actor.some(-0.10, 0.70)
     ahead = np.sqrt(max(0.80**2 - high**2, 0.04)) * actor.some(0.55, 0.95)
     return np.array([actor.some(-0.15, 0.40), high, ahead])
@@ -160,9 +160,11 @@ def punch(actor: Actor) -> None:
         guard = actor.near((-0.15, actor.some(-0.12, 0.10), 0.32), 0.04)
         if side == first or both:
             actor.reach(side, (0.0, 0.18, 0.85, 1.0), (None, guard, guard, None), elbow=0.35)
-        mine = blow * ((number % 2 == 0) if side == first else (number % 2 == 1)) if both else blow * (side == first)
-        actor.sway_wrist(side, mine[:, None] * (aim - guard) - np.outer(back * (mine > 0), (0.0, 0.05, 0.12)))
-        actor.twist((1.0 if side == RIGHT else -1.0) * 0.45 * actor.amplitude * mine)
+        own_blow = (
+            blow * ((number % 2 == 0) if side == first else (number % 2 == 1)) if both else blow * (side == first)
+        )
+        actor.sway_wrist(side, own_blow[:, None] * (aim - guard) - np.outer(back * (own_blow > 0), (0.0, 0.05, 0.12)))
+        actor.twist((1.0 if side == RIGHT else -1.0) * 0.45 * actor.amplitude * own_blow)
     actor.shift[:, 1] += 0.05 * blow
 
 

@@ -22,9 +22,9 @@ def kick(actor: Actor) -> None:
     actor.foot_offset[side] += keys(v, times, points)
     toe = keys(v, times, (0.0, 0.6, actor.some(-0.5, 0.2), 0.3, 0.0))
     actor.pose.toe[side] += toe
-    standing = 1.0 if side == RIGHT else -1.0  # the hips go over the other foot
+    direction = 1.0 if side == RIGHT else -1.0  # the hips go over the other foot
     weight = keys(actor.u, (0.0, 0.15, 0.85, 1.0), (0.0, 1.0, 1.0, 0.0))
-    actor.shift[:, 0] += standing * 0.8 * actor.stance * weight
+    actor.shift[:, 0] += direction * 0.8 * actor.stance * weight
     actor.lean(keys(v, times, (0.0, 0.12, -0.30 * size, -0.05, 0.0)), hips=0.7)
     swing = keys(v, times, (0.0, -0.25, 0.35, 0.1, 0.0))
     for arm in (LEFT, RIGHT):
@@ -66,20 +66,20 @@ def jump(actor: Actor) -> None:
         actor.sway_wrist(side, lift)
 
 
-def _sit(actor: Actor, progress: Callable[[float], float], seated: np.ndarray) -> None:
-    """Between standing (seated 0) and sitting on a chair (seated 1); progress mirrors times for the way back."""
+def _sit(actor: Actor, progress: Callable[[float], float], descent: np.ndarray) -> None:
+    """Between standing (descent 0) and sitting on a chair (descent 1); progress mirrors times for the way back."""
     body, pose = actor.subject, actor.pose
     seat = actor.some(0.22, 0.27) * body.height
     hips = body.ankle_height + 0.99 * body.leg
-    pose.drop = pose.drop + seated * (hips - seat)
-    actor.shift[:, 1] -= seated * actor.some(0.80, 0.95) * body.thigh[0]
+    pose.drop = pose.drop + descent * (hips - seat)
+    actor.shift[:, 1] -= descent * actor.some(0.80, 0.95) * body.thigh[0]
     down = keys(actor.u, sorted((progress(0.0), progress(0.45), progress(1.0))), (0.0, 1.0, 0.0))
-    actor.pose.pelvis[:, 0] += actor.some(0.35, 0.65) * down - 0.10 * seated
+    actor.pose.pelvis[:, 0] += actor.some(0.35, 0.65) * down - 0.10 * descent
     actor.pose.spine[:, 0] += actor.some(0.05, 0.25) * down
     if actor.rng.random() < 0.75:  # hands on the thighs
         for side in (LEFT, RIGHT):
             point = actor.near((-0.05, -0.62, 0.55), 0.05)
-            pose.wrist[side] = pose.wrist[side] + seated[:, None] * (point - pose.wrist[side])
+            pose.wrist[side] = pose.wrist[side] + descent[:, None] * (point - pose.wrist[side])
 
 
 def sit_down(actor: Actor) -> None:

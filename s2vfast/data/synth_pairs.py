@@ -39,11 +39,11 @@ def _face(actor: Actor, partner: Actor, distance: float) -> None:
 
 def _approach(actor: Actor, partner: Actor, near: float, end: float) -> None:
     """Start apart and come to the distance ``near`` by the time ``end``; one of them may just wait."""
-    share = actor.some(0.0, 1.0)
-    share = float(np.round(share)) if actor.rng.random() < 0.5 else share
+    ratio = actor.some(0.0, 1.0)
+    ratio = float(np.round(ratio)) if actor.rng.random() < 0.5 else ratio
     gap = actor.some(0.0, 0.8)
     _face(actor, partner, near + gap)
-    for person, part in ((actor, share), (partner, 1.0 - share)):
+    for person, part in ((actor, ratio), (partner, 1.0 - ratio)):
         if gap * part > 0.12:
             person.walk(-0.05, end, gap * part, max(2, round(gap * part / 0.45) + 1))
 
@@ -74,13 +74,13 @@ def hand_over(actor: Actor, partner: Actor) -> None:
     _approach(actor, partner, near, 0.38)
     height = 0.25 * (actor.subject.height + partner.subject.height) * actor.some(1.05, 1.5)
     aside = actor.some(-0.08, 0.08) * meeting.left
-    place = _between(actor, partner, height) + aside
+    point = _between(actor, partner, height) + aside
     away = partner.near((-0.1, partner.some(-0.6, -0.25), 0.40))
     before = actor.near((-0.1, actor.some(-0.6, -0.25), 0.40))
     actor.reach(actor.hand, (-0.3, 0.0, 0.5, 0.75), (before, before, None, None))
-    actor.grasp(actor.hand, place - 1.6 * actor.subject.palm * meeting.ahead, window(actor.u, 0.10, 0.85, 0.38))
+    actor.grasp(actor.hand, point - 1.6 * actor.subject.palm * meeting.ahead, window(actor.u, 0.10, 0.85, 0.38))
     partner.reach(partner.hand, (0.5, 0.95, 2.0), (None, away, away))
-    partner.grasp(partner.hand, place + 1.6 * partner.subject.palm * meeting.ahead, window(actor.u, 0.25, 0.98, 0.38))
+    partner.grasp(partner.hand, point + 1.6 * partner.subject.palm * meeting.ahead, window(actor.u, 0.25, 0.98, 0.38))
 
 
 def push(actor: Actor, partner: Actor) -> None:
@@ -121,10 +121,10 @@ def hug(actor: Actor, partner: Actor) -> None:
     meeting = _meeting(actor)
     near, gap = actor.some(0.27, 0.34), actor.some(0.35, 0.8)
     _face(actor, partner, near + gap)
-    share = actor.some(0.2, 0.8)
+    ratio = actor.some(0.2, 0.8)
     meet, part = actor.some(0.36, 0.44), actor.some(0.72, 0.8)
     leaves = actor.rng.random() < 0.6
-    for person, way in ((actor, share), (partner, 1.0 - share)):
+    for person, way in ((actor, ratio), (partner, 1.0 - ratio)):
         person.walk(-0.05, meet, gap * way, 2)
         if leaves:
             person.walk(part, 1.1, -0.8 * gap * way, 2)

@@ -27,14 +27,14 @@ VIEW_ANGLES = (0.0, -45.0, 45.0)
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera at ``place`` [3] in the world; rows of ``axes`` [3, 3] are its x (its left), y (up), z (view)."""
+    """A camera at ``position`` [3] in the world; rows of ``axes`` [3, 3] are its x (its left), y (up), z (view)."""
 
-    place: np.ndarray
+    position: np.ndarray
     axes: np.ndarray
 
     def see(self, joints: np.ndarray) -> np.ndarray:
         """World coordinates [..., 3] in the camera's own, metres, z away from the sensor."""
-        return (joints - self.place) @ self.axes.T
+        return (joints - self.position) @ self.axes.T
 
 
 def draw_camera(rng: np.random.Generator, view: int, distance: float, height: float) -> Camera:
@@ -46,8 +46,8 @@ def draw_camera(rng: np.random.Generator, view: int, distance: float, height: fl
     down = np.deg2rad(np.clip(rng.normal(0.0, 3.0), -7.0, 7.0))
     z = np.array([np.sin(look) * np.cos(down), -np.sin(down), np.cos(look) * np.cos(down)])
     x = np.array([np.cos(look), 0.0, -np.sin(look)])
-    place = np.array([distance * np.sin(angle), height, distance * np.cos(angle)])
-    return Camera(place, np.stack([x, np.cross(z, x), z]))
+    position = np.array([distance * np.sin(angle), height, distance * np.cos(angle)])
+    return Camera(position, np.stack([x, np.cross(z, x), z]))
 
 
 def _scale() -> np.ndarray:
@@ -63,7 +63,7 @@ def _scale() -> np.ndarray:
 _NOISE = _scale()
 
 
-def hidden(body: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+def occluded(body: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
     """How far each joint is behind a trunk or head, [F, 25] in [0, 1], for joints in camera coordinates.
 
     Trunks are rows of spheres, heads one sphere; a joint is hidden where its line of sight passes through one that is
@@ -103,16 +103,16 @@ def disturb(rng: np.random.Generator, body: np.ndarray, others: list[np.ndarray]
     scale = _NOISE[:, None] * np.clip(far, 0.3, 4.0)
     jitter = 0.55 * rng.normal(size=body.shape) + 0.85 * _smooth(rng.normal(size=body.shape), 0.8)
     offset = rng.normal(size=(JOINTS, 3)) * (0.008 + 0.5 * _NOISE[:, None])
-    lost = hidden(body, others)[..., None]
+    lost = occluded(body, others)[..., None]
     guess = 0.055 * _smooth(rng.normal(size=body.shape), 0.9) + 0.012 * rng.normal(size=body.shape)
     # A guess lies between where the joint is and the surface before it.
     ray = body / np.linalg.norm(body, axis=-1, keepdims=True)
-    seen = body + scale * jitter + offset + lost * (guess - 0.06 * ray)
+    measurement = body + scale * jitter + offset + lost * (guess - 0.06 * ray)
     chance = (0.0008 + 0.012 * lost[..., 0]) * (_NOISE / 0.008)
     for frame, joint in np.argwhere(rng.random((frames, JOINTS)) < chance):
         length = int(rng.integers(1, 4))
-        seen[frame : frame + length, joint] += rng.normal(0.0, 0.09, 3)
-    return seen
+        measurement[frame : frame + length, joint] += rng.normal(0.0, 0.09, 3)
+    return measurement
 
 
 def keep_frames(rng: np.random.Generator, frames: int, bodies: int, closeness: np.ndarray) -> np.ndarray:

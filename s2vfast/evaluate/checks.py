@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import s2vfast.errors as errors
+from s2vfast import files
 from s2vfast.data.store import Store
 from s2vfast.train import rundir
 
@@ -41,16 +41,5 @@ def whole_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """
     if path.exists() and not overwrite:
         raise errors.DataError(f"{path}: exists already; name another file or allow overwriting")
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise errors.DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-        raise
+    with files.disk_errors(path, errors.DataError), files.whole_file(path) as file:
+        yield file

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
+from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
 from s2vfast.evaluate import features, finetune_config, protocols, table
 from s2vfast.evaluate.finetune import Stopped
@@ -253,11 +254,9 @@ def predict(options: Any) -> int:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    try:
+    with files.disk_errors(path, errors.DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        rundir.write_atomic(path, json.dumps(found, indent=1) + "\n")
-    except OSError as error:
-        raise errors.DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+        files.write_json(path, found)
 
 
 def _to_stderr(line: str) -> None:

@@ -24,7 +24,7 @@ PERCENTS: tuple[float, ...] = (1, 5, 10, 20)
 LISTS = 5
 """Lists of each share; results are mean and standard deviation over them."""
 LABELS = 34
-"""What the draws are for: the stream of `philox.words`."""
+"""What the draws are for: the stream of `philox.random_bits`."""
 
 
 def share(count: int, percent: float) -> int:
@@ -50,7 +50,7 @@ def choose(names: Sequence[str], labels: Sequence[int], percent: float, seed: in
         raise errors.ConfigError(f"percent: {percent}; a number in (0, 100] is expected")
     # 48 bits of a name's hash are its id, which is what a counter has room for.
     ids = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names]
-    words = philox.words(seed, number, torch.tensor(ids, dtype=torch.int64), LABELS, 2)
+    words = philox.random_bits(seed, number, torch.tensor(ids, dtype=torch.int64), LABELS, 2)
     draws = [(int(high), int(low)) for high, low in words.tolist()]
     members: dict[int, list[int]] = {}
     for place, label in enumerate(labels):

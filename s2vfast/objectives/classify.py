@@ -185,7 +185,7 @@ def draw_paths(rates: list[float], branches: int, seed: int, epoch: int, sample_
         float32 [B * M, layers, branches].
     """
     ids = philox.track_ids(sample_ids, bodies)
-    draws = philox.uniform(philox.words(seed, epoch, ids, DROP_PATH, branches * len(rates)))
+    draws = philox.uniform(philox.random_bits(seed, epoch, ids, DROP_PATH, branches * len(rates)))
     rate = torch.tensor(rates, device=draws.device)[:, None]
     return (draws.unflatten(1, (-1, branches)) >= rate) / (1.0 - rate)
 
@@ -194,7 +194,7 @@ def draw_dropout(rate: float, seed: int, epoch: int, sample_ids: Tensor, feature
     """Factors of the head's inputs: 0, or 1 / (1 - rate); float32 [B, features], or None where nothing is dropped."""
     if not rate:
         return None
-    draws = philox.uniform(philox.words(seed, epoch, sample_ids, DROPOUT, features))
+    draws = philox.uniform(philox.random_bits(seed, epoch, sample_ids, DROPOUT, features))
     return (draws >= rate) / (1.0 - rate)
 
 

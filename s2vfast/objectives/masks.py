@@ -16,7 +16,7 @@ from s2vfast.reference import philox
 from s2vfast.reference.tube_mask import published_places, tube_scores
 
 if TYPE_CHECKING:
-    from s2vfast.config import Config
+    from s2vfast.config import Config, MaskConfig
     from s2vfast.data.layout import Layout
     from s2vfast.networks.base import Network
 
@@ -200,14 +200,18 @@ def check_masks(config: Config, default_kind: str, segments: int, layout: Layout
         name, value, total, what = "mask.parts", mask.parts, joints, "joints"
         keep = joints - _masked_by_parts(layout.parts, mask.parts)
     else:
-        # The small term corrects 20 * (1 - 0.9) = 1.9999999999999996.
-        total, what = joints, "joints"
-        keep = math.floor(joints * (1.0 - mask.ratio) + 1e-9) if mask.keep is None else mask.keep
+        total, what, keep = joints, "joints", visible_joints(mask, joints)
     if not 1 <= keep < total:
         raise ConfigError(
             f"{name}: {value} leaves {keep} of {total} {what} visible; between 1 and {total - 1} must stay"
         )
     return keep
+
+
+def visible_joints(mask: MaskConfig, joints: int) -> int:
+    """Visible joints, of ``joints``, of a tube or (frame_joint) of a segment that is not masked whole."""
+    # The small term corrects 20 * (1 - 0.9) = 1.9999999999999996.
+    return math.floor(joints * (1.0 - mask.ratio) + 1e-9) if mask.keep is None else mask.keep
 
 
 def _masked_by_parts(parts: dict[str, tuple[int, ...]], count: int) -> int:

@@ -1,10 +1,37 @@
-"""The operations of the pretraining step, each with named implementations: see `s2vfast.ops._dispatch`."""
+"""The operations of the pretraining step, each with named implementations: see `s2vfast.ops._dispatch`.
 
-from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, parse_choice, use_impl
+They need torch and numpy alone, and can be used in any other project::
+
+    import torch
+
+    from s2vfast import ops
+
+    qkv = torch.randn(2, 75, 3, 4, 16, requires_grad=True)  # clips, tokens, (query, key, value), heads, width
+    out = ops.attention(qkv)  # [2, 75, 4, 16]
+    out.square().mean().backward()  # qkv.grad
+
+    with ops.use_impl("attention=reference"):  # the specification; without it the fastest that can run here
+        exact = ops.attention(qkv)
+    assert torch.allclose(out, exact, atol=1e-5)
+
+    def mine(qkv, *, return_lse):  # one's own implementation: called as ops.attention is, and returns what it returns
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def why_not(device, qkv=None, *, return_lse=False):
+        return ["it keeps no log-sum-exp"] if return_lse else []
+
+    ops.register_impl("attention", "mine", mine, why_not)
+    assert torch.allclose(ops.attention(qkv, impl="mine"), exact, atol=1e-5)
+
+``python -m s2vfast.verify attention --impl mine --plugin FILE.py`` compares it, and its gradients, with the reference
+in float64, where ``FILE.py`` registers it.
+"""
+
+from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, parse_choice, register_impl, use_impl
 from s2vfast.ops.adamw_ema import Span, adamw_ema
 from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
-from s2vfast.ops.block_stack import block_stack, short_enough
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
 from s2vfast.ops.mask_fill import mask_fill
@@ -23,7 +50,6 @@ __all__ = [
     "add_norm",
     "attention",
     "availability",
-    "block_stack",
     "clip_sample",
     "embed_gather",
     "mask_fill",
@@ -32,7 +58,7 @@ __all__ = [
     "norm_linear",
     "operation",
     "parse_choice",
-    "short_enough",
+    "register_impl",
     "teacher_target",
     "token_mask",
     "tube_mask",

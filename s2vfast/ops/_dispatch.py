@@ -4,9 +4,9 @@
 2. A name runs, or raises `ImplementationError` with every reason why it cannot. It never falls back.
 3. `PREFERENCE` changes only together with a committed benchmark result.
 
-A choice is a text: ``NAME`` for every operation, ``stem=NAME`` for one, or several separated by commas, as in
+A choice is a text: ``NAME`` for every operation, ``op=NAME`` for one, or several separated by commas, as in
 ``torch,tube_mask=native``. The innermost wins: the ``impl`` argument of a call, `use_impl`, the environment variable
-``S2VFAST_IMPL``, ``auto``.
+``S2VFAST_IMPL``, ``auto``. `register_impl` adds an implementation from outside of the package.
 """
 
 from __future__ import annotations
@@ -47,35 +47,35 @@ def constant(function: F) -> F:
 class Op:
     """An operation: its implementations by name, and for each what can be said against running it."""
 
-    stem: str
+    name: str
     implementations: dict[str, Callable[..., Any]]
     reasons: dict[str, Reasons] = field(default_factory=dict)
 
     def why_not(self, impl: str, device: str, *args: Any, **kwargs: Any) -> list[str]:
         """Every reason why ``impl`` cannot run on such a device (and with these arguments); empty if it can."""
         if impl not in self.implementations:
-            return [f"{self.stem} has no {impl} implementation"]
+            return [f"{self.name} has no {impl} implementation"]
         check = self.reasons.get(impl)
         return check(device, *args, **kwargs) if check else []
 
     def __call__(self, impl: str | None, device: torch.device, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen implementation."""
-        _one_device(self.stem, args, kwargs)
-        name = _chosen(self.stem, impl)
-        if name == "auto":
-            name = self._preferred(device.type, args, kwargs)
-        elif reasons := self.why_not(name, device.type, *args, **kwargs):
-            raise errors.ImplementationError(f"{self.stem}: impl={name!r} cannot run here: {'; '.join(reasons)}")
-        return self.implementations[name](*args, **kwargs)
+        _one_device(self.name, args, kwargs)
+        chosen = _chosen(self.name, impl)
+        if chosen == "auto":
+            chosen = self._preferred(device.type, args, kwargs)
+        elif reasons := self.why_not(chosen, device.type, *args, **kwargs):
+            raise errors.ImplementationError(f"{self.name}: impl={chosen!r} cannot run here: {'; '.join(reasons)}")
+        return self.implementations[chosen](*args, **kwargs)
 
     def _preferred(self, device: str, args: tuple, kwargs: dict) -> str:
-        for name in PREFERENCE.get(device, {}).get(self.stem, _TORCH):
+        for name in PREFERENCE.get(device, {}).get(self.name, _TORCH):
             if not self.why_not(name, device, *args, **kwargs):
                 return name
         return "torch"
 
 
-def _one_device(stem: str, args: tuple, kwargs: dict) -> None:
+def _one_device(op: str, args: tuple, kwargs: dict) -> None:
     """Refuse tensors of several devices, of which only a number may be on the CPU beside a GPU's."""
     devices = set()
     for value in (*args, *kwargs.values()):
@@ -83,7 +83,7 @@ def _one_device(stem: str, args: tuple, kwargs: dict) -> None:
             if isinstance(item, torch.Tensor) and item.ndim:
                 devices.add(str(item.device))
     if len(devices) > 1:
-        raise errors.ShapeError(f"{stem}: its tensors are on {' and '.join(sorted(devices))}; put them on one device")
+        raise errors.ShapeError(f"{op}: its tensors are on {' and '.join(sorted(devices))}; put them on one device")
 
 
 _OPS: dict[str, Op] = {}
@@ -100,15 +100,47 @@ class _Own(threading.local):
 _own = _Own()
 
 
-def register(stem: str, reasons: dict[str, Reasons] | None = None, **implementations: Callable[..., Any]) -> Op:
-    """Declare an operation; called once by the file of its stem."""
-    _OPS[stem] = Op(stem, implementations, reasons or {})
-    return _OPS[stem]
+def register(op: str, reasons: dict[str, Reasons] | None = None, **implementations: Callable[..., Any]) -> Op:
+    """Declare an operation; called once by the file of its name."""
+    _OPS[op] = Op(op, implementations, reasons or {})
+    return _OPS[op]
 
 
-def operation(stem: str) -> Op:
+def register_impl(op: str, name: str, function: Callable[..., Any], why_not: Reasons | None = None) -> None:
+    """Add an implementation of an operation; ``impl=name``, `use_impl` and `s2vfast.verify` then take it.
+
+    ``auto`` never chooses it. A name that was added before is replaced.
+
+    Args:
+        op: name of the operation, such as ``attention``.
+        name: of the implementation: letters, digits and underscores, and none of `IMPLEMENTATIONS` or ``auto``.
+        function: called as the public function is, with all arguments but ``impl``: those before the ``*`` in order,
+            the others by name. They have been checked. It returns what the public function returns, and is
+            differentiable where that is: plain PyTorch is, or a custom operator with its own backward pass.
+        why_not: ``why_not(device, *args, **kwargs)`` returns every reason why it cannot run on a device (``cpu``,
+            ``cuda``) with these arguments, none where it can; asked without arguments for the device alone.
+
+    Raises:
+        ImplementationError: no such operation, or a name that cannot be given.
+    """
+    _known_op(op, f"register_impl({op!r}, {name!r})")
+    if not name.isidentifier() or name in (*IMPLEMENTATIONS, "auto"):
+        taken = ", ".join((*IMPLEMENTATIONS, "auto"))
+        raise errors.ImplementationError(
+            f"register_impl({op!r}, {name!r}): expected letters, digits and underscores, and not one of {taken}"
+        )
+    _OPS[op].implementations[name] = function
+    _OPS[op].reasons[name] = why_not or (lambda *_, **__: [])
+
+
+def operation(op: str) -> Op:
     """The operation of that name, to ask what it can run and why not."""
-    return _OPS[stem]
+    return _OPS[op]
+
+
+def _known_op(op: str, said: str) -> None:
+    if op not in _OPS:
+        raise errors.ImplementationError(f"{said}: no operation {op!r}; there are {', '.join(sorted(_OPS))}")
 
 
 def parse_choice(text: str) -> dict[str, str]:
@@ -119,15 +151,24 @@ def parse_choice(text: str) -> dict[str, str]:
     """
     choice = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
-        stem, _, name = item.rpartition("=")
-        if stem and stem not in _OPS:
-            raise errors.ImplementationError(f"{item}: no operation {stem!r}; there are {', '.join(sorted(_OPS))}")
-        if name not in (*IMPLEMENTATIONS, "auto"):
+        op, _, name = item.rpartition("=")
+        if op:
+            _known_op(op, item)
+        names = _names([_OPS[op]] if op else list(_OPS.values()))
+        if name not in names and name != "auto":
             raise errors.ImplementationError(
-                f"{item}: no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)} and auto"
+                f"{item}: no implementation {name!r}; there are {', '.join(names)} and auto"
             )
-        choice[stem] = name
+        choice[op] = name
     return choice
+
+
+def _names(operations: list[Op]) -> list[str]:
+    """`IMPLEMENTATIONS`, whether the operations have them or not, and those that `register_impl` added to any."""
+    names = list(IMPLEMENTATIONS)
+    for op in operations:
+        names += [name for name in op.implementations if name not in names]
+    return names
 
 
 @contextlib.contextmanager
@@ -159,25 +200,25 @@ def use_impl(choice: str, everywhere: bool = True) -> Iterator[None]:
             _overrides = (*_overrides[:last], *_overrides[last + 1 :])
 
 
-def _chosen(stem: str, impl: str | None) -> str:
+def _chosen(op: str, impl: str | None) -> str:
     if impl is not None:
         choice = parse_choice(impl)
-        return choice.get(stem, choice.get("", "auto"))
+        return choice.get(op, choice.get("", "auto"))
     for choice in (*reversed(_own.overrides), *reversed(_overrides)):
-        if name := choice.get(stem, choice.get("")):
+        if name := choice.get(op, choice.get("")):
             return name
     choice = parse_choice(os.environ.get("S2VFAST_IMPL", ""))
-    return choice.get(stem, choice.get("", "auto"))
+    return choice.get(op, choice.get("", "auto"))
 
 
 def availability(device: str) -> dict[str, dict[str, list[str]]]:
     """For every operation and implementation, the reasons why it cannot run on ``cpu`` or ``cuda``; none: it can."""
-    return {stem: {name: op.why_not(name, device) for name in IMPLEMENTATIONS} for stem, op in sorted(_OPS.items())}
+    return {name: {impl: op.why_not(impl, device) for impl in _names([op])} for name, op in sorted(_OPS.items())}
 
 
-def require(good: bool, stem: str, argument: str, expected: str, found: Any) -> None:
+def require(good: bool, op: str, argument: str, expected: str, value: Any) -> None:
     """Raise `ShapeError` naming the operation and the argument unless ``good``."""
     if not good:
-        if isinstance(found, torch.Tensor):
-            found = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)} on {found.device}"
-        raise errors.ShapeError(f"{stem}: {argument}: expected {expected}, got {found}")
+        if isinstance(value, torch.Tensor):
+            value = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+        raise errors.ShapeError(f"{op}: {argument}: expected {expected}, got {value}")

@@ -16,9 +16,9 @@ from s2vfast.ops._dispatch import constant
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def kernels(stem: str) -> ModuleType:
-    """The module of kernels/<stem>.py, imported at its first use: it needs Triton."""
-    return importlib.import_module(f"s2vfast.kernels.{stem}")
+def kernels(op: str) -> ModuleType:
+    """The module of kernels/<op>.py, imported at its first use: it needs Triton."""
+    return importlib.import_module(f"s2vfast.kernels.{op}")
 
 
 def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS) -> Callable[..., list[str]]:

@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 
 from s2vfast import _extension
 from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.adamw_ema import Span
 from s2vfast.reference.adamw_ema import adamw_ema as _reference
@@ -145,161 +146,84 @@ def _on_host(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-@torch.library.custom_op(
-    "s2vfast::adamw_ema_triton", mutates_args=("param", "grad", "exp_avg", "exp_avg_sq", "teacher")
+_ARGUMENTS = (
+    "(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) teacher, int[] spans, "
+    "Tensor? step, Tensor? lr, Tensor? tau, float step_number, float lr_number, float tau_number, float beta1, "
+    "float beta2, float eps, float weight_decay, float clip) -> Tensor"
 )
-def _triton_op(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    teacher: Tensor,
-    spans: list[int],
-    step: Tensor | None,
-    lr: Tensor | None,
-    tau: Tensor | None,
-    step_number: float,
-    lr_number: float,
-    tau_number: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    clip: float,
-) -> Tensor:
-    given = (param, grad, exp_avg, exp_avg_sq, teacher)
-    buffers = [buffer.contiguous() for buffer in given]
+_OPTIONS = ("beta1", "beta2", "eps", "weight_decay", "clip")
+
+
+def _copy_back(buffers: tuple[Tensor, ...], updated: list[Tensor]) -> None:
+    """Into the buffers that were not contiguous."""
+    for buffer, new in zip(buffers, updated, strict=True):
+        if new is not buffer:
+            buffer.copy_(new)
+
+
+@operator(f"adamw_ema_triton{_ARGUMENTS}")
+def _triton_op(*args):
+    buffers, spans, scalars, numbers, options = args[:5], args[5], args[6:9], args[9:12], args[12:]
+    updated = contiguous(buffers)
+    pairs = zip(("step", "lr", "tau"), scalars, numbers, strict=True)
     norm = _triton.kernels("adamw_ema").forward(
-        *buffers,
+        *updated,
         tuple(zip(spans[::3], spans[1::3], spans[2::3], strict=True)),
-        step=step_number if step is None else step,
-        lr=lr_number if lr is None else lr,
-        tau=tau_number if tau is None else tau,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        clip=clip,
+        **{name: number if tensor is None else tensor for name, tensor, number in pairs},
+        **dict(zip(_OPTIONS, options, strict=True)),
     )
-    for buffer, updated in zip(given, buffers, strict=True):
-        if updated is not buffer:
-            buffer.copy_(updated)
+    _copy_back(buffers, updated)
     return norm
 
 
-@_triton_op.register_fake
-def _(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    teacher: Tensor,
-    spans: list[int],
-    step: Tensor | None,
-    lr: Tensor | None,
-    tau: Tensor | None,
-    step_number: float,
-    lr_number: float,
-    tau_number: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    clip: float,
-) -> Tensor:
-    return param.new_empty(())
+def _with_flat_arguments(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any, step: int | Tensor, lr: float | Tensor, tau: float | Tensor, **options: float) -> Tensor:
+        *buffers, spans = args
+        # A schema has no unions: each of these travels as a tensor, or as None and a number.
+        scalars = [value if isinstance(value, Tensor) else None for value in (step, lr, tau)]
+        numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in (step, lr, tau)]
+        flat = [number for span in spans for number in (span.start, span.stop, int(span.decay))]
+        return op(*buffers, flat, *scalars, *numbers, **options)
+
+    return run
 
 
-def _run(
-    op: Callable[..., Tensor],
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    teacher: Tensor,
-    spans: list[Span],
-    *,
-    step: int | Tensor,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    clip: float,
-    tau: float | Tensor,
-) -> Tensor:
-    # A schema has no unions: each of these travels as a tensor, or as None and a number.
-    scalars = [value if isinstance(value, Tensor) else None for value in (step, lr, tau)]
-    numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in (step, lr, tau)]
-    flat = [number for span in spans for number in (span.start, span.stop, int(span.decay))]
-    buffers = (param, grad, exp_avg, exp_avg_sq, teacher)
-    return op(*buffers, flat, *scalars, *numbers, beta1, beta2, eps, weight_decay, clip)
-
-
-@torch.library.custom_op(
-    "s2vfast::adamw_ema_native", mutates_args=("param", "grad", "exp_avg", "exp_avg_sq", "teacher")
-)
-def _native_op(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    teacher: Tensor,
-    spans: list[int],
-    step: Tensor | None,
-    lr: Tensor | None,
-    tau: Tensor | None,
-    step_number: float,
-    lr_number: float,
-    tau_number: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    clip: float,
-) -> Tensor:
-    given = {"param": param, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "teacher": teacher}
-    buffers = {name: buffer.contiguous() for name, buffer in given.items()}
+@operator(f"adamw_ema_native{_ARGUMENTS}")
+def _native_op(*args):
+    buffers, spans, scalars, numbers, options = args[:5], args[5], args[6:9], args[9:12], args[12:]
+    updated = contiguous(buffers)
+    param, *_, teacher = updated
     table = _span_table(tuple(spans), param.device)
     # Held here until the call has been made.
-    scalars = {
-        name: None if value is None else value.to(torch.float64)
-        for name, value in {"step_at": step, "lr_at": lr, "tau_at": tau}.items()
-    }
+    doubles = [None if value is None else value.to(torch.float64) for value in scalars]
     extension = _extension.load()
     partial = param.new_empty((extension.adamw_ema_partials(param.numel()),), dtype=torch.float64)
     norm = param.new_empty(())
     extension.adamw_ema(
-        **_native.addresses(**buffers, spans=table, partial=partial, norm=norm),
+        **_native.addresses(**dict(zip(("param", "grad", "exp_avg", "exp_avg_sq", "teacher"), updated, strict=True))),
+        **_native.addresses(spans=table, partial=partial, norm=norm),
+        **_native.addresses(**dict(zip(("step_at", "lr_at", "tau_at"), doubles, strict=True))),
         numel=param.numel(),
         teacher_numel=teacher.numel(),
         span_count=len(table),
-        **_native.addresses(**scalars),
-        step=step_number,
-        lr=lr_number,
-        tau=tau_number,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        clip=clip,
+        **dict(zip(("step", "lr", "tau"), numbers, strict=True)),
+        **dict(zip(_OPTIONS, options, strict=True)),
         **_native.place(param),
     )
-    for name, buffer in given.items():
-        if buffers[name] is not buffer:
-            buffer.copy_(buffers[name])
+    _copy_back(buffers, updated)
     return norm
+
+
+@fake(_native_op)
+@fake(_triton_op)
+def _(param, *_):
+    return param.new_empty(())
 
 
 @functools.lru_cache(maxsize=16)
 def _span_table(spans: tuple[int, ...], device: torch.device) -> Tensor:
     """int64 [spans, 3]: start, stop, whether it decays; made once, as a step of a captured graph copies nothing."""
     return torch.tensor(spans, dtype=torch.int64).reshape(-1, 3).to(device)
-
-
-@_native_op.register_fake
-def _(param: Tensor, *_: Any) -> Tensor:
-    return param.new_empty(())
 
 
 def _float32_buffers(*buffers: object, **_: object) -> list[str]:
@@ -311,8 +235,8 @@ _op = register(
     "adamw_ema",
     reference=_on_host(_reference),
     torch=_torch,
-    triton=functools.partial(_run, _triton_op),
-    native=functools.partial(_run, _native_op),
+    triton=_with_flat_arguments(_triton_op),
+    native=_with_flat_arguments(_native_op),
     reasons={
         "triton": _triton.reasons(_float32_buffers, floats=(torch.float16, *_triton.FLOATS, torch.float64)),
         "native": _native.reasons(_float32_buffers, floats=(torch.float16, *_native.FLOATS, torch.float64)),

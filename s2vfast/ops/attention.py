@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.ops import _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, like, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.attention import attention as _reference
 
@@ -29,48 +30,46 @@ def attention(qkv: Tensor, *, return_lse: bool = False, impl: str | None = None)
         [N, L, H, d]; with ``return_lse`` also [N, H, L] in float32 (float64 for float64 inputs).
     """
     require(qkv.ndim == 5 and qkv.shape[2] == 3, "attention", "qkv", "[N, L, 3, H, d]", qkv)
-    out, lse = _op(impl, qkv.device, qkv, return_lse)
+    return _op(impl, qkv.device, qkv, return_lse=return_lse)
+
+
+def _run_reference(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _reference(qkv)
     return (out, lse) if return_lse else out
 
 
-def _run_reference(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
-    return _reference(qkv)
-
-
-def _torch(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+def _torch(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, H, L, d]
     L = q.shape[2]
     if not qkv.is_cuda and 0.9 * _MANY <= L < _MANY:
         out = F.scaled_dot_product_attention(F.pad(q, (0, 0, 0, _MANY - L)), k, v)[:, :, :L].transpose(1, 2)
     else:
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    lse = None
-    if return_lse:  # SDPA keeps its own to itself
-        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        lse = torch.logsumexp(scores if scores.dtype == torch.float64 else scores.float(), dim=-1)
-    return out, lse
+    if not return_lse:
+        return out
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # SDPA keeps its own to itself
+    return out, torch.logsumexp(scores if scores.dtype == torch.float64 else scores.float(), dim=-1)
 
 
-@torch.library.custom_op("s2vfast::attention_triton", mutates_args=())
-def _forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+@operator("attention_triton(Tensor qkv) -> (Tensor, Tensor)")
+def _forward(qkv):
     return _triton.kernels("attention").forward(qkv.contiguous())
 
 
-@_forward.register_fake
-def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+@fake(_forward)
+def _(qkv):
     N, L, _, H, d = qkv.shape
     return qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
 
 
-@torch.library.custom_op("s2vfast::attention_triton_backward", mutates_args=())
-def _backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
-    grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    return _triton.kernels("attention").backward(qkv.contiguous(), out, lse, grad_out.contiguous(), grad_lse)
+@operator("attention_triton_backward(Tensor qkv, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse) -> Tensor")
+def _backward(qkv, out, lse, *grads):
+    return _triton.kernels("attention").backward(qkv.contiguous(), out, lse, *contiguous(grads))
 
 
-@_backward.register_fake
-def _(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
-    return qkv.new_empty(qkv.shape)
+@fake(_backward)
+def _(qkv, *_):
+    return like((qkv,))[0]
 
 
 def _save(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -83,14 +82,15 @@ def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Te
     return _backward(qkv, out, lse, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse)
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+differentiate(_forward, _gradients, _save)
 
 
-def _run_triton(qkv: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
-    return _forward(qkv)
+def _run_triton(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _forward(qkv)
+    return (out, lse) if return_lse else out
 
 
-def _widths(qkv: Tensor, *_: object) -> list[str]:
+def _widths(qkv: Tensor, **_: object) -> list[str]:
     width = qkv.shape[-1]
     return [] if width <= 128 else [f"it takes heads up to 128 wide, not {width}"]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2vfast import _extension
 from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, fake, operator, signed
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference import philox
 from s2vfast.reference.clip_sample import ANGLE, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, rotation
@@ -76,7 +78,7 @@ def _torch(
     (B, M), T, V = row.shape, spec.frames, frames.shape[1]
     if B == 0:
         return torch.zeros(0, T, V, spec.channels, device=frames.device)
-    draws = philox.words(seed, epoch, ids, philox.CLIP, CLIP_DRAWS)
+    draws = philox.random_bits(seed, epoch, ids, philox.CLIP, CLIP_DRAWS)
     u = philox.uniform(draws)  # [B, 6]
     if spec.sampling == "crop":
         lower, weight = _crop(count[:, 0], u, spec, training)
@@ -113,12 +115,12 @@ def _bins(count: Tensor, ids: Tensor, draws: Tensor, spec: ClipSpec, seed: int, 
     F = count[:, None]  # [B, 1]
     if not training:
         return torch.where(F < T, steps % F, (2 * steps + 1) * F // (2 * T))
-    wrapped = (philox.below(draws[:, START : START + 1], F) + steps) % F
-    frame_draws = philox.words(seed, epoch, ids, philox.FRAMES, T + 1)  # [B, T + 1]
+    wrapped = (philox.randint(draws[:, START : START + 1], F) + steps) % F
+    frame_draws = philox.random_bits(seed, epoch, ids, philox.FRAMES, T + 1)  # [B, T + 1]
     rank = torch.argsort(torch.argsort(frame_draws, dim=1, stable=True), dim=1)
     skips = torch.cumsum(rank < F - T, dim=1)[:, :T]
     low, high = steps * F // T, (steps + 1) * F // T
-    binned = low + philox.below(frame_draws[:, :T], high - low)
+    binned = low + philox.randint(frame_draws[:, :T], high - low)
     return torch.where(F < T, wrapped, torch.where(F < 2 * T, steps + skips, binned))
 
 
@@ -193,117 +195,55 @@ def _limits(rotate: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 # A schema knows no dataclass: a ClipSpec travels as its fields in their order.
-@torch.library.custom_op("s2vfast::clip_sample_triton", mutates_args=())
-def _triton_op(
-    frames: Tensor,
-    frame_index: Tensor,
-    row: Tensor,
-    count: Tensor,
-    ids: Tensor,
-    length: int,
-    sampling: str,
-    crop_min: float,
-    center: str,
-    scale: str,
-    align: str,
-    rotate: Sequence[float],
-    scale_jitter: float,
-    velocity: float,
-    root: int,
-    torso: Sequence[int],
-    sides: Sequence[int],
-    up: int,
-    seed: int,
-    epoch: int,
-    training: bool,
-) -> Tensor:
-    rest = (scale_jitter, velocity, root, tuple(torso), tuple(sides), up)
-    spec = ClipSpec(length, sampling, crop_min, center, scale, align, tuple(rotate), *rest)
-    tensors = [tensor.contiguous() for tensor in (frames, frame_index, row, count, ids)]
-    return _triton.kernels("clip_sample").forward(*tensors, spec, seed, epoch, training)
+_ARGUMENTS = (
+    "(Tensor frames, Tensor frame_index, Tensor row, Tensor count, Tensor ids, int length, str sampling, "
+    "float crop_min, str center, str scale, str align, float[] rotate, float scale_jitter, float velocity, int root, "
+    "int[] torso, int[] sides, int up, int seed, int epoch, bool training) -> Tensor"
+)
 
 
-@_triton_op.register_fake
-def _fake(
-    frames: Tensor,
-    frame_index: Tensor,
-    row: Tensor,
-    count: Tensor,
-    ids: Tensor,
-    length: int,
-    sampling: str,
-    crop_min: float,
-    center: str,
-    scale: str,
-    align: str,
-    rotate: Sequence[float],
-    scale_jitter: float,
-    velocity: float,
-    root: int,
-    torso: Sequence[int],
-    sides: Sequence[int],
-    up: int,
-    seed: int,
-    epoch: int,
-    training: bool,
-) -> Tensor:
-    tracks = ids.shape[0] * row.shape[1]
-    return frames.new_empty((tracks, length, frames.shape[1], 6 if velocity else 3), dtype=torch.float32)
+def _spec(values: tuple[Any, ...]) -> ClipSpec:
+    return ClipSpec(*(tuple(value) if isinstance(value, list) else value for value in values))
 
 
-@torch.library.custom_op("s2vfast::clip_sample_native", mutates_args=())
-def _native_op(
-    frames: Tensor,
-    frame_index: Tensor,
-    row: Tensor,
-    count: Tensor,
-    ids: Tensor,
-    length: int,
-    sampling: str,
-    crop_min: float,
-    center: str,
-    scale: str,
-    align: str,
-    rotate: Sequence[float],
-    scale_jitter: float,
-    velocity: float,
-    root: int,
-    torso: Sequence[int],
-    sides: Sequence[int],
-    up: int,
-    seed: int,
-    epoch: int,
-    training: bool,
-) -> Tensor:
-    Q, bodies = row.shape
+@operator(f"clip_sample_triton{_ARGUMENTS}")
+def _triton_op(frames, frame_index, row, count, ids, *spec_and_draws):
+    *spec, seed, epoch, training = spec_and_draws
+    tensors = contiguous((frames, frame_index, row, count, ids))
+    return _triton.kernels("clip_sample").forward(*tensors, _spec(spec), seed, epoch, training)
+
+
+@operator(f"clip_sample_native{_ARGUMENTS}")
+def _native_op(frames, frame_index, row, count, ids, *spec_and_draws):
+    *spec, seed, epoch, training = spec_and_draws
+    spec, (Q, bodies), joints = _spec(spec), row.shape, frames.shape[1]
     if not ids.is_cuda and ids.numel():  # a look at a GPU's ids would wait for it
         within = int(ids.min()) >= 0 and int(ids.max()) < Q
         require(within, "clip_sample", "ids", f"numbers of sequences, 0 to {Q - 1}", ids.tolist())
-    joints = frames.shape[1]
-    out = frames.new_empty((len(ids) * bodies, length, joints, 6 if velocity else 3), dtype=torch.float32)
-    given = {"frames": frames, "frame_index": frame_index.int(), "row": row.long(), "count": count.int()}
-    held = {name: tensor.contiguous() for name, tensor in (given | {"ids": ids.long()}).items()}
+    out = frames.new_empty((len(ids) * bodies, spec.frames, joints, spec.channels), dtype=torch.float32)
+    names = ("frames", "frame_index", "row", "count", "ids")
+    tensors = contiguous((frames, frame_index.int(), row.long(), count.int(), ids.long()))
     _extension.load().clip_sample(
-        **_native.addresses(**held, out=out),
+        **_native.addresses(**dict(zip(names, tensors, strict=True)), out=out),
         **_native.place(frames),
         kind=_KINDS.index(frames.dtype),
         samples=len(ids),
         bodies=bodies,
         joints=joints,
-        length=length,
-        crop=sampling == "crop",
-        crop_min=crop_min,
-        center=center,
-        torso=scale == "torso",
-        yaw=align == "yaw",
-        rotate=list(rotate),
-        scale_jitter=scale_jitter,
-        velocity=velocity,
-        root=root,
+        length=spec.frames,
+        crop=spec.sampling == "crop",
+        crop_min=spec.crop_min,
+        center=spec.center,
+        torso=spec.scale == "torso",
+        yaw=spec.align == "yaw",
+        rotate=list(spec.rotate),
+        scale_jitter=spec.scale_jitter,
+        velocity=spec.velocity,
+        root=spec.root,
         # Joints that are not looked at may be those of another skeleton.
-        ends=list(torso) if scale == "torso" else [0, 0],
-        sides=list(sides) if align == "yaw" else [0, 0],
-        up=up,
+        ends=list(spec.torso) if spec.scale == "torso" else [0, 0],
+        sides=list(spec.sides) if spec.align == "yaw" else [0, 0],
+        up=spec.up,
         seed=seed % 2**64,
         epoch=epoch,
         training=training,
@@ -311,28 +251,18 @@ def _native_op(
     return out
 
 
-_native_op.register_fake(_fake)
+@fake(_native_op)
+@fake(_triton_op)
+def _(frames, frame_index, row, count, ids, *spec_and_draws):
+    spec = _spec(spec_and_draws[:-3])
+    tracks = ids.shape[0] * row.shape[1]
+    return frames.new_empty((tracks, spec.frames, frames.shape[1], spec.channels), dtype=torch.float32)
 
 
-def _flat(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The implementation that calls a custom operator, which takes a ClipSpec as its fields in their order."""
-
-    def run(
-        frames: Tensor,
-        frame_index: Tensor,
-        row: Tensor,
-        count: Tensor,
-        ids: Tensor,
-        spec: ClipSpec,
-        *,
-        seed: int,
-        epoch: int,
-        training: bool,
-    ) -> Tensor:
-        # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
-        seed = (seed + 2**63) % 2**64 - 2**63
-        flat = [getattr(spec, field.name) for field in fields(spec)]
-        return op(frames, frame_index, row, count, ids, *flat, seed, epoch, training)
+def _with_flat_spec(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any, seed: int, epoch: int, training: bool) -> Tensor:
+        *tensors, spec = args
+        return op(*tensors, *(getattr(spec, field.name) for field in fields(spec)), signed(seed), epoch, training)
 
     return run
 
@@ -342,7 +272,7 @@ _op = register(
     "clip_sample",
     reference=_reference,
     torch=_torch,
-    triton=_flat(_triton_op),
-    native=_flat(_native_op),
+    triton=_with_flat_spec(_triton_op),
+    native=_with_flat_spec(_native_op),
     reasons={"triton": _triton.reasons(floats=_KINDS), "native": _native.reasons(floats=_KINDS)},
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s2vfast import _extension
 from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.embed_gather import embed_gather as _reference
 
@@ -55,52 +56,37 @@ def _torch(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visib
     )
 
 
-def _output_shape(clips: Tensor, weight: Tensor, positions: Tensor, visible: Tensor | None) -> tuple[int, int, int]:
-    kept = positions.shape[0] if visible is None else visible.shape[1]
-    return clips.shape[0], kept, weight.shape[0]
+_ARGUMENTS = "(Tensor clips, Tensor weight, Tensor bias, Tensor positions, Tensor? visible) -> Tensor"
 
 
-@torch.library.custom_op("s2vfast::embed_gather_triton", mutates_args=())
-def _triton_op(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
-    visible = None if visible is None else visible.to(torch.int32).contiguous()
-    tensors = (clips.contiguous(), weight.contiguous(), bias.contiguous(), positions.contiguous())
-    return _triton.kernels("embed_gather").forward(*tensors, visible)
+def _empty(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+    """The tokens, not yet written."""
+    K = positions.shape[0] if visible is None else visible.shape[1]
+    return weight.new_empty(clips.shape[0], K, weight.shape[0])
 
 
-@_triton_op.register_fake
-def _(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
-    return weight.new_empty(_output_shape(clips, weight, positions, visible))
+def _int32(visible: Tensor | None) -> Tensor | None:
+    return None if visible is None else visible.to(torch.int32)
 
 
-@torch.library.custom_op("s2vfast::embed_gather_triton_backward", mutates_args=())
-def _triton_backward(
-    grad: Tensor,
-    clips: Tensor,
-    weight: Tensor,
-    visible: Tensor | None,
-    tokens: int,
-    bias: torch.dtype,
-    positions: torch.dtype,
-    need_clips: bool,
-) -> list[Tensor]:
+@operator(f"embed_gather_triton{_ARGUMENTS}")
+def _triton_op(clips, weight, bias, positions, visible):
+    return _triton.kernels("embed_gather").forward(*contiguous((clips, weight, bias, positions, _int32(visible))))
+
+
+@operator(
+    "embed_gather_triton_backward(Tensor grad, Tensor clips, Tensor weight, Tensor? visible, int tokens, "
+    "ScalarType bias, ScalarType positions, bool need_clips) -> Tensor[]"
+)
+def _triton_backward(grad, clips, weight, visible, *options):
     """Gradients of weight, bias, positions and, where needed, clips."""
-    visible = None if visible is None else visible.to(torch.int32).contiguous()
-    tensors = (grad.contiguous(), clips.contiguous(), weight.contiguous(), visible)
-    by_clips, *others = _triton.kernels("embed_gather").backward(*tensors, tokens, bias, positions, need_clips)
-    return [*others, *([by_clips] if need_clips else [])]
+    tensors = contiguous((grad, clips, weight, _int32(visible)))
+    d_clips, *others = _triton.kernels("embed_gather").backward(*tensors, *options)
+    return others if d_clips is None else [*others, d_clips]
 
 
-@_triton_backward.register_fake
-def _(
-    grad: Tensor,
-    clips: Tensor,
-    weight: Tensor,
-    visible: Tensor | None,
-    tokens: int,
-    bias: torch.dtype,
-    positions: torch.dtype,
-    need_clips: bool,
-) -> list[Tensor]:
+@fake(_triton_backward)
+def _(grad, clips, weight, visible, tokens, bias, positions, need_clips):
     D = weight.shape[0]
     sums = ((weight.shape, weight.dtype), ((D,), bias), ((tokens, D), positions))
     others = [weight.new_empty(shape, dtype=dtype) for shape, dtype in sums]
@@ -122,22 +108,21 @@ def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return found[3] if need_clips else None, *others, None
 
 
-_triton_op.register_autograd(_triton_gradients, setup_context=_save)
+differentiate(_triton_op, _triton_gradients, _save)
 
 
-@torch.library.custom_op("s2vfast::embed_gather_native", mutates_args=())
-def _native_op(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
-    out = weight.new_empty(_output_shape(clips, weight, positions, visible))
+@operator(f"embed_gather_native{_ARGUMENTS}")
+def _native_op(clips, weight, bias, positions, visible):
+    out = _empty(clips, weight, bias, positions, visible)
     sizes, held = _native_inputs(clips, weight, visible, out)
-    bias, positions = bias.float().contiguous(), positions.float().contiguous()
+    bias, positions = contiguous((bias.float(), positions.float()))
     pointers = _native.addresses(**held, bias=bias, positions=positions, out=out)
     _extension.load().embed_gather(**sizes, **pointers, **_native.place(out))
     return out
 
 
-@_native_op.register_fake
-def _(clips: Tensor, weight: Tensor, bias: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
-    return weight.new_empty(_output_shape(clips, weight, positions, visible))
+fake(_native_op)(_empty)
+fake(_triton_op)(_empty)
 
 
 def _native_inputs(
@@ -161,16 +146,11 @@ def _native_inputs(
     return sizes, held
 
 
-@torch.library.custom_op("s2vfast::embed_gather_native_backward", mutates_args=())
-def _native_backward(
-    grad: Tensor,
-    clips: Tensor,
-    weight: Tensor,
-    visible: Tensor | None,
-    need_map: bool,
-    need_positions: bool,
-    need_clips: bool,
-) -> list[Tensor]:
+@operator(
+    "embed_gather_native_backward(Tensor grad, Tensor clips, Tensor weight, Tensor? visible, bool need_map, "
+    "bool need_positions, bool need_clips) -> Tensor[]"
+)
+def _native_backward(grad, clips, weight, visible, need_map, need_positions, need_clips):
     """d_weight transposed with d_bias below it [s * C + 1, D], d_positions, d_clips, float32; those that are needed."""
     grad = grad.contiguous()
     sizes, held = _native_inputs(clips, weight, visible, grad)
@@ -194,16 +174,8 @@ def _native_backward(
     return list(made.values())
 
 
-@_native_backward.register_fake
-def _(
-    grad: Tensor,
-    clips: Tensor,
-    weight: Tensor,
-    visible: Tensor | None,
-    need_map: bool,
-    need_positions: bool,
-    need_clips: bool,
-) -> list[Tensor]:
+@fake(_native_backward)
+def _(grad, clips, weight, visible, need_map, need_positions, need_clips):
     D, numbers = weight.shape
     L = clips.shape[1] * clips.shape[3] // numbers * clips.shape[2]
     shapes = ((numbers + 1, D), need_map), ((L, D), need_positions), (tuple(clips.shape), need_clips)
@@ -223,7 +195,7 @@ def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return d_clips, d_weight, d_bias, d_positions, None
 
 
-_native_op.register_autograd(_native_gradients, setup_context=_save)
+differentiate(_native_op, _native_gradients, _save)
 
 
 _op = register(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from s2vfast import _extension
 from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.mask_fill import mask_fill as _reference
 
@@ -51,30 +52,28 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.dtypes = mask_token.dtype, positions.dtype
 
 
-@torch.library.custom_op("s2vfast::mask_fill_triton", mutates_args=())
-def _triton_op(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-    tensors = (latents.contiguous(), mask_token.contiguous(), positions.contiguous())
-    return _triton.kernels("mask_fill").forward(*tensors, visible.to(torch.int32).contiguous())
+_ARGUMENTS = "(Tensor latents, Tensor mask_token, Tensor positions, Tensor visible) -> Tensor"
 
 
-@_triton_op.register_fake
-def _(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-    return latents.new_empty((latents.shape[0], positions.shape[0], latents.shape[2]))
+@operator(f"mask_fill_triton{_ARGUMENTS}")
+def _triton_op(latents, mask_token, positions, visible):
+    tensors = contiguous((latents, mask_token, positions, visible.to(torch.int32)))
+    return _triton.kernels("mask_fill").forward(*tensors)
 
 
-@torch.library.custom_op("s2vfast::mask_fill_triton_backward", mutates_args=())
-def _triton_backward(
-    grad: Tensor, visible: Tensor, mask_token: torch.dtype, positions: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    visible = visible.to(torch.int32).contiguous()
-    return _triton.kernels("mask_fill").backward(grad.contiguous(), visible, mask_token, positions)
+@operator(
+    "mask_fill_triton_backward(Tensor grad, Tensor visible, ScalarType mask_token, ScalarType positions) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+def _triton_backward(grad, visible, *dtypes):
+    return _triton.kernels("mask_fill").backward(*contiguous((grad, visible.to(torch.int32))), *dtypes)
 
 
-@_triton_backward.register_fake
-def _(grad: Tensor, visible: Tensor, mask_token: torch.dtype, positions: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+@fake(_triton_backward)
+def _(grad, visible, mask_token, positions):
     N, L, D = grad.shape
-    sums = [grad.new_empty(sizes, dtype=dtype) for sizes, dtype in (((D,), mask_token), ((L, D), positions))]
-    return grad.new_empty((N, visible.shape[1], D)), sums[0], sums[1]
+    d_mask_token, d_positions = grad.new_empty((D,), dtype=mask_token), grad.new_empty((L, D), dtype=positions)
+    return grad.new_empty((N, visible.shape[1], D)), d_mask_token, d_positions
 
 
 def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,15 +81,15 @@ def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return *(gradient if need else None for gradient, need in zip(found, ctx.needs_input_grad, strict=False)), None
 
 
-_triton_op.register_autograd(_triton_gradients, setup_context=_save)
+differentiate(_triton_op, _triton_gradients, _save)
 
 
-@torch.library.custom_op("s2vfast::mask_fill_native", mutates_args=())
-def _native_op(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+@operator(f"mask_fill_native{_ARGUMENTS}")
+def _native_op(latents, mask_token, positions, visible):
     N, K, D = latents.shape
     L = positions.shape[0]
-    latents, visible = latents.contiguous(), visible.to(torch.int32).contiguous()
-    mask_token, positions = mask_token.float().contiguous(), positions.float().contiguous()
+    tensors = latents, mask_token.float(), positions.float(), visible.to(torch.int32)
+    latents, mask_token, positions, visible = contiguous(tensors)
     out = latents.new_empty((N, L, D))
     _extension.load().mask_fill(
         itemsize=latents.element_size(),
@@ -104,16 +103,17 @@ def _native_op(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: 
     return out
 
 
-@_native_op.register_fake
-def _(latents: Tensor, mask_token: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+@fake(_native_op)
+@fake(_triton_op)
+def _(latents, mask_token, positions, visible):
     return latents.new_empty((latents.shape[0], positions.shape[0], latents.shape[2]))
 
 
-@torch.library.custom_op("s2vfast::mask_fill_native_backward", mutates_args=())
-def _native_backward(grad: Tensor, visible: Tensor, need_latents: bool, need_sums: bool) -> list[Tensor]:
+@operator("mask_fill_native_backward(Tensor grad, Tensor visible, bool need_latents, bool need_sums) -> Tensor[]")
+def _native_backward(grad, visible, need_latents, need_sums):
     N, L, D = grad.shape
     K = visible.shape[1]
-    grad, visible = grad.contiguous(), visible.to(torch.int32).contiguous()
+    grad, visible = contiguous((grad, visible.to(torch.int32)))
     made: dict[str, Tensor] = {}
     scratch: dict[str, Tensor] = {}
     if need_latents:
@@ -135,8 +135,8 @@ def _native_backward(grad: Tensor, visible: Tensor, need_latents: bool, need_sum
     return list(made.values())
 
 
-@_native_backward.register_fake
-def _(grad: Tensor, visible: Tensor, need_latents: bool, need_sums: bool) -> list[Tensor]:
+@fake(_native_backward)
+def _(grad, visible, need_latents, need_sums):
     N, L, D = grad.shape
     d_latents = [grad.new_empty((N, visible.shape[1], D))] if need_latents else []
     return d_latents + [grad.new_empty(sizes, dtype=torch.float32) for sizes in ((D,), (L, D)) if need_sums]
@@ -152,7 +152,7 @@ def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return d_latents, d_mask_token, d_positions, None
 
 
-_native_op.register_autograd(_native_gradients, setup_context=_save)
+differentiate(_native_op, _native_gradients, _save)
 
 
 _op = register(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.ops import _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator, present
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.masked_mse import masked_mse as _reference
 
@@ -33,25 +34,26 @@ def _torch(prediction: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(prediction.to(target.dtype), target)
 
 
-@torch.library.custom_op("s2vfast::masked_mse_triton", mutates_args=())
-def _forward(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    return _triton.kernels("masked_mse").forward(prediction.contiguous(), target.contiguous())
+@operator("masked_mse_triton(Tensor prediction, Tensor target) -> (Tensor, Tensor)")
+def _forward(*tensors):
+    return _triton.kernels("masked_mse").forward(*contiguous(tensors))
 
 
-@_forward.register_fake
-def _(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+@fake(_forward)
+def _(prediction, target):
     return prediction.new_empty((), dtype=torch.float32), prediction.new_empty(prediction.shape)
 
 
-@torch.library.custom_op("s2vfast::masked_mse_triton_backward", mutates_args=())
-def _backward(grad: Tensor, upstream: Tensor, need_prediction: bool, need_target: bool) -> list[Tensor]:
-    found = _triton.kernels("masked_mse").backward(grad, upstream, need_prediction, need_target)
-    return [gradient for gradient in found if gradient is not None]
+@operator(
+    "masked_mse_triton_backward(Tensor grad, Tensor upstream, bool need_prediction, bool need_target) -> Tensor[]"
+)
+def _backward(*args):
+    return present(_triton.kernels("masked_mse").backward(*args))
 
 
-@_backward.register_fake
-def _(grad: Tensor, upstream: Tensor, need_prediction: bool, need_target: bool) -> list[Tensor]:
-    return [torch.empty_like(grad) for need in (need_prediction, need_target) if need]
+@fake(_backward)
+def _(grad, upstream, *needs):
+    return [torch.empty_like(grad) for need in needs if need]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -60,12 +62,11 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _gradients(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    need_prediction, need_target = ctx.needs_input_grad
-    found = iter(_backward(ctx.saved_tensors[0], upstream, need_prediction, need_target))
-    return next(found) if need_prediction else None, next(found) if need_target else None
+    gradients = iter(_backward(*ctx.saved_tensors, upstream, *ctx.needs_input_grad))
+    return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+differentiate(_forward, _gradients, _save)
 
 
 def _run_triton(prediction: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.ops import _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, like, one_each, operator, present
 from s2vfast.ops._dispatch import register, require
 from s2vfast.ops._linear import linear
 from s2vfast.reference.mlp import mlp as _reference
@@ -56,7 +57,8 @@ def mlp(
         (norm_weight is None) == (norm_bias is None), "mlp", "norm_bias", "one where there is norm_weight", norm_bias
     )
     require(gamma is None or norm_weight is not None, "mlp", "gamma", "None where there is no norm_weight", gamma)
-    return _op(impl, x.device, x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma, eps)
+    options = {"norm_weight": norm_weight, "norm_bias": norm_bias, "gamma": gamma, "eps": eps}
+    return _op(impl, x.device, x, weight1, bias1, weight2, bias2, **options)
 
 
 def _torch(
@@ -65,6 +67,7 @@ def _torch(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    *,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     gamma: Tensor | None,
@@ -78,110 +81,54 @@ def _torch(
     return x + branch if gamma is None else torch.addcmul(x, gamma, branch)
 
 
-@torch.library.custom_op("s2vfast::mlp_triton", mutates_args=())
-def _forward(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    gamma: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.contiguous().view(-1, x.shape[-1])  # [M, D]
-    vectors = [v if v is None else v.contiguous() for v in (norm_weight, norm_bias, gamma)]
-    matrices = [t.contiguous() for t in (weight1, bias1, weight2, bias2)]
-    out, mean, rstd = _triton.kernels("mlp").forward(rows, *matrices, *vectors, eps)
+_PARAMETERS = (
+    "Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? norm_weight, Tensor? norm_bias, Tensor? gamma"
+)
+
+
+@operator(f"mlp_triton(Tensor x, {_PARAMETERS}, float eps) -> (Tensor, Tensor, Tensor)")
+def _forward(x, *parameters_and_eps):
+    *parameters, eps = parameters_and_eps
+    rows = x.contiguous().view(-1, x.shape[-1])  # [N * L, D]
+    out, mean, rstd = _triton.kernels("mlp").forward(rows, *contiguous(parameters), eps)
     return out.view(x.shape), mean, rstd
 
 
-@_forward.register_fake
-def _(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    gamma: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+@fake(_forward)
+def _(x, weight1, bias1, weight2, bias2, norm_weight, *_):
     rows = 0 if norm_weight is None else x.shape[:-1].numel()
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     return x.new_empty(x.shape), mean, rstd
 
 
-@torch.library.custom_op("s2vfast::mlp_triton_backward", mutates_args=())
-def _backward(
-    grad_out: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    gamma: Tensor | None,
-) -> list[Tensor]:
-    D = x.shape[-1]
-    vectors = [v if v is None else v.contiguous() for v in (norm_weight, norm_bias, gamma)]
-    matrices = [t.contiguous() for t in (weight1, bias1, weight2, bias2)]
-    by_x, *others = _triton.kernels("mlp").backward(
-        grad_out.contiguous().view(-1, D), x.contiguous().view(-1, D), mean, rstd, *matrices, *vectors
-    )
-    return [by_x.view(x.shape), *(gradient for gradient in others if gradient is not None)]
+@operator(f"mlp_triton_backward(Tensor grad_out, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}) -> Tensor[]")
+def _backward(grad_out, x, mean, rstd, *parameters):
+    rows = (t.contiguous().view(-1, x.shape[-1]) for t in (grad_out, x))
+    grad_x, *others = _triton.kernels("mlp").backward(*rows, mean, rstd, *contiguous(parameters))
+    return [grad_x.view(x.shape), *present(others)]
 
 
-@_backward.register_fake
-def _(
-    grad_out: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    gamma: Tensor | None,
-) -> list[Tensor]:
-    tensors = (x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma)
-    return [tensor.new_empty(tensor.shape) for tensor in tensors if tensor is not None]
+@fake(_backward)
+def _(grad_out, x, mean, rstd, *parameters):
+    return like((x, *parameters))
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, *others, _ = inputs
+    x, *parameters, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], output[2], *others)
+    ctx.save_for_backward(x, *output[1:], *parameters)
 
 
-def _gradients(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, _, _, *others = saved = ctx.saved_tensors
-    found = iter(_backward(grad_out, *saved))
-    return (*(None if tensor is None else next(found) for tensor in (x, *others)), None)
+def _gradients(ctx: Any, grad_out: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, mean, rstd, *parameters = ctx.saved_tensors
+    return *one_each(_backward(grad_out, x, mean, rstd, *parameters), (x, *parameters)), None
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+differentiate(_forward, _gradients, _save)
 
 
-def _run_triton(
-    x: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    gamma: Tensor | None,
-    eps: float,
-) -> Tensor:
-    return _forward(x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma, eps)[0]
+def _run_triton(*args: Any, **options: Any) -> Tensor:
+    return _forward(*args, **options)[0]
 
 
 _op = register("mlp", reference=_reference, torch=_torch, triton=_run_triton, reasons={"triton": _triton.reasons()})

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.ops import _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, like, one_each, operator, present
 from s2vfast.ops._dispatch import register, require
 from s2vfast.ops._linear import linear
 from s2vfast.reference.norm_linear import norm_linear as _reference
@@ -55,85 +56,53 @@ def _torch(
     return linear(normed, weight, bias)
 
 
-@torch.library.custom_op("s2vfast::norm_linear_triton", mutates_args=())
-def _forward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.contiguous().view(-1, x.shape[-1])  # [M, D]
-    bias = None if bias is None else bias.contiguous()
-    found = _triton.kernels("norm_linear").forward(
-        rows, norm_weight.contiguous(), norm_bias.contiguous(), weight.contiguous(), bias, eps
-    )
-    return found[0].view(*x.shape[:-1], weight.shape[0]), found[1], found[2]
+_PARAMETERS = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
 
 
-@_forward.register_fake
-def _(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+@operator(f"norm_linear_triton(Tensor x, {_PARAMETERS}, float eps) -> (Tensor, Tensor, Tensor)")
+def _forward(x, norm_weight, norm_bias, weight, bias, eps):
+    rows = x.contiguous().view(-1, x.shape[-1])  # [N * L, D]
+    parameters = contiguous((norm_weight, norm_bias, weight, bias))
+    out, mean, rstd = _triton.kernels("norm_linear").forward(rows, *parameters, eps)
+    return out.view(*x.shape[:-1], weight.shape[0]), mean, rstd
+
+
+@fake(_forward)
+def _(x, norm_weight, norm_bias, weight, *_):
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=weight.dtype)
-    statistics = [x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2)]
-    return out, *statistics
+    return out, *(x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2))
 
 
-@torch.library.custom_op("s2vfast::norm_linear_triton_backward", mutates_args=())
-def _backward(
-    grad_out: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> list[Tensor]:
-    E, D = weight.shape
-    by_x, *others = _triton.kernels("norm_linear").backward(
-        grad_out.contiguous().view(-1, E),
-        x.contiguous().view(-1, D),
-        mean,
-        rstd,
-        norm_weight.contiguous(),
-        norm_bias.contiguous(),
-        weight.contiguous(),
-        bias,
-    )
-    return [by_x.view(x.shape), *(gradient for gradient in others if gradient is not None)]
+@operator(
+    f"norm_linear_triton_backward(Tensor grad_out, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}) -> Tensor[]"
+)
+def _backward(grad, x, mean, rstd, *parameters):
+    rows = (t.contiguous().view(-1, t.shape[-1]) for t in (grad, x))
+    grad_x, *others = _triton.kernels("norm_linear").backward(*rows, mean, rstd, *contiguous(parameters))
+    return [grad_x.view(x.shape), *present(others)]
 
 
-@_backward.register_fake
-def _(
-    grad_out: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> list[Tensor]:
-    tensors = (x, norm_weight, norm_bias, weight, bias)
-    return [tensor.new_empty(tensor.shape) for tensor in tensors if tensor is not None]
+@fake(_backward)
+def _(grad, x, mean, rstd, *parameters):
+    return like((x, *parameters))
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, norm_weight, norm_bias, weight, bias, _ = inputs
+    x, *parameters, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, output[1], output[2], norm_weight, norm_bias, weight, bias)
+    ctx.save_for_backward(x, *output[1:], *parameters)
 
 
-def _gradients(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    found = _backward(grad_out, *ctx.saved_tensors)
-    return (*found, None) if len(found) == 5 else (*found, None, None)
+def _gradients(ctx: Any, grad_out: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, mean, rstd, *parameters = ctx.saved_tensors
+    return *one_each(_backward(grad_out, x, mean, rstd, *parameters), (x, *parameters)), None
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+differentiate(_forward, _gradients, _save)
 
 
-def _run_triton(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> Tensor:
-    return _forward(x, norm_weight, norm_bias, weight, bias, eps)[0]
+def _run_triton(*args: Any) -> Tensor:
+    return _forward(*args)[0]
 
 
 _op = register(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.ops import _triton
+from s2vfast.ops._custom import contiguous, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.teacher_target import teacher_target as _reference
 
@@ -56,20 +57,15 @@ def _torch(hidden: list[Tensor], masked: Tensor | None, norm: str, eps: float) -
     return F.layer_norm(total / len(hidden), (D,), eps=eps)
 
 
-@torch.library.custom_op("s2vfast::teacher_target_triton", mutates_args=())
-def _triton_op(hidden: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:
-    states = [state.contiguous() for state in hidden]
-    return _triton.kernels("teacher_target").forward(states, None if masked is None else masked.contiguous(), norm, eps)
+@operator("teacher_target_triton(Tensor[] hidden, Tensor? masked, str norm, float eps) -> Tensor")
+def _run_triton(hidden, masked, norm, eps):
+    return _triton.kernels("teacher_target").forward(contiguous(hidden), *contiguous((masked,)), norm, eps)
 
 
-@_triton_op.register_fake
-def _(hidden: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:
+@fake(_run_triton)
+def _(hidden, masked, *_):
     N, L, D = hidden[0].shape
     return hidden[0].new_empty(N, L if masked is None else masked.shape[1], D)
-
-
-def _run_triton(hidden: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:
-    return _triton_op(hidden, masked, norm, eps)
 
 
 _op = register(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s2vfast.ops import _triton
+from s2vfast.ops._custom import fake, operator, signed
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.token_mask import KINDS, draws
 from s2vfast.reference.token_mask import token_mask as _reference
@@ -84,13 +85,13 @@ def token_mask(
     return _op(impl, clips.device, clips, **options)
 
 
-@torch.library.custom_op("s2vfast::token_mask_triton", mutates_args=())
-def _draws(ids: Tensor, count: int, seed: int, epoch: int) -> Tensor:
+@operator("token_mask_triton(Tensor ids, int count, int seed, int epoch) -> Tensor")
+def _draws(ids, count, seed, epoch):
     return _triton.kernels("token_mask").forward(ids.contiguous(), count, seed, epoch)
 
 
-@_draws.register_fake
-def _(ids: Tensor, count: int, seed: int, epoch: int) -> Tensor:
+@fake(_draws)
+def _(ids, count, *_):
     return ids.new_empty((len(ids), count), dtype=torch.float32)
 
 
@@ -101,8 +102,7 @@ def _run_triton(
     if noise is None:
         V, S, parts = clips.shape[2], clips.shape[1] // options["segment_frames"], options["parts"]
         count = draws(options["kind"], S, V, options["per_segment"], 0 if parts is None else len(parts))
-        # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
-        noise = _draws(ids, count, (seed + 2**63) % 2**64 - 2**63, epoch)
+        noise = _draws(ids, count, signed(seed), epoch)
     return _reference(clips, noise=noise, **options)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2vfast import _extension
 from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, fake, operator, signed
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.tube_mask import tube_mask as _reference
 
@@ -61,30 +63,18 @@ def tube_mask(
     return _op(impl, clips.device, clips, **options, noise=noise, seed=seed, epoch=epoch, ids=ids)
 
 
-def _results(clips: Tensor, segment_frames: int, keep: int) -> tuple[Tensor, Tensor]:
-    """Room for visible and masked."""
-    N, T, V, _ = clips.shape
-    S = T // segment_frames
-    return tuple(clips.new_empty((N, S * kept), dtype=torch.int32) for kept in (keep, V - keep))
+_ARGUMENTS = (
+    "(Tensor clips, Tensor? noise, Tensor? ids, int segment_frames, int tube_len, int keep, float motion_weight, "
+    "int seed, int epoch) -> (Tensor, Tensor)"
+)
 
 
-@torch.library.custom_op("s2vfast::tube_mask_native", mutates_args=())
-def _native_op(
-    clips: Tensor,
-    noise: Tensor | None,
-    ids: Tensor | None,
-    segment_frames: int,
-    tube_len: int,
-    keep: int,
-    motion_weight: float,
-    seed: int,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
+@operator(f"tube_mask_native{_ARGUMENTS}")
+def _native_op(clips, noise, ids, segment_frames, tube_len, keep, motion_weight, seed, epoch):
     N, T, V, C = clips.shape
-    visible, masked = _results(clips, segment_frames, keep)
-    clips = clips.contiguous()
-    noise = None if noise is None else noise.to(clips.dtype).contiguous()
-    ids = None if ids is None or noise is not None else ids.contiguous()
+    visible, masked = _empty(clips, segment_frames, keep)
+    noise = None if noise is None else noise.to(clips.dtype)
+    clips, noise, ids = contiguous((clips, noise, ids if noise is None else None))
     _extension.load().tube_mask(
         **_native.addresses(clips=clips, noise=noise, ids=ids, visible=visible, masked=masked),
         **_native.place(clips),
@@ -103,79 +93,31 @@ def _native_op(
     return visible, masked
 
 
-@_native_op.register_fake
-def _(
-    clips: Tensor,
-    noise: Tensor | None,
-    ids: Tensor | None,
-    segment_frames: int,
-    tube_len: int,
-    keep: int,
-    motion_weight: float,
-    seed: int,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
-    return _results(clips, segment_frames, keep)
-
-
-@torch.library.custom_op("s2vfast::tube_mask_triton", mutates_args=())
-def _triton_op(
-    clips: Tensor,
-    noise: Tensor | None,
-    ids: Tensor | None,
-    segment_frames: int,
-    tube_len: int,
-    keep: int,
-    motion_weight: float,
-    seed: int,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
+@operator(f"tube_mask_triton{_ARGUMENTS}")
+def _triton_op(clips, noise, ids, segment_frames, tube_len, keep, motion_weight, seed, epoch):
+    noise = None if noise is None else noise.to(clips.dtype)
+    clips, noise, ids = contiguous((clips, noise, ids))
     return _triton.kernels("tube_mask").forward(
-        clips.contiguous(),
-        segment_frames,
-        tube_len,
-        keep,
-        motion_weight,
-        None if noise is None else noise.to(clips.dtype).contiguous(),
-        seed,
-        epoch,
-        None if ids is None else ids.contiguous(),
+        clips, segment_frames, tube_len, keep, motion_weight, noise, seed, epoch, ids
     )
 
 
-@_triton_op.register_fake
-def _(
-    clips: Tensor,
-    noise: Tensor | None,
-    ids: Tensor | None,
-    segment_frames: int,
-    tube_len: int,
-    keep: int,
-    motion_weight: float,
-    seed: int,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
-    return _results(clips, segment_frames, keep)
+def _empty(clips: Tensor, segment_frames: int, keep: int) -> tuple[Tensor, Tensor]:
+    """Visible and masked, not yet written."""
+    N, T, V, _ = clips.shape
+    S = T // segment_frames
+    return tuple(clips.new_empty((N, S * joints), dtype=torch.int32) for joints in (keep, V - keep))
 
 
-def _flat(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The implementation that calls a custom operator, whose schema has no keywords without a default."""
+@fake(_native_op)
+@fake(_triton_op)
+def _(clips, noise, ids, segment_frames, tube_len, keep, *_):
+    return _empty(clips, segment_frames, keep)
 
-    def run(
-        clips: Tensor,
-        *,
-        segment_frames: int,
-        tube_len: int,
-        keep: int,
-        motion_weight: float,
-        noise: Tensor | None,
-        seed: int,
-        epoch: int,
-        ids: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        # A schema has signed integers only: a large seed goes as the number of the same 64 bits.
-        seed = (seed + 2**63) % 2**64 - 2**63
-        return op(clips, noise, ids, segment_frames, tube_len, keep, motion_weight, seed, epoch)
+
+def _with_signed_seed(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(clips: Tensor, *, seed: int, **options: Any) -> tuple[Tensor, Tensor]:
+        return op(clips, seed=signed(seed), **options)
 
     return run
 
@@ -195,8 +137,8 @@ _op = register(
     "tube_mask",
     reference=_reference,
     torch=_reference,
-    triton=_flat(_triton_op),
-    native=_flat(_native_op),
+    triton=_with_signed_seed(_triton_op),
+    native=_with_signed_seed(_native_op),
     reasons={
         "triton": _triton.reasons(_float32_clips, floats=_ANY),
         "native": _native.reasons(_on_a_gpu, floats=_ANY),

@@ -84,19 +84,19 @@ def picks(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int, traini
     if spec.sampling == "crop":
         return _crop(count, sample, spec, seed, epoch, training)
     if count < T:  # consecutive frames from a random start, wrapping round
-        start = int(philox.below(_clip_draws(sample, seed, epoch)[START], count)) if training else 0
+        start = int(philox.randint(_clip_draws(sample, seed, epoch)[START], count)) if training else 0
         index = (start + steps) % count
     elif not training:
         index = (2 * steps + 1) * count // (2 * T)  # the middles of T equal bins
     elif count < 2 * T:  # T consecutive picks with count - T random skips
-        draws = philox.words(seed, epoch, torch.tensor([sample]), philox.FRAMES, T + 1)[0]
+        draws = philox.random_bits(seed, epoch, torch.tensor([sample]), philox.FRAMES, T + 1)[0]
         skipped = torch.zeros(T + 1, dtype=torch.int64)
         skipped[torch.argsort(draws, stable=True)[: count - T]] = 1
         index = steps + torch.cumsum(skipped, 0)[:T]
     else:  # one frame of each of T equal bins
-        draws = philox.words(seed, epoch, torch.tensor([sample]), philox.FRAMES, T)[0]
+        draws = philox.random_bits(seed, epoch, torch.tensor([sample]), philox.FRAMES, T)[0]
         low, high = steps * count // T, (steps + 1) * count // T
-        index = low + philox.below(draws, high - low)
+        index = low + philox.randint(draws, high - low)
     return index, torch.zeros(T)
 
 
@@ -115,7 +115,7 @@ def _crop(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int, traini
 
 
 def _clip_draws(sample: int, seed: int, epoch: int) -> Tensor:
-    return philox.words(seed, epoch, torch.tensor([sample]), philox.CLIP, CLIP_DRAWS)[0]
+    return philox.random_bits(seed, epoch, torch.tensor([sample]), philox.CLIP, CLIP_DRAWS)[0]
 
 
 def _clip(

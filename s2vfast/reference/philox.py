@@ -1,7 +1,7 @@
 """Philox4x32-10: random numbers as a function of a counter (Salmon et al., SC 2011, "Parallel random numbers").
 
-Every draw of s2vfast is `words(seed, epoch, ids, stream, count)`: it depends on the seed, the epoch, the sample and
-what it is for, never on the device, the order of samples or the number of workers. The layout of the counter:
+Every draw of s2vfast is `random_bits(seed, epoch, ids, stream, count)`: it depends on the seed, the epoch, the sample
+and what it is for, never on the device, the order of samples or the number of workers. The layout of the counter:
 
 ====  =====================================================
 word  meaning
@@ -47,7 +47,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tup
     return c0, c1, c2, c3
 
 
-def words(seed: int, epoch: int, ids: Tensor, stream: int, count: int) -> Tensor:
+def random_bits(seed: int, epoch: int, ids: Tensor, stream: int, count: int) -> Tensor:
     """The first ``count`` draws of every id: int64 [N, count], uniform in [0, 2**32).
 
     Args:
@@ -75,7 +75,7 @@ def uniform(draws: Tensor) -> Tensor:
     return (draws >> 8).to(torch.float32) * 2.0**-24
 
 
-def below(draws: Tensor, limit: Tensor | int) -> Tensor:
+def randint(draws: Tensor, limit: Tensor | int) -> Tensor:
     """Draws as int64 in [0, limit), for limits up to 2**31 (multiply and shift; bias below limit / 2**32)."""
     return draws * limit >> 32
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from s2vfast.reference.add_norm import add_norm
-from s2vfast.reference.block_stack import PARAMETERS, block_stack
+from s2vfast.reference.attention import attention
 from s2vfast.reference.embed_gather import embed_gather
 from s2vfast.reference.mask_fill import mask_fill
 from s2vfast.reference.masked_mse import masked_mse
+from s2vfast.reference.mlp import mlp
 from s2vfast.reference.teacher_target import teacher_target
 from s2vfast.reference.tube_mask import published_places, tube_mask, tube_scores
 
@@ -121,7 +122,13 @@ def decode(p: Parameters, latent: Tensor, places: Tensor, settings: Settings) ->
 
 def block(p: Parameters, x: Tensor, settings: Settings) -> Tensor:
     """x += gamma1 * proj(attention(norm1(x))); x += gamma2 * mlp(norm2(x))."""
-    return block_stack(x, [p[name] for name in PARAMETERS], settings.heads, settings.norm_eps)
+    N, L, D = x.shape
+    qkv = _norm(p, "norm1", x, settings.norm_eps) @ p["qkv.weight"].t() + p["qkv.bias"]  # [N, L, 3 D]
+    attn_out, _ = attention(qkv.reshape(N, L, 3, settings.heads, D // settings.heads))
+    branch = attn_out.reshape(N, L, D) @ p["proj.weight"].t() + p["proj.bias"]
+    x, normed = add_norm(x, branch, p["gamma1"], p["norm2.weight"], p["norm2.bias"], settings.norm_eps)
+    branch = mlp(normed, p["fc1.weight"], p["fc1.bias"], p["fc2.weight"], p["fc2.bias"])
+    return add_norm(x, branch, p["gamma2"], None, None)[0]
 
 
 def _norm(p: Parameters, name: str, x: Tensor, eps: float) -> Tensor:

@@ -57,7 +57,7 @@ def token_mask(
     S = T // segment_frames
     if noise is None:
         count = draws(kind, S, V, per_segment, 0 if parts is None else len(parts))
-        noise = philox.uniform(philox.words(seed, epoch, ids, philox.TOKEN_MASK, count))
+        noise = philox.uniform(philox.random_bits(seed, epoch, ids, philox.TOKEN_MASK, count))
     if kind == "frame_joint":
         masked = _frame_joint(noise, S, V, keep, whole_segments, per_segment, parts, masked_parts)  # [N, S, V]
         visible = (S - whole_segments) * keep

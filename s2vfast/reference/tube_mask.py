@@ -78,7 +78,7 @@ def tube_scores(
     S = T // segment_frames
     tubes = S // tube_len
     if noise is None:
-        noise = philox.uniform(philox.words(seed, epoch, ids, philox.MASK, tubes * V)).reshape(N, tubes, V)
+        noise = philox.uniform(philox.random_bits(seed, epoch, ids, philox.MASK, tubes * V)).reshape(N, tubes, V)
     noise = noise.to(clips.dtype)
 
     motion = torch.zeros_like(clips)

@@ -1,30 +1,28 @@
 """Checkpoints: a folder of safetensors files and a manifest of hashes, there whole or not at all.
 
 ``RUN/checkpoints/step-00000100/`` holds ``manifest.json`` and one ``<group>.safetensors`` a group of tensors. A
-checkpoint is written into a ``.tmp-`` folder beside its place, flushed to the disk and renamed, so that a kill or a
-full disk at any moment leaves the older ones as they were. Equal tensors and meta give equal bytes.
+checkpoint is a `s2vfast.files.NewFolder`, flushed to the disk and renamed, so that a kill or a full disk at any moment
+leaves the older ones as they were. Equal tensors and meta give equal bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import s2vfast.errors as errors
+from s2vfast import files
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,8 @@ def steps(run_dir: str | Path) -> list[int]:
 
 def clean(run_dir: str | Path) -> None:
     """Remove what an interrupted save left behind. Only while no other process writes to the run."""
-    for place in (Path(run_dir), folder(run_dir)):
-        if place.is_dir():
-            for stale in place.glob(f"{TEMPORARY}*"):
-                remove(stale)
+    for path in (Path(run_dir), folder(run_dir)):
+        files.remove_temporaries(path)
 
 
 def save(
@@ -85,19 +81,15 @@ def save(
     Raises:
         TrainingError: It could not be written (no space left, read-only ...); older checkpoints are as they were.
     """
-    place = folder(run_dir)
-    final = _path(run_dir, step)
-    temporary = place / f"{TEMPORARY}{final.name}-{os.getpid()}"
+    final, new = _path(run_dir, step), None
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        _write(temporary, step, groups, meta)
-        if final.exists():  # A damaged one that training came past again: it goes only now that its successor is whole.
-            os.rename(final, place / f"{TEMPORARY}old-{final.name}-{os.getpid()}")
-        os.rename(temporary, final)
-        sync_folder(place)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        new = files.NewFolder(final)
+        _write(new.path, step, groups, meta)
+        new.commit()  # It replaces a damaged one that training came past again.
     except BaseException as error:
-        remove(temporary)
+        if new is not None:
+            new.abandon()
         if isinstance(error, OSError):
             raise errors.TrainingError(
                 f"{final}: the checkpoint of step {step} could not be written: {error.strerror or error}; "
@@ -140,16 +132,9 @@ def load_latest(
 
 def prune(run_dir: str | Path, step: int, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints up to ``step``, as far as the file system lets us."""
-    place = folder(run_dir)
     older = [other for other in steps(run_dir) if other <= step]
     for other in older[:-keep]:
-        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
-        stale = place / f"{TEMPORARY}old-step-{other:08d}-{os.getpid()}"
-        with contextlib.suppress(OSError):
-            os.rename(_path(run_dir, other), stale)
-        remove(stale)
-    for stale in place.glob(f"{TEMPORARY}old-*-{os.getpid()}"):
-        remove(stale)
+        files.remove_folder(_path(run_dir, other))
 
 
 def set_aside(run_dir: str | Path, after: int) -> list[Path]:
@@ -158,37 +143,10 @@ def set_aside(run_dir: str | Path, after: int) -> list[Path]:
     for step in steps(run_dir):
         if step > after:
             target = folder(run_dir) / f"damaged-step-{step:08d}"
-            remove(target)
+            files.remove(target)
             os.rename(_path(run_dir, step), target)
             moved.append(target)
     return moved
-
-
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries, so that a rename in it outlives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write and flush one file."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder as far as that can be done; never raises for a file system that refuses."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        # A read-only disk refuses even to unlink what is not there.
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 class _Damaged(Exception):
@@ -199,20 +157,19 @@ def _path(run_dir: str | Path, step: int) -> Path:
     return folder(run_dir) / f"step-{step:08d}"
 
 
-def _write(place: Path, step: int, groups: Mapping, meta: Mapping) -> None:
+def _write(path: Path, step: int, groups: Mapping, meta: Mapping) -> None:
     import safetensors.torch
 
-    files = {}
+    entries = {}
     for group, tensors in groups.items():
         # Bytes first, so that the file is written by us: errors keep their errno, and the hash needs no second read.
         content = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()})
         name = f"{group}.safetensors"
-        write_file(place / name, content)
-        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {"format": FORMAT, "step": step, "files": files, "meta": dict(meta)}
+        files.write_into(path, name, content)
+        entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = {"format": FORMAT, "step": step, "files": entries, "meta": dict(meta)}
     manifest["sha256"] = _digest(manifest)
-    write_file(place / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    sync_folder(place)
+    files.write_into(path, MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

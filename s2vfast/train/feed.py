@@ -81,7 +81,7 @@ def view_seed(seed: int, view: int) -> int:
     """The seed of a view's draws: the run's own for the first, for each other one a function of it."""
     if view == 0:
         return seed
-    low, high = philox.words(seed, 0, torch.tensor([view]), philox.VIEW, 2)[0].tolist()
+    low, high = philox.random_bits(seed, 0, torch.tensor([view]), philox.VIEW, 2)[0].tolist()
     return (high << 31 | low >> 1) & (2**63 - 1)
 
 

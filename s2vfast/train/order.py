@@ -41,6 +41,6 @@ class Order:
 
 def shuffle(ids: Tensor, seed: int, epoch: int) -> Tensor:
     """The ids in the order of their draws; a sample's draw does not depend on the others."""
-    draws = philox.words(seed, epoch, ids, philox.ORDER, 2)
+    draws = philox.random_bits(seed, epoch, ids, philox.ORDER, 2)
     keys = (draws[:, 0] << 31) | (draws[:, 1] >> 1)  # 63 bits, non-negative
     return ids[torch.argsort(keys, stable=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import s2vfast.errors as errors
-from s2vfast import presets
+from s2vfast import files, presets
 from s2vfast.config import Config
 from s2vfast.train import checkpoint
 
@@ -73,10 +73,10 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
                 made.append(parent)
         checkpoint.clean(path)
         write_config(path, config)
-        write_atomic(path / RUN, json.dumps(_description(store) | (description or {}), indent=1) + "\n")
+        files.write_json(path / RUN, _description(store) | (description or {}))
     except OSError as error:
         for name in (RUN, CONFIG):
-            checkpoint.remove(path / name)
+            files.remove(path / name)
         for parent in reversed(made):
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -99,7 +99,7 @@ def read_config(run_dir: str | Path) -> Config:
 
 def write_config(run_dir: str | Path, config: Config) -> None:
     """Write ``config.yaml``."""
-    write_atomic(Path(run_dir) / CONFIG, presets.dump(config))
+    files.write_text(Path(run_dir) / CONFIG, presets.dump(config))
 
 
 def read(run_dir: str | Path) -> dict[str, Any]:
@@ -168,18 +168,6 @@ def lock(run_dir: str | Path) -> IO:
     return file
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was before."""
-    temporary = path.parent / f"{checkpoint.TEMPORARY}{path.name}-{os.getpid()}"
-    try:
-        checkpoint.write_file(temporary, text.encode())
-        os.replace(temporary, path)
-        checkpoint.sync_folder(path.parent)
-    except OSError:
-        checkpoint.remove(temporary)
-        raise
-
-
 class JsonLines:
     """A file of JSON objects, one a line, that never ends in half a line.
 
@@ -239,7 +227,7 @@ class JsonLines:
 
 
 def _leftover(name: str) -> bool:
-    return name == CONFIG or name.startswith(checkpoint.TEMPORARY)
+    return name == CONFIG or name.startswith(files.TEMPORARY)
 
 
 def _description(store: Any) -> dict[str, Any]:

@@ -7,18 +7,17 @@ run the page's own script alone, known by its hash, and to load nothing.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import html
 import importlib.resources
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import s2vfast.errors as errors
+from s2vfast import files
 
 _SCRIPTS = {
     "sequence": ("skeleton",),
@@ -129,24 +128,10 @@ def write(out: str | Path, kind: str, title: str, subtitle: str, data: dict[str,
     """
     out = Path(out)
     # Half a character (a lone surrogate) of a name is no text; it becomes a question mark.
-    replace(out, render(kind, title, subtitle, data).encode("utf-8", "replace"))
+    content = render(kind, title, subtitle, data).encode("utf-8", "replace")
+    with files.disk_errors(out, errors.DataError):
+        files.write_bytes(out, content)
     return out
-
-
-def replace(out: Path, content: bytes) -> None:
-    """Write a file, which is there whole or as it was before.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    temporary = out.parent / f".tmp-{out.name}-{os.getpid()}"
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, out)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise errors.DataError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def _hash(text: str) -> str:

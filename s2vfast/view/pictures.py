@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import s2vfast.errors as errors
+from s2vfast import files
 from s2vfast.data.layout import Layout
-from s2vfast.view import page
 from s2vfast.view.source import basis
 
 COLOURS = ("#0b66b8", "#c2500a")
@@ -52,7 +52,8 @@ def save(made: Any, out: str | Path, dpi: int = 150) -> Path:
     """
     content = io.BytesIO()
     made.savefig(content, format="png", dpi=dpi)
-    page.replace(Path(out), content.getvalue())
+    with files.disk_errors(out, errors.DataError):
+        files.write_bytes(Path(out), content.getvalue())
     return Path(out)
 
 

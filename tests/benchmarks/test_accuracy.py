@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _results, accuracy
+from benchmarks._program import replaced
 from s2vfast import errors
 
 PAGE = _results.ROOT / "docs/nwucla.md"
@@ -91,11 +92,11 @@ def test_numbers_of_all_seeds_are_collected(tmp_path):
 def test_a_page_without_marks_is_an_error(tmp_path):
     (tmp_path / "a.md").write_text("text")
     with pytest.raises(errors.DataError, match="a.md: needs one line <!-- accuracy -->"):
-        accuracy.replaced(tmp_path / "a.md", "table")
+        replaced(tmp_path / "a.md", "accuracy", "table")
 
 
 def test_the_committed_page_is_what_was_measured():
     made = json.loads(Path(PAGE).with_suffix(".json").read_text())
-    assert accuracy.replaced(PAGE, accuracy.section(made)) == PAGE.read_text()
+    assert replaced(PAGE, "accuracy", accuracy.section(made)) == PAGE.read_text()
     for columns in made["top1"].values():
         assert all(len(values) == made["seeds"] for values in columns.values())

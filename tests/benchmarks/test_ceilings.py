@@ -26,12 +26,12 @@ def test_bound_is_the_longest_of_three():
 def test_ceilings_of_this_cpu_are_plausible(monkeypatch):
     monkeypatch.setitem(_ceilings.SIDE, "cpu", 512)
     monkeypatch.setitem(_ceilings.COPIED, "cpu", 2**26)
-    found = _ceilings.ceilings(CPU)
-    assert set(found) == {"copy_gb_s", "matmul_float32", "exp_g_s"}
-    assert 0.5 < found["copy_gb_s"] < 2000
-    assert 1e-3 < found["matmul_float32"] < 50
+    rates = _ceilings.ceilings(CPU)
+    assert set(rates) == {"copy_gb_s", "matmul_float32", "exp_g_s"}
+    assert 0.5 < rates["copy_gb_s"] < 2000
+    assert 1e-3 < rates["matmul_float32"] < 50
     # An exponential is some ten operations on vectors of 16 numbers at most.
-    assert 0.002 < found["exp_g_s"] < 10 * torch.get_num_threads()
+    assert 0.002 < rates["exp_g_s"] < 10 * torch.get_num_threads()
 
 
 def test_exponentials_in_registers_are_chained_and_counted():
@@ -47,11 +47,11 @@ def test_exponentials_in_registers_are_chained_and_counted():
 
 @pytest.mark.gpu
 def test_ceilings_of_this_gpu_are_plausible():
-    found = _ceilings.ceilings(torch.device("cuda"))
-    assert set(found) == {"copy_gb_s", "matmul_float32", "matmul_bfloat16", "exp_g_s"}
-    assert 200 < found["copy_gb_s"] < 20_000
-    assert 2 * found["matmul_float32"] < found["matmul_bfloat16"] < 5000
-    assert 300 < found["exp_g_s"] < 20_000
+    rates = _ceilings.ceilings(torch.device("cuda"))
+    assert set(rates) == {"copy_gb_s", "matmul_float32", "matmul_bfloat16", "exp_g_s"}
+    assert 200 < rates["copy_gb_s"] < 20_000
+    assert 2 * rates["matmul_float32"] < rates["matmul_bfloat16"] < 5000
+    assert 300 < rates["exp_g_s"] < 20_000
 
 
 COMPILE = """

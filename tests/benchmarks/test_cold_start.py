@@ -1,16 +1,14 @@
 """The benchmark of a process's first step."""
 
 import json
-import os
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import _results, bench_cold_start
-from benchmarks._step import Setting
+from benchmarks import _results, _train_step, bench_cold_start
+from benchmarks._train_step import Setting
 from s2vfast.config import Config
 
 CPU = torch.device("cpu")
@@ -27,7 +25,7 @@ def tiny():
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the benchmark: its exit code and the rows that it wrote, read back by the schema."""
-    monkeypatch.setattr(bench_cold_start, "load", lambda name: tiny())
+    monkeypatch.setattr(_train_step, "load", lambda name: tiny())
 
     def call(*arguments):
         code = bench_cold_start.main(["--repeat", "1", "--out", str(tmp_path), *arguments])
@@ -37,24 +35,26 @@ def run(tmp_path, monkeypatch):
 
 
 def test_phases_add_up_to_what_the_process_took(run):
-    begun = time.monotonic()
+    start = time.monotonic()
     code, rows = run("--config", "tiny", "--batch", "2")
-    took = time.monotonic() - begun
+    seconds = time.monotonic() - start
     assert code == 0
     assert [(row["impl"], row["config"], row["clips"], row["cache"]) for row in rows] == [("torch", "tiny", 2, "none")]
     phases = dict(rows[0]["phases"])
     assert phases.pop("second step") > 0
     assert list(phases) == ["imports", "build", "first step"]
     assert sum(phases.values()) == pytest.approx(rows[0]["p50"], rel=1e-2)
-    assert rows[0]["p50"] < took
+    assert rows[0]["p50"] < seconds
     assert phases["imports"] > max(phases["build"], phases["first step"])
 
 
-def test_what_came_before_python_counts(monkeypatch):
-    monkeypatch.setenv(bench_cold_start.BEGUN, repr(time.time() - 100))
-    found = bench_cold_start.child({"config": tiny().to_dict(), "clips": 1, "device": "cpu", "impl": "torch"})
-    assert 100 <= found["imports"] < 130
-    assert found["build"] + found["first step"] < 30
+def test_the_time_before_python_counts(monkeypatch, capsys):
+    request = {"config": tiny().to_dict(), "clips": 1, "device": "cpu", "impl": "torch", "what": "phases"}
+    monkeypatch.setattr("sys.argv", ["_train_step", json.dumps(request | {"start": time.time() - 100})])
+    _train_step.main()
+    phases = json.loads(capsys.readouterr().out)
+    assert 100 <= phases["imports"] < 130
+    assert phases["build"] + phases["first step"] < 30
 
 
 def test_a_process_that_fails_is_refused(run):
@@ -63,37 +63,29 @@ def test_a_process_that_fails_is_refused(run):
     assert "norm_linear has no native implementation" in rows[0]["refused"]
 
 
-class Processes:
-    """In place of subprocess.run: what was started, each taking so many seconds a phase."""
-
-    def __init__(self):
-        self.started = []
-
-    def __call__(self, command, env=None, **options):
-        if "--child" not in command:
-            return None
-        self.started.append(env)
-        seconds = float(len(self.started))
-        assert abs(float(env[bench_cold_start.BEGUN]) - time.time()) < 5
-        out = json.dumps(dict.fromkeys((*bench_cold_start.PHASES, bench_cold_start.MORE), seconds))
-        return subprocess.CompletedProcess(command, 0, out + "\n", "")
-
-
 @pytest.fixture
 def processes(monkeypatch):
-    fake = Processes()
-    monkeypatch.setattr(bench_cold_start.subprocess, "run", fake)
-    return fake
+    """The environments of the processes that were asked for; each takes its own number of seconds a phase."""
+    environments = []
+
+    def ask(setting, name, what, environment):
+        assert what == "phases"
+        environments.append(environment)
+        return dict.fromkeys(_train_step.PHASES, float(len(environments)))
+
+    monkeypatch.setattr(_train_step, "ask", ask)
+    monkeypatch.setattr(bench_cold_start.subprocess, "run", lambda command, **options: None)
+    return environments
 
 
 def test_an_empty_cache_is_filled_and_used_again(processes):
     settings = {"a": Setting(tiny(), 1, CPU)}
     *_, rows = bench_cold_start.measure(settings, "torch:compile", 3)
-    folders = [env["TRITON_CACHE_DIR"] for env in processes.started]
+    folders = [environment["TRITON_CACHE_DIR"] for environment in processes]
     assert len(folders) == 1 + 3
     assert len(set(folders)) == 1
     assert not any(Path(folder).exists() for folder in folders)
-    assert folders[0] != processes.started[0]["TORCHINDUCTOR_CACHE_DIR"]
+    assert folders[0] != processes[0]["TORCHINDUCTOR_CACHE_DIR"]
     # Seconds a phase are the process's number: 1 with an empty cache, then 2, 3 and 4.
     assert [(row["cache"], row["p50"]) for row in rows] == [("empty", 3.0), ("filled", 9.0)]
     assert rows[1]["phases"]["imports"] == 3.0
@@ -101,9 +93,9 @@ def test_an_empty_cache_is_filled_and_used_again(processes):
 
 def test_configs_take_turns_and_keep_their_cache_without_a_compiler(processes):
     settings = {name: Setting(tiny(), 1, CPU) for name in ("a", "b")}
-    first, rows = bench_cold_start.measure(settings, "torch", 2)
-    assert [row["p50"] for row in first] == [3.0, 6.0]  # what is known after a round
-    assert [env.get("TRITON_CACHE_DIR") for env in processes.started] == [os.environ.get("TRITON_CACHE_DIR")] * 4
+    *more, rows = bench_cold_start.measure(settings, "torch", 2)
+    assert [row["p50"] for row in more[1]] == [3.0, 6.0]  # after a round
+    assert processes == [{}] * 4
     # Seconds a phase are the process's number: 1 and 3, 2 and 4.
     assert [(row["config"], row["p50"]) for row in rows] == [("a", 6.0), ("b", 9.0)]
 
@@ -116,20 +108,20 @@ def test_which_caches_there_are():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "text"),
     [(["--device", "cuda"], "no GPU that PyTorch can use"), (["--impl", "trion"], "no implementation 'trion'")],
 )
-def test_what_cannot_be_done_is_one_line(monkeypatch, capsys, arguments, said):
+def test_what_cannot_be_done_is_one_line(monkeypatch, capsys, arguments, text):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench_cold_start.main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_kernels_are_compiled_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_cold_start, "load", lambda name: tiny())
-    given = ["--device", "cuda", "--config", "tiny", "--repeat", "1", "--out", str(tmp_path)]
-    assert bench_cold_start.main(given) == 0
+    monkeypatch.setattr(_train_step, "load", lambda name: tiny())
+    arguments = ["--device", "cuda", "--config", "tiny", "--repeat", "1", "--out", str(tmp_path)]
+    assert bench_cold_start.main(arguments) == 0
     empty, filled = _results.read(next(tmp_path.glob("*/cold_start.json")))["rows"]
     assert (empty["cache"], filled["cache"]) == ("empty", "filled")
     assert filled["phases"]["first step"] < empty["phases"]["first step"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import _numpy_pipeline, _results, bench_data
+from benchmarks import _results, bench_data
 from s2vfast import _extension, errors
 
 pytestmark = pytest.mark.skipif(bool(_extension.why_not()), reason="needs the compiled extension")
@@ -42,20 +42,20 @@ def test_clips_on_one_thread_and_masks_on_all(run, capsys):
 
 def test_threads_are_put_back_when_it_ends_early(monkeypatch):
     before = torch.get_num_threads()
-    monkeypatch.setattr(bench_data, "measure", lambda *given: {"threads": torch.get_num_threads()})
+    monkeypatch.setattr(bench_data, "measure", lambda *arguments: {"threads": torch.get_num_threads()})
     torch.set_num_threads(2)
     try:
-        found = bench_data.rows(torch.device("cpu"), 1)
-        assert next(found) == {"threads": 1}
-        found.close()
+        rows = bench_data.measure_all(torch.device("cpu"), 1)
+        assert next(rows) == {"threads": 1}
+        rows.close()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_clips_that_differ_are_not_timed_and_masks_are(run, monkeypatch):
-    honest = _numpy_pipeline.clip
-    monkeypatch.setattr(_numpy_pipeline, "clip", lambda *given: honest(*given) + 1e-3)
+    honest = bench_data.usual_clip
+    monkeypatch.setattr(bench_data, "usual_clip", lambda *sequence: honest(*sequence) + 1e-3)
     code, rows = run()
     assert code == 1
     assert [row["what"] for row in rows if "refused" in row] == ["clip_sample"]
@@ -63,14 +63,14 @@ def test_clips_that_differ_are_not_timed_and_masks_are(run, monkeypatch):
 
 
 def test_one_mask_that_differs_is_enough(run, monkeypatch):
-    honest = _numpy_pipeline.masks
+    honest = bench_data.usual_masks
 
-    def masks(*given):
-        rows = honest(*given)
+    def masks(*tensors):
+        rows = honest(*tensors)
         rows[-1][1][0, -1] += 1
         return rows
 
-    monkeypatch.setattr(_numpy_pipeline, "masks", masks)
+    monkeypatch.setattr(bench_data, "usual_masks", masks)
     code, rows = run()
     assert code == 1
     assert {row["versus"] for row in rows if "refused" in row} == {WAYS[1]}

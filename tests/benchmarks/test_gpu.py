@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 
 import torch
 
@@ -25,12 +26,34 @@ def test_all_steps_together_end_within_ten_minutes(tmp_path):
     assert sum(step.seconds for step in gpu.steps(tmp_path)) <= 575
 
 
+def test_the_headline_is_there_within_four_minutes(tmp_path):
+    made = gpu.steps(tmp_path)
+    names = [step.name for step in made]
+    assert names[:5] == ["doctor", "compile", "headline", "step", "tests"]
+    assert sum(step.seconds for step in made[:4]) <= 240
+    step = {step.name: step.command for step in made}
+    assert not any("compile" in word for word in step["step"] + step["headline"])
+    assert {"mlp", "attention", "ntu", "triton", "torch"} <= set(step["headline"])
+    # What takes longest is last.
+    assert names[-3:] == ["memcheck", "racecheck", "step_compile"]
+
+
+def test_its_commands_are_ones_that_there_are(tmp_path, monkeypatch):
+    from benchmarks import bench_step, run
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for step in gpu.steps(tmp_path):
+        program = {"benchmarks.run": run, "benchmarks.bench_step": bench_step}.get(step.command[2])
+        if program:
+            assert program.main(step.command[3:]) == 2  # its one error: there is no GPU
+
+
 def test_a_step_that_fails_is_shown_and_the_others_still_run(tmp_path, monkeypatch, capsys):
     run = [gpu.PYTHON, "-c"]
     made = [
         gpu.Step("bad", [*run, "raise SystemExit('it went wrong')"], 60, gpu=False),
         gpu.Step("slow", [*run, "import time; time.sleep(60)"], 1, gpu=False),
-        gpu.Step("tool", ["no-such-tool"], 1, gpu=False, needs="no-such-tool"),
+        gpu.Step("tool", ["no-such-tool"], 1, gpu=False, program="no-such-tool"),
         gpu.Step("good", [*run, "print('fine')"], 60, gpu=False),
     ]
     monkeypatch.setattr(gpu, "steps", lambda out: made)
@@ -40,24 +63,39 @@ def test_a_step_that_fails_is_shown_and_the_others_still_run(tmp_path, monkeypat
     assert (results["bad"]["code"], results["slow"]["code"], results["good"]["code"]) == (1, 124, 0)
     assert results["tool"]["skipped"] == "no-such-tool was not found"
     assert "it went wrong" in capsys.readouterr().out
-    assert "it went wrong" in results["bad"]["said"]
-    assert "said" not in results["good"]
+    assert "it went wrong" in results["bad"]["output"]
+    assert "output" not in results["good"]
 
 
 def test_what_a_stopped_step_had_measured_is_kept(tmp_path, monkeypatch):
-    write = f"import pathlib, time; p = pathlib.Path({str(tmp_path)!r}, 'h100'); p.mkdir(); "
-    write += "(p / 'step.json.partial').write_text('{}'); time.sleep(60)"
-    made = [gpu.Step("step", [gpu.PYTHON, "-c", write], 3, gpu=False)]
+    write = f"""
+import sys, time, pathlib
+from benchmarks import _results
+row = {{"what": "tube_mask", "refused": "slow"}}
+device = {{"name": "H100", "slug": "h100", "type": "cpu", "threads": 1}}
+_results.write(_results.result("data", [row], device), pathlib.Path({str(tmp_path)!r}), whole=False)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    made = [gpu.Step("data", [gpu.PYTHON, "-c", write], 20, gpu=False)]
+    real = gpu.subprocess.Popen.wait
+
+    def wait(process, timeout=None):
+        """The time is over once the step has written."""
+        while timeout == 20 and not list(tmp_path.glob("h100/*.partial")):
+            time.sleep(0.05)
+        return real(process, 0 if timeout == 20 else timeout)
+
+    monkeypatch.setattr(gpu.subprocess.Popen, "wait", wait)
     monkeypatch.setattr(gpu, "steps", lambda out: made)
     monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
     assert gpu.main() == 1
-    assert [path.name for path in (tmp_path / "h100").iterdir()] == ["step.json"]
-
-
-def test_fewer_than_eight_files_are_left(tmp_path):
-    """log.txt, summary.json, tests.xml, and a file for each kind that is measured."""
-    kinds = {step.command[-1] for step in gpu.steps(tmp_path) if "benchmarks.run" in step.command} - {"0.2"} | {"ops"}
-    assert 3 + len(kinds) < 8
+    assert [path.name for path in (tmp_path / "h100").iterdir()] == ["data.json"]
+    # It was interrupted before it was ended, upon which pytest prints its failures.
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1] == "interrupted"
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["code"] == 124
 
 
 def test_tests_for_a_gpu_are_collected_without_what_a_gpu_machine_lacks():

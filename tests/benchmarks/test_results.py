@@ -44,17 +44,20 @@ def test_what_is_not_whole_leaves_what_is_there(tmp_path):
     partial = _results.write(part, tmp_path, whole=False)
     assert (partial.name, _results.read(path), _results.read(partial)) == ("data.json.partial", whole, part)
     assert _results.paths(tmp_path) == [path]
-    assert _results.promote(tmp_path) == []
+    assert _results.promote(tmp_path) == []  # it has fewer rows
     path.unlink()
     assert _results.promote(tmp_path) == [path]
     assert _results.read(path) == part
+    _results.write(whole, tmp_path, whole=False)
+    assert _results.promote(tmp_path) == [path]  # it has more rows
+    assert _results.read(path) == whole
     assert sorted(file.name for file in path.parent.iterdir()) == ["data.json"]
 
 
 def test_the_commit_is_that_of_the_beginning(monkeypatch):
-    begun = _results.origin()
+    start = _results.origin()
     monkeypatch.setattr(_results, "commit", lambda: "changed since")
-    assert _results.result("data", [], CPU)["commit"] == begun[0]
+    assert _results.result("data", [], CPU)["commit"] == start[0]
 
 
 def test_committed_results_follow_the_schema():
@@ -135,4 +138,6 @@ def test_what_auto_prefers_was_measured_to_be_faster():
 
 def test_the_report_is_what_the_committed_results_give():
     """A change of either is to be followed by python -m benchmarks.report."""
-    assert report.stale(_results.ROOT / "docs", _results.RESULTS) == []
+    docs = _results.ROOT / "docs"
+    files, _ = report.pages(_results.RESULTS, docs, _results.ROOT / "README.md")
+    assert report.stale(files, docs) == []

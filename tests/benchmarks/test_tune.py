@@ -17,7 +17,7 @@ def table(tmp_path, monkeypatch):
     """A copy of the table of masked_mse that may be written."""
     path = tmp_path / "masked_mse.json"
     path.write_text(_launch.table_path("masked_mse").read_text("utf-8"), "utf-8")
-    monkeypatch.setattr(_launch, "table_path", lambda stem: path)
+    monkeypatch.setattr(_launch, "table_path", lambda op: path)
     _launch._table.cache_clear()
     yield path
     monkeypatch.undo()
@@ -25,21 +25,21 @@ def table(tmp_path, monkeypatch):
 
 
 def test_it_goes_downhill_and_stops_at_the_lowest():
-    question = _launch.Question("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
+    lookup = _launch.ConfigLookup("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
 
     def cost():
         now = _launch.configuration("masked_mse", "forward", CPU, dtype="float32")
         return 1.0 + abs(now["BLOCK"] - 512) / 512 + abs(now["num_warps"] - 2)
 
-    best, after, before = tune.tune_kernel(question, cost)
+    best, after, before = tune.tune_kernel(lookup, cost)
     assert best == {"BLOCK": 512, "num_warps": 2}
     assert after == 1.0 < before
 
 
 def test_noise_changes_nothing():
-    question = _launch.Question("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
+    lookup = _launch.ConfigLookup("masked_mse", "forward", {"dtype": "float32"}, {"BLOCK": 2048, "num_warps": 8})
     costs = iter([1.0] + [0.995] * 100)
-    assert tune.tune_kernel(question, lambda: next(costs))[0] == question.use
+    assert tune.tune_kernel(lookup, lambda: next(costs))[0] == lookup.use
 
 
 def test_what_it_writes_is_what_the_next_launch_uses(table):

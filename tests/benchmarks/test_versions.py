@@ -35,14 +35,10 @@ def version(tmp_path):
 
 
 def test_moved_inputs_are_the_same_numbers_on_other_lines():
-    given = {"x": torch.arange(15.0).reshape(3, 5), "many": [torch.arange(3)], "seed": 3}
-    moved = [_worker._moved(given) for _ in range(8)]
-    for one in moved:
-        assert torch.equal(one["x"], given["x"])
-        assert torch.equal(one["many"][0], given["many"][0])
-        assert one["seed"] == 3
-        assert one["x"].data_ptr() % 64 == 0
-    assert len({one["x"].data_ptr() % 4096 for one in moved}) > 1
+    x = torch.arange(15.0).reshape(3, 5)
+    copies = [_worker.moved(x) for _ in range(8)]
+    assert all(torch.equal(one, x) and one.data_ptr() % 64 == 0 for one in copies)
+    assert len({one.data_ptr() % 4096 for one in copies}) > 1
 
 
 # Processes
@@ -51,16 +47,16 @@ def test_moved_inputs_are_the_same_numbers_on_other_lines():
 def test_what_a_version_lacks_is_not_taken_from_an_installation(version, tmp_path):
     one = version(lambda folder: (folder / "s2vfast/verify.py").unlink())
     assert "masked_mse" in one.ask(do="hello")["has"]
-    verify = one.ask(do="verify", stem="masked_mse", impl="torch", sizes={})
+    verify = one.ask(do="verify", op="masked_mse", impl="torch", sizes={})
     assert verify == {"failed": "ModuleNotFoundError: there is no s2vfast.verify"}
     # Nor are arguments taken away that an operation had not yet.
     torch.save(inputs("masked_mse") | {"weight": 1.0}, tmp_path / "inputs.pt")
-    request = {"stem": "masked_mse", "impl": "torch", "inputs": str(tmp_path / "inputs.pt"), "threads": 1}
+    request = {"op": "masked_mse", "impl": "torch", "inputs": str(tmp_path / "inputs.pt"), "threads": 1}
     assert "unexpected keyword argument 'weight'" in one.ask(do="prepare", **request, backward=False)["failed"]
 
 
 @pytest.mark.parametrize(
-    ("found", "ours", "fault"),
+    ("answer", "ours", "fault"),
     [
         ({"wrong": "by 1"}, False, True),
         ({"wrong": "by 1"}, True, True),
@@ -70,10 +66,10 @@ def test_what_a_version_lacks_is_not_taken_from_an_installation(version, tmp_pat
         ({"declined": "too wide"}, True, False),
     ],
 )
-def test_an_old_revision_may_lack_what_this_tree_may_not(found, ours, fault, tmp_path, monkeypatch):
+def test_an_old_revision_may_lack_what_this_tree_may_not(answer, ours, fault, tmp_path, monkeypatch):
     version = _versions.Version("one", tmp_path, CPU, "float32", ours)
-    monkeypatch.setattr(version, "ask", lambda **request: found)
-    with pytest.raises(_versions.NotCompared, match=f"^one.*: {next(iter(found.values()))}$") as raised:
+    monkeypatch.setattr(version, "ask", lambda **request: answer)
+    with pytest.raises(_versions.NotCompared, match=f"^one.*: {next(iter(answer.values()))}$") as raised:
         version.need(do="sample")
     assert raised.value.fault == fault
 
@@ -85,12 +81,12 @@ def test_a_process_that_dies_costs_one_case(version):
         path.write_text(path.read_text().replace(head, f"{head}    import os; os.kill(os.getpid(), 11)\n"))
 
     one = version(deadly)
-    assert "its process ended with SIGSEGV" in one.ask(do="verify", stem="masked_mse", impl="torch", sizes={})["failed"]
+    assert "its process ended with SIGSEGV" in one.ask(do="verify", op="masked_mse", impl="torch", sizes={})["failed"]
     one.start()
     one.process.kill()
     one.process.wait()  # so that there is nobody to write a request to
     assert "its process ended with SIGKILL" in one.ask(do="hello")["failed"]
-    assert one.ask(do="verify", stem="mask_fill", impl="torch", sizes={"N": 1, "unknown": 3}) == {}
+    assert one.ask(do="verify", op="mask_fill", impl="torch", sizes={"N": 1, "unknown": 3}) == {}
 
 
 # The extension
@@ -143,8 +139,8 @@ def test_this_tree_is_copied_as_it_is_but_for_what_was_built(folders, tmp_path):
     (root / "s2vfast/_new.py").write_text("not committed")
     (root / "s2vfast/__pycache__").mkdir()
     _versions.snapshot(tmp_path / "copy")
-    found = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*")}
-    assert found == {"s2vfast", "s2vfast/_new.py", "s2vfast/kernels", "kernels", "csrc", "csrc/a.cpp", "setup.py"}
+    paths = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*")}
+    assert paths == {"s2vfast", "s2vfast/_new.py", "s2vfast/kernels", "kernels", "csrc", "csrc/a.cpp", "setup.py"}
     assert (tmp_path / "copy/s2vfast/kernels").samefile(tmp_path / "copy/kernels")
 
 

@@ -11,16 +11,16 @@ from s2vfast.errors import DataError
 
 def arrays(dtype=np.float32):
     rng = np.random.default_rng(0)
-    made = {}
+    contents = {}
     for part, count in (("train", 5), ("test", 3)):
         x = rng.uniform(0.1, 1, (count, 12, 2, 25, 3))
         x[:, 8:] = 0
         x[0, :, 1] = 0  # one body only
         x[1, 3:5, 0] = 0  # a gap
         x[2, 10, 1] = 0.5  # the second body is seen again after both vanished
-        made[f"x_{part}"] = x.reshape(count, 12, 150).astype(dtype)
-        made[f"y_{part}"] = np.eye(4)[rng.integers(0, 4, count)]
-    return made
+        contents[f"x_{part}"] = x.reshape(count, 12, 150).astype(dtype)
+        contents[f"y_{part}"] = np.eye(4)[rng.integers(0, 4, count)]
+    return contents
 
 
 def load(folder, data, name="NTU60_CS.npz", save=np.savez, **more):

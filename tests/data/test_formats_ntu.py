@@ -254,13 +254,13 @@ def test_import_knows_60_from_120(tmp_path, action, classes, splits):
     assert store.select(splits[1], "test").tolist() == [0]
 
 
-def test_wide_share_and_motion_measure_what_they_say():
+def test_wide_fraction_and_motion_measure_what_they_say():
     joints = np.zeros((4, 25, 3), np.float32)
     joints[:, 0, 1] = 1.0  # height 1
     joints[:3, 1, 0] = 0.81  # wider than 0.8 in three frames
     joints[3, 1, 0] = 0.79
     body = Body("1", np.arange(4), joints)
-    assert ntu.wide_share(body) == 0.75
+    assert ntu.wide_fraction(body) == 0.75
     assert ntu.motion(body) == pytest.approx(np.var([0.81] * 3 + [0.79]), rel=1e-4)
 
 

@@ -29,7 +29,7 @@ def src(tmp_path):
 
 
 def test_recordings_and_splits(src, tmp_path):
-    kept = recording(src)
+    content = recording(src)
     for action, label in ((1, 1), (12, 10)):
         for view in (1, 2, 3):
             recording(src, f"a{action:02d}_s10_e00_v{view:02d}", label, frames=view)
@@ -45,7 +45,7 @@ def test_recordings_and_splits(src, tmp_path):
     assert [store.classes[label] for label in sorted(set(store.labels))] == [nwucla.ACTIONS[a] for a in (1, 8, 12)]
     index = store.names.index("a08_s03_e01_v02")
     assert (store.subjects[index], store.views[index], store.repetitions[index], store.labels[index]) == (3, 2, 1, 6)
-    np.testing.assert_array_equal(store.sequence(index)[0][0], np.array(kept["skeletons"], np.float32))
+    np.testing.assert_array_equal(store.sequence(index)[0][0], np.array(content["skeletons"], np.float32))
     for split, views in {"xview": ((1, 2), 3), "view12": ((1,), 2), "view21": ((2,), 1)}.items():
         assert set(store.views[store.select(split, "train")]) == set(views[0])
         assert set(store.views[store.select(split, "test")]) == {views[1]}
@@ -140,13 +140,13 @@ def test_oddities_are_counted_and_said(src, tmp_path):
 @pytest.mark.skipif("S2VFAST_DATA" not in os.environ, reason="S2VFAST_DATA names no folder with nw_ucla")
 def test_the_real_dataset(tmp_path):
     source = Path(os.environ["S2VFAST_DATA"]) / "nw_ucla"
-    seen = []
-    report = import_dataset(source, tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
+    calls = []
+    report = import_dataset(source, tmp_path / "store", progress=lambda done, total: calls.append((done, total)))
     assert (report.sequences, report.rows, report.classes) == (1484, 58534, 10)
     assert report.splits["xview"] == {"train": 1020, "test": 464}
     assert report.splits["view12"] == {"train": 516, "test": 504}
     assert report.dropped == []
-    assert seen[-1] == (1484, 1484)
+    assert calls[-1] == (1484, 1484)
     store = Store.open(tmp_path / "store")
     assert "intact" in check(store.path)
     assert len(set(store.subjects)) == 10

@@ -96,13 +96,13 @@ def test_names_of_split_lists(tmp_path, keys, splits):
     assert {split: sorted(parts) for split, parts in store.splits.items()} == {
         split: sorted(parts) for split, parts in splits.items()
     }
-    for key, wanted in lists.items():
+    for key, part_names in lists.items():
         part = key.split("_")[-1].strip("12")
         fold = key[-1] if key[-1] in "12" else ""
         split = (key.rpartition("_")[0] or "default") + fold
         if part == "val" and "val" not in store.splits[split]:
             part = "test"
-        assert [store.names[i] for i in store.select(split, part)] == wanted
+        assert [store.names[i] for i in store.select(split, part)] == part_names
 
 
 def test_split_lists_of_other_names_are_said(tmp_path):

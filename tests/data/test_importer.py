@@ -55,10 +55,10 @@ def test_the_store_does_not_depend_on_workers_or_order(ntu, tmp_path, monkeypatc
 
 
 def test_the_report_counts_what_was_dropped(ntu, tmp_path):
-    seen = []
-    report = import_dataset(ntu, tmp_path / "store", progress=lambda *at: seen.append(at))
-    assert seen[-1] == (75, 75)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    calls = []
+    report = import_dataset(ntu, tmp_path / "store", progress=lambda *at: calls.append(at))
+    assert calls[-1] == (75, 75)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert report.sequences == 75 - 8
     assert len(report.dropped) == 8
     assert len(report.broken) == 4

@@ -93,3 +93,53 @@ def test_missing_fields_and_files_are_named(tmp_path):
     (tmp_path / "text.json").write_text("{")
     with pytest.raises(DataError, match="text.json: cannot be read as JSON"):
         get_layout(tmp_path / "text.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bone_parents": [1, 2, 0]}, "bone_parents: joint base never reaches a root"),
+        ({"bone_parents": [-1]}, "bone_parents: 1 given for 3 joints"),
+        ({"spine": ["base"]}, "spine: expected two different joints"),
+        ({"hips": ["base", "x"]}, "hips: 'x' is no joint"),
+        ({"mirror": [["base", "left"], ["left", "right"]]}, "mirror: a joint stands in more than one pair"),
+        ({"mirror": [["base", "base"]]}, "mirror: expected two different joints"),
+    ],
+)
+def test_impossible_facts_for_views_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        Layout.from_dict({**TRIANGLE, **change})
+
+
+def test_facts_for_views_have_defaults():
+    plain = Layout.from_dict(TRIANGLE)
+    assert plain.bone_parents == plain.parents
+    assert plain.spine == plain.torso
+    assert plain.hips is None
+    assert plain.mirror == ((1, 2),)
+    full = {
+        **TRIANGLE,
+        "bone_parents": [1, -1, 1],
+        "spine": [0, 2],
+        "hips": ["base", "left"],
+        "mirror": [["left", "base"]],
+    }
+    assert Layout.from_dict(Layout.from_dict(full).to_dict()) == Layout.from_dict(full)
+    assert Layout.from_dict(full).hips == (0, 1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_known_layout_is_stored_as_before(name):
+    """Stores written before these facts were there have the same bytes, and get the facts when they are read."""
+    layout = LAYOUTS[name]
+    stored = layout.to_dict()
+    assert set(stored) == {"name", "joints", "parents", "root", "torso", "sides", "up", "parts"}
+    assert Layout.from_dict(stored) == layout
+    undirected = {frozenset(bone) for bone in layout.bones}
+    tree = {frozenset(bone) for bone in enumerate(layout.bone_parents) if bone[1] >= 0}
+    moved = {frozenset(pair) for pair in ((21, 7), (23, 11), (21, 22), (23, 24))}  # Kinect v2's finger tips
+    assert undirected ^ tree == (moved if name == "kinect_v2" else set())
+    left, right = zip(*layout.mirror, strict=True)
+    assert all(layout.joints[joint].startswith("left") for joint in left)
+    assert all(layout.joints[joint].startswith("right") for joint in right)
+    assert layout.joints[layout.hips[0]].startswith("left")

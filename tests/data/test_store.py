@@ -60,10 +60,10 @@ def test_split_parts_are_ascending_and_unknown_ones_are_listed(tmp_path):
 
 def test_splits_may_be_made_from_what_was_kept(tmp_path):
     empty = Sequence("gone", 0, 2, [Body("1", np.arange(2), np.zeros((2, 2, 3)))])
-    kept = Sequence("here", 1, 2, [body([0])], subject=2)
+    visible = Sequence("here", 1, 2, [body([0])], subject=2)
     store = write(
         tmp_path / "store",
-        [empty, kept],
+        [empty, visible],
         splits=lambda infos: {"s": {"train": [i.name for i in infos if i.subject == 2], "test": ["gone", "never"]}},
     )
     assert store.select("s", "train").tolist() == [0]
@@ -160,9 +160,9 @@ def test_one_flipped_byte_is_found_wherever_it_is(tmp_path, name):
 
 def test_damage_after_opening_is_found(tmp_path):
     store, _ = example(tmp_path / "store")
-    seen = []
-    store.verify(seen.append)
-    assert seen == list(FILES)
+    names = []
+    store.verify(names.append)
+    assert names == list(FILES)
     header = store.path / HEADER
     header.write_bytes(header.read_bytes().replace(b'"x"', b'"z"'))
     with pytest.raises(DataError, match="store.json: changed since"):

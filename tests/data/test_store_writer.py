@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from s2vfast import files
 from s2vfast.data import store_writer
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.errors import DataError
@@ -116,22 +117,22 @@ def test_an_existing_place_is_not_touched_unless_asked(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    gone, host = int(finished.stdout), store_writer._host()
-    (tmp_path / f".store.tmp-{host}-{gone}").mkdir()
-    (tmp_path / f".store.tmp-{host}-1").mkdir()  # process 1 lives
-    (tmp_path / f".other.tmp-{host}-{gone}").mkdir()
+    process, host = int(finished.stdout), files._host()
+    (tmp_path / f".tmp-store-{host}-{process}").mkdir()
+    (tmp_path / f".tmp-store-{host}-1").mkdir()  # process 1 lives
+    (tmp_path / f".tmp-other-{host}-{process}").mkdir()
     example(tmp_path / "store")
-    assert left_behind(tmp_path) == sorted([f".store.tmp-{host}-1", f".other.tmp-{host}-{gone}", "store"])
-    (tmp_path / "store").rename(tmp_path / f".store.tmp-{host}-{gone}-old")  # killed between two renames
+    assert left_behind(tmp_path) == sorted([f".tmp-store-{host}-1", f".tmp-other-{host}-{process}", "store"])
+    (tmp_path / "store").rename(tmp_path / f".tmp-store-{host}-{process}-old")  # killed between two renames
     with pytest.raises(DataError):
         write(tmp_path / "store", [Sequence("new", 7, 1, [body([0])])], overwrite=True)
     assert Store.open(tmp_path / "store").names == ["s0", "s1", "s2"]
 
 
-@pytest.mark.parametrize("room", [0, 60_000, 1_000_000])
-def test_a_full_disk_leaves_nothing_behind(tmp_path, room):
+@pytest.mark.parametrize("size_limit", [0, 60_000, 1_000_000])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, size_limit):
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_limit, size_limit))
 
     code = (
         "import pathlib, sys\n"

@@ -269,9 +269,9 @@ def test_views_show_one_performance_with_noise_of_their_own():
         a, b = truth.reshape(-1, 3), body.joints.reshape(-1, 3).astype(float)
         u, _, vt = np.linalg.svd((a - a.mean(0)).T @ (b - b.mean(0)))
         spin = vt.T @ np.diag([1.0, 1.0, np.linalg.det(vt.T @ u.T)]) @ u.T
-        rest = b - b.mean(0) - (a - a.mean(0)) @ spin.T
+        residual = b - b.mean(0) - (a - a.mean(0)) @ spin.T
         errors.append(np.full((len(world), 25, 3), np.nan))
-        errors[-1][body.frame_index] = rest.reshape(-1, 25, 3)
+        errors[-1][body.frame_index] = residual.reshape(-1, 25, 3)
     for error in errors:
         assert 0.003 < np.sqrt(np.nanmean(error**2)) < 0.08
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -286,8 +286,8 @@ def test_noise_grows_with_depth_and_at_the_hidden_side():
     def error(distance: float) -> np.ndarray:
         camera = synth_sensor.draw_camera(np.random.default_rng(1), 1, distance, 1.2)
         body = camera.see(world)
-        seen = np.stack([synth_sensor.disturb(rng, body, []) for _ in range(8)])
-        return np.sqrt(((seen - body) ** 2).mean(axis=(0, 1, 3)))
+        noisy = np.stack([synth_sensor.disturb(rng, body, []) for _ in range(8)])
+        return np.sqrt(((noisy - body) ** 2).mean(axis=(0, 1, 3)))
 
     near, far = error(2.0), error(4.5)
     assert far.mean() > 1.5 * near.mean()
@@ -295,7 +295,7 @@ def test_noise_grows_with_depth_and_at_the_hidden_side():
     # Seen exactly from its left, the right hand hangs behind the trunk.
     camera = synth_sensor.Camera(np.array([3.0, 1.0, 0.0]), np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]))
     body = np.repeat(camera.see(_profile())[None], 5, axis=0)
-    lost = synth_sensor.hidden(body, [])
+    lost = synth_sensor.occluded(body, [])
     assert lost[:, HIP[RIGHT]].min() > 0.9
     assert lost[:, [HIP[LEFT], WRIST[LEFT]]].max() < 0.1
 
@@ -334,10 +334,10 @@ def test_a_sequence_does_not_depend_on_what_is_beside_it(tmp_path):
 
 
 def test_progress_and_subset(tmp_path):
-    seen = []
-    store = synth.generate(tmp_path / "s", **SMALL, views=1, progress=lambda done, total: seen.append((done, total)))
+    calls = []
+    store = synth.generate(tmp_path / "s", **SMALL, views=1, progress=lambda done, total: calls.append((done, total)))
     assert store.classes == ["wave", "sit down", "hug"]
-    assert seen == [(i, 6) for i in range(1, 7)]
+    assert calls == [(i, 6) for i in range(1, 7)]
     assert list(store.splits) == ["xsub"]
     assert set(store.labels.tolist()) == {0, 1, 2}
 

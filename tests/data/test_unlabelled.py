@@ -13,7 +13,7 @@ from s2vfast.errors import DataError
 from .ntu_files import IDS, frames_of, person, skeleton_text
 
 
-def places(*shape):
+def coordinates(*shape):
     return np.random.default_rng(0).uniform(0.1, 2, shape).round(5).astype(np.float32)
 
 
@@ -29,7 +29,7 @@ def ntu_action(folder):
 
 
 def nwucla(folder):
-    joints = places(7, 20, 3)
+    joints = coordinates(7, 20, 3)
     (folder / "clip.json").write_text(json.dumps({"skeletons": joints.tolist(), "label": "wave"}))
     return folder / "clip.json", {"clip": joints}
 
@@ -41,7 +41,7 @@ def nwucla_folder(folder):
 
 
 def pyskl(folder):
-    keypoint = places(1, 7, 25, 3)
+    keypoint = coordinates(1, 7, 25, 3)
     names = ("S001C001P001R001A001", "clip")
     annotations = [{"frame_dir": name, "label": None, "keypoint": keypoint} for name in names]
     (folder / "a.pkl").write_bytes(pickle.dumps({"annotations": annotations}))
@@ -49,14 +49,14 @@ def pyskl(folder):
 
 
 def ctrgcn(folder):
-    x = places(2, 7, 150)
+    x = coordinates(2, 7, 150)
     x[..., 75:] = 0
     np.savez(folder / "a.npz", x_test=x)
     return folder / "a.npz", {f"test_{i:06d}": x[i, :, :75].reshape(7, 25, 3) for i in range(2)}
 
 
 def pkummd_file(folder, name="0002-L"):
-    joints = places(9, 2, 25, 3)
+    joints = coordinates(9, 2, 25, 3)
     joints[:, 1] = 0
     lines = (" ".join(f"{x:.5f}" for x in frame.reshape(-1)) for frame in joints)
     (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
@@ -80,11 +80,11 @@ def test_recordings_without_labels(tmp_path, make):
     (tmp_path / "src").mkdir()
     src, expected = make(tmp_path / "src")
     source = FORMATS[detect_format(src)].open_source(src, None, labelled=False)
-    found = [made for item in source.items for made in read_checked(source, item)]
-    assert [made.name for made in found] == list(expected)
-    for made, joints in zip(found, expected.values(), strict=True):
-        assert (made.label, made.subject, made.view, made.repetition, made.setup) == (-1,) * 5
-        np.testing.assert_allclose(made.bodies[0].joints, joints, atol=1e-6)
+    sequences = [sequence for item in source.items for sequence in read_checked(source, item)]
+    assert [sequence.name for sequence in sequences] == list(expected)
+    for sequence, joints in zip(sequences, expected.values(), strict=True):
+        assert (sequence.label, sequence.subject, sequence.view, sequence.repetition, sequence.setup) == (-1,) * 5
+        np.testing.assert_allclose(sequence.bodies[0].joints, joints, atol=1e-6)
     with pytest.raises(DataError):
         import_dataset(src, tmp_path / "store")
 
@@ -97,8 +97,8 @@ def test_what_else_is_wrong_is_still_wrong(tmp_path):
     ):
         (tmp_path / "clip.json").write_text(json.dumps(change))
         source = FORMATS["nwucla"].open_source(tmp_path / "clip.json", None, labelled=False)
-        ((made,),) = [read_checked(source, item) for item in source.items]
-        assert reason in made["reason"]
+        ((entry,),) = [read_checked(source, item) for item in source.items]
+        assert reason in entry["reason"]
     with pytest.raises(DataError, match=r"no files named \*\.json below"):
         FORMATS["nwucla"].open_source(tmp_path / "nothing", None, labelled=False)
     np.savez(tmp_path / "a.npz", x=1)

@@ -1,5 +1,7 @@
 """Features: which weights, which clips, which pooling."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_untrained_is_what_the_run_started_from(run, small):
 def test_untrained_needs_no_checkpoint(run):
     path = run[0]
     for folder in (path / "checkpoints").iterdir():
-        checkpoint.remove(folder)
+        shutil.rmtree(folder)
     features.load_encoder(path, untrained=True)
     with pytest.raises(errors.CheckpointError, match="no checkpoint"):
         features.load_encoder(path)

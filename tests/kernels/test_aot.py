@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from s2vfast import ops
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.kernels import aot
 
-WITH_KERNELS = [stem for stem in STEMS if "triton" in ops.operation(stem).implementations]
+WITH_KERNELS = [op for op in OPS if "triton" in ops.operation(op).implementations]
 MATRIX_PRODUCTS = {"attention", "norm_linear", "add_norm", "mlp"}
 
 
@@ -28,20 +28,20 @@ def report():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", WITH_KERNELS)
-def test_no_spills_and_the_right_matrix_instructions(stem, report):
-    kernels = [kernel for kernel in report if kernel["stem"] == stem]
+@pytest.mark.parametrize("op", WITH_KERNELS)
+def test_no_spills_and_the_right_matrix_instructions(op, report):
+    kernels = [kernel for kernel in report if kernel["op"] == op]
     assert {(kernel["arch"], kernel["dtype"]) for kernel in kernels} == {(a, d) for a in aot.ARCHES for d in aot.DTYPES}
     for kernel in kernels:
         assert kernel["wrong"] == [], (kernel["kernel"], kernel["arch"], kernel["dtype"], kernel["shapes"])
-    if stem in MATRIX_PRODUCTS:
+    if op in MATRIX_PRODUCTS:
         for arch, instruction in ((80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")):
             found = [k for k in kernels if k["arch"] == arch and k["dtype"] == "bfloat16"]
             assert any(kernel["instructions"][instruction] for kernel in found), arch
 
 
 GOOD = aot.Compiled(
-    stem="mlp",
+    op="mlp",
     kernel="forward",
     arch=90,
     dtype="bfloat16",

@@ -5,15 +5,11 @@ import json
 import pytest
 import torch
 
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.kernels import _launch
 
 CPU = torch.device("cpu")
-TABLES = {
-    stem: json.loads(_launch.table_path(stem).read_text("utf-8"))
-    for stem in STEMS
-    if _launch.table_path(stem).is_file()
-}
+TABLES = {op: json.loads(_launch.table_path(op).read_text("utf-8")) for op in OPS if _launch.table_path(op).is_file()}
 
 
 @pytest.fixture
@@ -23,7 +19,7 @@ def table(monkeypatch):
         {"when": {"dtype": "bfloat16", "L": [65, 128]}, "use": {"BLOCK": 32, "num_warps": 4}},
         {"when": {"L": [1, 4096]}, "use": {"BLOCK": 64, "num_warps": 8}},
     ]
-    monkeypatch.setattr(_launch, "_table", lambda stem: {"forward": entries})
+    monkeypatch.setattr(_launch, "_table", lambda op: {"forward": entries})
 
 
 def test_the_first_entry_that_fits_is_used(table):
@@ -47,9 +43,9 @@ def test_no_entry_names_what_was_looked_for(table):
         _launch.configuration("x", "forward", CPU, dtype="float32", L=5000)
 
 
-@pytest.mark.parametrize("stem", TABLES)
-def test_every_table_ends_in_an_entry_that_always_fits_its_dtypes(stem):
-    for kernel, entries in TABLES[stem].items():
+@pytest.mark.parametrize("op", TABLES)
+def test_every_table_ends_in_an_entry_that_always_fits_its_dtypes(op):
+    for kernel, entries in TABLES[op].items():
         assert entries, kernel
         for entry in entries:
             assert set(entry) == {"when", "use"}, kernel

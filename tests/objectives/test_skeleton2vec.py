@@ -120,7 +120,7 @@ def test_dropping_empty_bodies_leaves_them_out():
     clips, ids = batch(empty=(1, 5))
     model = build_objective(small_config(objective__empty_bodies="drop"), chain(25))
     dropped, _ = run(model, clips, ids)
-    noise = philox.uniform(philox.words(3, 2, philox.track_ids(ids, 2), philox.MASK, 50)).reshape(6, 2, 25)
+    noise = philox.uniform(philox.random_bits(3, 2, philox.track_ids(ids, 2), philox.MASK, 50)).reshape(6, 2, 25)
     full = [0, 2, 3, 4]
     model.empty_bodies = "compute"
     kept = model(clips[full], noise=noise[full])
@@ -141,7 +141,7 @@ def test_several_masks_are_several_draws_of_one_teacher():
     single = build_objective(one, chain(25))
     losses = []
     for r in range(2):
-        draws = philox.words(3, 2, philox.track_ids(ids, 2, mask=r), philox.MASK, 50)
+        draws = philox.random_bits(3, 2, philox.track_ids(ids, 2, mask=r), philox.MASK, 50)
         losses.append(single(clips, noise=philox.uniform(draws).reshape(6, 2, 25)).loss)
     out, _ = run(model, clips, ids)
     torch.testing.assert_close(out.loss, sum(losses) / 2)

@@ -265,8 +265,8 @@ def test_parts_that_share_a_joint_are_refused():
 def test_masks_come_from_a_stream_of_their_own():
     """The draws of tubes and of tokens are not the same numbers."""
     ids = torch.arange(3)
-    tubes = philox.words(1, 0, ids, philox.MASK, 8)
-    assert not torch.equal(tubes, philox.words(1, 0, ids, philox.TOKEN_MASK, 8))
+    tubes = philox.random_bits(1, 0, ids, philox.MASK, 8)
+    assert not torch.equal(tubes, philox.random_bits(1, 0, ids, philox.TOKEN_MASK, 8))
 
 
 def test_what_is_registered():

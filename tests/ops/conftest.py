@@ -10,10 +10,9 @@ from s2vfast import verify
 from s2vfast.ops import IMPLEMENTATIONS, _dispatch
 
 
-def implementations(stem: str, device: str = "cpu") -> list[str]:
+def implementations(op: str, device: str = "cpu") -> list[str]:
     """Names, without the reference, that can run here."""
-    op = _dispatch._OPS[stem]
-    return [name for name in IMPLEMENTATIONS[1:] if not op.why_not(name, device)]
+    return [name for name in IMPLEMENTATIONS[1:] if not _dispatch._OPS[op].why_not(name, device)]
 
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -39,10 +38,10 @@ def agree() -> Callable:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with an argument ``impl`` runs for every implementation of its file's stem that can run here."""
-    stem = metafunc.module.__name__.rpartition("test_")[2]
-    if "impl" in metafunc.fixturenames and stem in _dispatch._OPS:
-        metafunc.parametrize("impl", implementations(stem))
+    """A test with an argument ``impl`` runs for every implementation of its file's op that can run here."""
+    op = metafunc.module.__name__.rpartition("test_")[2]
+    if "impl" in metafunc.fixturenames and op in _dispatch._OPS:
+        metafunc.parametrize("impl", implementations(op))
 
 
 @pytest.fixture

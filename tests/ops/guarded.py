@@ -1,10 +1,10 @@
 """Run operations with every buffer between two pages that may not be touched: an access out of bounds ends the process.
 
-    python tests/ops/guarded.py STEM:IMPL [...]
+    python tests/ops/guarded.py OP:IMPL [...]
 
 Inputs, and whatever an implementation allocates by torch.empty and its like, end at a forbidden page, then begin after
 one. What is allocated is full of NaN (integers: the smallest number), so a result that is not written shows.
-Prints a line of JSON for each operation: {"case": STEM:IMPL, "wrong": [...]}.
+Prints a line of JSON for each operation: {"case": OP:IMPL, "wrong": [...]}.
 """
 
 import contextlib
@@ -100,22 +100,22 @@ def allocations(guard: Guarded):
         yield
 
 
-def run(stem: str, impl: str, shape: str, at_end: bool) -> list[str]:
+def run(op: str, impl: str, shape: str, at_end: bool) -> list[str]:
     """What is wrong with the results on guarded memory."""
-    given = inputs(stem, SHAPES[shape])
-    public = getattr(ops, stem)
+    given = inputs(op, SHAPES[shape])
+    public = getattr(ops, op)
     guard = Guarded(at_end)
 
     def guarded(**kw):
         return public(**{name: _like(guard, value) for name, value in kw.items()}, impl=impl)
 
-    if stem in ("clip_sample", "tube_mask"):
+    if op in ("clip_sample", "tube_mask"):
         expected = public(**given, impl="reference")
         with allocations(guard):
             found = guarded(**given)
         pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (expected, found)), strict=True)
         return [f"{shape}: output {i}" for i, (e, f) in enumerate(pairs) if not torch.allclose(e, f, atol=1e-4)]
-    if stem == "adamw_ema":
+    if op == "adamw_ema":
         given = {name: guard.replaced(value) for name, value in given.items()}
         with allocations(guard):
             public(**given, impl=impl)
@@ -125,7 +125,7 @@ def run(stem: str, impl: str, shape: str, at_end: bool) -> list[str]:
         lambda **kw: public(**kw, impl="reference"),
         lambda **kw: public(**kw, impl="reference"),
         given,
-        gradients=stem not in WITHOUT_GRADIENT,
+        gradients=op not in WITHOUT_GRADIENT,
         around=lambda: allocations(guard),
     )
     return [f"{shape}: {row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}" for row in rows if not row.good]
@@ -150,7 +150,7 @@ class _Copy(torch.autograd.Function):
 
 if __name__ == "__main__":
     for case in sys.argv[1:]:
-        stem, impl = case.split(":")
+        op, impl = case.split(":")
         print(json.dumps({"case": case}), flush=True)
-        wrong = [line for shape in CASES for at_end in (True, False) for line in run(stem, impl, shape, at_end)]
+        wrong = [line for shape in CASES for at_end in (True, False) for line in run(op, impl, shape, at_end)]
         print(json.dumps({"case": case, "wrong": wrong}), flush=True)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from unittest import mock
 
 from torch import Tensor
-from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from s2vfast import ops
-from s2vfast.inputs import STEMS
+from s2vfast.inputs import OPS
 from s2vfast.kernels import _launch
+from s2vfast.ops._custom import KERNELS
 
 ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
@@ -32,7 +32,7 @@ class _Counting(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.namespace == "s2vfast":
             with self:
-                return OPDEFS[function._schema.name]._init_fn(*args, **kwargs)
+                return KERNELS[function._schema.name](*args, **kwargs)
         result = function(*args, **kwargs)
         name = function._schema.name.removeprefix("aten::")
         # What gives back memory that it was given is a view, or a conversion that changes nothing.
@@ -57,9 +57,9 @@ def count(function: Callable[[], object]) -> collections.Counter[str]:
         with _disable_current_modes():  # what the interpreter does is no launch
             real(kernel, grid, *args, **options)
 
-    for stem in STEMS:
-        if "triton" in ops.operation(stem).implementations:
-            importlib.import_module(f"s2vfast.kernels.{stem}")
+    for op in OPS:
+        if "triton" in ops.operation(op).implementations:
+            importlib.import_module(f"s2vfast.kernels.{op}")
     modules = [m for name, m in sys.modules.items() if name.startswith("s2vfast.kernels.")]
     with contextlib.ExitStack() as stack:
         for module in modules:

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 import threading
@@ -5,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from s2vfast import errors, ops
+from s2vfast import errors, inputs, ops, verify
 from s2vfast.ops import _dispatch
 
 X = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
@@ -129,6 +130,103 @@ def test_threads_that_choose_do_not_disturb_each_other():
         thread.join()
     assert not wrong
     assert _dispatch._overrides == ()
+
+
+@pytest.fixture
+def added():
+    """Takes out of masked_mse what a test adds to it."""
+    op = _dispatch._OPS["masked_mse"]
+    before = dict(op.implementations), dict(op.reasons)
+    yield op
+    op.implementations, op.reasons = before
+
+
+def test_an_implementation_from_outside(added):
+    def mine(prediction, target):
+        return (prediction - target).square().mean() + 1
+
+    def why_not(device, prediction=None, target=None):
+        return ["it wants three channels"] if prediction is not None and prediction.shape[-1] != 3 else []
+
+    ops.register_impl("masked_mse", "mine", mine, why_not)
+    assert ops.masked_mse(*X) == 1
+    assert ops.masked_mse(*X, impl="mine") == 2
+    with ops.use_impl("torch,masked_mse=mine"):
+        assert ops.masked_mse(*X) == 2
+    with ops.use_impl("mine"):
+        assert ops.masked_mse(*X) == 2
+        with pytest.raises(errors.ImplementationError, match="teacher_target has no mine implementation"):
+            ops.teacher_target([X[0]], None)
+    with pytest.raises(errors.ImplementationError, match="impl='mine' cannot run here: it wants three channels"):
+        ops.masked_mse(X[0][..., :2], X[1][..., :2], impl="mine")
+    assert ops.availability("cpu")["masked_mse"]["mine"] == []
+    assert "mine" not in ops.availability("cpu")["teacher_target"]
+    with pytest.raises(errors.ImplementationError, match="teacher_target=mine: no implementation 'mine'; there are"):
+        ops.parse_choice("teacher_target=mine")
+    ops.register_impl("masked_mse", "mine", lambda prediction, target: prediction.sum())
+    assert ops.masked_mse(X[0][..., :2], X[1][..., :2], impl="mine") == 4
+
+
+@pytest.mark.parametrize("op", inputs.OPS)
+def test_an_implementation_is_called_as_the_public_function_is(op, monkeypatch):
+    public, calls = getattr(ops, op), []
+
+    def spy(*args, **kwargs):
+        calls.append((args, kwargs))
+        return public(*args, **kwargs, impl="reference")
+
+    for table in ("implementations", "reasons"):
+        monkeypatch.setattr(_dispatch._OPS[op], table, dict(getattr(_dispatch._OPS[op], table)))
+    ops.register_impl(op, "spy", spy)
+    public(**inputs.inputs(op), impl="spy")
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(public).parameters.items() if name != "impl"}
+    [(args, kwargs)] = calls
+    assert len(args) == sum(kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in kinds.values())
+    assert set(kwargs) == {name for name, kind in kinds.items() if kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "message"),
+    [
+        ("mse", "mine", "register_impl.*: no operation 'mse'; there are adamw_ema, "),
+        ("masked_mse", "torch", "expected letters, digits and underscores, and not one of reference, torch"),
+        ("masked_mse", "auto", "not one of reference"),
+        ("masked_mse", "a,b", "expected letters"),
+    ],
+)
+def test_names_that_cannot_be_given(op, name, message):
+    with pytest.raises(errors.ImplementationError, match=message):
+        ops.register_impl(op, name, print)
+
+
+PLUGIN = """
+from s2vfast import ops
+
+def {name}(prediction, target):
+    return (prediction - target).square().mean() * {factor}
+
+ops.register_impl("masked_mse", "{name}", {name})
+"""
+
+
+@pytest.mark.parametrize(("name", "factor", "code"), [("right", 1, 0), ("wrong", 1.01, 1)])
+def test_the_check_takes_a_plugin(name, factor, code, added, tmp_path, capsys):
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN.format(name=name, factor=factor))
+    assert verify.main(["masked_mse", "--impl", name, "--plugin", str(plugin)]) == code
+    assert capsys.readouterr().out.count("WRONG") == 3 * code  # the loss and both gradients
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read, No such file"), ("import no_such", "ModuleNotFoundError: No module named 'no_such'")],
+)
+def test_a_plugin_that_does_not_run(text, message, tmp_path, capsys):
+    plugin = tmp_path / "plugin.py"
+    if text is not None:
+        plugin.write_text(text)
+    assert verify.main(["masked_mse", "--plugin", str(plugin)]) == 2
+    assert f"--plugin {plugin}: {message}" in capsys.readouterr().err
 
 
 def test_the_compiler_is_not_imported_where_nothing_is_compiled():

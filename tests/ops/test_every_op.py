@@ -14,27 +14,27 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2vfast import errors, ops, verify
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
 CAN = [
-    (stem, impl)
-    for stem in STEMS
-    if stem in ops.availability("cpu")
-    for impl, reasons in ops.availability("cpu")[stem].items()
+    (op, impl)
+    for op in OPS
+    if op in ops.availability("cpu")
+    for impl, reasons in ops.availability("cpu")[op].items()
     if not reasons and impl != "reference"
 ]
-OURS = [(stem, impl) for stem, impl in CAN if impl in ("triton", "native")]
-DIFFERENTIABLE = [(stem, impl) for stem, impl in CAN if stem not in WITHOUT_GRADIENT]
+OURS = [(op, impl) for op, impl in CAN if impl in ("triton", "native")]
+DIFFERENTIABLE = [(op, impl) for op, impl in CAN if op not in WITHOUT_GRADIENT]
 
 
 def names(pairs):
-    return [f"{stem}-{impl}" for stem, impl in pairs]
+    return [f"{op}-{impl}" for op, impl in pairs]
 
 
 @pytest.mark.parametrize("shape", ["tiny", "odd", "one", "empty"])
-@pytest.mark.parametrize(("stem", "impl"), CAN, ids=names(CAN))
-def test_agrees_with_the_reference(stem, impl, shape):
-    for row in verify.verify(stem, impl, SHAPES[shape]):
+@pytest.mark.parametrize(("op", "impl"), CAN, ids=names(CAN))
+def test_agrees_with_the_reference(op, impl, shape):
+    for row in verify.verify(op, impl, SHAPES[shape]):
         assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
 
 
@@ -58,30 +58,30 @@ def shapes(draw):
     )
 
 
-@pytest.mark.parametrize(("stem", "impl"), OURS, ids=names(OURS))
+@pytest.mark.parametrize(("op", "impl"), OURS, ids=names(OURS))
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(shape=shapes(), seed=st.integers(0, 1000))
-def test_agrees_at_any_shape(stem, impl, shape, seed):
-    for row in verify.verify(stem, impl, shape, seed=seed):
+def test_agrees_at_any_shape(op, impl, shape, seed):
+    for row in verify.verify(op, impl, shape, seed=seed):
         assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
 
 
-@pytest.mark.parametrize(("stem", "impl"), DIFFERENTIABLE, ids=names(DIFFERENTIABLE))
-def test_gradients_only_where_they_are_wanted(stem, impl):
-    given = inputs(stem)
+@pytest.mark.parametrize(("op", "impl"), DIFFERENTIABLE, ids=names(DIFFERENTIABLE))
+def test_gradients_only_where_they_are_wanted(op, impl):
+    given = inputs(op)
     floating = [name for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()]
     for name in floating:
         leaves = {n: given[n].detach().clone().requires_grad_(n == name) for n in floating}
-        out = getattr(ops, stem)(**{**given, **leaves}, impl=impl)
+        out = getattr(ops, op)(**{**given, **leaves}, impl=impl)
         sum(o.square().sum() for o in (out if isinstance(out, tuple) else (out,)) if o is not None).backward()
         assert leaves[name].grad is not None, name
         assert torch.isfinite(leaves[name].grad).all(), name
 
 
-@pytest.mark.parametrize(("stem", "impl"), CAN, ids=names(CAN))
-def test_a_stride_does_not_matter(stem, impl):
-    given = inputs(stem, SHAPES["odd"])
-    if stem == "adamw_ema":
+@pytest.mark.parametrize(("op", "impl"), CAN, ids=names(CAN))
+def test_a_stride_does_not_matter(op, impl):
+    given = inputs(op, SHAPES["odd"])
+    if op == "adamw_ema":
         pytest.skip("works in place on flat buffers")
 
     def strided(value):
@@ -93,7 +93,7 @@ def test_a_stride_does_not_matter(stem, impl):
         wide[..., ::2] = value
         return wide[..., ::2]
 
-    public = getattr(ops, stem)
+    public = getattr(ops, op)
     expected, found = public(**given, impl=impl), public(**{n: strided(v) for n, v in given.items()}, impl=impl)
     as_tuple = [x if isinstance(x, tuple) else (x,) for x in (expected, found)]
     for e, f in zip(*as_tuple, strict=True):
@@ -114,17 +114,17 @@ class Recorded(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("shape", ["tiny", "odd", "empty"])
-@pytest.mark.parametrize(("stem", "impl"), OURS, ids=names(OURS))
-def test_opcheck(stem, impl, shape):
-    if (stem, shape) == ("masked_mse", "empty"):
+@pytest.mark.parametrize(("op", "impl"), OURS, ids=names(OURS))
+def test_opcheck(op, impl, shape):
+    if (op, shape) == ("masked_mse", "empty"):
         pytest.skip("the mean over nothing is NaN, which opcheck finds different from itself")
-    given = inputs(stem, SHAPES[shape])
-    differentiable = stem not in WITHOUT_GRADIENT
+    given = inputs(op, SHAPES[shape])
+    differentiable = op not in WITHOUT_GRADIENT
     for value in given.values():
         if isinstance(value, Tensor) and value.is_floating_point():
             value.requires_grad_(differentiable)
     with Recorded() as recorded:
-        outputs = getattr(ops, stem)(**given, impl=impl)
+        outputs = getattr(ops, op)(**given, impl=impl)
         if differentiable:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             sum(out.square().sum() for out in outputs if out is not None).backward()
@@ -147,11 +147,11 @@ def test_opcheck(stem, impl, shape):
     assert len(seen) >= (2 if differentiable else 1)
 
 
-@pytest.mark.parametrize(("stem", "impl"), DIFFERENTIABLE, ids=names(DIFFERENTIABLE))
-def test_compiled_without_a_break_the_gradients_are_the_same(stem, impl):
-    given = inputs(stem)
+@pytest.mark.parametrize(("op", "impl"), DIFFERENTIABLE, ids=names(DIFFERENTIABLE))
+def test_compiled_without_a_break_the_gradients_are_the_same(op, impl):
+    given = inputs(op)
     floating = [name for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()]
-    public = getattr(ops, stem)
+    public = getattr(ops, op)
     rest = {name: value for name, value in given.items() if name not in floating}
 
     def run(*leaves):
@@ -171,8 +171,8 @@ def test_compiled_without_a_break_the_gradients_are_the_same(stem, impl):
 
 @pytest.fixture(scope="module")
 def guarded():
-    """{STEM:IMPL: what is wrong}, from processes whose buffers lie between forbidden pages; see guarded.py."""
-    left, results = [f"{stem}:{impl}" for stem, impl in OURS], {}
+    """{OP:IMPL: what is wrong}, from processes whose buffers lie between forbidden pages; see guarded.py."""
+    left, results = [f"{op}:{impl}" for op, impl in OURS], {}
     while left:
         command = [sys.executable, str(Path(__file__).with_name("guarded.py")), *left]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
@@ -185,19 +185,19 @@ def guarded():
     return results
 
 
-@pytest.mark.parametrize(("stem", "impl"), OURS, ids=names(OURS))
+@pytest.mark.parametrize(("op", "impl"), OURS, ids=names(OURS))
 @pytest.mark.skipif(sys.platform != "linux", reason="mprotect as Linux has it")
-def test_touches_only_its_own_memory_and_writes_every_output(stem, impl, guarded):
-    assert guarded[f"{stem}:{impl}"] == []
+def test_touches_only_its_own_memory_and_writes_every_output(op, impl, guarded):
+    assert guarded[f"{op}:{impl}"] == []
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_an_explicit_name_never_falls_back(stem):
-    given = inputs(stem)
-    for impl, reasons in ops.availability("cpu")[stem].items():
+@pytest.mark.parametrize("op", OPS)
+def test_an_explicit_name_never_falls_back(op):
+    given = inputs(op)
+    for impl, reasons in ops.availability("cpu")[op].items():
         if reasons:
-            with pytest.raises(errors.ImplementationError, match=f"{stem}.*{impl}"):
-                getattr(ops, stem)(**given, impl=impl)
+            with pytest.raises(errors.ImplementationError, match=f"{op}.*{impl}"):
+                getattr(ops, op)(**given, impl=impl)
 
 
 def test_every_reason_against_triton_is_named():

@@ -39,18 +39,18 @@ CASES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_an_operation_launches(case, dtype):
-    stem, changes, forward, backward = CASES[case]
-    given = inputs(stem, SHAPES["odd"], dtype=dtype) | changes
+    op, changes, forward, backward = CASES[case]
+    given = inputs(op, SHAPES["odd"], dtype=dtype) | changes
     if "norm_weight" in changes:  # the branch alone is in the dtype of its operands
         given["x"] = given["x"].to(dtype)
     leaves = []
     for name, value in given.items():
-        if stem not in WITHOUT_GRADIENT and isinstance(value, Tensor) and value.is_floating_point():
+        if op not in WITHOUT_GRADIENT and isinstance(value, Tensor) and value.is_floating_point():
             leaves += [value.requires_grad_()] if name != "clips" else []
     outputs = []
 
     def run():
-        out = getattr(ops, stem)(**given, impl="triton")
+        out = getattr(ops, op)(**given, impl="triton")
         outputs.extend(o for o in (out if isinstance(out, tuple) else (out,)) if o is not None)
 
     found = launches.count(run)

@@ -7,24 +7,21 @@ import torch
 from torch import Tensor
 
 from s2vfast import ops, verify
-from s2vfast.inputs import SHAPES, STEMS, WITHOUT_GRADIENT, inputs
+from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, inputs
 
 pytestmark = pytest.mark.gpu
 PAIRS = [
-    (stem, impl)
-    for stem in STEMS
-    for impl in ("torch", "triton", "native")
-    if impl in ops.operation(stem).implementations
+    (op, impl) for op in OPS for impl in ("torch", "triton", "native") if impl in ops.operation(op).implementations
 ]
-ids = [f"{stem}-{impl}" for stem, impl in PAIRS]
+ids = [f"{op}-{impl}" for op, impl in PAIRS]
 # Every shape is compiled anew: what matters most, in what is used most.
 CASES = [(name, torch.bfloat16) for name in ("ntu", "ntu_student", "odd", "wide", "one", "empty")]
 CASES += [(name, torch.float32) for name in ("ntu_student", "odd")]
 
 
-def runnable(stem, impl):
+def runnable(op, impl):
     """Skip, with the reasons, what has no implementation for a GPU."""
-    if reasons := ops.operation(stem).why_not(impl, "cuda"):
+    if reasons := ops.operation(op).why_not(impl, "cuda"):
         pytest.skip("; ".join(reasons))
 
 
@@ -35,25 +32,25 @@ def on_device(given):
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{name}-{str(dtype)[6:]}" for name, dtype in CASES])
-@pytest.mark.parametrize(("stem", "impl"), PAIRS, ids=ids)
-def test_agrees_with_the_reference(stem, impl, name, dtype):
-    runnable(stem, impl)
+@pytest.mark.parametrize(("op", "impl"), PAIRS, ids=ids)
+def test_agrees_with_the_reference(op, impl, name, dtype):
+    runnable(op, impl)
     shape = dataclasses.replace(SHAPES[name], N=min(SHAPES[name].N, 4 if name == "wide" else 8))
-    for row in verify.verify(stem, impl, shape, dtype=dtype, device="cuda"):
+    for row in verify.verify(op, impl, shape, dtype=dtype, device="cuda"):
         assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
 
 
-@pytest.mark.parametrize(("stem", "impl"), [p for p in PAIRS if p[1] != "torch"])
-def test_250_launches_give_the_same_bits(stem, impl):
-    runnable(stem, impl)
+@pytest.mark.parametrize(("op", "impl"), [p for p in PAIRS if p[1] != "torch"])
+def test_250_launches_give_the_same_bits(op, impl):
+    runnable(op, impl)
     dtype = torch.float32 if impl == "native" else torch.bfloat16
-    given = inputs(stem, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
-    public = getattr(ops, stem)
+    given = inputs(op, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
+    public = getattr(ops, op)
 
     def once() -> list[Tensor]:
         leaves = {n: v.detach().clone() for n, v in given.items() if isinstance(v, Tensor)}
         floating = [v for v in leaves.values() if v.is_floating_point()]
-        differentiable = stem not in WITHOUT_GRADIENT
+        differentiable = op not in WITHOUT_GRADIENT
         for leaf in floating:
             leaf.requires_grad_(differentiable)
         outputs = public(**{**given, **leaves}, impl=impl)
@@ -62,19 +59,19 @@ def test_250_launches_give_the_same_bits(stem, impl):
         if differentiable:
             total = sum(out.float().square().sum() for out in outputs)
             found += [g for g in torch.autograd.grad(total, floating, allow_unused=True) if g is not None]
-        return found + ([leaves["param"], leaves["teacher"]] if stem == "adamw_ema" else [])
+        return found + ([leaves["param"], leaves["teacher"]] if op == "adamw_ema" else [])
 
     first = once()
     for _ in range(250):
         assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
 
 
-@pytest.mark.parametrize(("stem", "impl"), [p for p in PAIRS if p[1] != "torch"])
-def test_captured_in_a_graph_it_computes_the_same(stem, impl):
-    runnable(stem, impl)
+@pytest.mark.parametrize(("op", "impl"), [p for p in PAIRS if p[1] != "torch"])
+def test_captured_in_a_graph_it_computes_the_same(op, impl):
+    runnable(op, impl)
     dtype = torch.float32 if impl == "native" else torch.bfloat16
-    given = on_device(inputs(stem, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda"))
-    public = getattr(ops, stem)
+    given = on_device(inputs(op, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda"))
+    public = getattr(ops, op)
 
     def call():
         out = public(**given, impl=impl)
@@ -90,7 +87,7 @@ def test_captured_in_a_graph_it_computes_the_same(stem, impl):
     with torch.no_grad(), torch.cuda.graph(graph):
         captured = call()
     graph.replay()
-    if stem == "adamw_ema":  # works in place: a further call has other inputs
+    if op == "adamw_ema":  # works in place: a further call has other inputs
         assert all(torch.isfinite(value).all() for value in captured)
         return
     with torch.no_grad():
@@ -98,15 +95,15 @@ def test_captured_in_a_graph_it_computes_the_same(stem, impl):
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
-@pytest.mark.parametrize(("stem", "impl"), [p for p in PAIRS if p[1] != "torch"])
-def test_runs_on_the_current_stream(stem, impl):
+@pytest.mark.parametrize(("op", "impl"), [p for p in PAIRS if p[1] != "torch"])
+def test_runs_on_the_current_stream(op, impl):
     """On a stream that waits, nothing may have been computed yet; afterwards all has."""
-    runnable(stem, impl)
+    runnable(op, impl)
     dtype = torch.float32 if impl == "native" else torch.bfloat16
-    given = inputs(stem, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
-    if stem == "adamw_ema":
+    given = inputs(op, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
+    if op == "adamw_ema":
         pytest.skip("works in place")
-    public = getattr(ops, stem)
+    public = getattr(ops, op)
     with torch.no_grad():
         expected = public(**given, impl=impl)
         stream = torch.cuda.Stream()

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from s2vfast.kernels import _launch
-from s2vfast.kernels._philox import below, key_and_epoch, uniform, words
+from s2vfast.kernels._philox import key_and_epoch, randint, random_bits, uniform
 from s2vfast.kernels._rank import ranks
 from s2vfast.reference import philox
 
@@ -20,11 +20,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def _draw_kernel(ids, out, fractions, limited, low, high, epoch, count, BLOCK: tl.constexpr, STREAM: tl.constexpr):
     row = tl.program_id(0)
     index = tl.arange(0, BLOCK)
-    found = words((low, high), epoch, tl.load(ids + row), index, STREAM)
+    found = random_bits((low, high), epoch, tl.load(ids + row), index, STREAM)
     at = row * count + index
     tl.store(out + at, found.to(tl.int64), mask=index < count)
     tl.store(fractions + at, uniform(found), mask=index < count)
-    tl.store(limited + at, below(found, 1000003), mask=index < count)
+    tl.store(limited + at, randint(found, 1000003), mask=index < count)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 16, 2**31, 2**32 - 1, 2**32, 0x123456789ABCDEF0, 2**63, 2**64 - 1, -1])
@@ -36,10 +36,10 @@ def test_words(seed, epoch, stream):
     limited, fractions = torch.full_like(out, -1), torch.full(out.shape, -1.0, device=DEVICE)
     args = (ids, out, fractions, limited, *key_and_epoch(seed, epoch), count)
     _launch.launch(_draw_kernel, (len(ids),), *args, BLOCK=64, STREAM=stream)
-    expected = philox.words(seed, epoch, ids, stream, count)
+    expected = philox.random_bits(seed, epoch, ids, stream, count)
     assert torch.equal(out, expected)
     assert torch.equal(fractions, philox.uniform(expected))
-    assert torch.equal(limited, philox.below(expected, 1000003))
+    assert torch.equal(limited, philox.randint(expected, 1000003))
 
 
 @triton.jit

@@ -119,18 +119,18 @@ from s2vfast.inputs import SHAPES, inputs
 from s2vfast.kernels import _launch, aot
 
 found = {}
-for stem in ("tube_mask", "clip_sample"):
-    given = inputs(stem, SHAPES["odd"])
-    if stem == "clip_sample":
+for op in ("tube_mask", "clip_sample"):
+    given = inputs(op, SHAPES["odd"])
+    if op == "clip_sample":
         import dataclasses
         given["spec"] = dataclasses.replace(given["spec"], sampling="crop")
     with _launch.capture(90) as launches:
-        getattr(ops, stem)(**given, impl="triton")
+        getattr(ops, op)(**given, impl="triton")
     for launch in launches:
         source, options = aot._source(launch, 90)
         ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options.__dict__).asm["ptx"]
         words = "fma.rn.f32 fma.rn.ftz add.ftz mul.ftz div.full div.approx sqrt.approx div.rn.f32".split()
-        found[stem + launch.kernel.fn.__name__] = {word: ptx.count(word) for word in words}
+        found[op + launch.kernel.fn.__name__] = {word: ptx.count(word) for word in words}
 print(json.dumps(found))
 """
 

@@ -5,19 +5,19 @@ import torch
 from torch import Tensor
 
 from s2vfast import ops
-from s2vfast.inputs import STEMS, WITHOUT_GRADIENT, Shape, inputs
+from s2vfast.inputs import OPS, WITHOUT_GRADIENT, Shape, inputs
 
 SMALL = Shape(N=2, S=2, V=3, s=2, D=6, H=2, E=5, keep=1)
 
 
-@pytest.mark.parametrize("stem", [stem for stem in STEMS if stem not in WITHOUT_GRADIENT])
-def test_gradcheck(stem):
-    given = inputs(stem, SMALL, dtype=torch.float64)
+@pytest.mark.parametrize("op", [op for op in OPS if op not in WITHOUT_GRADIENT])
+def test_gradcheck(op):
+    given = inputs(op, SMALL, dtype=torch.float64)
     floating = {n: v.double() for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
     rest = {n: v for n, v in given.items() if n not in floating}
 
     def run(*leaves):
-        out = getattr(ops, stem)(**dict(zip(floating, leaves, strict=True)), **rest, impl="reference")
+        out = getattr(ops, op)(**dict(zip(floating, leaves, strict=True)), **rest, impl="reference")
         return out if isinstance(out, Tensor) else tuple(o for o in out if o is not None)
 
     assert torch.autograd.gradcheck(run, [value.requires_grad_() for value in floating.values()])

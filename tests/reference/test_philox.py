@@ -36,7 +36,7 @@ def test_numpy_draws_the_same():
 
     seed, epoch = 0x123456789ABCDEF, 41
     ids = torch.tensor([7, 3 | 1 << 32 | 5 << 40])
-    found = philox.words(seed, epoch, ids, philox.MASK, 10)
+    found = philox.random_bits(seed, epoch, ids, philox.MASK, 10)
     key = (seed & 0xFFFFFFFF, seed >> 32)
     for n, (low, high) in enumerate([(7, 0), (3, 1 | 5 << 8)]):
         blocks = (philox32((block, low, epoch, high << 8 | philox.MASK), key) for block in range(3))
@@ -45,25 +45,25 @@ def test_numpy_draws_the_same():
 
 
 def test_draws_do_not_depend_on_company_or_count():
-    many = philox.words(1, 2, torch.arange(50), philox.CLIP, 9)
-    assert torch.equal(philox.words(1, 2, torch.tensor([31]), philox.CLIP, 5), many[31:32, :5])
+    many = philox.random_bits(1, 2, torch.arange(50), philox.CLIP, 9)
+    assert torch.equal(philox.random_bits(1, 2, torch.tensor([31]), philox.CLIP, 5), many[31:32, :5])
 
 
 def test_every_part_of_the_counter_matters():
-    base = philox.words(1, 2, torch.tensor([3]), philox.CLIP, 8)
+    base = philox.random_bits(1, 2, torch.tensor([3]), philox.CLIP, 8)
     for other in (
-        philox.words(2, 2, torch.tensor([3]), philox.CLIP, 8),
-        philox.words(1 | 1 << 40, 2, torch.tensor([3]), philox.CLIP, 8),
-        philox.words(1, 3, torch.tensor([3]), philox.CLIP, 8),
-        philox.words(1, 2, torch.tensor([4]), philox.CLIP, 8),
-        philox.words(1, 2, torch.tensor([3 | 1 << 32]), philox.CLIP, 8),
-        philox.words(1, 2, torch.tensor([3]), philox.MASK, 8),
+        philox.random_bits(2, 2, torch.tensor([3]), philox.CLIP, 8),
+        philox.random_bits(1 | 1 << 40, 2, torch.tensor([3]), philox.CLIP, 8),
+        philox.random_bits(1, 3, torch.tensor([3]), philox.CLIP, 8),
+        philox.random_bits(1, 2, torch.tensor([4]), philox.CLIP, 8),
+        philox.random_bits(1, 2, torch.tensor([3 | 1 << 32]), philox.CLIP, 8),
+        philox.random_bits(1, 2, torch.tensor([3]), philox.MASK, 8),
     ):
         assert not torch.equal(base, other)
 
 
 def test_uniform_and_below():
-    draws = philox.words(5, 0, torch.arange(4000), philox.MASK, 50).flatten()
+    draws = philox.random_bits(5, 0, torch.arange(4000), philox.MASK, 50).flatten()
     u = philox.uniform(draws)
     assert u.dtype == torch.float32
     assert u.min() >= 0
@@ -71,7 +71,7 @@ def test_uniform_and_below():
     counts = np.bincount((u.numpy() * 100).astype(int), minlength=100)
     chi2 = ((counts - 2000) ** 2 / 2000).sum()
     assert chi2 < 162  # 99 degrees of freedom, p = 6e-5
-    counts = torch.bincount(philox.below(draws, 7), minlength=7)
+    counts = torch.bincount(philox.randint(draws, 7), minlength=7)
     assert ((counts - 200000 / 7) ** 2 / (200000 / 7)).sum() < 28  # 6 degrees of freedom, p = 1e-4
 
 

@@ -280,7 +280,7 @@ def test_a_disk_that_is_full_at_the_beginning_leaves_no_folder(tmp_path, start, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path.write_bytes(content)
 
-    monkeypatch.setattr(checkpoint, "write_file", refuse)
+    monkeypatch.setattr("s2vfast.files.write_bytes", refuse)
     with pytest.raises(TrainingError, match="the run's folder cannot be written: No space left on device"):
         start(tmp_path / "a/run")
     assert os.listdir(tmp_path) == []

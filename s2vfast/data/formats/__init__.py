@@ -39,8 +39,8 @@ def detect_format(src: Path) -> str:
     """
     if not src.exists():
         raise DataError(f"{src}: no such file or folder")
-    found = [name for name, module in FORMATS.items() if module.detect(src)]
-    if len(found) == 1:
-        return found[0]
-    what = f"may be {' or '.join(found)}" if found else "of no known format"
+    matches = [name for name, module in FORMATS.items() if module.detect(src)]
+    if len(matches) == 1:
+        return matches[0]
+    what = f"may be {' or '.join(matches)}" if matches else "of no known format"
     raise DataError(f"{src}: {what}; name one with --format: {', '.join(FORMATS)}")

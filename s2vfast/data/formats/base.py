@@ -79,8 +79,8 @@ def whole_number(text: bytes, what: str, file: str, line: int, low: int, high: i
     try:
         value = int(text)
     except ValueError:
-        shown = text[:40].decode("utf-8", "replace").strip()
-        raise BrokenRecording(file, f"{what}: expected a whole number, found {shown!r}", line) from None
+        excerpt = text[:40].decode("utf-8", "replace").strip()
+        raise BrokenRecording(file, f"{what}: expected a whole number, found {excerpt!r}", line) from None
     if not low <= value <= high:
         raise BrokenRecording(file, f"{what}: {value}, expected {low} to {high}", line)
     return value

@@ -49,7 +49,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         raise DataError(f"{src}: expected one .npz file")
     labels: dict[str, np.ndarray] = {}
     classes = 1
-    for part in PARTS if labelled else _parts(src):
+    for part in PARTS if labelled else _split_parts(src):
         with _member(src, f"x_{part}") as member:
             shape, _ = _skeletons_header(member, f"{src}: x_{part}")
         labels[part], count = _labels(src, part) if labelled else (np.full(shape[0], -1), 0)
@@ -68,7 +68,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     )
 
 
-def _parts(src: Path) -> list[str]:
+def _split_parts(src: Path) -> list[str]:
     """The parts that there are, or the first."""
     with zipfile.ZipFile(src) as archive:
         return [part for part in PARTS if f"x_{part}.npy" in archive.namelist()] or [PARTS[0]]
@@ -77,8 +77,8 @@ def _parts(src: Path) -> list[str]:
 def split_name(stem: str) -> str:
     """The split that a file like NTU60_CS.npz holds."""
     ending = stem.lower().replace("-", "_").rpartition("_")[2]
-    known = {"xsub": ("cs", "csub", "xsub"), "xview": ("cv", "cview", "xview"), "xset": ("cset", "xset")}
-    return next((split for split, endings in known.items() if ending in endings), "default")
+    aliases = {"xsub": ("cs", "csub", "xsub"), "xview": ("cv", "cview", "xview"), "xset": ("cset", "xset")}
+    return next((split for split, endings in aliases.items() if ending in endings), "default")
 
 
 def splits(infos: list[SequenceInfo], split: str) -> Splits:
@@ -96,12 +96,12 @@ def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True
     if labelled and label < 0:
         raise BrokenRecording(file, "the label is not one-hot", name=name)
     bodies_first = numbers.reshape(-1, BODIES, JOINTS, 3).transpose(1, 0, 2, 3)  # [M, T, V, 3]
-    seen = bodies_first.any(axis=(2, 3))  # [M, T]
-    frames = int(np.flatnonzero(seen.any(axis=0)).max(initial=-1)) + 1
+    present = bodies_first.any(axis=(2, 3))  # [M, T]
+    frames = int(np.flatnonzero(present.any(axis=0)).max(initial=-1)) + 1
     bodies = [
-        Body(str(body), np.flatnonzero(seen[body]).astype(np.int32), bodies_first[body, seen[body]])
+        Body(str(body), np.flatnonzero(present[body]).astype(np.int32), bodies_first[body, present[body]])
         for body in range(BODIES)
-        if seen[body].any()
+        if present[body].any()
     ]
     return [Sequence(name, label, frames, bodies)]
 

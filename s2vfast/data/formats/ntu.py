@@ -149,7 +149,7 @@ def parse(data: bytes, file: str) -> tuple[int, list[Body], list[str]]:
     if not lines:
         raise BrokenRecording(file, "the file is empty", 1)
     frames = whole_number(lines[0], "number of frames", file, 1, 0, MAX_FRAMES)
-    seen: dict[str, tuple[list[int], list[int]]] = {}  # id -> (frames, lines of the first joint, counted from 0)
+    sightings: dict[str, tuple[list[int], list[int]]] = {}  # id -> (frames, lines of the first joint, counted from 0)
     notes: list[str] = []
     at = 1
     for frame in range(frames):
@@ -168,7 +168,7 @@ def parse(data: bytes, file: str) -> tuple[int, list[Body], list[str]]:
                 raise BrokenRecording(file, f"a body's line has 10 fields, found {len(fields)}", at + 1)
             _joint_count(lines[at + 1], file, at + 2)
             body = fields[0].decode("ascii", "replace")
-            rows, starts = seen.setdefault(body, ([], []))
+            rows, starts = sightings.setdefault(body, ([], []))
             if rows and rows[-1] == frame:
                 notes.append(f"body {body}: twice in frame {frame}, the second left out")
             else:
@@ -177,7 +177,7 @@ def parse(data: bytes, file: str) -> tuple[int, list[Body], list[str]]:
             at += 2 + JOINTS
     if at < len(lines):
         raise BrokenRecording(file, f"{len(lines) - at} more lines after the last of {frames} frames", at + 1)
-    tracks = [Body(body, *_coordinates(lines, rows, starts, file)) for body, (rows, starts) in seen.items()]
+    tracks = [Body(body, *_coordinates(lines, rows, starts, file)) for body, (rows, starts) in sightings.items()]
     return frames, tracks, notes
 
 
@@ -202,14 +202,14 @@ def _coordinates(lines: list[bytes], rows: list[int], starts: list[int], file: s
             try:
                 values.extend((float(fields[0]), float(fields[1]), float(fields[2])))
             except ValueError:
-                shown = b" ".join(fields[:3])[:60].decode("utf-8", "replace")
-                raise BrokenRecording(file, f"x y z are not three numbers: {shown!r}", at + 1) from None
+                excerpt = b" ".join(fields[:3])[:60].decode("utf-8", "replace")
+                raise BrokenRecording(file, f"x y z are not three numbers: {excerpt!r}", at + 1) from None
     joints = np.array(values).reshape(len(rows), JOINTS, 3)  # [n, V, 3]
     if absurd := find_absurd(joints, MAX_METRES):
         row, joint, reason = absurd
         raise BrokenRecording(file, f"{reason} (frame {rows[row]})", starts[row] + joint + 1)
-    seen = joints.any(axis=(1, 2))
-    return np.array(rows, dtype=np.int32)[seen], joints[seen].astype(np.float32)
+    present = joints.any(axis=(1, 2))
+    return np.array(rows, dtype=np.int32)[present], joints[present].astype(np.float32)
 
 
 def motion(body: Body) -> float:
@@ -217,8 +217,8 @@ def motion(body: Body) -> float:
     return float(body.joints.astype(np.float64).var(axis=0).sum())
 
 
-def wide_share(body: Body) -> float:
-    """Share of a track's frames in which it is wider than `SPREAD` of its height."""
+def wide_fraction(body: Body) -> float:
+    """Fraction of a track's frames in which it is wider than `SPREAD` of its height."""
     extent = np.ptp(body.joints[..., :2], axis=1)  # [n, 2]
     return float((extent[:, 0] > SPREAD * extent[:, 1]).mean())
 
@@ -235,7 +235,7 @@ def choose_bodies(tracks: list[Body], notes: list[str]) -> list[Body]:
         return candidates
     real, reasons = [], {}
     for track in candidates:
-        length, wide = len(track.frame_index), wide_share(track)
+        length, wide = len(track.frame_index), wide_fraction(track)
         if length <= SHORT_TRACK:
             reasons[track.body_id] = f"seen in {length} frames, {SHORT_TRACK} or fewer"
         elif wide > SPREAD_SHARE:

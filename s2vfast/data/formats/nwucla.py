@@ -100,13 +100,13 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     if not isinstance(data, dict) or not {"skeletons", *(["label"] if labelled else [])} <= data.keys():
         expected = "file_name, skeletons and label" if labelled else "skeletons"
         raise BrokenRecording(path.name, f"expected an object with {expected}")
-    known = _known(name, data, path) if labelled else {"label": -1}
+    labels = _labels(name, data, path) if labelled else {"label": -1}
     joints = _joints(data["skeletons"], path.name)
     body = Body("1", np.arange(len(joints), dtype=np.int32), joints)
-    return [Sequence(name=path.stem, total_frames=len(joints), bodies=[body], **known)]
+    return [Sequence(name=path.stem, total_frames=len(joints), bodies=[body], **labels)]
 
 
-def _known(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, int]:
+def _labels(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, int]:
     """What the name and the label say: label, subject, view and repetition."""
     action, performer, repetition, camera = map(int, name.groups())
     if data.get("file_name", path.stem) != path.stem:

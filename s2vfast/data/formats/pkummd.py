@@ -58,10 +58,10 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         if not first.strip():
             empty.append(path)
             continue
-        found = labels if b"," in first else skeletons
-        if path.stem in found:
-            raise DataError(f"{path}: a second file of this name and kind, the first is {found[path.stem]}")
-        found[path.stem] = path
+        files = labels if b"," in first else skeletons
+        if path.stem in files:
+            raise DataError(f"{path}: a second file of this name and kind, the first is {files[path.stem]}")
+        files[path.stem] = path
     for path in empty:  # without a line to tell which kind it is, it stands for the kind that is missing
         (skeletons if path.stem not in skeletons else labels).setdefault(path.stem, path)
     if not skeletons:
@@ -86,20 +86,20 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
 
 def splits(infos: list[SequenceInfo], lists: dict[str, dict[str, set[str]] | None]) -> Splits:
     """Splits from the official lists (recordings by part), xview from the names without one."""
-    made: Splits = {}
-    for split, parts in lists.items():
-        if parts is not None:
-            made[split] = {
+    result: Splits = {}
+    for split, by_part in lists.items():
+        if by_part is not None:
+            result[split] = {
                 part: [info.name for info in infos if info.name.partition(".")[0] in recordings]
-                for part, recordings in parts.items()
+                for part, recordings in by_part.items()
             }
         elif split == "xview":
-            left = VIEWS["L"]
-            made[split] = {
-                "train": [info.name for info in infos if info.view != left],
-                "test": [info.name for info in infos if info.view == left],
+            test_view = VIEWS["L"]
+            result[split] = {
+                "train": [info.name for info in infos if info.view != test_view],
+                "test": [info.name for info in infos if info.view == test_view],
             }
-    return made
+    return result
 
 
 def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
@@ -107,7 +107,7 @@ def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
     path = next(iter(sorted(src.rglob(name))), None)
     if path is None:
         return None
-    parts: dict[str, set[str]] = {"train": set(), "test": set()}
+    by_part: dict[str, set[str]] = {"train": set(), "test": set()}
     part = None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         start = line.strip().lower()
@@ -119,10 +119,10 @@ def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
         if recordings and part is None:
             raise DataError(f"{path}: recordings before a line 'Training videos' or 'Validation videos'")
         if recordings:
-            parts[part].update(recordings)
-    if not parts["train"] or not parts["test"]:
+            by_part[part].update(recordings)
+    if not by_part["train"] or not by_part["test"]:
         raise DataError(f"{path}: expected lists of training and of validation videos")
-    return parts
+    return by_part
 
 
 def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> list[Sequence | BrokenRecording]:
@@ -139,7 +139,7 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
     frames = parse(path.read_bytes(), path.name)  # [F, 2, V, 3]
     if label_path is None:
         return [_action(path, path.stem, frames, 0, len(frames))]
-    made: list[Sequence | BrokenRecording] = []
+    sequences: list[Sequence | BrokenRecording] = []
     for number, line in enumerate(label_path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
@@ -147,16 +147,16 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
         try:
             label, start, stop, notes = _label(line, label_path, number, len(frames), labelled)
             sequence = _action(path, name, frames, start, stop)
-        except BrokenRecording as broken:
-            broken.name = name
-            made.append(broken)
+        except BrokenRecording as error:
+            error.name = name
+            sequences.append(error)
             continue
         sequence.label, sequence.notes = label, notes
         if labelled:
             performer, camera = _NAME.fullmatch(path.stem).groups()
             sequence.subject, sequence.view = int(performer) if performer else -1, VIEWS[camera]
-        made.append(sequence)
-    return made
+        sequences.append(sequence)
+    return sequences
 
 
 def _action(path: Path, name: str, frames: np.ndarray, start: int, stop: int) -> Sequence:

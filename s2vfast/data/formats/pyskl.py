@@ -116,14 +116,14 @@ def read_annotation(
     joints[..., :channels] = keypoint
     bodies = []
     for body, track in enumerate(joints):  # [T, V, 3]
-        seen = track.any(axis=(1, 2))
-        if seen.any():
-            bodies.append(Body(str(body), np.flatnonzero(seen).astype(np.int32), track[seen]))
-    known = parse_name(name) if labelled else None
+        present = track.any(axis=(1, 2))
+        if present.any():
+            bodies.append(Body(str(body), np.flatnonzero(present).astype(np.int32), track[present]))
+    fields = parse_name(name) if labelled else None
     sequence = Sequence(name, int(label), keypoint.shape[1], bodies)
-    if known is not None:
-        sequence.subject, sequence.view = known.performer, known.camera
-        sequence.repetition, sequence.setup = known.replication, known.setup
+    if fields is not None:
+        sequence.subject, sequence.view = fields.performer, fields.camera
+        sequence.repetition, sequence.setup = fields.replication, fields.setup
     return [sequence]
 
 
@@ -141,26 +141,26 @@ def _is_label(label: Any) -> bool:
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 100_000
 
 
-def _classes(given: Any, annotations: list[Any], src: Path) -> list[str]:
+def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
     labels = [a["label"] for a in annotations if isinstance(a, dict) and _is_label(a.get("label"))]
     count = max(labels, default=-1) + 1
-    if given is not None:
-        if not isinstance(given, list) or not all(isinstance(name, str) for name in given) or len(given) < count:
+    if value is not None:
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(value) < count:
             raise DataError(f"{src}: 'classes': expected a list of at least {count} names")
-        for name in given:
+        for name in value:
             check_text(f"{src}: class name", name)
-        return given
+        return value
     if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
         return [f"A{label:03d}" for label in range(1, count + 1)]
     return [f"class {label}" for label in range(count)]
 
 
-def _splits(given: Any, src: Path) -> tuple[Splits, list[str]]:
-    if not isinstance(given, dict):
+def _splits(value: Any, src: Path) -> tuple[Splits, list[str]]:
+    if not isinstance(value, dict):
         raise DataError(f"{src}: 'split': expected a dict of name: list of frame_dir")
     splits: Splits = {}
     notes = []
-    for key, names in given.items():
+    for key, names in value.items():
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise DataError(f"{src}: 'split' {key!r}: expected a list of frame_dir")
         match = _PART.fullmatch(str(key))
@@ -169,7 +169,7 @@ def _splits(given: Any, src: Path) -> tuple[Splits, list[str]]:
             continue
         check_text(f"{src}: split list", str(key))
         splits.setdefault((match["split"] or "default") + match["fold"], {})[match["part"]] = list(names)
-    for parts in splits.values():
-        if "val" in parts and "test" not in parts:
-            parts["test"] = parts.pop("val")
+    for by_part in splits.values():
+        if "val" in by_part and "test" not in by_part:
+            by_part["test"] = by_part.pop("val")
     return splits, notes

@@ -1,0 +1,329 @@
+"""What a training step costs, counted from its plan: operations, exponentials, bytes, launches.
+
+    python -m s2vfast.train.cost_model --config ntu60 [--tracks 128] [--empty 0.41] [--json]
+
+It counts Skeleton2vec's step with tube masks, and refuses others.
+
+Nothing is run. A matrix product of [m, k] and [k, n] is 2 m k n operations. Attention is two products of a head's
+scores forward, and five backward, as scores are recomputed. Bytes are what must cross the device's memory once, as the
+fused kernels have it: bfloat16 operands, float32 residual stream, everything that fits on the chip staying there.
+Launches are kernels of the ``triton`` implementation. ``dense`` leaves out all savings and is the published arithmetic;
+``step`` is what s2vfast does; each saving's own row says what it takes off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from s2vfast import errors, presets
+from s2vfast.config import Config
+from s2vfast.objectives.masks import TUBE_KINDS, visible_joints
+
+PARTS = ("data", "teacher", "target", "student", "decoder forward", "decoder backward", "update")
+"""Student: forward and backward. Data: clips, masks. Update: loss, clipping, AdamW, EMA, operands."""
+SAVINGS = {
+    "visible": "the student embeds visible tokens only",
+    "masked": "the last decoder block's projection and MLP, and the head, at masked tokens only",
+    "norm": "no final norm of the teacher, whose target does not use it",
+    "share": "one teacher pass for all empty bodies",
+}
+OPERAND, STREAM = 2, 4  # bytes of a number: matrix operands, residual stream
+
+# Launches of each operation, and of what PyTorch does around it.
+LAUNCHES = {
+    "norm_linear": 1,
+    "attention": 1,
+    "add_norm": 1,
+    "mlp": 1,
+    "embed_gather": 2,  # positions are the sum of two embeddings
+    "convert": 1,  # of the decoder's embedded latents to the stream's dtype
+    "mask_fill": 2,
+    "gather": 3,  # of the stream, of the branch, token numbers to PyTorch's dtype
+    "share": 1,
+    "teacher_target": 2,
+    "masked_mse": 3,  # with its gradient
+    "variances": 5,
+    "collect": 4,  # gradients of two dtypes, in lists of a hundred and more
+    "update": 4,  # norm, coefficients, AdamW and EMA, operands
+    "report": 5,
+}
+LAUNCHES_BACKWARD = {
+    "norm_linear": 3,
+    "attention": 2,
+    "add_norm": 3,
+    "mlp": 3,
+    "residual": 1,  # the two ways through a block's first half add up
+    "embed_gather": 5,
+    "convert": 1,
+    "mask_fill": 4,
+    "gather": 4,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kind of work in a part of the step."""
+
+    part: str
+    what: str
+    gemm: float = 0.0  # operations of matrix products with weights
+    attention: float = 0.0  # operations of products of queries, keys, values
+    exps: float = 0.0
+    bytes: float = 0.0
+    launches: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes a step's cost depends on.
+
+    Args:
+        config: the run.
+        joints: V.
+        tracks: N, bodies of all clips of the step on one device.
+        empty: tracks among these that hold no body.
+        savings: which of `SAVINGS` are made.
+    """
+
+    config: Config
+    joints: int
+    tracks: int
+    empty: int = 0
+    savings: frozenset[str] = frozenset(SAVINGS)
+    L: int = field(init=False)
+    K: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        refuse_others(self.config)
+        segments = self.config.network_class.segments(self.config)
+        object.__setattr__(self, "L", segments * self.joints)
+        object.__setattr__(self, "K", segments * visible_joints(self.config.mask, self.joints))
+
+    def lines(self) -> list[Line]:
+        """All work of a step."""
+        return [*self._data(), *self._teacher(), *self._student(), *self._decoder(), *self._update()]
+
+    def _data(self) -> Iterable[Line]:
+        data = self.config.data
+        clip = data.frames * self.joints * self.config.channels
+        yield Line("data", "clip_sample", bytes=self.tracks * clip * (2 + 4), launches=1)
+        yield Line("data", "tube_mask", bytes=self._masks() * (clip * 4 + self.L * 4), launches=1)
+
+    def _masks(self) -> int:
+        return self.tracks * self.config.mask.masks_per_clip
+
+    def _teacher(self) -> Iterable[Line]:
+        model, D = self.config.model, self.config.model.dim
+        shared = "share" in self.savings and self.empty > 1
+        tracks = self.tracks - self.empty + 1 if shared else self.tracks
+        rows, wanted = tracks * self.L, self._masks() * (self.L - self.K)
+        yield self._embed("teacher", rows, tracks)
+        yield from self._blocks("teacher", tracks, self.L, model.depth)
+        if "norm" not in self.savings:
+            yield Line("teacher", "final norm", bytes=rows * D * (STREAM + STREAM), launches=1)
+        if shared:
+            yield Line("teacher", "tracks with a body", bytes=2 * self._clip() * tracks, launches=LAUNCHES["share"])
+            yield Line("target", "rows of tracks", bytes=2 * wanted * D * STREAM, launches=LAUNCHES["share"])
+        moved = 2 * self.config.objective.top_k * rows * D * STREAM + wanted * D * STREAM
+        yield Line("target", "teacher_target", bytes=moved, launches=LAUNCHES["teacher_target"])
+
+    def _student(self) -> Iterable[Line]:
+        depth, tracks = self.config.model.depth, self._masks()
+        embedded = tracks * (self.K if "visible" in self.savings else self.L)
+        for backward in (False, True):
+            yield self._embed("student", embedded, tracks, backward)
+            yield from self._blocks("student", tracks, self.K, depth, backward)
+
+    def _embed(self, part: str, rows: int, tracks: int, backward: bool = False) -> Line:
+        width, D = self.config.model.segment_frames * self.config.channels, self.config.model.dim
+        moved = rows * D * STREAM + tracks * self._clip()
+        count = (LAUNCHES_BACKWARD if backward else LAUNCHES)["embed_gather"]
+        name = f"embed_gather{_label(backward)}"
+        return Line(part, name, gemm=2.0 * rows * width * D, bytes=moved, launches=count)
+
+    def _clip(self) -> int:
+        """Bytes of a track's clip."""
+        return self.L * self.config.model.segment_frames * self.config.channels * 4
+
+    def _blocks(
+        self, part: str, tracks: int, L: int, depth: int, backward: bool = False, last: int | None = None
+    ) -> Iterable[Line]:
+        """``last``: tokens that are still wanted after the last block's attention."""
+        model, D = self.config.model, self.config.model.dim
+        E, times, label = round(D * model.mlp_ratio), 2 if backward else 1, _label(backward)
+        rows = tracks * L * depth
+        after = rows - (tracks * (L - last) if last is not None else 0)
+        cost = LAUNCHES_BACKWARD if backward else LAUNCHES
+        if backward:
+            yield Line(part, "residual, backward", bytes=rows * D * 3 * STREAM, launches=depth * cost["residual"])
+        # Read the stream, write queries, keys, values; back: read their gradients and the stream, twice, write one.
+        moved = rows * D * ((2 * (3 * OPERAND + STREAM) + STREAM) if backward else (STREAM + 3 * OPERAND))
+        yield Line(
+            part,
+            f"norm_linear{label}",
+            gemm=times * 6.0 * rows * D * D,
+            bytes=moved,
+            launches=depth * cost["norm_linear"],
+        )
+        scores = 4.0 * tracks * depth * L * L * D
+        moved = rows * D * OPERAND * ((3 + 1 + 1 + 3) if backward else (3 + 1))
+        yield Line(
+            part,
+            f"attention{label}",
+            attention=scores * (2.5 if backward else 1),
+            exps=tracks * depth * model.heads * L * L,
+            bytes=moved,
+            launches=depth * cost["attention"],
+        )
+        moved = after * D * ((STREAM + 4 * OPERAND) if backward else (OPERAND + 2 * STREAM))
+        yield Line(
+            part,
+            f"add_norm with projection{label}",
+            gemm=times * 2.0 * after * D * D,
+            bytes=moved,
+            launches=depth * cost["add_norm"],
+        )
+        moved = after * D * ((3 * STREAM + 6 * OPERAND) if backward else 2 * STREAM)
+        yield Line(part, f"mlp{label}", gemm=times * 4.0 * after * D * E, bytes=moved, launches=depth * cost["mlp"])
+
+    def _decoder(self) -> Iterable[Line]:
+        depth, D = self.config.objective.decoder_depth, self.config.model.dim
+        tracks, K, L = self._masks(), self.K, self.L
+        last = L - K if "masked" in self.savings else None
+        wanted = tracks * (L if last is None else last)
+        for backward in (False, True):
+            part, times = ("decoder backward", 2) if backward else ("decoder forward", 1)
+            label, cost = _label(backward), LAUNCHES_BACKWARD if backward else LAUNCHES
+            rows = {"norm and embed": tracks * K, "head": wanted}
+            for what, count in rows.items():
+                moved = count * D * ((2 * (OPERAND + STREAM) + STREAM) if backward else (STREAM + OPERAND))
+                gemm = times * 2.0 * count * D * D
+                yield Line(part, f"{what}{label}", gemm=gemm, bytes=moved, launches=cost["norm_linear"])
+            moved = tracks * K * D * (OPERAND + STREAM)
+            yield Line(part, f"embedded latents{label}", bytes=moved, launches=cost["convert"])
+            yield Line(part, f"mask_fill{label}", bytes=tracks * L * D * STREAM, launches=cost["mask_fill"])
+            yield from self._blocks(part, tracks, L, depth, backward, last)
+            if last is not None:
+                moved = 2 * wanted * D * (STREAM + OPERAND)
+                yield Line(part, f"rows of masked tokens{label}", bytes=moved, launches=cost["gather"])
+
+    def _update(self) -> Iterable[Line]:
+        numbers = self._masks() * (self.L - self.K) * self.config.model.dim
+        student, teacher = parameters(self.config, self.joints)
+        # Norm; gradient, parameter, two moments: read, and the last three written; the teacher; operands of both.
+        moved = student * (4 + 4 * 4 + 3 * 4) + teacher * 2 * 4 + (student + teacher) * (4 + OPERAND)
+        for what, name, number in (
+            ("masked_mse", "masked_mse", numbers * (3 * OPERAND + STREAM + OPERAND)),
+            ("variances", "variances", numbers * (OPERAND + STREAM)),
+            ("gradients into one buffer", "collect", student * (OPERAND + 4)),
+            ("clip, AdamW, EMA, operands", "update", moved),
+            ("report", "report", 0),
+        ):
+            yield Line("update", what, bytes=number, launches=LAUNCHES[name])
+
+
+def refuse_others(config: Config) -> None:
+    """Raise `ConfigError` for a step whose work is not counted here."""
+    for path, value, counted in (
+        ("model.name", config.model.name, ("transformer",)),
+        ("objective.name", config.objective.name, ("skeleton2vec",)),
+        ("objective.auxiliary", config.objective.auxiliary, ("none",)),
+        ("mask.kind", config.mask.kind, ("auto", *TUBE_KINDS)),
+    ):
+        if value not in counted:
+            raise errors.ConfigError(f"{path}: {value}: the cost model counts {' and '.join(counted)} alone")
+    if config.model.layer_scale is None:
+        raise errors.ConfigError("model.layer_scale: null: the cost model counts LayerScale alone; give a number")
+
+
+def _label(backward: bool) -> str:
+    return ", backward" if backward else ""
+
+
+def parameters(config: Config, joints: int) -> tuple[int, int]:
+    """Numbers that the student and the teacher learn."""
+    model = config.model
+    D, E = model.dim, round(model.dim * model.mlp_ratio)
+    block = 4 * D * D + 2 * D * E + 11 * D + E - 2 * D + 2 * D  # matrices; biases, norms, gammas
+    positions = (joints + config.network_class.segments(config)) * D
+    encoder = model.segment_frames * config.channels * D + D + positions + model.depth * block + 2 * D
+    decoder = D * D + D + D + positions + config.objective.decoder_depth * block + 2 * D + D * D + D
+    return encoder + decoder, encoder
+
+
+def summary(lines: Iterable[Line]) -> dict[str, dict[str, float]]:
+    """Sums by part, and of all as ``sum``."""
+    names = ("gemm", "attention", "exps", "bytes", "launches")
+    sums = {part: dict.fromkeys(names, 0.0) for part in (*PARTS, "sum")}
+    for line in lines:
+        for part in (line.part, "sum"):
+            for name in names:
+                sums[part][name] += getattr(line, name)
+    return sums
+
+
+def step_costs(config: Config, joints: int, tracks: int, empty: int) -> dict:
+    """The costs of a step: ``dense``, as published; ``step``, as it is done; ``savings``, each off the dense one.
+
+    Args:
+        config: the run.
+        joints: V.
+        tracks: bodies of all clips on one device.
+        empty: tracks among these without a body.
+    """
+    none, every = frozenset(), frozenset(SAVINGS)
+    dense = summary(Plan(config, joints, tracks, empty, none).lines())
+    savings = {}
+    for name in SAVINGS:
+        alone = summary(Plan(config, joints, tracks, empty, frozenset({name})).lines())
+        savings[name] = {key: dense["sum"][key] - alone["sum"][key] for key in ("gemm", "attention", "bytes")}
+    step = summary(Plan(config, joints, tracks, empty, every).lines())
+    return {"tracks": tracks, "empty": empty, "dense": dense, "step": step, "savings": savings}
+
+
+def show(costs: dict) -> str:
+    """The costs as a table."""
+    out = [f"{costs['tracks']} tracks, {costs['empty']} of them empty"]
+    for name in ("dense", "step"):
+        title = {"dense": "dense, as published", "step": "the step as it is done"}[name]
+        out.append(f"\n{title:24}{'GEMM GFLOP':>12}{'attention GFLOP':>17}{'exp M':>9}{'GB':>8}{'launches':>10}")
+        for part, row in costs[name].items():
+            launches = f"{row['launches']:10.0f}" if name == "step" else f"{'':10}"
+            out.append(
+                f"  {part:22}{row['gemm'] / 1e9:12.0f}{row['attention'] / 1e9:17.0f}{row['exps'] / 1e6:9.0f}"
+                f"{row['bytes'] / 1e9:8.2f}{launches}"
+            )
+    total = sum(costs["dense"]["sum"][key] for key in ("gemm", "attention"))
+    out.append("\nsavings, each alone")
+    for name, row in costs["savings"].items():
+        off = row["gemm"] + row["attention"]
+        out.append(f"  {SAVINGS[name]:84}{off / 1e9:8.1f} GFLOP ({off / total:5.1%}){row['bytes'] / 1e9:7.2f} GB")
+    done = sum(costs["step"]["sum"][key] for key in ("gemm", "attention"))
+    out.append(f"  {'all':84}{(total - done) / 1e9:8.1f} GFLOP ({(total - done) / total:5.1%})")
+    return "\n".join(out)
+
+
+def main() -> None:
+    """Print the costs of a config's step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="ntu60", help="a preset or a YAML file")
+    parser.add_argument("--joints", type=int, default=25, help="V")
+    parser.add_argument("--tracks", type=int, default=128, help="bodies of all clips of a step on one device")
+    parser.add_argument("--empty", type=float, default=0.41, help="share of tracks without a body (NTU 60: 0.41)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    try:
+        config = presets.load(arguments.config)
+        refuse_others(config)
+    except errors.ConfigError as error:
+        parser.error(str(error))
+    empty = round(arguments.tracks * arguments.empty) if config.data.bodies > 1 else 0
+    costs = step_costs(config, arguments.joints, arguments.tracks, empty)
+    print(json.dumps(costs) if arguments.json else show(costs))
+
+
+if __name__ == "__main__":
+    main()
