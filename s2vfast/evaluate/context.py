@@ -140,9 +140,21 @@ class EvalContext:
         return [self.store.classes[label] for label in sorted(measured - fitted)]
 
     @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        """The run's run.json."""
+        return runs.read(self.run)[1]
+
+    @property
+    def objective(self) -> str:
+        """The run's objective; of a fine-tuned run, that of the run it began from."""
+        if runs.FINETUNE in self._about:
+            return self._about[runs.FINETUNE]["source"]["objective"]
+        return self.config.objective.name
+
+    @functools.cached_property
     def pretrained_on(self) -> dict[str, str] | None:
         """Path, fingerprint and split of the store that was pretrained on, or a published checkpoint; None: neither."""
-        about = rundir.read(self.run)
+        about = self._about
         if runs.FINETUNE in about:
             return about[runs.FINETUNE]["source"]["pretrained_on"]
         found = rundir.pretrained_on(about)
@@ -197,7 +209,7 @@ class EvalContext:
 
     def describe(self) -> dict[str, Any]:
         """What every result says about where it is from."""
-        about = rundir.read(self.run)
+        about = self._about
         found = {
             "split": self.split,
             "untrained": self.untrained,
@@ -211,7 +223,7 @@ class EvalContext:
             "pretrained_on": self.pretrained_on,
             "overlap": self.overlap,
             "transfer": self.transfer,
-            "objective": self.config.objective.name,
+            "objective": self.objective,
             "store": str(self.store.path),
             "store_fingerprint": self.store.fingerprint,
             "device": str(self.device),
