@@ -12,6 +12,7 @@ import pytest
 
 from s2vfast import presets
 from s2vfast.config import Config
+from s2vfast.config.fields import field_texts
 from s2vfast.data.store import Store
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.train import checkpoint
@@ -69,12 +70,22 @@ def test_version(cli):
 def test_pretrain_help_documents_every_field(cli):
     text = " ".join(" ".join(cli("pretrain --help")[1]).split())
     tuning = " ".join(" ".join(cli("evaluate --help")[1]).split())
-    for name, documentation in presets.field_texts(FinetuneConfig).items():
+    for name, documentation in field_texts(FinetuneConfig).items():
+        assert documentation, name
         assert f"--finetune.{name} " in tuning
         assert " ".join(documentation.replace("``", "").split())[:60] in tuning
-    for path, documentation in presets.documentation().items():
-        assert f"--{path} " in text
-        assert " ".join(documentation.replace("``", "").split())[:60] in text
+    sections = presets.documentation()
+    assert list(sections) == ["data", "model", "mask", "objective", "optim", "train", "checkpoint"]
+    for section, fields in sections.items():
+        for name, (documentation, defaults) in fields.items():
+            assert documentation, f"{section}.{name}"
+            assert f"--{section}.{name} " in text
+            assert " ".join(documentation.replace("``", "").split())[:60] in text
+            assert defaults
+    # What objectives alone have says whose it is, and each its default.
+    assert {"decoder_depth", "top_k", "label_smoothing"} <= set(sections["objective"])
+    assert set(sections["objective"]["label_smoothing"][1]) == {"classify"}
+    assert "[classify: 0.1]" in text
 
 
 def test_a_run_can_be_evaluated_and_embedded(cli, place, tmp_path):
@@ -353,7 +364,7 @@ def test_an_objective_takes_its_preset(cli):
     )
     refused(
         cli("pretrain --config nwucla --objective mampp --print_config"),
-        "objective.name: 'mampp' is not one of mamp, skeleton2vec, skeletonmae",
+        "objective.name: 'mampp' is not one of classify, mamp, skeleton2vec, skeletonmae; one of your own needs --plugin",
     )
 
 
@@ -368,4 +379,57 @@ def test_an_objective_of_a_file_is_trained_and_evaluated(cli, place, tmp_path):
     refused(
         cli(f"pretrain --resume --out {tmp_path}/run --objective skeletonmae"),
         "objective.name",
+    )
+
+
+def test_a_network_is_trained_with_labels_from_scratch(cli, place, tmp_path, monkeypatch):
+    """It stops, goes on to the bytes of a run that did not, is measured as it is, and not on what it has learned."""
+    from s2vfast.train.trainer import Trainer
+
+    words = f"pretrain --config {place}/tiny.yaml --objective classify --objective.hidden 8 --data {place}/store --out"
+    code, out, err = cli(f"{words} {tmp_path}/run")
+    assert code == 0, err
+    assert out[-1] == f"next: s2vfast evaluate {tmp_path}/run --protocol classify"
+    written = presets.read(tmp_path / "run" / "config.yaml")
+    assert (written["objective"]["name"], written["objective"]["hidden"], "mask" in written) == ("classify", 8, False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["top1"] <= 100 for row in rows)
+    assert "ema_decay" not in rows[0]
+
+    step = Trainer.run_step
+
+    def until(self):
+        result = step(self)
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", until)
+        assert cli(f"{words} {tmp_path}/parts")[0] == 128 + signal.SIGTERM
+    assert checkpoint.steps(tmp_path / "parts")[-1] == 4
+    assert cli(f"pretrain --resume --out {tmp_path}/parts")[0] == 0
+    for name in ("metrics.jsonl", "checkpoints/step-00000008/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+    code, out, err = cli(f"evaluate {tmp_path}/run --protocol classify --json")
+    assert (code, err) == (0, [])
+    found = json.loads(out[-1])
+    assert (found["n_test"], found["objective"]) == (sequences(place) // 2, "classify")
+    assert 0 <= found["top1"] <= 100
+    # Its head has learned to name these; a probe of its features would have seen their labels too.
+    for protocol in ("classify", "knn"):
+        refused(
+            cli(f"evaluate {tmp_path}/run --protocol {protocol} --train_part test --test_part train"),
+            f"{tmp_path}/run: was trained on the labels of {sequences(place) // 2} sequence(s) of 'train' of split",
+            1,
+        )
+    assert cli(f"evaluate {tmp_path}/run --protocol knn --untrained --train_part test --test_part train")[0] == 0
+    # It is a network like any other, to be used as it is or to go on from.
+    assert cli(f"export {tmp_path}/run --to torch --out {tmp_path}/net.pt2")[0] == 0
+    assert cli(f"evaluate {tmp_path}/run --protocol knn")[0] == 0
+    words = f"evaluate {tmp_path}/run --protocol finetune --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16"
+    assert cli(f"{words} --out {tmp_path}/tuned")[0] == 0
+    refused(
+        cli(f"view mask {place}/store 0 --run {tmp_path}/run"), "classify masks nothing; there are no masks to show"
     )

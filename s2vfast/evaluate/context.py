@@ -108,8 +108,9 @@ class EvalContext:
         ids = _part_ids(store, split, *parts)
         if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
             raise errors.DataError(
-                f"{run_dir}: was fine-tuned on the labels of {learned} sequence(s) of {parts[1]!r} of split {split!r}; "
-                f"an accuracy on sequences that were fitted says nothing, choose another split, part or run"
+                f"{run_dir}: was {'fine-tuned' if tuned else 'trained'} on the labels of {learned} sequence(s) of "
+                f"{parts[1]!r} of split {split!r}; an accuracy on sequences that were fitted says nothing, choose "
+                f"another split, part or run"
             )
         labels = tuple(torch.from_numpy(store.labels[chosen]).to(where) for chosen in ids)
         made = cls(
