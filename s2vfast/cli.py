@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import s2vfast
 import s2vfast.errors as errors
 from s2vfast.compat import commands as import_checkpoint
+from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments
 from s2vfast.train import torchrun
 from s2vfast.view import commands as view
@@ -87,25 +88,38 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(words: list[str]) -> int:
-    words = _load_plugins(words)
-    commands = _commands()
-    name, rest_of_line = _command_of(words, commands)
-    if name is None:
+    try:
+        parsed = parse(_load_plugins(words))
+    except SystemExit as end:  # --help has printed
+        return int(end.code or 0)
+    if parsed is None:
         return 0
+    command, options = parsed
+    return command.run(options)
+
+
+def parse(words: list[str]) -> tuple[Command, argparse.Namespace] | None:
+    """The command that a command line names, and its options; None where a list of commands has been printed.
+
+    Raises:
+        ConfigError: no such command or option, or a value that is missing.
+        SystemExit: a command's help has been printed.
+    """
+    commands = _commands()
+    name, arguments_of_command = _command_of(words, commands)
+    if name is None:
+        return None
     command, settings = commands[name], {}
     if command.sections is not None:
-        settings, rest_of_line = take_settings(rest_of_line)
+        settings, arguments_of_command = take_settings(arguments_of_command)
     parser = _Parser(prog=f"s2vfast {name}", description=command.text)
     parser.add_argument("--plugin", metavar="FILE.py", help="register networks, objectives, implementations of a file")
     command.add(parser)
-    if command.sections is not None and {"-h", "--help"} & set(rest_of_line):
+    if command.sections is not None and {"-h", "--help"} & set(arguments_of_command):
         command.sections(parser)
-    try:
-        options = parser.parse_args(rest_of_line)
-    except SystemExit as end:  # --help has printed
-        return int(end.code or 0)
+    options = parser.parse_args(arguments_of_command)
     options.settings = settings
-    return command.run(options)
+    return command, options
 
 
 def _load_plugins(words: list[str]) -> list[str]:
@@ -196,17 +210,14 @@ def _commands() -> dict[str, Command]:
             text, functools.partial(_evaluation, name), functools.partial(arguments.add, name), sections
         )
     commands[import_checkpoint.NAME] = Command(import_checkpoint.TEXT, import_checkpoint.run, import_checkpoint.add)
-    commands |= {
-        "data import": Command("make a store from a dataset's own files", _import, _add_import),
-        "data synth": Command("make a store of synthetic people", _synth, _add_synth),
-        "data subset": Command(
-            "write lists of a share of the labels of every class", functools.partial(_evaluation, "subset"), _add_subset
-        ),
-        "data check": Command("prove a store intact: compare every file with its hash", _check, _add_store),
-        "data show": Command("print what is in a store", _show, _add_store),
-    }
-    for name, (text, run, add) in view.COMMANDS.items():
-        commands[f"view {name}"] = Command(text, run, add)
+    commands["data subset"] = Command(
+        "write lists of a share of the labels of every class",
+        functools.partial(_evaluation, "subset"),
+        arguments.add_subset,
+    )
+    for group, members in (("data", data.COMMANDS), ("view", view.COMMANDS)):
+        for name, (text, run, add) in members.items():
+            commands[f"{group} {name}"] = Command(text, run, add)
     commands["doctor"] = Command("versions, devices, implementations: to paste into a bug report", _doctor)
     return commands
 
@@ -247,45 +258,6 @@ def _add_sections(parser: argparse.ArgumentParser) -> None:
             of = ", ".join(f"{owner}: {value}" if owner else f"{value}" for owner, value in defaults.items())
             text = " ".join(text.replace("``", "").split())
             group.add_argument(f"--{section}.{name}", metavar="VALUE", help=f"{text} [{of}]".replace("%", "%%"))
-
-
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store to make")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on the disk")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
-
-
-def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", help="a file or folder")
-    parser.add_argument("--format", help=f"{arguments.formats()}; without it detected")
-    parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
-    parser.add_argument(
-        "--on_error", "--on-error", choices=("skip", "fail"), default="skip", help="on a broken recording"
-    )
-    parser.add_argument("--workers", type=int, help="processes that read; without it chosen")
-    _add_out(parser)
-
-
-def _add_synth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subjects", type=int, default=10, help="people, 2 or more")
-    parser.add_argument("--views", type=int, default=3, help="cameras, 1 to 3")
-    parser.add_argument("--repetitions", type=int, default=3, help="times that everyone does every action")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same store")
-    parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
-    _add_out(parser)
-
-
-def _add_subset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", help="folder of a store")
-    parser.add_argument("--split", required=True, help="split whose training part is chosen from")
-    parser.add_argument("--percents", default="1,5,10,20", help="shares, with commas between them")
-    parser.add_argument("--lists", type=int, default=5, help="lists of each share")
-    parser.add_argument("--seed", type=int, default=0, help="of the lists")
-    parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
-
-
-def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", help="folder of a store")
 
 
 def _pretrain(options: Any) -> int:
@@ -351,61 +323,6 @@ def _demo(options: Any) -> int:
 
     stopped = demo(options.out, fresh=options.fresh)
     return 0 if stopped is None else 128 + stopped
-
-
-def _import(options: Any) -> int:
-    from s2vfast.data import report
-    from s2vfast.data.importer import import_dataset
-    from s2vfast.train.progress import Counter
-
-    with Counter("reading") as counter:
-        made = import_dataset(
-            options.src,
-            options.out,
-            format=options.format,
-            layout=options.layout,
-            on_error=options.on_error,
-            workers=options.workers,
-            dtype=options.dtype,
-            overwrite=options.overwrite,
-            progress=counter,
-        )
-    print(report.imported(made))
-    return 0
-
-
-def _synth(options: Any) -> int:
-    from s2vfast.data.synth import generate
-    from s2vfast.train.progress import Counter
-
-    with Counter("making sequences") as counter:
-        store = generate(
-            options.out,
-            subjects=options.subjects,
-            views=options.views,
-            repetitions=options.repetitions,
-            seed=options.seed,
-            dtype=options.dtype,
-            overwrite=options.overwrite,
-            workers=options.workers,
-            progress=counter,
-        )
-    print(f"{options.out}: {len(store)} sequences, {len(store.frames)} frames, {len(store.classes)} classes")
-    return 0
-
-
-def _check(options: Any) -> int:
-    from s2vfast.data import report
-
-    print(report.check(options.store))
-    return 0
-
-
-def _show(options: Any) -> int:
-    from s2vfast.data import report
-
-    print(report.show(options.store))
-    return 0
 
 
 def _doctor(options: Any) -> int:

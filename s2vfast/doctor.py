@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch triton numpy jsonargparse rich safetensors PyYAML scikit-learn matplotlib tensorboard pybind11 ninja pytest"
+    "torch triton numpy rich safetensors PyYAML scikit-learn matplotlib tensorboard pybind11 ninja pytest"
 ).split()
 
 

@@ -1,6 +1,9 @@
-"""From a config and a layout to the spec of a clip."""
+"""From a config and a layout to the spec of a clip, and what is appended to a clip once it has been augmented."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from s2vfast import errors
 from s2vfast.config import DataConfig
@@ -34,3 +37,21 @@ def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
         sides=layout.sides,
         up=up,
     )
+
+
+def append_velocity(clips: Tensor, factor: float) -> Tensor:
+    """Coordinates and, times ``factor``, their differences to the next frame, as `s2vfast.ops.clip_sample` has them.
+
+    Args:
+        clips: [N, T, V, 3], zeros where a joint is not seen.
+        factor: data.velocity; 0: clips as they are.
+
+    Returns:
+        [N, T, V, 6]; 0 in the last frame, and where a joint is not seen in both frames.
+    """
+    if not factor:
+        return clips
+    seen = (clips != 0).any(-1, keepdim=True)
+    velocity = torch.zeros_like(clips)
+    velocity[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], clips[:, 1:] - clips[:, :-1], 0.0)
+    return torch.cat([clips, factor * velocity], dim=-1)

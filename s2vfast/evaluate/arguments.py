@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
-from pathlib import Path
 from typing import Any
 
 POOLS = ("mean", "joint", "joint_time")
@@ -88,11 +86,14 @@ def add_finetune(parser: Any) -> None:
         )
 
 
-def formats() -> str:
-    """Names of the formats of recordings, without importing them."""
-    package = Path(__file__).parents[1] / "data" / "formats"
-    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name != "base"]
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+def add_subset(parser: Any) -> None:
+    """Options of ``s2vfast data subset``."""
+    parser.add_argument("store", help="folder of a store")
+    parser.add_argument("--split", required=True, help="split whose training part is chosen from")
+    parser.add_argument("--percents", default="1,5,10,20", help="shares, with commas between them")
+    parser.add_argument("--lists", type=int, default=5, help="lists of each share")
+    parser.add_argument("--seed", type=int, default=0, help="of the lists")
+    parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
 
 
 def _embed(parser: Any) -> None:
@@ -104,7 +105,7 @@ def _embed(parser: Any) -> None:
 def _predict(parser: Any) -> None:
     _run(parser)
     parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with")
-    parser.add_argument("--format", help=f"{formats()}; without it detected")
+    parser.add_argument("--format", help="name of a format; without it detected")
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
     parser.add_argument("--json", action="store_true", help="print one JSON object a sequence")

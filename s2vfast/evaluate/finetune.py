@@ -25,7 +25,8 @@ from s2vfast.objectives import build_objective
 from s2vfast.objectives.classify import Classify
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
-from s2vfast.train.loop import RESUME_INEXACT, RESUME_SAFE, run_steps
+from s2vfast.train.loop import run_steps
+from s2vfast.train.resume import RESUME_INEXACT, RESUME_SAFE
 
 if TYPE_CHECKING:
     from s2vfast.config import Config

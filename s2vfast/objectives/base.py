@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from s2vfast.config.registry import OBJECTIVES
+from s2vfast.data.augment import Compose, ViewKey
 from s2vfast.networks.base import Network, NoFields, build_network
 from s2vfast.objectives.bodies import Bodies
 
@@ -153,8 +154,13 @@ class Objective(nn.Module):
     """Whether the config has a section ``mask``."""
     needs_labels: ClassVar[bool] = False
     """Whether `Draw.labels` are needed: sequences without a label are then left out."""
+    gathers: ClassVar[bool] = False
+    """Whether `step_loss` asks for the rows of all ranks, who then need as many samples each."""
     views: int = 1
     """Views of a clip: draws of `s2vfast.ops.clip_sample`, each with a seed of its own, then `augment`."""
+    pipelines: Sequence[Compose] = ()
+    """What `augment` does to the coordinates of each view, to which velocities are appended; empty: views are as
+    `s2vfast.ops.clip_sample` makes them."""
     averages: ClassVar[dict[str, str]] = {}
     """Attribute of a moving average → attribute of the module that it follows."""
     average_buffers: ClassVar[bool] = True
@@ -210,7 +216,11 @@ class Objective(nn.Module):
 
     def augment(self, clips: Tensor, view: int, draw: Draw) -> Tensor:
         """A view [n * M, T, V, C] of clips [n * M, T, V, C]; draws are functions of ``draw`` and ``view`` alone."""
-        return clips
+        if not self.pipelines:
+            return clips
+        key = ViewKey(draw.seed, draw.epoch, draw.sample_ids.to(clips.device), view)
+        augmented, _ = self.pipelines[view](clips.unflatten(0, (len(draw.sample_ids), -1)), key)
+        return augmented.flatten(0, 1)
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> Any:
         """Tensors that the loss needs beside the views: masks, labels, drops. Made with the clips, ahead of the step.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s2vfast import errors, ops
 from s2vfast.config import Config
-from s2vfast.data.clips import clip_spec
+from s2vfast.data.clips import append_velocity, clip_spec
 from s2vfast.data.store import Store
 from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
 from s2vfast.reference import philox
@@ -113,6 +113,9 @@ class Feed:
     ) -> None:
         self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
         ids = torch.from_numpy(store.select(config.data.split, "train") if ids is None else ids)
+        self._labels = torch.from_numpy(store.labels) if objective.needs_labels else None
+        if self._labels is not None:
+            ids = ids[self._labels[ids] >= 0]
         batch, accumulate = config.train.batch, config.train.accumulate
         if batch > len(ids):
             raise errors.ConfigError(
@@ -125,10 +128,17 @@ class Feed:
                 f"train.batch: {batch} is less than {shares}, which is {ranks.world_size} ranks{times}; each of them "
                 f"needs a clip"
             )
+        if objective.gathers and batch % shares:
+            raise errors.ConfigError(
+                f"train.batch: {batch} is no multiple of {shares} ranks and micro-batches, as "
+                f"objective.name: {config.objective.name} asks"
+            )
         self.order = Order(ids, batch, config.train.seed)
         self.micro_batches = accumulate or micro_batches_for(config, objective, batch // ranks.world_size, device)
-        self.recordings = Recordings(config, store, device, config.data.resident)
-        self._labels = torch.from_numpy(store.labels) if objective.needs_labels else None
+        # Views are augmented as coordinates; velocities are those of what comes of it.
+        self._velocity = config.data.velocity if objective.pipelines else 0.0
+        coordinates = replace(config, data=replace(config.data, velocity=0.0)) if objective.pipelines else config
+        self.recordings = Recordings(coordinates, store, device, config.data.resident)
         if self._labels is not None:
             self._labels = self._labels.to(self.recordings.source)
         sends = self.recordings.sends
@@ -177,10 +187,7 @@ class Feed:
         if self._labels is not None:
             labels = self._labels[ids.to(source)]
         draw = Draw(seed, epoch, ids, labels)
-        views = tuple(
-            objective.augment(self.recordings.clips(ids, epoch=epoch, seed=view_seed(seed, view)), view, draw)
-            for view in range(objective.views)
-        )
+        views = tuple(self._view(view, draw) for view in range(objective.views))
         inputs, bodies = objective.prepare(views, draw), None
         if objective.empty_bodies != "compute":
             bodies = Bodies.from_mask(self.recordings.present[ids].flatten(), capacity)
@@ -188,6 +195,10 @@ class Feed:
                 bodies = replace(bodies, order=self._send(bodies.order), rank=self._send(bodies.rank))
         made = MicroBatch(views, inputs, bodies, weight)
         return made.map(self._send) if self.recordings.sends else made
+
+    def _view(self, view: int, draw: Draw) -> Tensor:
+        clips = self.recordings.clips(draw.sample_ids, epoch=draw.epoch, seed=view_seed(draw.seed, view))
+        return append_velocity(self.objective.augment(clips, view, draw), self._velocity)
 
     def _send(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True)

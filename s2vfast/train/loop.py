@@ -18,12 +18,8 @@ import s2vfast
 import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.train import checkpoint, distributed, progress, rundir, torchrun
+from s2vfast.train.resume import agreed_config
 from s2vfast.train.stopping import Stop
-
-RESUME_SAFE = ("data.workers", "train.log_every", "checkpoint.every", "checkpoint.keep")
-"""Fields that may change when a run goes on: they change no weight."""
-RESUME_INEXACT = ("data.resident", "train.device", "train.impl", "train.mode", "train.accumulate", "train.threads")
-"""Fields that may change too, but then sums are rounded in another order."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ def train(
     torchrun all ranks stop after the same step, and a process that torchrun started again goes on as with ``resume``.
 
     Args:
-        config: The run's config. With ``resume`` it may differ from the run's own in `RESUME_SAFE` and
-            `RESUME_INEXACT` only; None takes the run's own.
+        config: The run's config. With ``resume`` it may differ from the run's own in `s2vfast.train.resume`'s
+            fields only; None takes the run's own.
         store_path: The store; None, with ``resume``, takes the one the run began with.
         run_dir: The run's folder: empty or missing without ``resume``.
         resume: Go on from the newest intact checkpoint. Where no run has begun in the folder, begin one.
@@ -169,7 +165,7 @@ class _Plan:
 def _plan(run: Path, config: Config | None, store_path: str | Path | None, resume: bool) -> _Plan:
     continues = resume and rundir.begun(run)
     if continues:
-        config, notes = _agreed(rundir.read_config(run), config)
+        config, notes = agreed_config(rundir.read_config(run), config)
         if rundir.IMPORTED in rundir.read(run):
             raise errors.CheckpointError(
                 f"{run}: holds imported weights, without an optimizer's state to go on with; evaluate or fine-tune "
@@ -386,33 +382,6 @@ class _Records:
         self.throughput.write(**rates)
         if self.tensorboard:
             self.tensorboard.write(values | {"clips_per_second": rates["clips_per_second"]})
-
-
-def _agreed(own: Config, asked: Config | None) -> tuple[Config, list[str]]:
-    """The config to go on with, and what to say about it."""
-    if asked is None:
-        return own, []
-    notes = []
-    before, after = own.to_dict(), asked.to_dict()
-    for section in dict.fromkeys((*before, *after)):
-        for name in dict.fromkeys((*before.get(section, {}), *after.get(section, {}))):
-            path = f"{section}.{name}"
-            value, new = (tree.get(section, {}).get(name) for tree in (before, after))
-            if new == value or path in RESUME_SAFE:
-                continue
-            if path not in RESUME_INEXACT:
-                raise errors.ConfigError(
-                    f"{path}: {new!r} asked, but the run began with {value!r}, and --resume goes on with what a run "
-                    f"began with (only {', '.join(RESUME_SAFE + RESUME_INEXACT)} may change); leave it out or begin "
-                    f"another run"
-                )
-            note = f"warning: {path}: {value} so far, {new} from here on; results may differ in the last bits"
-            if path == "train.device" and asked.train.precision == "auto":
-                note += ", and more between a CPU and a GPU: train.precision auto is bfloat16 there"
-            if path == "train.accumulate":
-                note += ", and more where there is batch norm: its statistics are those of a micro-batch"
-            notes.append(note)
-    return asked, notes
 
 
 def _set_threads(config: Config) -> None:

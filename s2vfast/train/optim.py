@@ -245,7 +245,9 @@ class FlatBuffers:
             self.flat.append(flat)
             for path, tensor, view in zip(paths, tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 module, name = owners[path]
-                module._buffers[name] = view.view(tensor.shape)
+                # .data: with a version counter of its own, or a layer's update would spoil what another keeps for its
+                # gradient.
+                module._buffers[name] = view.view(tensor.shape).data
                 trained = path.partition(".")[0] not in objective.averages
                 self.named[f"student.{path}" if trained else path] = module._buffers[name]
         self._before = [torch.empty_like(flat) for flat in self.flat]

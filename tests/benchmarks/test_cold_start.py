@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def tiny():
     config = Config()
     config.data.frames = 15
-    config.model.dim, config.model.heads, config.model.depth, config.model.decoder_depth = 32, 2, 1, 1
+    config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 1, 1
     config.objective.top_k = 1
     return config
 

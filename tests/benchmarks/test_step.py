@@ -18,11 +18,11 @@ CEILINGS = {"copy_gb_s": 10.0, "matmul_float32": 0.1, "exp_g_s": 1.0}
 def tiny(**mask):
     config = Config()
     config.data.frames = 30
-    config.model.dim, config.model.heads, config.model.depth, config.model.decoder_depth = 32, 2, 2, 1
+    config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 2, 1
     config.objective.top_k = 2
     for name, value in mask.items():
         setattr(config.mask, name, value)
-    config.validate(_train_step.JOINTS)
+    config.validate(_train_step.LAYOUT)
     return config
 
 

@@ -90,7 +90,7 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     """A step of the model's plan in the interpreter, counted; what differs on a GPU is put in its place."""
     if torch.cuda.is_available():
         pytest.skip("counted where kernels are interpreted")
-    from s2vfast.objectives import Bodies, masked
+    from s2vfast.objectives import Bodies, MicroBatch, masked
     from s2vfast.train.distributed import Ranks
     from s2vfast.train.optim import FlatAdamW
     from s2vfast.train.step import Step
@@ -111,9 +111,10 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     # On a CPU one copy a gradient; on a GPU lists of them.
     monkeypatch.setattr(optimizer, "collect", lambda gradients, add: None)
     with ops.use_impl("triton"):
-        part = Part(clips, model.draw(clips, sample_ids=torch.arange(2)), Bodies.of(clips) if empty else None)
-        step([part])  # tables that are made once
-        counted = sum(count(lambda: step([part])).values())
+        masks = model.draw(clips, sample_ids=torch.arange(2))
+        batch = MicroBatch((clips,), masks, Bodies.from_clips(clips) if empty else None)
+        step([batch])  # tables that are made once
+        counted = sum(count(lambda: step([batch])).values())
     plan = cost_model.Plan(config, 25, tracks=4, empty=empty)
     made_elsewhere = cost_model.LAUNCHES["collect"] + 2  # the clips, the masks
     assert cost_model.summary(plan.lines())["sum"]["launches"] == counted + made_elsewhere

@@ -10,10 +10,11 @@ To add a format, write ``formats/<name>.py`` with::
         # for; a format with a skeleton of its own leaves it aside. Without `labelled`, which is how `s2vfast predict`
         # reads, neither labels nor names need to be there. Raise DataError if src as a whole is unusable.
 
-and add the module to `FORMATS`. Its ``read`` returns `Sequence` objects: bodies with the main one first, each with
-the frame numbers it was seen in, gaps left as gaps, and a note for everything that was dropped. Everything else is
-done for it: the importer runs ``read`` in parallel, refuses NaN, Inf and absurd coordinates, counts, reports, and
-writes the store. A recording that cannot be read raises ``BrokenRecording(file, reason, line)``.
+and add the module to `FORMATS`, or from outside of the package by `register_format`. Its ``read`` returns `Sequence`
+objects: bodies with the main one first, each with the frame numbers it was seen in, gaps left as gaps, and a note for
+everything that was dropped. Everything else is done for it: the importer runs ``read`` in parallel, refuses NaN, Inf
+and absurd coordinates, counts, reports, and writes the store. A recording that cannot be read raises
+``BrokenRecording(file, reason, line)``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,21 @@ from s2vfast.errors import DataError
 FORMATS: dict[str, ModuleType] = {"ntu": ntu, "pyskl": pyskl, "ctrgcn": ctrgcn, "nwucla": nwucla, "pkummd": pkummd}
 """Modules by the name that ``--format`` takes."""
 
-__all__ = ["FORMATS", "BrokenRecording", "Source", "detect_format"]
+__all__ = ["FORMATS", "BrokenRecording", "Source", "detect_format", "register_format"]
+
+
+def register_format(name: str, module: ModuleType) -> None:
+    """Add a format from outside of the package; a name that was added before is replaced.
+
+    Args:
+        name: what ``--format`` takes.
+        module: with the two functions above. What it reads in other processes must be importable there: a file that
+            ``--plugin`` names gives ``Source(parallel=False)``.
+    """
+    for function in ("detect", "open_source"):
+        if not callable(getattr(module, function, None)):
+            raise TypeError(f"register_format({name!r}): {module.__name__} has no function {function}")
+    FORMATS[name] = module
 
 
 def detect_format(src: Path) -> str:

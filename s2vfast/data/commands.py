@@ -1,0 +1,109 @@
+"""The subcommands of `s2vfast data`: their options, and what they call. It imports nothing heavy."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def _formats() -> str:
+    """Names of the formats of recordings, without importing them."""
+    package = Path(__file__).parent / "formats"
+    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name != "base"]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _add_out(parser: Any) -> None:
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store to make")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on the disk")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
+
+
+def _add_import(parser: Any) -> None:
+    parser.add_argument("src", help="a file or folder")
+    parser.add_argument("--format", help=f"{_formats()}; without it detected")
+    parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
+    parser.add_argument(
+        "--on_error", "--on-error", choices=("skip", "fail"), default="skip", help="on a broken recording"
+    )
+    parser.add_argument("--workers", type=int, help="processes that read; without it chosen")
+    _add_out(parser)
+
+
+def _add_synth(parser: Any) -> None:
+    parser.add_argument("--subjects", type=int, default=10, help="people, 2 or more")
+    parser.add_argument("--views", type=int, default=3, help="cameras, 1 to 3")
+    parser.add_argument("--repetitions", type=int, default=3, help="times that everyone does every action")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same store")
+    parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
+    _add_out(parser)
+
+
+def _add_store(parser: Any) -> None:
+    parser.add_argument("store", help="folder of a store")
+
+
+def _import(options: Any) -> int:
+    from s2vfast.data import report
+    from s2vfast.data.importer import import_dataset
+    from s2vfast.train.progress import Counter
+
+    with Counter("reading") as counter:
+        made = import_dataset(
+            options.src,
+            options.out,
+            format=options.format,
+            layout=options.layout,
+            on_error=options.on_error,
+            workers=options.workers,
+            dtype=options.dtype,
+            overwrite=options.overwrite,
+            progress=counter,
+        )
+    print(report.imported(made))
+    return 0
+
+
+def _synth(options: Any) -> int:
+    from s2vfast.data.synth import generate
+    from s2vfast.train.progress import Counter
+
+    with Counter("making sequences") as counter:
+        store = generate(
+            options.out,
+            subjects=options.subjects,
+            views=options.views,
+            repetitions=options.repetitions,
+            seed=options.seed,
+            dtype=options.dtype,
+            overwrite=options.overwrite,
+            workers=options.workers,
+            progress=counter,
+        )
+    print(f"{options.out}: {len(store)} sequences, {len(store.frames)} frames, {len(store.classes)} classes")
+    return 0
+
+
+def _check(options: Any) -> int:
+    from s2vfast.data import report
+
+    print(report.check(options.store))
+    return 0
+
+
+def _show(options: Any) -> int:
+    from s2vfast.data import report
+
+    print(report.show(options.store))
+    return 0
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
+    "import": ("make a store from a dataset's own files", _import, _add_import),
+    "synth": ("make a store of synthetic people", _synth, _add_synth),
+    "check": ("prove a store intact: compare every file with its hash", _check, _add_store),
+    "show": ("print what is in a store", _show, _add_store),
+}
+"""Name → what it does, what runs it (options to exit code), what gives a parser its options."""
