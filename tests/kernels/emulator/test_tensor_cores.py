@@ -243,7 +243,8 @@ def test_warps_that_have_parted(count):
     mov.b32 %r10, %r8; mov.b32 %r11, %r8; mov.b32 %r12, %r8; mov.b32 %r13, %r8;
     setp.eq.u32 %p1, %r9, 0; @%p1 bra EVEN;
     stmatrix.sync.aligned.m8n8.x{count}.shared.b16 [%r7], {names(10, count)}; bar.warp.sync -1;
-    ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {names(20, count)}, [%r7]; add.u32 %r30, %r{19 + count}, 1; bra.uni END;
+    ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {names(20, count)}, [%r7];
+    add.u32 %r30, %r{19 + count}, 1; bra.uni END;
     EVEN: shfl.sync.bfly.b32 %r30, %r8, 1, 31, -1;
     END: st.global.b32 [%rd2], %r30;
     """
