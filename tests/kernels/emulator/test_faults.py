@@ -183,6 +183,25 @@ def test_copies_filled_with_zeros():
     assert result.tolist() == [0, 7, 1, 1]
 
 
+def test_copies_of_a_part_of_their_bytes():
+    result = np.ones((3, 4), np.uint32)
+    body = (
+        SLOT
+        + """
+    shl.b32 %r4, %r100, 4; add.u32 %r5, %r2, %r4; cvt.u64.u32 %rd1, %r4; add.u64 %rd2, %rd20, %rd1;
+    shl.b32 %r6, %r100, 3; cp.async.cg.shared.global [%r5], [%rd2], 16, %r6; cp.async.wait_all;
+    ld.shared.v4.b32 {%r7, %r8, %r9, %r10}, [%r5];
+    add.u64 %rd3, %rd21, %rd1; st.global.v4.b32 [%rd3], {%r7, %r8, %r9, %r10}; ld.global.b32 %r11, [%rd20];
+    """
+    )
+    data = torch.arange(1, 13, dtype=torch.int32)
+    execute(body, data, tensor(result), threads=3, shared=64)
+    assert result.tolist() == [[0, 0, 0, 0], [5, 6, 0, 0], [9, 10, 11, 12]]
+    with refused("out of bounds"):
+        execute(body, data[:8], tensor(result), threads=3, shared=64)
+    execute(body, data[:6], tensor(result), threads=2, shared=64)  # what is not copied need not be there
+
+
 @pytest.mark.parametrize(
     "body",
     [
