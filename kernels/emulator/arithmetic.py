@@ -272,11 +272,11 @@ def count_ones(x: ndarray) -> ndarray:
 
 def leading_zeros(x: ndarray) -> ndarray:
     """clz."""
-    width, found = 8 * x.dtype.itemsize, x
+    width, filled = 8 * x.dtype.itemsize, x
     for shift in (1, 2, 4, 8, 16, 32):
         if shift < width:
-            found = found | (found >> x.dtype.type(shift))
-    return u4(width) - count_ones(found)
+            filled = filled | (filled >> x.dtype.type(shift))
+    return u4(width) - count_ones(filled)
 
 
 def reversed_bits(x: ndarray) -> ndarray:

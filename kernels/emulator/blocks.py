@@ -44,19 +44,19 @@ def results(instruction: Instruction) -> list[Register]:
 
 def arguments(instruction: Instruction) -> list[Register]:
     """Registers that an instruction reads; what it writes under a guard is read too."""
-    found: list[Register] = []
+    used: list[Register] = []
     if instruction.guard is not None:
-        found += registers(instruction.guard) + results(instruction)
+        used += registers(instruction.guard) + results(instruction)
     skip = 1 if results(instruction) else 0
     if instruction.name == "wgmma":
         skip = 0  # its accumulator is both
     for operand in instruction.operands[skip:]:
-        found += registers(operand)
+        used += registers(operand)
     if skip == 0 or instruction.name not in _WITHOUT_RESULT:
         first = instruction.operands[0] if instruction.operands else None
         if isinstance(first, Address):
-            found += registers(first)
-    return found
+            used += registers(first)
+    return used
 
 
 def registers(operand: Operand) -> list[Register]:

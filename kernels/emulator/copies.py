@@ -11,7 +11,7 @@ from numpy import ndarray
 from s2vfast.kernels.emulator.faults import Site, Unsupported
 from s2vfast.kernels.emulator.generate import address
 from s2vfast.kernels.emulator.lanes import Lanes
-from s2vfast.kernels.emulator.memory import COPYING, Space
+from s2vfast.kernels.emulator.memory import COPYING, WORDS, Space
 from s2vfast.kernels.emulator.ptx import Immediate, Instruction
 from s2vfast.kernels.emulator.table import instruction, known
 
@@ -58,21 +58,37 @@ class Copies:
         site: Site,
     ) -> None:
         """Begin a copy of ``width`` bytes for each thread, of which ``size`` come from memory and the others are 0."""
-        shared, memory = self.machine.shared, self.machine.memory
+        shared = self.machine.shared
         lanes = shared.select(g, to, width, guard, site)
         if lanes is None:
             return
-        mask = guard
-        if size is not None:
-            if ((size != 0) & (size != width)).any():
-                raise Unsupported(f"{site}: cp.async of a part of its bytes")
-            mask = size != 0 if guard is None else guard & (size != 0)
-        read, words = memory.load(g, source, width, mask, site)
-        dtype = {4: np.uint32, 8: np.uint64, 16: np.complex128}[width]
-        zero = np.zeros((1, 1), dtype)
-        values = lanes.narrow(zero if read is None else read.spread(words, zero))
+        if size is None or ((size == 0) | (size == width)).all():
+            mask = guard if size is None else size != 0 if guard is None else guard & (size != 0)
+            words = self._read(g, source, width, mask, site)
+        else:
+            words = self._read_parts(g, source, width, size, guard, site)
+        values = lanes.narrow(words)
         shared.check_write(lanes, None, width, site, COPYING)
         g.copies.append(Copy(shared, lanes, values, width))
+
+    def _read(self, g: Group, source: ndarray, width: int, mask: ndarray | None, site: Site) -> ndarray:
+        """What memory holds, zeros where nothing is read."""
+        read, words = self.machine.memory.load(g, source, width, mask, site)
+        zero = np.zeros((1, 1), WORDS[width])
+        return zero if read is None else read.spread(words, zero)
+
+    def _read_parts(
+        self, g: Group, source: ndarray, width: int, size: ndarray, guard: ndarray | None, site: Site
+    ) -> ndarray:
+        """The first ``size`` bytes of each word, piece by piece, the others 0."""
+        piece = self.machine.memory.granule
+        if (size % piece).any() or piece == width:
+            raise Unsupported(f"{site}: cp.async of a part of what the kernel's other accesses read as a whole")
+        pieces = np.zeros((*g.shape, width // piece), WORDS[piece])
+        for i in range(width // piece):
+            mask = size > i * piece if guard is None else guard & (size > i * piece)
+            pieces[..., i] = self._read(g, source + np.uint64(i * piece), piece, mask, site)
+        return pieces.view(WORDS[width])[..., 0]
 
     def commit(self, g: Group) -> None:
         """cp.async.commit_group."""

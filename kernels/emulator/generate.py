@@ -91,6 +91,7 @@ class Writer:
         self.count = 0
         self.guard: str | None = None
         self.busy: set[int] = set()  # registers of wgmma that this block has started
+        self.moved: dict[int, int] = {}  # copies of registers, to what they are copies of
         self.written_since_fence: set[str] = set()  # names, since wgmma.fence
         self.instruction: Instruction | None = None
         self.run: list[Instruction] = []  # it and those that are written together with it
@@ -142,7 +143,7 @@ class Writer:
         if instruction is self.program.kernel.instructions[self.block.first]:
             self._emit_check(_touched(following))
         if self.busy:
-            self._emit_check(_touched([instruction]) & self.busy)
+            self._emit_check(_touched([instruction], self.moved) & self.busy)
 
     def _emit_check(self, touched: set[int]) -> None:
         if touched:
@@ -331,13 +332,32 @@ def _independent(code: list[Instruction]) -> list[Instruction]:
     return run or code[:1]
 
 
-def _touched(code: list[Instruction]) -> set[int]:
-    """Registers that instructions other than wgmma read or write before the next wgmma.wait_group."""
+def _touched(code: list[Instruction], moved: dict[int, int] | None = None) -> set[int]:
+    """Registers that instructions other than wgmma read or write before the next wgmma.wait_group.
+
+    A move is no more than another name, which compilers give to accumulators before they wait for them: what is done
+    with the copy counts.
+
+    Args:
+        code: the instructions.
+        moved: copies made before, and those made here.
+    """
     touched: set[int] = set()
+    moved = {} if moved is None else moved
     for instruction in code:
         if instruction.name == "wgmma":
             if instruction.modifiers[0] == "wait_group":
                 break
             continue
-        touched |= {register.index for register in (*blocks.results(instruction), *blocks.arguments(instruction))}
+        if (
+            instruction.name == "mov"
+            and instruction.guard is None
+            and len(blocks.registers(instruction.operands[1])) == 1
+        ):
+            (source,) = blocks.registers(instruction.operands[1])
+            for register in blocks.results(instruction):
+                moved[register.index] = moved.get(source.index, source.index)
+            continue
+        for register in (*blocks.results(instruction), *blocks.arguments(instruction)):
+            touched.add(moved.get(register.index, register.index))
     return touched

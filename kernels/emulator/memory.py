@@ -29,7 +29,7 @@ _CTA, _CTA_MASK = 12, MOST_BLOCKS - 1
 _MANY_LANES, _MANY_WARPS, _MANY_CTAS = 1 << 10, 1 << 11, 1 << 33
 _THREAD, _WARP = 0x3FF, 0x3E0
 COPYING = 1 << 62  # of a writer: cp.async has not been waited for; of a reader: wgmma has not
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
 class Space:
@@ -50,7 +50,7 @@ class Space:
         self.machine, self.kind, self.data, self.base = machine, kind, data, base
         self.rows, self.size = data.shape
         self.granule, self.shift = granule, granule.bit_length() - 1
-        self.words = {width: data.view(dtype) for width, dtype in _WORDS.items()}
+        self.words = {width: data.view(dtype) for width, dtype in WORDS.items()}
         count = self.size // granule
         self.single = kind == "shared"  # one row of codes stands for all of them
         rows = self.rows if kind == "local" else 1
@@ -173,7 +173,7 @@ class Space:
     def put(self, lanes: Lanes, values: ndarray, width: int) -> None:
         """Bytes alone."""
         index = lanes.offset >> (width.bit_length() - 1)
-        values = values.view(_WORDS[width])
+        values = values.view(WORDS[width])
         if lanes.uniform:
             columns = np.broadcast_shapes(index.shape[1:], values.shape[1:])
             self.words[width][:, np.broadcast_to(index[0], columns)] = values
@@ -188,39 +188,39 @@ class Space:
     def check_read(self, lanes: Lanes, width: int, site: Site) -> None:
         """Complain about what was never written, or written without order; note who read."""
         codes, index = self._codes(self.writers, lanes, width)
-        found = codes[index]
-        if found.min() < BEFORE:
-            self._unwritten(found, lanes, width, site)
+        previous = codes[index]
+        if previous.min() < BEFORE:
+            self._unwritten(previous, lanes, width, site)
         if self.kind == "local":
             return
-        largest = found.max()
+        largest = previous.max()
         if largest > BEFORE and (self.kind == "global" or largest >= self._epoch_floor()):
-            self._refuse(found, lanes, width, site, "reads {address}, which {other} wrote", None)
+            self._refuse(previous, lanes, width, site, "reads {address}, which {other} wrote", None)
         self._note_readers(lanes, width)
 
-    def _unwritten(self, found: ndarray, lanes: Lanes, width: int, site: Site) -> None:
-        outside = _over_parts(found == OUTSIDE, lanes)
+    def _unwritten(self, previous: ndarray, lanes: Lanes, width: int, site: Site) -> None:
+        outside = _over_parts(previous == OUTSIDE, lanes)
         if outside.any():
             what = f"{width} bytes at {{address}} of {self.kind} memory"
             self.fault("out of bounds", what, lanes, outside, site)
-        unwritten = _over_parts(found == UNWRITTEN, lanes)
+        unwritten = _over_parts(previous == UNWRITTEN, lanes)
         self.fault("uninitialised", f"{self.kind} memory at {{address}}", lanes, unwritten, site)
 
     def _note_readers(self, lanes: Lanes, width: int) -> None:
         codes, index = self._codes(self.readers, lanes, width)
-        me, flags = self._mine(lanes), 0
+        current, flags = self._current_code(lanes), 0
         # Threads that read one place are noted as the first of them and others.
-        if lanes.offset.shape[1] < me.shape[1]:
-            flags = _MANY_WARPS if me.shape[1] > 32 else _MANY_LANES
-            me = me[:, :1]
-        if self.kind == "global" and lanes.offset.shape[0] < me.shape[0]:
-            flags, me = flags | _MANY_CTAS, me[:1]
+        if lanes.offset.shape[1] < current.shape[1]:
+            flags = _MANY_WARPS if current.shape[1] > 32 else _MANY_LANES
+            current = current[:, :1]
+        if self.kind == "global" and lanes.offset.shape[0] < current.shape[0]:
+            flags, current = flags | _MANY_CTAS, current[:1]
         old = codes[index]
-        parts = old.ndim > me.ndim
-        who = (me[..., None] if parts else me) | flags
-        different = old ^ who
+        parts = old.ndim > current.ndim
+        updated = (current[..., None] if parts else current) | flags
+        different = old ^ updated
         if old.max() >= (self._epoch_floor() if self.kind == "shared" else 1):
-            epoch, warp_epoch = self._epochs(lanes, parts, me.shape)
+            epoch, warp_epoch = self._epochs(lanes, parts, current.shape)
             same_warp = different & (_WARP | (_CTA_MASK << _CTA)) == 0
             recent = (old >= epoch) & (different & _THREAD != 0) & ~(same_warp & (old < warp_epoch))
             more = np.where(recent, np.where(same_warp, _MANY_LANES, _MANY_WARPS), 0)
@@ -228,10 +228,10 @@ class Space:
             if self.kind == "global":
                 other = (old > 0) & (different & (_CTA_MASK << _CTA) != 0)
                 more = np.where(other, _MANY_CTAS, more | (old & _MANY_CTAS))
-            who = who | more
-        codes[index] = who
+            updated = updated | more
+        codes[index] = updated
         # Of lanes that read the same at once one has won; the others must be remembered too.
-        different = codes[index] ^ who
+        different = codes[index] ^ updated
         lost = different & (_THREAD | (_CTA_MASK << _CTA)) != 0
         if lost.any():
             more = np.where(different & _WARP != 0, _MANY_WARPS, _MANY_LANES)
@@ -250,64 +250,66 @@ class Space:
     ) -> ndarray | None:
         """Complain about a write without order; note who wrote. Returns which lanes were overwritten by others."""
         codes, index = self._codes(self.writers, lanes, width)
-        found = codes[index]
-        if found.min() == OUTSIDE:
-            self._unwritten(np.where(found == OUTSIDE, OUTSIDE, BEFORE), lanes, width, site)
-        me = self._mine(lanes)
+        previous = codes[index]
+        if previous.min() == OUTSIDE:
+            self._unwritten(np.where(previous == OUTSIDE, OUTSIDE, BEFORE), lanes, width, site)
+        current = self._current_code(lanes)
         if self.kind != "local":
             floor = BEFORE if self.kind == "global" else self._epoch_floor() - 1
-            if found.max() > floor:
-                self._refuse(found, lanes, width, site, "writes {address}, which {other} wrote", values)
+            if previous.max() > floor:
+                self._refuse(previous, lanes, width, site, "writes {address}, which {other} wrote", values)
             reads, at = self._codes(self.readers, lanes, width)
             read = reads[at]
             if read.max() > (0 if self.kind == "global" else floor):
                 self._refuse(read, lanes, width, site, "writes {address}, which {other} read", values)
-        who = me[..., None] if found.ndim > me.ndim else me
-        index = np.broadcast_to(index, np.broadcast_shapes(index.shape, me.shape))
-        codes[index] = who | mark
+        updated = current[..., None] if previous.ndim > current.ndim else current
+        index = np.broadcast_to(index, np.broadcast_shapes(index.shape, current.shape))
+        codes[index] = updated | mark
         if self.kind == "local":
             return None
-        lost = codes[index] & ~COPYING != who
+        lost = codes[index] & ~COPYING != updated
         return _over_parts(lost, lanes) if lost.any() else None
 
     def check_atomic(self, lanes: Lanes, width: int, site: Site) -> None:
         """Complain about an atomic access to what was never written, or written without order."""
         codes, index = self._codes(self.writers, lanes, width)
-        found = codes[index]
-        if found.min() < BEFORE:
-            self._unwritten(found, lanes, width, site)
-        if found.max() > BEFORE and (self.kind == "global" or found.max() >= self._epoch_floor()):
-            self._refuse(found, lanes, width, site, "changes {address}, which {other} wrote", None)
+        previous = codes[index]
+        if previous.min() < BEFORE:
+            self._unwritten(previous, lanes, width, site)
+        if previous.max() > BEFORE and (self.kind == "global" or previous.max() >= self._epoch_floor()):
+            self._refuse(previous, lanes, width, site, "changes {address}, which {other} wrote", None)
         codes[index] = BEFORE
 
     def note_writers(self, lanes: Lanes, width: int) -> None:
         """What was copied by cp.async has been written now."""
         codes, index = self._codes(self.writers, lanes, width)
-        me = self._mine(lanes)
-        index = np.broadcast_to(index, np.broadcast_shapes(index.shape, me.shape))
-        codes[index] = me[..., None] if codes.ndim == 2 else me
+        current = self._current_code(lanes)
+        index = np.broadcast_to(index, np.broadcast_shapes(index.shape, current.shape))
+        codes[index] = current[..., None] if codes.ndim == 2 else current
 
-    def _refuse(self, found: ndarray, lanes: Lanes, width: int, site: Site, what: str, values: ndarray | None) -> None:
+    def _refuse(
+        self, previous: ndarray, lanes: Lanes, width: int, site: Site, what: str, values: ndarray | None
+    ) -> None:
         """Raise if a code found forbids the access; a write that changes nothing is forgiven."""
-        parts = found.ndim > lanes.offset.ndim
-        me = self._mine(lanes)
-        who = me[..., None] if parts else me
+        parts = previous.ndim > lanes.offset.ndim
+        current = self._current_code(lanes)
+        updated = current[..., None] if parts else current
         epoch, warp_epoch = self._epochs(lanes, parts)
-        different = found ^ who
-        copying = found >= COPYING
-        live = (found >= epoch) & ~copying
-        foreign = np.zeros(found.shape, bool)
+        different = previous ^ updated
+        copying = previous >= COPYING
+        live = (previous >= epoch) & ~copying
+        foreign = np.zeros(previous.shape, bool)
         if self.kind == "global" and not self.machine.fenced:
-            foreign = (found > BEFORE) & ((different & (_CTA_MASK << _CTA) != 0) | (found & _MANY_CTAS != 0))
+            foreign = (previous > BEFORE) & ((different & (_CTA_MASK << _CTA) != 0) | (previous & _MANY_CTAS != 0))
         same_warp = different & _WARP == 0
-        warps = live & (~same_warp | (found & _MANY_WARPS != 0))
-        lanes_wrong = live & same_warp & (found >= warp_epoch)
-        lanes_wrong &= (different & _THREAD != 0) | (found & _MANY_LANES != 0)
+        warps = live & (~same_warp | (previous & _MANY_WARPS != 0))
+        lanes_wrong = live & same_warp & (previous >= warp_epoch)
+        lanes_wrong &= (different & _THREAD != 0) | (previous & _MANY_LANES != 0)
         if self.kind == "global":
             own = different & (_CTA_MASK << _CTA) == 0
             warps, lanes_wrong = warps & own, lanes_wrong & own
         if not self.machine.checks.lanes:
-            lanes_wrong = np.zeros(found.shape, bool)
+            lanes_wrong = np.zeros(previous.shape, bool)
         reading = "read" in what.rpartition(" ")[2]
         kinds = (
             ("wgmma before its wait" if reading else "cp.async before its wait", copying),
@@ -324,13 +326,13 @@ class Space:
             if not lanes_at.any():
                 continue
             at = np.unravel_index(int(np.argmax(lanes_at)), lanes_at.shape)
-            code = found[at] if not parts else found[at][np.argmax(wrong[at])]
+            code = previous[at] if not parts else previous[at][np.argmax(wrong[at])]
             other = f"thread {int(code) & _THREAD}"
             if kind == "race between blocks":
                 other = f"block {self.machine.cta_name((int(code) >> _CTA) & _CTA_MASK)}"
             self.fault(kind, what.replace("{other}", other), lanes, lanes_at, site)
 
-    def _mine(self, lanes: Lanes) -> ndarray:
+    def _current_code(self, lanes: Lanes) -> ndarray:
         """The code of each lane's access now."""
         code = (self.machine.clock << TIME) | lanes.tid
         return code | (lanes.cta << _CTA) if self.kind == "global" else np.asarray(code)
@@ -359,7 +361,7 @@ class Space:
         codes, index = self._codes(self.writers, lanes, width)
         after = codes[index]
         after = after if after.ndim == lanes.offset.ndim else after[..., 0]
-        different = after ^ self._mine(lanes)
+        different = after ^ self._current_code(lanes)
         shape = np.broadcast_shapes(differing.shape, different.shape)
         different = np.broadcast_to(different, shape)[np.broadcast_to(differing, shape)]
         if self.kind == "global" and (different & (_CTA_MASK << _CTA)).any():

@@ -44,7 +44,7 @@ def test_a_fault_comes_through_the_host_code(monkeypatch):
     real = cuda.Extension.addresses
 
     def elsewhere(self, tensors):
-        return {name: at + 4096 * (name == "latents") for name, at in real(self, tensors).items()}
+        return {name: at + (1 << 30) * (name == "latents") for name, at in real(self, tensors).items()}
 
     monkeypatch.setattr(cuda.Extension, "addresses", elsewhere)
     with emulator.emulate(80, "native"):

@@ -183,6 +183,25 @@ def test_copies_filled_with_zeros():
     assert result.tolist() == [0, 7, 1, 1]
 
 
+def test_copies_of_a_part_of_their_bytes():
+    result = np.ones((3, 4), np.uint32)
+    body = (
+        SLOT
+        + """
+    shl.b32 %r4, %r100, 4; add.u32 %r5, %r2, %r4; cvt.u64.u32 %rd1, %r4; add.u64 %rd2, %rd20, %rd1;
+    shl.b32 %r6, %r100, 3; cp.async.cg.shared.global [%r5], [%rd2], 16, %r6; cp.async.wait_all;
+    ld.shared.v4.b32 {%r7, %r8, %r9, %r10}, [%r5];
+    add.u64 %rd3, %rd21, %rd1; st.global.v4.b32 [%rd3], {%r7, %r8, %r9, %r10}; ld.global.b32 %r11, [%rd20];
+    """
+    )
+    data = torch.arange(1, 13, dtype=torch.int32)
+    execute(body, data, tensor(result), threads=3, shared=64)
+    assert result.tolist() == [[0, 0, 0, 0], [5, 6, 0, 0], [9, 10, 11, 12]]
+    with refused("out of bounds"):
+        execute(body, data[:8], tensor(result), threads=3, shared=64)
+    execute(body, data[:6], tensor(result), threads=2, shared=64)  # what is not copied need not be there
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -287,3 +306,37 @@ def test_blocks_that_wait_for_each_other():
     """
     execute(body, flag, data, threads=1, grid=(2,))
     assert data.tolist() == [77, 77]
+
+
+def test_readers_one_after_the_other_are_remembered():
+    body = SLOT + "st.shared.b32 [%r3], 1; bar.sync 0; setp.eq.u32 %p1, %r100, 0; setp.eq.u32 %p2, %r100, 40;"
+    body += "@%p1 ld.shared.b32 %r5, [smem]; @%p2 ld.shared.b32 %r5, [smem]; @%p2 st.shared.b32 [smem], %r100;"
+    with refused("race between warps", "read"):
+        execute(body, tensor(words()), threads=64, shared=512)
+
+
+def test_a_barrier_does_not_order_blocks():
+    body = "mov.u32 %r5, %ctaid.x; setp.eq.u32 %p1, %r5, 0; @%p1 st.global.b32 [%rd20], 9; bar.sync 0;"
+    with refused("race between blocks", r"block \(0, 0, 0\) wrote.*block \(1, 0, 0\)"):
+        execute(body + "@!%p1 ld.global.b32 %r6, [%rd20];", tensor(words()), threads=32, grid=(2,))
+
+
+def test_blocks_that_part_and_meet_keep_their_own_shared_memory():
+    result = np.zeros((5, 64), np.uint32)
+    body = (
+        SLOT
+        + """
+    mov.u32 %r5, %ctaid.x; and.b32 %r6, %r5, 1; setp.eq.u32 %p1, %r6, 1; st.shared.b32 [%r3], %r5;
+    @%p1 bra ODD; mov.u32 %r7, 10; bra.uni MEET; ODD: mov.u32 %r7, 20;
+    MEET: bar.sync 0; xor.b32 %r4, %r3, 128; ld.shared.b32 %r8, [%r4]; add.u32 %r8, %r8, %r7;
+    mad.lo.u32 %r9, %r5, 64, %r100; mul.wide.u32 %rd1, %r9, 4; add.u64 %rd2, %rd20, %rd1; st.global.b32 [%rd2], %r8;
+    """
+    )
+    execute(body, tensor(result), threads=64, grid=(5,), shared=256)
+    assert result.tolist() == [[block + (20 if block % 2 else 10)] * 64 for block in range(5)]
+
+
+def test_wide_accesses_pass_in_quarters_of_a_warp():
+    body = SLOT + "shl.b32 %r4, %r100, 4; add.u32 %r5, %r2, %r4; st.shared.v4.b32 [%r5], {%r4, %r4, %r4, %r4};"
+    counts = execute(body, tensor(words()), threads=64, shared=1024, checks=emulator.Checks(traffic=True))
+    assert (counts.wavefronts["store"], counts.conflicts["store"]) == (2 * 4, 0)

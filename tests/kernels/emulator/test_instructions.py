@@ -286,6 +286,9 @@ def test_bfloat16_and_half():
     good = ~np.isnan(x)
     assert found[good].tolist() == exact[good].tolist()
     assert (found[~good] == 0x7FFF).all()
+    ties = np.array([0x3F808000, 0x3F818000, 0xBF808000, 0x3F808001, 0x3F807FFF, 0x7F7F8000], U32).view(F32)
+    rounded = apply("cvt.rn.bf16.f32 {d}, {0};", ties, out=np.uint16)
+    assert rounded.tolist() == [0x3F80, 0x3F82, 0xBF80, 0x3F81, 0x3F80, 0x7F80]
     half = apply("cvt.rn.f16.f32 {d}, {0};", x, out=np.uint16)
     with np.errstate(over="ignore"):
         assert half[good].tolist() == x[good].astype(np.float16).view(np.uint16).tolist()

@@ -207,6 +207,7 @@ def test_wgmma_of_every_width_and_with_its_left_operand_in_registers(n, kind):
     [
         ({"fence": ""}, "missing fence", "fence.proxy.async"),
         ({"wait": ""}, "wgmma before its wait", "%r30 is used"),
+        ({"wait": "mov.b32 %r120, %r30; add.u32 %r121, %r120, 1;"}, "wgmma before its wait", "%r30 is used"),
         ({"wait": "wgmma.wait_group.sync.aligned 1;"}, "wgmma before its wait", "%r30 is used"),
         ({"wait": "st.shared.b32 [smem], %r1; wgmma.wait_group.sync.aligned 0;"}, "wgmma before its wait", "smem"),
         ({"before": "", "in_registers": True, "registers": load(22, 4, 20)}, "missing fence", "%r20"),
@@ -218,6 +219,11 @@ def test_wgmma_is_watched(changes, kind, said):
         wgmma(**changes)
     assert caught.value.kind == kind
     assert caught.value.site.line > 0
+
+
+def test_a_copy_made_before_the_wait_is_another_name():
+    result, expected = wgmma(wait="mov.b32 %r120, %r30; wgmma.wait_group.sync.aligned 0; mov.b32 %r30, %r120;")
+    assert (result == expected).all()
 
 
 def test_a_missing_barrier_before_wgmma():
