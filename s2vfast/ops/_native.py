@@ -22,15 +22,15 @@ def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = F
     """
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
-        found = list(_machine(device))
+        reasons = list(_machine(device))
         names = " and ".join(str(dtype)[6:] for dtype in floats)
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        others = [tensor.dtype for tensor in given if tensor.is_floating_point() and tensor.dtype not in floats]
-        found += [f"it takes {names}, not {str(dtype)[6:]}" for dtype in others]
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        wrong_dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in floats]
+        reasons += [f"it takes {names}, not {str(dtype)[6:]}" for dtype in wrong_dtypes]
         if args or kwargs:
             for function in more:
-                found += function(*args, **kwargs)
-        return list(dict.fromkeys(found))
+                reasons += function(*args, **kwargs)
+        return list(dict.fromkeys(reasons))
 
     return check
 
