@@ -29,6 +29,8 @@ COMPILE_CUDA = [
     *("-O3", "-std=c++17", "-fmad=false", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
     *(f"-gencode=arch=compute_{code}" for code in GPU_CODE),
 ]
+# kernels/ lies at the root, where readers look for it, and is installed inside the package.
+KERNELS = ["s2vfast.kernels", *(f"s2vfast.kernels.{name}" for name in find_packages("kernels"))]
 # Both are read by s2vfast/_extension.py: why there is no extension, why it has no part for GPUs.
 MISSING_NOTE = "_native_missing.txt"
 NO_CUDA_NOTE = "_native_no_cuda.txt"
@@ -174,12 +176,13 @@ def _escape(text: str) -> str:
 
 
 setup(
-    # kernels/ and configs/ lie at the root, where readers look for them, and are installed inside the package.
-    packages=[*find_packages(include=["s2vfast", "s2vfast.*"]), "s2vfast.kernels", "s2vfast.configs"],
+    # configs/ too.
+    packages=[*find_packages(include=["s2vfast", "s2vfast.*"]), *KERNELS, "s2vfast.configs"],
     package_dir={"s2vfast.kernels": "kernels", "s2vfast.configs": "configs"},
     package_data={
         "s2vfast.configs": ["*.yaml"],
         "s2vfast.kernels": ["README.md", "tuned/*.json"],
+        "s2vfast.kernels.emulator": ["cudart.c"],
         "s2vfast.view": ["assets/*"],
     },
     ext_modules=[Extension("s2vfast._native", sources=SOURCES, depends=HEADERS)],

@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include "adamw_ema.h"
+#include "attention.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
 #include "mask_fill.h"
@@ -33,6 +34,17 @@ T* pointer(uintptr_t address) {
   if (device >= 0) throw std::invalid_argument(#name ": built without CUDA");         \
   (void)stream;                                                                       \
   s2v::name(call, threads)
+#endif
+
+// The same for what is written for GPUs alone.
+#if defined(S2V_CUDA)
+#define S2V_RUN_CUDA(name, call, device, stream)                                  \
+  if (device < 0) throw std::invalid_argument(#name ": it is for NVIDIA GPUs alone"); \
+  s2v::name##_cuda(call, s2v::CudaTarget{device, pointer<void>(stream)})
+#else
+#define S2V_RUN_CUDA(name, call, device, stream) \
+  (void)call, (void)device, (void)stream;        \
+  throw std::invalid_argument(#name ": built without CUDA")
 #endif
 
 void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
@@ -112,6 +124,36 @@ void embed_gather_backward(int itemsize, int64_t tracks, int64_t frames, int64_t
                                              pointer<int32_t>(places)};
   const py::gil_scoped_release release;
   S2V_RUN(embed_gather_backward, call, device, stream, threads);
+}
+
+void attention(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv, uintptr_t out,
+               uintptr_t lse, int device, uintptr_t stream) {
+  const s2v::AttentionCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv), pointer<void>(out),
+                                   pointer<float>(lse)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CUDA(attention, call, device, stream);
+}
+
+py::tuple attention_backward_workspace(int64_t batch_heads, int64_t tokens, int64_t width, int device) {
+#if defined(S2V_CUDA)
+  const s2v::AttentionWorkspace workspace =
+      s2v::attention_backward_workspace(batch_heads, tokens, width, s2v::CudaTarget{device, nullptr});
+  return py::make_tuple(workspace.blocks, workspace.floats);
+#else
+  (void)batch_heads, (void)tokens, (void)width, (void)device;
+  throw std::invalid_argument("attention_backward: built without CUDA");
+#endif
+}
+
+void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv,
+                        uintptr_t out, uintptr_t lse, uintptr_t grad_out, uintptr_t grad_lse, uintptr_t grad_qkv,
+                        uintptr_t workspace, int64_t blocks, int device, uintptr_t stream) {
+  const s2v::AttentionBackwardCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv),
+                                           pointer<const void>(out), pointer<const float>(lse),
+                                           pointer<const void>(grad_out), pointer<const float>(grad_lse),
+                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks};
+  const py::gil_scoped_release release;
+  S2V_RUN_CUDA(attention_backward, call, device, stream);
 }
 
 void mask_fill(int itemsize, int64_t tracks, int64_t kept, int64_t tokens, int64_t width, uintptr_t latents,
@@ -210,6 +252,16 @@ PYBIND11_MODULE(_native, module) {
              py::arg("d_map") = 0, py::arg("d_positions") = 0, py::arg("d_clips") = 0, py::arg("partial") = 0,
              py::arg("map_tiles") = 0, py::arg("places") = 0, py::arg("device") = -1,
              py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
+  module.def("attention", &attention, py::kw_only(), py::arg("half"), py::arg("tracks"), py::arg("tokens"),
+             py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"), py::arg("device"),
+             py::arg("stream"), "Attention and its log-sum-exp, on a GPU; see s2vfast.ops.attention.");
+  module.def("attention_backward_workspace", &attention_backward_workspace, py::kw_only(), py::arg("batch_heads"),
+             py::arg("tokens"), py::arg("width"), py::arg("device"),
+             "(blocks, floats of each): the workspace that its gradient needs on a GPU.");
+  module.def("attention_backward", &attention_backward, py::kw_only(), py::arg("half"), py::arg("tracks"),
+             py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
+             py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
+             py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
   module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),
              py::arg("tokens"), py::arg("width"), py::arg("latents"), py::arg("mask_token"), py::arg("positions"),
              py::arg("visible"), py::arg("out"), py::arg("device") = -1,

@@ -21,25 +21,6 @@
 
 namespace s2v {
 
-struct Half {
-  uint16_t bits;
-};
-
-// Exact for all numbers; infinities and NaNs stay such.
-S2V_HD float widen(Half value) {
-  const uint32_t magnitude = uint32_t(value.bits & 0x7FFFu) << 13;
-  const uint32_t bias = 0x77800000u;  // 2 ** 112: the difference of the exponents' biases
-  float number, scale;
-  memcpy(&number, &magnitude, sizeof number);
-  memcpy(&scale, &bias, sizeof scale);
-  number *= scale;
-  uint32_t bits;
-  memcpy(&bits, &number, sizeof bits);
-  bits |= (magnitude >= (0x7C00u << 13) ? 0x7F800000u : 0u) | (uint32_t(value.bits & 0x8000u) << 16);
-  memcpy(&number, &bits, sizeof number);
-  return number;
-}
-
 // sinf of a device keeps an array in memory for huge angles; in half turns there is none, at the cost of one rounding.
 S2V_HD void sine_cosine(float angle, float* sine, float* cosine) {
 #if defined(__CUDA_ARCH__)

@@ -60,11 +60,11 @@ class CudaCall {
   }
 
   int multiprocessors() const {
-    int device = 0, count = 1;
-    check(cudaGetDevice(&device));
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    return count;
+    return attribute(cudaDevAttrMultiProcessorCount);
   }
+
+  // Bytes of shared memory that a block can have.
+  int shared_limit() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
  private:
   static constexpr int64_t kPlainShared = 48 * 1024;  // what a kernel has without asking
@@ -76,13 +76,17 @@ class CudaCall {
     check(cudaLaunchKernel(kernel, grid, block, pointers, shared, stream_));
   }
   void allow_shared(const void* kernel, int64_t bytes) const {
-    int device = 0, most = 0;
-    check(cudaGetDevice(&device));
-    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    const int most = shared_limit();
     if (bytes > most)
       throw std::invalid_argument(std::string(name_) + ": needs " + std::to_string(bytes) +
                                   " bytes of shared memory, a block of this GPU has " + std::to_string(most));
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+  }
+  int attribute(cudaDeviceAttr name) const {
+    int device = 0, value = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&value, name, device));
+    return value;
   }
   void check(cudaError_t error) const {
     if (error == cudaSuccess) return;

@@ -48,6 +48,26 @@ S2V_HD void narrow(float value, Bf16& out) {
   out.bits = uint16_t((rounded & ~nan) | (0x7FC0u & nan));
 }
 
+// A float16.
+struct Half {
+  uint16_t bits;
+};
+
+// Exact for all numbers; infinities and NaNs stay such.
+S2V_HD float widen(Half value) {
+  const uint32_t magnitude = uint32_t(value.bits & 0x7FFFu) << 13;
+  const uint32_t bias = 0x77800000u;  // 2 ** 112: the difference of the exponents' biases
+  float number, scale;
+  memcpy(&number, &magnitude, sizeof number);
+  memcpy(&scale, &bias, sizeof scale);
+  number *= scale;
+  uint32_t bits;
+  memcpy(&bits, &number, sizeof bits);
+  bits |= (magnitude >= (0x7C00u << 13) ? 0x7F800000u : 0u) | (uint32_t(value.bits & 0x8000u) << 16);
+  memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
 // kWidth neighbouring numbers in float: a vector register on the host, registers of a lane on the device.
 template <int kWidth>
 struct Pack {

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ class ConfigLookup:
 
 
 class _State:
-    """What `capture`, `record_lookups` and `override` have set."""
+    """What `intercept`, `record_lookups` and `override` have set."""
 
-    launches: list[Launch] | None = None
+    interceptor: Callable[[Launch], None] | None = None
     lookups: list[ConfigLookup] | None = None
     arch: int | None = None
     overrides: tuple[tuple[str, str, dict[str, Any]], ...] = ()
@@ -66,8 +66,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         args: the kernel's arguments in order; contiguous tensors, tuples of them, numbers, None.
         options: constexpr arguments, num_warps, num_stages.
     """
-    if _state.launches is not None:
-        _state.launches.append(Launch(kernel, grid, args, options))
+    if _state.interceptor is not None:
+        _state.interceptor(Launch(kernel, grid, args, options))
         return
     if 0 in grid:
         return
@@ -79,14 +79,37 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 @contextlib.contextmanager
-def capture(arch: int) -> Iterator[list[Launch]]:
-    """Record launches for an architecture (80, 90, 100) instead of making them; results are left uninitialised."""
-    before = _state.launches, _state.arch
-    _state.launches, _state.arch = [], arch
+def intercept(function: Callable[[Launch], None], arch: int) -> Iterator[None]:
+    """Hand launches for an architecture (80, 90, 100) to a function instead of making them."""
+    before = _state.interceptor, _state.arch
+    _state.interceptor, _state.arch = function, arch
     try:
-        yield _state.launches
+        yield
     finally:
-        _state.launches, _state.arch = before
+        _state.interceptor, _state.arch = before
+
+
+@contextlib.contextmanager
+def capture(arch: int) -> Iterator[list[Launch]]:
+    """Record launches for an architecture instead of making them; results are left uninitialised."""
+    launches: list[Launch] = []
+    with intercept(launches.append, arch):
+        yield launches
+
+
+def specialized(launch: Launch, arch: int) -> tuple[Any, Any, Any]:
+    """What a launch compiles: the source (triton's ASTSource) as it would specialise it, options, bound arguments."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    kernel = launch.kernel
+    backend = make_backend(GPUTarget("cuda", arch, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    keywords = {**launch.options, "debug": False, "instrumentation_mode": ""}
+    bound, specialization, options = binder(*launch.args, **keywords)
+    options, signature, constexprs, attrs = kernel._pack_args(backend, keywords, bound, specialization, options)
+    return ASTSource(kernel, signature, constexprs, attrs), options, bound
 
 
 @contextlib.contextmanager
@@ -101,8 +124,8 @@ def record_lookups() -> Iterator[list[ConfigLookup]]:
 
 
 def capturing() -> bool:
-    """Whether launches are being recorded."""
-    return _state.launches is not None
+    """Whether launches go elsewhere than to a device."""
+    return _state.interceptor is not None
 
 
 @contextlib.contextmanager

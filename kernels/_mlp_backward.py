@@ -163,7 +163,9 @@ def _grad_one_weight(
                     weight2_ptr, 1, E, e, in_e, upstream_ptr, b1, b1, None, None, None, m, m < end, False, D, BLOCK_M,
                     BLOCK_E, BLOCK_K,
                 )  # fmt: skip
-            grad_h = grad_a * (cdf + h * pdf)
+            # One instruction, whose rounded result is summed: a multiplication that is fused with the first addition
+            # across lanes would leave copies of a sum that differ in the last bit.
+            grad_h = tl.fma(grad_a, cdf + h * pdf, 0.0)
             total += tl.sum(grad_h, axis=1)
             acc = tl.dot(grad_h.to(operand), rows, acc, input_precision="ieee")
         else:

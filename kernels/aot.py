@@ -72,11 +72,13 @@ def compile_kernels(
 def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list[Compiled]:
     import torch
 
+    from s2vfast.kernels import _launch
+
     torch.set_num_threads(1)
     unique: dict[str, tuple[Any, list[str]]] = {}
     for shape in shapes:
         for launch in _record(op, arch, dtype, shape):
-            source, options = _source(launch, arch)
+            source, options, _ = _launch.specialized(launch, arch)
             key = f"{launch.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs} {options}"
             _, users = unique.setdefault(key, ((launch, source, options), []))
             if shape not in users:
@@ -104,21 +106,6 @@ def _record(op: str, arch: int, dtype: str, name: str) -> list[Any]:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             sum(out.float().sum() for out in outputs if out is not None).backward()
     return launches
-
-
-def _source(launch: Any, arch: int) -> tuple[Any, Any]:
-    """The kernel specialised as the launch would specialise it, and the compiler's options."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, make_backend
-    from triton.runtime.jit import create_function_from_signature
-
-    kernel = launch.kernel
-    backend = make_backend(GPUTarget("cuda", arch, 32))
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    keywords = {**launch.options, "debug": False, "instrumentation_mode": ""}
-    bound, specialization, options = binder(*launch.args, **keywords)
-    options, signature, constexprs, attrs = kernel._pack_args(backend, keywords, bound, specialization, options)
-    return ASTSource(kernel, signature, constexprs, attrs), options
 
 
 def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:

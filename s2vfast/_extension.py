@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,25 @@ from s2vfast import errors
 # Written by the installation where the extension, or its part for GPUs, could not be built.
 _NOTE = Path(__file__).with_name("_native_missing.txt")
 _NO_CUDA_NOTE = Path(__file__).with_name("_native_no_cuda.txt")
+
+
+_stand_in: Any = None
+
+
+@contextlib.contextmanager
+def stand_in(extension: Any) -> Iterator[None]:
+    """Within the block something else stands for the extension: the emulator of its CUDA part."""
+    global _stand_in
+    before, _stand_in = _stand_in, extension
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
+def emulated() -> Any:
+    """What stands for the extension, or None."""
+    return _stand_in
 
 
 @functools.cache
@@ -43,6 +64,8 @@ def load() -> ModuleType:
     Raises:
         ImplementationError: it is missing; the message says why.
     """
+    if _stand_in is not None:
+        return _stand_in
     module, reason = _attempt()
     if module is None:
         raise errors.ImplementationError(reason)

@@ -2,6 +2,7 @@
 
     python -m s2vfast.verify [OP ...] [--impl NAME] [--shape tiny] [--sizes N=3,L=77,D=64] [--dtype bfloat16]
                              [--plugin FILE.py]
+    python -m s2vfast.verify [OP ...] --emulate 80   # compiled kernels on a CPU: triton, and native's CUDA code
 
 ``FILE.py`` is run before; what it gives to `s2vfast.ops.register_impl` is compared like the package's own.
 
@@ -219,12 +220,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--impl", help="implementation (default: all that can run)")
     parser.add_argument("--shape", default="tiny", choices=SHAPES)
     parser.add_argument("--sizes", default="", metavar="NAME=NUMBER,…", help="sizes that replace some of the shape's")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float64"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="run before: registers implementations"
     )
+    text = "run the kernels compiled for sm_80 or sm_90 in the emulator (docs/emulator.md)"
+    parser.add_argument("--emulate", type=int, choices=(80, 90), help=text)
     options = parser.parse_args(arguments)
     code = 0
     try:
@@ -235,10 +238,10 @@ def main(arguments: list[str] | None = None) -> int:
             _run_plugin(path)
         for op in options.ops or OPS:
             can = [name for name, reasons in ops.availability(_kind(options.device))[op].items() if not reasons]
+            if options.emulate:
+                can = [name for name in ("triton", "native") if name in ops.operation(op).implementations]
             for impl in [options.impl] if options.impl else [name for name in can if name != "reference"]:
-                rows = verify(
-                    op, impl, shape, dtype=getattr(torch, options.dtype), device=options.device, seed=options.seed
-                )
+                rows = _verify_with_options(op, impl, shape, options)
                 code = max([code, *(int(not row.good) for row in rows)])
                 for row in rows:
                     verdict = "good" if row.good else "WRONG"
@@ -259,6 +262,28 @@ def _run_plugin(path: str) -> None:
         raise
     except Exception as error:
         raise errors.ConfigError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+
+
+def _verify_with_options(op: str, impl: str, shape: Shape, options: argparse.Namespace) -> list[Agreement]:
+    """`verify`; of an implementation that was not asked for by name and cannot take the dtype, the reason alone."""
+    try:
+        with _emulated(options.emulate, impl):
+            return verify(
+                op, impl, shape, dtype=getattr(torch, options.dtype), device=options.device, seed=options.seed
+            )
+    except errors.ImplementationError as error:
+        if options.impl:
+            raise
+        print(error)
+        return []
+
+
+def _emulated(arch: int | None, impl: str) -> contextlib.AbstractContextManager[Any]:
+    if arch is None or impl not in ("triton", "native"):
+        return contextlib.nullcontext()
+    from s2vfast.kernels.emulator import emulate
+
+    return emulate(arch, impl)
 
 
 def _kind(device: str) -> str:

@@ -1,15 +1,12 @@
 """What all tests share: the real recordings, the GPU marker, and how many threads a test may take."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-
-# Where there is no GPU, Triton's kernels run in its interpreter: it asks for this before they are defined.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Two threads at most: enough to exercise threaded code, few enough for a small machine.
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -30,6 +27,29 @@ optim: {warmup_epochs: 0.5}
 train: {steps: 8, batch: 4, threads: 1, device: cpu, log_every: 2}
 checkpoint: {every: 3, keep: 2}
 """
+
+
+_RUNNING = contextlib.ExitStack()
+
+
+def pytest_addoption(parser):
+    text = "run Triton kernels compiled for sm_80 or sm_90 in the emulator, not in Triton's interpreter"
+    parser.addoption("--emulate", type=int, choices=(80, 90), help=text)
+
+
+def pytest_configure(config):
+    # What can run is asked while tests are collected.
+    if arch := config.getoption("--emulate"):
+        from s2vfast.kernels.emulator import emulate
+
+        _RUNNING.enter_context(emulate(arch))
+    elif not torch.cuda.is_available():
+        # Triton's kernels run in its interpreter: it asks for this before they are defined.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_unconfigure():
+    _RUNNING.close()
 
 
 def pytest_collection_modifyitems(items):

@@ -12,6 +12,7 @@ import pytest
 
 from s2vfast import presets
 from s2vfast.config import Config
+from s2vfast.config.fields import field_texts
 from s2vfast.data.store import Store
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.train import checkpoint
@@ -69,12 +70,22 @@ def test_version(cli):
 def test_pretrain_help_documents_every_field(cli):
     text = " ".join(" ".join(cli("pretrain --help")[1]).split())
     tuning = " ".join(" ".join(cli("evaluate --help")[1]).split())
-    for name, documentation in presets.field_texts(FinetuneConfig).items():
+    for name, documentation in field_texts(FinetuneConfig).items():
+        assert documentation, name
         assert f"--finetune.{name} " in tuning
         assert " ".join(documentation.replace("``", "").split())[:60] in tuning
-    for path, documentation in presets.documentation().items():
-        assert f"--{path} " in text
-        assert " ".join(documentation.replace("``", "").split())[:60] in text
+    sections = presets.documentation()
+    assert list(sections) == ["data", "model", "mask", "objective", "optim", "train", "checkpoint"]
+    for section, fields in sections.items():
+        for name, (documentation, defaults) in fields.items():
+            assert documentation, f"{section}.{name}"
+            assert f"--{section}.{name} " in text
+            assert " ".join(documentation.replace("``", "").split())[:60] in text
+            assert defaults
+    # What objectives alone have says whose it is, and each its default.
+    assert {"decoder_depth", "top_k", "label_smoothing"} <= set(sections["objective"])
+    assert set(sections["objective"]["label_smoothing"][1]) == {"classify"}
+    assert "[classify: 0.1]" in text
 
 
 def test_a_run_can_be_evaluated_and_embedded(cli, place, tmp_path):
@@ -353,7 +364,7 @@ def test_an_objective_takes_its_preset(cli):
     )
     refused(
         cli("pretrain --config nwucla --objective mampp --print_config"),
-        "objective.name: 'mampp' is not one of mamp, skeleton2vec, skeletonmae",
+        "objective.name: 'mampp' is not one of classify, mamp, skeleton2vec, skeletonmae; one of your own",
     )
 
 

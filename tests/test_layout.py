@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "reference": set(),
     "kernels": {"reference"},  # what the draws are for, and where they stand in the counter
     "kernels.aot": {"kernels", "ops", "inputs"},
+    "kernels.emulator": {"kernels", "_extension"},
     "_extension": {"_native"},
     "ops": {"reference", "kernels", "_extension"},
     "networks": {"ops"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "evaluate": {"files", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "view": {"files", "train", "evaluate", "objectives", "networks", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},
-    "verify": {"ops", "inputs"},
+    "verify": {"ops", "inputs", "kernels"},
     "doctor": {"ops", "_extension"},
     "demo": {"files", "train", "evaluate", "view", "data", "presets", "doctor"},
     "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo"},
@@ -123,6 +124,8 @@ def part_of(path: str) -> str:
         return "kernels.aot"
     if path == "s2vfast/data/commands.py":  # of the command line
         return "cli"
+    if path.startswith("kernels/emulator/"):
+        return "kernels.emulator"
     return "kernels" if path.startswith("kernels/") else Path(path).parts[1].removesuffix(".py")
 
 
@@ -156,7 +159,6 @@ def test_an_operation_has_one_name_everywhere(op):
     files = {
         "reference": f"s2vfast/reference/{op}.py",
         "triton": f"kernels/{op}.py",
-        "native": f"csrc/{op}.cpp",
         "test": f"tests/ops/test_{op}.py",
     }
     for column in ("reference", "torch", "triton", "native", "test", "benchmark"):
@@ -170,7 +172,8 @@ def test_an_operation_has_one_name_everywhere(op):
     assert row["reference"] == row["torch"] == row["test"] == "yes"
     shared = (ROOT / f"csrc/{op}.cuh").is_file()
     assert shared == (row["native"] != "–"), f"csrc/{op}.cuh holds what host and device share"
-    assert row["native"] in ("–", "cpu", "cpu, cuda")
+    assert row["native"] in ("–", "cpu", "cuda", "cpu, cuda")
+    assert (ROOT / f"csrc/{op}.cpp").is_file() == ("cpu" in row["native"]), f"csrc/{op}.cpp runs it on a CPU"
     assert (ROOT / f"csrc/{op}.cu").is_file() == ("cuda" in row["native"]), f"csrc/{op}.cu launches it on a GPU"
 
 
@@ -181,7 +184,7 @@ def _reasons(op, name):
 
 
 def test_kernels_and_sources_belong_to_an_operation():
-    known = {*OPS, "philox", "parallel", "bindings", "pack", "cuda_launch"}
+    known = {*OPS, "philox", "parallel", "bindings", "pack", "matrix", "cuda_launch"}
     assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
     # What starts with an underscore is shared by kernels, aot is the program that compiles them all.
     kernels = {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")}

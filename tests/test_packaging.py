@@ -197,7 +197,7 @@ class Blocker:
         if any(name == b or name.startswith(b + ".") for b in {blocked.split()!r}):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
-from s2vfast import data, doctor, evaluate, nn, objectives, ops, train, view
+from s2vfast import data, doctor, evaluate, networks, objectives, ops, train, view
 {USE}
 print(doctor.report())
 """
@@ -209,7 +209,7 @@ print(doctor.report())
 
 
 def test_importing_the_package_is_light(tmp_path):
-    code = "import sys, s2vfast; print(sorted({'torch', 'numpy', 'triton', 'jsonargparse'} & set(sys.modules)))"
+    code = "import sys, s2vfast; print(sorted({'torch', 'numpy', 'triton', 'yaml'} & set(sys.modules)))"
     assert python(code, tmp_path).strip() == "[]"
 
 

@@ -108,8 +108,9 @@ class EvalContext:
         ids = _part_ids(store, split, *parts)
         if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
             raise errors.DataError(
-                f"{run_dir}: was fine-tuned on the labels of {learned} sequence(s) of {parts[1]!r} of split {split!r}; "
-                f"an accuracy on sequences that were fitted says nothing, choose another split, part or run"
+                f"{run_dir}: was {'fine-tuned' if tuned else 'trained'} on the labels of {learned} sequence(s) of "
+                f"{parts[1]!r} of split {split!r}; an accuracy on sequences that were fitted says nothing, choose "
+                f"another split, part or run"
             )
         labels = tuple(torch.from_numpy(store.labels[chosen]).to(where) for chosen in ids)
         made = cls(
@@ -140,9 +141,21 @@ class EvalContext:
         return [self.store.classes[label] for label in sorted(measured - fitted)]
 
     @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        """The run's run.json."""
+        return runs.read(self.run)[1]
+
+    @property
+    def objective(self) -> str:
+        """The run's objective; of a fine-tuned run, that of the run it began from."""
+        if runs.FINETUNE in self._about:
+            return self._about[runs.FINETUNE]["source"]["objective"]
+        return self.config.objective.name
+
+    @functools.cached_property
     def pretrained_on(self) -> dict[str, str] | None:
         """Path, fingerprint and split of the store that was pretrained on, or a published checkpoint; None: neither."""
-        about = rundir.read(self.run)
+        about = self._about
         if runs.FINETUNE in about:
             return about[runs.FINETUNE]["source"]["pretrained_on"]
         found = rundir.pretrained_on(about)
@@ -197,7 +210,7 @@ class EvalContext:
 
     def describe(self) -> dict[str, Any]:
         """What every result says about where it is from."""
-        about = rundir.read(self.run)
+        about = self._about
         found = {
             "split": self.split,
             "untrained": self.untrained,
@@ -211,7 +224,7 @@ class EvalContext:
             "pretrained_on": self.pretrained_on,
             "overlap": self.overlap,
             "transfer": self.transfer,
-            "objective": self.config.objective.name,
+            "objective": self.objective,
             "store": str(self.store.path),
             "store_fingerprint": self.store.fingerprint,
             "device": str(self.device),

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.store import Store
 
-_NOT_COMPARED = ("run", "pretrained_on")
-"""Fields of a source that say where something lay, not what it was."""
+_NOT_COMPARED = ("run", "objective", "pretrained_on")
+"""Fields of a source that say where something is from, not what it is."""
 
 
 class Stopped(Exception):
@@ -65,6 +65,8 @@ class Source:
     """Its part that is learned from."""
     ids: str
     """SHA-256 of the sequence numbers that are learned from."""
+    objective: str
+    """Objective of the pretrained run."""
     labels: dict[str, Any] | None = None
     """Of a list of labels: percent, seed and number; None: all of them."""
 
@@ -107,7 +109,7 @@ def tune(
         ranks: the processes that share the steps.
 
     Returns:
-        Seconds that this call spent on steps.
+        Seconds that this call spent on steps, those of rank 0.
 
     Raises:
         Stopped: a signal; everything is saved.
@@ -134,7 +136,8 @@ def tune(
     )
     if not summary.finished:
         raise Stopped(summary.signal or signal.SIGTERM, out)
-    return summary.seconds
+    # The others wait until rank 0 has saved what all of them read next.
+    return ranks.run_on_main_and_broadcast(lambda: summary.seconds)
 
 
 def require(run_dir: str | Path) -> dict[str, Any]:

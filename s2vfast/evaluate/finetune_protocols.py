@@ -62,6 +62,7 @@ def tuned(
             split=context.split,
             part=context.parts[0],
             ids=finetune.digest_ids(ids),
+            objective=context.objective,
             labels=labels,
         )
         folder = _folder(context, recipe, source) if out is None else out if len(seeds) == 1 else out / f"seed-{seed}"

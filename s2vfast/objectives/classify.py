@@ -137,8 +137,10 @@ class Classify(Objective):
 
     def pool(self, tokens: Tensor, bodies: int) -> Tensor:
         """What the head sees of tokens [B * M, L, D]: means over segments and bodies, [B, features]."""
-        joints = self.features // tokens.shape[2]
-        return tokens.reshape(len(tokens) // bodies, bodies, -1, joints, tokens.shape[2]).mean(dim=(1, 2)).flatten(1)
+        _, L, D = tokens.shape
+        joints = self.features // D
+        # The batch is what is left over: an exported network takes any.
+        return tokens.reshape(-1, bodies, L // joints, joints, D).mean(dim=(1, 2)).flatten(1)
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> ClassifyInputs:
         """Labels and drops."""

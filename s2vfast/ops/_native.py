@@ -13,16 +13,21 @@ from s2vfast.ops._dispatch import constant
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS) -> Callable[..., list[str]]:
+def reasons(
+    *more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS, cpu: bool = True
+) -> Callable[..., list[str]]:
     """What speaks against the compiled implementation on a device and for some arguments.
 
     Args:
         more: further checks, called with the arguments of the operation.
         floats: dtypes of its floating-point tensors.
+        cpu: whether it is written for CPUs too.
     """
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
         reasons = list(_machine(device))
+        if device == "cpu" and not cpu and _extension.emulated() is None:
+            reasons.append("it is compiled for NVIDIA GPUs alone")
         names = " and ".join(str(dtype)[6:] for dtype in floats)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         wrong_dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in floats]
@@ -50,6 +55,8 @@ def _machine(device: str) -> tuple[str, ...]:
 
 def place(tensor: Tensor) -> dict[str, int]:
     """Where a call on this tensor runs: a GPU and its current stream, or threads of the CPU (device -1)."""
+    if emulated := _extension.emulated():
+        return emulated.place(tensor)
     if tensor.device.type != "cuda":
         return {"device": -1, "stream": 0, "threads": torch.get_num_threads()}
     stream = torch.cuda.current_stream(tensor.device)
@@ -58,4 +65,7 @@ def place(tensor: Tensor) -> dict[str, int]:
 
 def addresses(**tensors: Tensor | None) -> dict[str, int]:
     """Where each tensor lies; those that are None are left out."""
-    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if emulated := _extension.emulated():
+        return emulated.addresses(present)
+    return {name: tensor.data_ptr() for name, tensor in present.items()}

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2vfast.ops import _triton
+from s2vfast import _extension
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, differentiate, fake, like, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.attention import attention as _reference
@@ -57,7 +58,7 @@ def _forward(qkv):
 
 
 @fake(_forward)
-def _(qkv):
+def _like_results(qkv):
     N, L, _, H, d = qkv.shape
     return qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
 
@@ -68,7 +69,7 @@ def _backward(qkv, out, lse, *grads):
 
 
 @fake(_backward)
-def _(qkv, *_):
+def _like_qkv(qkv, *_):
     return like((qkv,))[0]
 
 
@@ -95,10 +96,83 @@ def _widths(qkv: Tensor, **_: object) -> list[str]:
     return [] if width <= 128 else [f"it takes heads up to 128 wide, not {width}"]
 
 
+@operator("attention_native(Tensor qkv) -> (Tensor, Tensor)")
+def _native_forward(qkv):
+    qkv = _aligned(qkv)
+    N, L, _, H, d = qkv.shape
+    out, lse = qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
+    _extension.load().attention(**_sizes(qkv), **_native.addresses(qkv=qkv, out=out, lse=lse), **_gpu(qkv))
+    return out, lse
+
+
+fake(_native_forward)(_like_results)
+
+
+@operator("attention_native_backward(Tensor qkv, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse) -> Tensor")
+def _native_backward(qkv, out, lse, grad_out, grad_lse):
+    qkv, out, grad_out = map(_aligned, (qkv, out, grad_out))
+    extension, gpu, sizes = _extension.load(), _gpu(qkv), _sizes(qkv)
+    # First of all: an emulated extension forgets addresses after each of its calls.
+    blocks, floats = extension.attention_backward_workspace(
+        batch_heads=sizes["tracks"] * sizes["heads"],
+        tokens=sizes["tokens"],
+        width=sizes["width"],
+        device=gpu["device"],
+    )
+    workspace = qkv.new_empty(blocks, floats, dtype=torch.float32)
+    grad_qkv = torch.empty_like(qkv)
+    tensors = {"qkv": qkv, "out": out, "lse": lse, "grad_out": grad_out, "grad_qkv": grad_qkv, "workspace": workspace}
+    if grad_lse is not None:
+        tensors["grad_lse"] = grad_lse.float().contiguous()
+    extension.attention_backward(**sizes, **_native.addresses(**tensors), blocks=blocks, **gpu)
+    return grad_qkv
+
+
+fake(_native_backward)(_like_qkv)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The same numbers where 16 bytes can be read at a time."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def _sizes(qkv: Tensor) -> dict[str, int]:
+    N, L, _, H, d = qkv.shape
+    return {"half": qkv.dtype == torch.float16, "tracks": N, "tokens": L, "heads": H, "width": d}
+
+
+def _gpu(tensor: Tensor) -> dict[str, int]:
+    target = _native.place(tensor)
+    return {"device": target["device"], "stream": target["stream"]}
+
+
+def _native_gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor:
+    qkv, out, lse = ctx.saved_tensors
+    return _native_backward(qkv, out, lse, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse)
+
+
+differentiate(_native_forward, _native_gradients, _save)
+
+
+def _run_native(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _native_forward(qkv)
+    return (out, lse) if return_lse else out
+
+
+def _eights(qkv: Tensor, **_: object) -> list[str]:
+    width = qkv.shape[-1]
+    return [] if width % 8 == 0 else [f"it takes heads whose width is a multiple of 8, not {width}"]
+
+
 _op = register(
     "attention",
     reference=_run_reference,
     torch=_torch,
     triton=_run_triton,
-    reasons={"triton": _triton.reasons(_widths)},
+    native=_run_native,
+    reasons={
+        "triton": _triton.reasons(_widths),
+        "native": _native.reasons(_widths, _eights, floats=(torch.bfloat16, torch.float16), cpu=False),
+    },
 )

@@ -40,7 +40,9 @@ class RankBatchNorm(_BatchNorm):
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
-                momentum = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked
+                momentum = self.momentum
+                if momentum is None:  # a plain mean over the batches
+                    momentum = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
                 unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)

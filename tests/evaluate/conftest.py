@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.data import Body, Layout, Sequence, Store, write_store
 from s2vfast.networks import build_network
@@ -29,8 +30,8 @@ CONFIG = {
 }
 
 
-def config(**changes):
-    tree = {section: dict(fields) for section, fields in CONFIG.items()}
+def config(objective="skeleton2vec", **changes):
+    tree = presets.with_names({section: dict(fields) for section, fields in CONFIG.items()}, objective=objective)
     for path, value in changes.items():
         section, _, name = path.partition("__")
         tree.setdefault(section, {})[name] = value

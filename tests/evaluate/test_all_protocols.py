@@ -14,6 +14,7 @@ from s2vfast.data import Store
 from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, probe, protocols, subsets, table
 from s2vfast.train import checkpoint, distributed, rundir
 from s2vfast.train.distributed import Ranks
+from s2vfast.train.feed import Recordings
 
 RECIPE = finetune_config.load(changes={"epochs": 2.0, "batch": 6, "hidden": 8})
 QUICK = {"recipe": RECIPE, "epochs": 2, "log": lambda line: None}
@@ -53,8 +54,9 @@ def test_fine_tuned_runs_are_measured(run, store_path, store, tmp_path, mode):
     result = protocols.evaluate(run[0], store_path, protocol=mode, out=out, confusion=True, **QUICK)
     model, config, about = finetune.load_classifier(out)
     ids = store.select("halves", "test")
+    clips = Recordings(config, store, torch.device("cpu")).clips(torch.from_numpy(ids))
     with torch.no_grad():
-        logits = model(features.Clips(config, store, "cpu").make(torch.from_numpy(ids)).unflatten(0, (-1, 2)))
+        logits = model(clips.unflatten(0, (-1, 2)))
     assert result["top1"] == pytest.approx(100 * (logits.argmax(1).numpy() == store.labels[ids]).mean())
     assert np.sum(result["confusion"]) == 12
     assert result["folders"] == [str(out)]
@@ -89,7 +91,7 @@ def test_semi_measures_lists(run, store_path, store):
     assert set(rows) == {(p, m) for p in (25, 50) for m in ("linear", "probe", "knn", "finetune")}
     assert rows[25, "knn"]["n_train"] == 3  # a quarter of four, of each of three classes
     assert rows[50, "knn"]["n_train"] == 6
-    subject = protocols._open(
+    context = protocols._open(
         run[0], store_path, None, "mean", False, "train", "test", 64, "cpu", False, None, None, print,
         protocols.Options(seed=4),
     )  # fmt: skip
@@ -100,9 +102,9 @@ def test_semi_measures_lists(run, store_path, store):
         if measure == "knn":
             for number, value in enumerate(row["top1_each"]):
                 ids = subsets.subset(store, "halves", percent, seed=4, number=number)
-                chosen = np.searchsorted(subject.ids[0], ids)
-                given = (subject.features(0)[chosen], subject.labels[0][chosen], subject.features(1), subject.labels[1])
-                found = measures.neighbours(*given, subject, k=1, transform="center")
+                chosen = np.searchsorted(context.ids[0], ids)
+                given = (context.features(0)[chosen], context.labels[0][chosen], context.features(1), context.labels[1])
+                found = measures.neighbours(*given, context, k=1, transform="center")
                 assert found["top1"] == pytest.approx(value)
     sources = [rundir.read(path)["finetune"]["source"] for path in sorted((run[0] / "finetuned").iterdir())]
     assert sorted((s["labels"]["percent"], s["labels"]["number"]) for s in sources) == [

@@ -38,18 +38,19 @@ def test_a_run_is_fine_tuned_measured_and_exported(cli, place, tmp_path):
 
 
 def test_a_stopped_fine_tuning_goes_on(cli, place, tmp_path, monkeypatch):
-    from s2vfast.evaluate.tuner import Tuner
+    from s2vfast.train.trainer import Trainer
 
-    step = Tuner.run_step
+    step = Trainer.run_step
 
     def until(self):
-        step(self)
+        result = step(self)
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
+        return result
 
     line = f"evaluate {place}/run --protocol finetune --finetune.epochs 8 --finetune.hidden 8 --out {tmp_path}/tuned"
     with monkeypatch.context() as patch:
-        patch.setattr(Tuner, "run_step", until)
+        patch.setattr(Trainer, "run_step", until)
         code, out, err = cli(line)
     assert (code, out) == (128 + signal.SIGINT, [])
     assert err[-1] == f"stopped by SIGINT, saved in {tmp_path}/tuned; the same command goes on"
@@ -95,7 +96,7 @@ def test_what_one_protocol_cannot_do_costs_no_other(cli, place, tmp_path, monkey
     from s2vfast.errors import DataError
     from s2vfast.evaluate import measures
 
-    def failing(subject):
+    def failing(context):
         raise DataError("no retrieval today")
 
     monkeypatch.setattr(measures, "retrieval_scores", failing)

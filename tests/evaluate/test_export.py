@@ -14,6 +14,7 @@ import s2vfast.errors as errors
 from s2vfast.evaluate import export as export_module
 from s2vfast.evaluate import features, finetune, finetune_config, protocols
 from s2vfast.evaluate.export import export
+from s2vfast.train.feed import Recordings
 
 RECIPE = finetune_config.load(changes={"epochs": 2.0, "batch": 6, "hidden": 8})
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -78,7 +79,7 @@ def test_a_fine_tuned_run_without_s2vfast(tuned, store, tmp_path, to, batch):
     assert result["outputs"] == ["logits", "features"]
     assert result["input"] == "[batch, 2, 12, 5, 3]"
     model, config, _ = finetune.load_classifier(tuned)
-    clips = features.Clips(config, store, "cpu").make(torch.arange(batch)).unflatten(0, (-1, 2))
+    clips = Recordings(config, store, torch.device("cpu")).clips(torch.arange(batch)).unflatten(0, (-1, 2))
     (logits, pooled), metadata = _alone(to, tmp_path / "net.bin", clips.numpy(), tmp_path)
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(clips).numpy(), atol=1e-5)
@@ -93,7 +94,7 @@ def test_a_fine_tuned_run_without_s2vfast(tuned, store, tmp_path, to, batch):
 @pytest.mark.parametrize("to", TARGETS)
 def test_a_pretrained_encoder_without_s2vfast(run, store, tmp_path, to):
     assert export(run[0], to, tmp_path / "net.bin")["outputs"] == ["tokens", "features"]
-    clips = features.Clips(run[1], store, "cpu").make(torch.arange(3)).unflatten(0, (-1, 2))
+    clips = Recordings(run[1], store, torch.device("cpu")).clips(torch.arange(3)).unflatten(0, (-1, 2))
     (tokens, pooled), metadata = _alone(to, tmp_path / "net.bin", clips.numpy(), tmp_path)
     with torch.no_grad():
         expected = run[2](clips.flatten(0, 1)).unflatten(0, (-1, 2))

@@ -1,6 +1,7 @@
 """Features: which weights, which clips, which pooling."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,13 +48,13 @@ def test_features_are_the_teachers_pooled(run, store, pool, batch):
         expected = _by_hand(teacher, made, store, ids, pool)
     found = features.extract(encoder, read, store, ids, pool=pool, batch=batch)
     assert found.dtype == torch.float32
-    assert found.shape == (6, features.feature_width(made, JOINTS, pool))
+    assert found.shape == (6, features.feature_width(encoder, pool))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (expected[1] - expected[2]).abs().max() > 1e-3  # the test would see a wrong order
 
 
 def test_without_a_teacher_the_student_is_evaluated(tmp_path, store, small):
-    small.make_run(tmp_path / "run", store, objective__name="mamp")
+    small.make_run(tmp_path / "run", store, objective="mamp")
     found = checkpoint.load_latest(tmp_path / "run").tensors["model"]
     student = {name: torch.rand_like(tensor) for name, tensor in found.items() if name.startswith("student.encoder.")}
     checkpoint.save(tmp_path / "run", 40, {"model": student}, {}, keep=2)
@@ -66,9 +67,20 @@ def test_without_a_teacher_the_student_is_evaluated(tmp_path, store, small):
 def test_pooled_values_of_known_tokens():
     # Token = 100 * segment + joint, in both channels; V = 3, S = 2.
     tokens = torch.tensor([[0.0, 1, 2, 100, 101, 102]])[..., None].repeat(2, 1, 2)
-    assert features.pool_tracks(tokens, 3, "mean").tolist() == [[51.0, 51.0]] * 2
+    network = SimpleNamespace(grid=(2, 3), width=2)
+    assert features.pool_tracks(tokens, network, "mean").tolist() == [[51.0, 51.0]] * 2
     expected = [50.0, 50, 51, 51, 52, 52, 1, 1, 101, 101]
-    assert features.pool_tracks(tokens, 3, "joint_time").tolist() == [expected] * 2
+    assert features.pool_tracks(tokens, network, "joint_time").tolist() == [expected] * 2
+    assert features.pool_tracks(tokens, network, "joint").tolist() == [expected[:6]] * 2
+    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 10]
+
+
+def test_tokens_that_are_no_joints_have_a_mean_alone():
+    network = SimpleNamespace(grid=None, width=8)
+    assert (features.head_pool(network), features.feature_width(network, "mean")) == ("mean", 8)
+    with pytest.raises(errors.ConfigError, match="--pool: joint_time needs tokens of joints and segments"):
+        features.check_pool(network, "joint_time")
+    features.check_pool(network, "mean")
 
 
 def test_same_features_every_time(run, store):

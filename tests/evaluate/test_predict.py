@@ -11,11 +11,12 @@ import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.data import Store
 from s2vfast.data.importer import import_dataset
-from s2vfast.evaluate import features, finetune, finetune_config, protocols
+from s2vfast.evaluate import finetune, finetune_config, protocols
 from s2vfast.evaluate import predict as prediction
 from s2vfast.evaluate.predict import predict
 from s2vfast.networks import build_network
 from s2vfast.train import checkpoint, rundir
+from s2vfast.train.feed import Recordings
 
 CONFIG = {
     "data": {"frames": 8, "bodies": 1, "split": "xview", "center": "frame", "velocity": 1.0},
@@ -53,7 +54,7 @@ def place(tmp_path_factory):
 def test_probabilities_are_those_of_an_evaluation(place):
     store = Store.open(place / "store")
     model, config, about = finetune.load_classifier(place / "tuned")
-    clips = features.Clips(config, store, "cpu").make(torch.arange(len(store)))
+    clips = Recordings(config, store, torch.device("cpu")).clips(torch.arange(len(store)))
     expected = torch.softmax(model(clips.unflatten(0, (-1, 1))), dim=1)
     files = [place / "raw" / f"{name}.json" for name in reversed(store.names)]
     found = list(predict(place / "tuned", files, top=4))

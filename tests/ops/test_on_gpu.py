@@ -25,6 +25,11 @@ def runnable(op, impl):
         pytest.skip("; ".join(reasons))
 
 
+def operands(op, impl):
+    """bfloat16, as in a step; what is compiled is run in float32 where it can be."""
+    return torch.float32 if impl == "native" and op != "attention" else torch.bfloat16
+
+
 def on_device(given):
     """What changes from step to step as device tensors: a graph keeps the host's numbers as they were."""
     changing = {name: given[name] for name in ("step", "lr", "tau") if name in given}
@@ -35,6 +40,8 @@ def on_device(given):
 @pytest.mark.parametrize(("op", "impl"), PAIRS, ids=ids)
 def test_agrees_with_the_reference(op, impl, name, dtype):
     runnable(op, impl)
+    if (op, impl, dtype) == ("attention", "native", torch.float32):
+        pytest.skip("it takes bfloat16 and float16")
     shape = dataclasses.replace(SHAPES[name], N=min(SHAPES[name].N, 4 if name == "wide" else 8))
     for row in verify.verify(op, impl, shape, dtype=dtype, device="cuda"):
         assert row.good, f"{row.name}: error {row.error:.3g}, allowed {row.allowed:.3g}"
@@ -43,7 +50,7 @@ def test_agrees_with_the_reference(op, impl, name, dtype):
 @pytest.mark.parametrize(("op", "impl"), [p for p in PAIRS if p[1] != "torch"])
 def test_250_launches_give_the_same_bits(op, impl):
     runnable(op, impl)
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = operands(op, impl)
     given = inputs(op, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
     public = getattr(ops, op)
 
@@ -69,7 +76,7 @@ def test_250_launches_give_the_same_bits(op, impl):
 @pytest.mark.parametrize(("op", "impl"), [p for p in PAIRS if p[1] != "torch"])
 def test_captured_in_a_graph_it_computes_the_same(op, impl):
     runnable(op, impl)
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = operands(op, impl)
     given = on_device(inputs(op, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda"))
     public = getattr(ops, op)
 
@@ -99,7 +106,7 @@ def test_captured_in_a_graph_it_computes_the_same(op, impl):
 def test_runs_on_the_current_stream(op, impl):
     """On a stream that waits, nothing may have been computed yet; afterwards all has."""
     runnable(op, impl)
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = operands(op, impl)
     given = inputs(op, dataclasses.replace(SHAPES["ntu"], N=4), dtype=dtype, device="cuda")
     if op == "adamw_ema":
         pytest.skip("works in place")

@@ -133,3 +133,40 @@ def test_buffers_are_averaged_and_put_back_where_a_step_was_not_finite():
         assert (pair.queue == 1.0).all()
         torch.testing.assert_close(pair.teacher.mean, torch.full((3,), expected))
         assert pair.teacher.count.item() == 1
+
+
+def test_rates_of_layers_are_groups_of_torch_adamw():
+    """A group for each parameter, over several steps, with clipping by the norm of all."""
+    pair, plain = Pair(teacher=False), Pair(teacher=False)
+    flat = FlatAdamW(pair, layer_decay=0.5)
+    assert [scale for _, _, scale in flat.groups] == [0.25, 0.5, 1.0]
+    parameters = dict(plain.named_parameters())
+    groups = []
+    for name, parameter in parameters.items():
+        layer = 0.25 if "embedding" in name else 0.5 if name.startswith("encoder.blocks") else 1.0
+        groups.append({"params": [parameter], "lr": 1e-2 * layer, "weight_decay": 0.1 if decays(name) else 0.0})
+    torch_adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    for number in (1, 2, 3):
+        for name in flat.names:
+            parameters[name].grad = torch.randn(parameters[name].shape, generator=generator)
+        flat.collect([parameters[name].grad.clone() for name in flat.names], add=False)
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        torch_adamw.step()
+        torch.testing.assert_close(flat.step(number, **OPTIONS), norm, rtol=1e-5, atol=0)
+    weights = flat.weights()
+    for name, parameter in parameters.items():
+        found, moved = weights[f"student.{name}"] - before[name], parameter.detach() - before[name]
+        torch.testing.assert_close(found, moved, rtol=2e-3, atol=1e-6, msg=name)
+
+
+def test_with_rates_of_layers_a_gradient_that_is_not_finite_changes_nothing():
+    flat = FlatAdamW(Pair(teacher=False), layer_decay=0.5)
+    before = {name: tensor.clone() for name, tensor in flat.weights().items()}
+    gradients = [torch.ones_like(p) for p in flat.parameters]
+    gradients[-1][0] = float("nan")
+    flat.collect(gradients, add=False)
+    assert not torch.isfinite(flat.step(1, **OPTIONS))
+    assert all(torch.equal(before[name], tensor) for name, tensor in flat.weights().items())
+    assert all(not tensor.any() for tensor in flat.moments().values())

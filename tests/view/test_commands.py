@@ -81,7 +81,7 @@ def test_the_options_reach_the_page(cli, place, tmp_path, read_page):
         ("mask {store} s000 --run {run} --epoch 99999999999999999999", 2, "--epoch 99999999999999999999, --draws 8: e"),
         ("mask {store} s000 --run {run} --epoch 4294967295 --draws 2", 2, "epochs go up to 4294967295"),
         ("curves {store}", 1, "no run here"),
-        ("curves", 2, "needed: RUNS"),
+        ("curves", 2, "needed: RUN;"),
         ("sequence {store} s000 --out a --png ./a", 2, "--png: ./a is the file of the page too"),
         ("sequence {store} s000 --out no/a.html", 1, "no/a.html: cannot be written: No such file"),
     ],

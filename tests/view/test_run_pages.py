@@ -46,7 +46,7 @@ def test_attention_is_what_mixes_the_values(place, tmp_path, read_page):
     assert [(e["block"], e["head"]) for e in data["attention"]] == [(b, h) for b in range(3) for h in (None, 0, 1)]
     with torch.no_grad():
         for number, block in enumerate(place.teacher.blocks):
-            weights = attention.attention_weights(block, x)
+            weights = block.attention_weights(x)
             qkv = ops.norm_linear(x, block.norm1.weight, block.norm1.bias, block.qkv.weight, block.qkv.bias, 1e-6)
             qkv = qkv.view(2, -1, 3, 2, 8)
             torch.testing.assert_close(
@@ -62,30 +62,30 @@ def test_attention_is_what_mixes_the_values(place, tmp_path, read_page):
         np.testing.assert_allclose(weights, whole, atol=float(whole.max()) / 500)
 
 
-def test_attention_keeps_what_was_asked_for_and_what_there_is_room_for():
-    assert attention.kept(3, 2, 10, 1000)[1] == [(b, h) for b in range(3) for h in (None, 0, 1)]
-    assert attention.kept(8, 8, 10, 40) == ((7, None), [(4, None), (5, None), (6, None), (7, None)])
-    assert attention.kept(8, 8, 10, 25, block=1, head=3) == ((1, 3), [(1, 3), (7, None)])
-    assert attention.kept(8, 8, 100, 1, block=2) == ((2, None), [(2, None)])
+def test_attention_shows_what_was_asked_for_and_what_there_is_room_for():
+    assert attention.shown_layers(3, 2, 10, 1000)[1] == [(b, h) for b in range(3) for h in (None, 0, 1)]
+    assert attention.shown_layers(8, 8, 10, 40) == ((7, None), [(4, None), (5, None), (6, None), (7, None)])
+    assert attention.shown_layers(8, 8, 10, 25, block=1, head=3) == ((1, 3), [(1, 3), (7, None)])
+    assert attention.shown_layers(8, 8, 100, 1, block=2) == ((2, None), [(2, None)])
     with pytest.raises(ConfigError, match="--block: 9; this encoder has blocks 1 to 8"):
-        attention.kept(8, 8, 1, block=8)
+        attention.shown_layers(8, 8, 1, block=8)
     with pytest.raises(ConfigError, match="--head: 0; this encoder has heads 1 to 8"):
-        attention.kept(8, 8, 1, head=-1)
+        attention.shown_layers(8, 8, 1, head=-1)
 
 
 def test_a_page_of_the_published_size_stays_small(tmp_path):
     L, S, V = 750, 30, 25
     size = 2 * L * L
-    _, kept = attention.kept(8, 8, size, attention.BUDGET - size // 2)
+    _, layers = attention.shown_layers(8, 8, size, attention.BUDGET - size // 2)
     rng = np.random.default_rng(0)
     table = rng.random((2, L, L), dtype=np.float32)
     shown = attention.Content(
-        *("name", "class", LAYOUTS["kinect_v2"], presets.load("ntu60"), 1),
+        *("name", "class", LAYOUTS["kinect_v2"], presets.load("ntu60"), 3, "encoder of step 1"),
         rng.normal(size=(2, 90, 25, 3)).astype(np.float32),
         np.ones((2, 90, 25), bool),
         table,
-        dict.fromkeys(kept, table),
-        kept[-1],
+        dict.fromkeys(layers, table),
+        layers[-1],
         0,
         0,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2vfast import ops
+from s2vfast import ops, presets
 from s2vfast.config import Config
 from s2vfast.data.layout import LAYOUTS
 from s2vfast.errors import CheckpointError, ConfigError, DataError
@@ -72,7 +72,7 @@ def test_a_root_at_zero_is_seen_and_an_absent_body_is_not():
 
 
 def test_masks_are_those_of_the_operation(place, tmp_path, read_page, is_picture):
-    config, S, V = place.config, place.config.segments, 5
+    config, S, V = place.config, 4, 5
     shown = mask.collect(place.store, place.evil, run=place.run, epoch=3, epochs=2)
     data = read_page(mask.write(shown, tmp_path / "a.html"))
     ids = torch.tensor([21])
@@ -86,7 +86,7 @@ def test_masks_are_those_of_the_operation(place, tmp_path, read_page, is_picture
                 clips,
                 segment_frames=3,
                 tube_len=2,
-                keep=config.keep(V),
+                keep=2,  # floor(5 joints * (1 - 0.6))
                 motion_weight=config.mask.motion_weight,
                 seed=7,
                 epoch=epoch,
@@ -108,8 +108,7 @@ def test_masks_are_those_of_the_operation(place, tmp_path, read_page, is_picture
 
 @pytest.mark.parametrize("name", ["holes", "single"])
 def test_the_motion_of_a_motion_token_mask_is_what_decided_it(place, tmp_path, read_page, is_picture, name):
-    tree = place.config.to_dict()
-    tree["objective"]["name"] = "mamp"
+    tree = presets.with_names(place.config.to_dict(), objective="mamp")
     shown = mask.collect(place.store, name, config=Config.from_dict(tree), epochs=1)
     data = read_page(mask.write(shown, tmp_path / "a.html"))
     assert data["motion"] == "mean |difference to the same frame of the segment before|"
@@ -132,8 +131,7 @@ def test_a_mask_that_no_motion_decides_says_so(place, tmp_path, read_page):
 
 def test_body_parts_are_those_of_the_stores_layout(place):
     """Where a segment is not masked whole, a whole part of it is: the trunk, or both arms."""
-    tree = place.config.to_dict()
-    tree["objective"]["name"] = "skeletonmae"
+    tree = presets.with_names(place.config.to_dict(), objective="skeletonmae")
     tree["mask"] |= {"kind": "frame_joint", "parts": 1, "frame_ratio": 0.25, "joints": "segment"}
     shown = mask.collect(place.store, "s000", config=Config.from_dict(tree), epochs=4)
     for draw in shown.draws:

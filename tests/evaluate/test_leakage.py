@@ -8,8 +8,8 @@ import torch
 
 import s2vfast.errors as errors
 from s2vfast.data import Store
-from s2vfast.evaluate import features, finetune, finetune_config, protocols, seen, table
-from s2vfast.train import checkpoint, rundir
+from s2vfast.evaluate import features, finetune, finetune_config, leakage, protocols, runs, table
+from s2vfast.train import checkpoint, rundir, trainer
 
 RECIPE = finetune_config.load(changes={"epochs": 2.0, "batch": 6, "hidden": 8})
 QUICK = {"recipe": RECIPE, "epochs": 2, "log": lambda line: None}
@@ -42,13 +42,13 @@ def ids_of(folder):
 @pytest.mark.parametrize("mode", ["finetune", "supervised"])
 def test_the_training_part_alone_is_learned_from(run, swapped, tmp_path, mode, monkeypatch):
     given = []
-    real = finetune.Tuner
+    real = trainer.Trainer.__init__
 
-    def tuner(encoder, config, options, store, ids, *more):
-        given.append(ids.numpy().copy())
-        return real(encoder, config, options, store, ids, *more)
+    def init(self, config, store, *more, ids=None, **others):
+        given.append(ids.copy())
+        real(self, config, store, *more, ids=ids, **others)
 
-    monkeypatch.setattr(finetune, "Tuner", tuner)
+    monkeypatch.setattr(trainer.Trainer, "__init__", init)
     protocols.evaluate(run, swapped, "uneven", mode, out=tmp_path / "tuned", **QUICK)
     train = Store.open(swapped).select("uneven", "train")
     np.testing.assert_array_equal(given[0], train)
@@ -102,10 +102,10 @@ def test_what_pretraining_has_seen_is_said(run, swapped):
 
 
 def test_nothing_is_known_of_other_stores(run, swapped, store):
-    about = rundir.read(run)
-    assert seen.labelled(about, store).size == 0
-    assert seen.unlabelled({**about["store"], "fingerprint": "other", "split": "halves"}, store).size == 0
-    assert seen.unlabelled(None, store).size == 0
+    config, about = runs.read(run)
+    assert leakage.labelled(config, about, store).size == 0
+    assert leakage.unlabelled({**about["store"], "fingerprint": "other", "split": "halves"}, store).size == 0
+    assert leakage.unlabelled(None, store).size == 0
 
 
 def test_supervised_says_that_nothing_was_pretrained(run, swapped, tmp_path):

@@ -1,0 +1,54 @@
+"""What README and docs say: their Python runs as it stands, their links lead somewhere, their commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s2vfast import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_readmes_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert blocks
+    for code in blocks:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?://|#", target):
+            path, _, anchor = target.partition("#")
+            assert (page.parent / path).exists(), target
+            if anchor and path.endswith(".md"):
+                titles = re.findall(r"^#+ (.*)$", (page.parent / path).read_text("utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+                assert anchor in anchors, target
+
+
+def test_files_that_the_architecture_names_are_there():
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    for name in set(re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|md))`", text)):
+        assert (ROOT / name).exists() or (ROOT / "s2vfast" / name).exists(), name
+
+
+def commands():
+    for page in PAGES[:1]:
+        for line in page.read_text("utf-8").splitlines():
+            if match := re.match(r"s2vfast [^#]*", line):
+                yield match[0].strip()
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_readmes_commands_are_understood(line):
+    words = [word.replace("[RUN", "RUN").replace("...]", "RUN") for word in shlex.split(line)[1:]]
+    assert cli.parse(words) is not None
