@@ -18,7 +18,7 @@ from s2vfast.reference.mask_fill import mask_fill
 from s2vfast.reference.masked_mse import masked_mse
 from s2vfast.reference.mlp import mlp
 from s2vfast.reference.teacher_target import teacher_target
-from s2vfast.reference.tube_mask import published_places, tube_mask, tube_scores
+from s2vfast.reference.tube_mask import published_slots, tube_mask, tube_scores
 
 Parameters = dict[str, Tensor]
 
@@ -89,7 +89,7 @@ def step(
     visible, masked = tube_mask(clips[..., :3], keep=settings.keep, **tubes)
     slots = visible
     if settings.placement == "published":
-        slots = published_places(tube_scores(clips[..., :3], **tubes), settings.tube_len, settings.keep)
+        slots = published_slots(tube_scores(clips[..., :3], **tubes), settings.tube_len, settings.keep)
     latent = encode(_under("encoder.", student), clips, settings, visible)[-1]
     prediction = decode(_under("decoder.", student), latent, slots, settings)
     with torch.no_grad():
