@@ -84,10 +84,10 @@ def gate(
     """
     wrong: dict[str, str] = {}
     for number, name in enumerate(names):
-        whole = case.shape(name, device)
-        sets = [inputs(case.op, gate_shape(whole, full), dtype=dtype, device=device)]
+        shape = case.shape(name, device)
+        sets = [inputs(case.op, gate_shape(shape, full), dtype=dtype, device=device)]
         if case.make is not None:
-            sets.append(case.inputs(whole, dtype, device) | dict(case.gate_arguments))
+            sets.append(case.inputs(shape, dtype, device) | dict(case.gate_arguments))
         for arguments in sets:
             for impl, function in contenders(case, device, arguments, number == 0, only).items():
                 if impl in wrong or impl == COMPILED:  # compiled anew for what is timed, where it is compared

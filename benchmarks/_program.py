@@ -26,18 +26,18 @@ def begin(device: str) -> torch.device:
     """
     _results.origin()
     try:
-        chosen = torch.device(device)
+        selected_device = torch.device(device)
     except RuntimeError:
-        chosen = None
-    if chosen is None or chosen.type not in DTYPES:
+        selected_device = None
+    if selected_device is None or selected_device.type not in DTYPES:
         raise errors.ConfigError(f"--device {device}: expected cpu, cuda or cuda:N")
-    if chosen.type == "cuda":
+    if selected_device.type == "cuda":
         if not torch.cuda.is_available():
             raise errors.ConfigError(f"--device {device}: there is no GPU that PyTorch can use; give --device cpu")
-        if (chosen.index or 0) >= torch.cuda.device_count():
+        if (selected_device.index or 0) >= torch.cuda.device_count():
             raise errors.ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-        torch.cuda.set_device(chosen)  # streams, events and graphs belong to it
-    return chosen
+        torch.cuda.set_device(selected_device)  # streams, events and graphs belong to it
+    return selected_device
 
 
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
@@ -86,7 +86,7 @@ def finish(
     try:
         for record in results:
             if options.out:
-                _results.write(record, options.out, whole=False)
+                _results.write(record, options.out, complete=False)
         if options.out:
             _results.write(record, options.out)
     except errors.S2vfastError as error:
@@ -104,11 +104,11 @@ def replaced(page: Path, name: str, text: str, optional: bool = False) -> str:
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     try:
-        whole = page.read_bytes().decode()
+        page_text = page.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.DataError(f"{page}: cannot be read: {error}") from None
-    if optional and start not in whole and end not in whole:
-        return whole
-    if whole.count(start) != 1 or whole.count(end) != 1 or whole.index(start) > whole.index(end):
+    if optional and start not in page_text and end not in page_text:
+        return page_text
+    if page_text.count(start) != 1 or page_text.count(end) != 1 or page_text.index(start) > page_text.index(end):
         raise errors.DataError(f"{page}: needs one line {start} and, below it, one line {end}, for the table")
-    return f"{whole.partition(start)[0]}{start}\n{text}\n{end}{whole.partition(end)[2]}"
+    return f"{page_text.partition(start)[0]}{start}\n{text}\n{end}{page_text.partition(end)[2]}"

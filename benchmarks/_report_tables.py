@@ -77,7 +77,7 @@ def _cell(row: Row, name: str) -> str:
 
 
 def table(names: Sequence[str], rows: Sequence[Row], unit: str = "ms") -> str:
-    """A Markdown table of the rows' fields of these names; ``p50`` has its spread, in ``unit``."""
+    """A Markdown table of the rows' fields of these names; ``p50`` has its range, in ``unit``."""
     headers = [f"{unit}: p50 [p20–p80]" if name == "p50" else CELLS.get(name, (name,))[0] for name in names]
     numbers = [any(isinstance(row.get(name), (int, float)) for row in rows) for name in names]
     lines = [[plain(header.replace("_", " ")) for header in headers], ["---:" if one else "---" for one in numbers]]

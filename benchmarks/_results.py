@@ -227,20 +227,20 @@ def check(record: Any, where: str | Path) -> None:
     for name, value in record["ceilings"].items():
         _need(_is_number(value) and value > 0, where, f"ceilings: {name}", "a number above 0", value)
     for number, row in enumerate(record["rows"]):
-        place = f"{where}: rows[{number}]"
+        path = f"{where}: rows[{number}]"
         if not isinstance(row, dict):
-            raise errors.DataError(f"{place}: expected an object")
+            raise errors.DataError(f"{path}: expected an object")
         if "refused" in row:
-            _check_fields(row, {**{name: FIELDS[kind][name] for name in IDENTITY[kind]}, "refused": str}, place)
+            _check_fields(row, {**{name: FIELDS[kind][name] for name in IDENTITY[kind]}, "refused": str}, path)
             continue
-        _check_fields(row, FIELDS[kind], place)
+        _check_fields(row, FIELDS[kind], path)
         if unknown := set(row) - set(FIELDS[kind]):
-            raise errors.DataError(f"{place}: unknown field {min(unknown)!r}")
+            raise errors.DataError(f"{path}: unknown field {min(unknown)!r}")
         for name in ("p50", "other_p50", "ratio"):
-            _need(row.get(name) is None or row[name] > 0, place, name, "more than 0", row.get(name))
+            _need(row.get(name) is None or row[name] > 0, path, name, "more than 0", row.get(name))
         for name in ("breakdown", "phases"):
             for part, value in row.get(name, {}).items():
-                _need(_is_number(value) and value >= 0, place, f"{name}: {part}", "a number, 0 or more", value)
+                _need(_is_number(value) and value >= 0, path, f"{name}: {part}", "a number, 0 or more", value)
 
 
 def _check_fields(record: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
@@ -265,8 +265,8 @@ def _need(condition: bool, where: str | Path, what: str, expected: str, value: A
 # Files.
 
 
-def write(record: Result, out: Path, *, whole: bool = True) -> Path:
-    """Write a result to out/DEVICE/KIND.json; a file of the same kind is replaced once this one is ``whole``.
+def write(record: Result, out: Path, *, complete: bool = True) -> Path:
+    """Write a result to out/DEVICE/KIND.json; a file of the same kind is replaced once this one is ``complete``.
 
     Until then it is KIND.json.partial, so that a run which is stopped loses neither its own rows nor older ones.
     """
@@ -280,7 +280,7 @@ def write(record: Result, out: Path, *, whole: bool = True) -> Path:
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(text, "utf-8")
     os.replace(temporary, partial)
-    return partial.replace(path) if whole else partial
+    return partial.replace(path) if complete else partial
 
 
 def promote(folder: Path) -> list[Path]:

@@ -94,8 +94,8 @@ def kind_of(names: list[str]) -> str:
     return next(matches, OTHER)
 
 
-def scaled(times: dict[str, float], whole: float, p50: float) -> dict[str, float]:
-    """Times that add up to p50: ``other`` gets what is missing of the whole; kinds without time are left out."""
-    whole = max(whole, sum(times.values()))
-    full = {**times, OTHER: times[OTHER] + whole - sum(times.values())}
-    return {kind: round(ms * p50 / whole, 4) for kind, ms in full.items() if ms > 0}
+def scaled(times: dict[str, float], total: float, p50: float) -> dict[str, float]:
+    """Times that add up to p50: ``other`` gets what is missing of the total; kinds without time are left out."""
+    total = max(total, sum(times.values()))
+    full = {**times, OTHER: times[OTHER] + total - sum(times.values())}
+    return {kind: round(ms * p50 / total, 4) for kind, ms in full.items() if ms > 0}

@@ -225,9 +225,9 @@ def _engine(setting: Setting, choice: str, capture: bool) -> Advance:
     step = Step(model, optimizer, config.optim, Ranks(), count_of_batches, compiled=mode == "compile")
     run = CUDAGraphStep(step) if capture and device.type == "cuda" and mode != "eager" else step
     micro_batches = []
-    for some, some_ids in zip(clips.chunk(count_of_batches), ids.chunk(count_of_batches), strict=True):
-        bodies = None if setting.empty_bodies == "compute" else Bodies.from_clips(some)
-        micro_batches.append((some, some_ids, bodies))
+    for part_clips, part_ids in zip(clips.chunk(count_of_batches), ids.chunk(count_of_batches), strict=True):
+        bodies = None if setting.empty_bodies == "compute" else Bodies.from_clips(part_clips)
+        micro_batches.append((part_clips, part_ids, bodies))
     options = _optimizer_options(config)
     count = 0
 
@@ -237,11 +237,14 @@ def _engine(setting: Setting, choice: str, capture: bool) -> Advance:
         step.inputs.copy_(torch.tensor([count, options["lr"], options["tau"], 0.0], dtype=torch.float64))
         with ops.use_impl(impl):
             with record_function(MASKS):
-                masks = [model.draw(some, seed=1, epoch=0, sample_ids=some_ids) for some, some_ids, _ in micro_batches]
+                masks = [
+                    model.draw(part_clips, seed=1, epoch=0, sample_ids=part_ids)
+                    for part_clips, part_ids, _ in micro_batches
+                ]
             run(
                 [
-                    MicroBatch((some,), mask, bodies, weight=1.0 / count_of_batches)
-                    for (some, _, bodies), mask in zip(micro_batches, masks, strict=True)
+                    MicroBatch((part_clips,), mask, bodies, weight=1.0 / count_of_batches)
+                    for (part_clips, _, bodies), mask in zip(micro_batches, masks, strict=True)
                 ]
             )
         return float(step.report[0])

@@ -48,7 +48,7 @@ class Version:
     folder: Path
     device: torch.device
     dtype: str
-    ours: bool  # this tree, which has no excuse
+    is_this_tree: bool  # which may lack nothing; an old revision may
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -93,7 +93,7 @@ class Version:
         answer = self.ask(**request)
         if "wrong" in answer:
             raise Refused(f"{self.name} does not agree with its reference: {answer['wrong']}")
-        if "failed" in answer and self.ours:
+        if "failed" in answer and self.is_this_tree:
             raise Refused(f"{self.name}: {answer['failed']}")
         if why := answer.get("failed") or answer.get("declined"):
             raise NotCompared(f"{self.name}: {why}")

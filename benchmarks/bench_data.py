@@ -87,13 +87,13 @@ def usual_masks(clips: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Ours and the usual way."""
+    """A call of s2vfast and the usual way to the same result."""
 
     what: str
     versus: str
     unit: str
     count: int  # of these, in a call
-    ours: Callable[[], Any]
+    call: Callable[[], Any]
     usual: Callable[[], Any]
     equal: Callable[[Any, Any], bool]
 
@@ -111,7 +111,7 @@ def clip_sampling(device: torch.device) -> Iterator[Pair]:
         CLIPS,
         lambda: ops.clip_sample(**on_device, spec=SPEC, seed=1, epoch=1, impl=IMPLS[device.type]),
         lambda: np.concatenate([usual_clip(*sequence) for sequence in sequences]),
-        lambda ours, usual: np.allclose(ours.cpu().numpy(), usual, rtol=1e-5, atol=1e-5),
+        lambda result, expected: np.allclose(result.cpu().numpy(), expected, rtol=1e-5, atol=1e-5),
     )
 
 
@@ -131,9 +131,9 @@ def tube_masking(device: torch.device) -> Iterator[Pair]:
             TRACKS,
             lambda: ops.tube_mask(device_clips, **MASK, seed=1, epoch=1, ids=device_ids, impl=IMPLS[device.type]),
             usual,
-            lambda ours, usual: all(
+            lambda result, expected: all(
                 torch.equal(own.cpu(), torch.cat(column))
-                for own, column in zip(ours, zip(*usual, strict=True), strict=True)
+                for own, column in zip(result, zip(*expected, strict=True), strict=True)
             ),
         )
 
@@ -143,16 +143,16 @@ def measure(pair: Pair, device: torch.device, threads: int, repeat: int) -> Row:
     row = {"what": pair.what, "threads": threads, "versus": pair.versus}
     progress(f"{pair.what}, {threads} threads, against {pair.versus}")
     try:
-        if not pair.equal(pair.ours(), pair.usual()):
+        if not pair.equal(pair.call(), pair.usual()):
             return row | {"refused": f"{IMPLS[device.type]} differs from {pair.versus}"}
     except Exception as error:  # one that fails keeps no other from being measured
         return row | {"refused": str(error) if isinstance(error, errors.S2vfastError) else one_line(error)}
-    rounds = [([timed(pair.ours, device) for _ in range(CALLS)], timed(pair.usual, device)) for _ in range(repeat)]
-    times = _results.percentiles([ms for ours, _ in rounds for ms in ours])
+    rounds = [([timed(pair.call, device) for _ in range(CALLS)], timed(pair.usual, device)) for _ in range(repeat)]
+    times = _results.percentiles([ms for our_times, _ in rounds for ms in our_times])
     return row | {
         **times,
         "other_p50": digits(statistics.median(usual for _, usual in rounds)),
-        "ratio": digits(statistics.median(usual / statistics.median(ours) for ours, usual in rounds)),
+        "ratio": digits(statistics.median(usual / statistics.median(our_times) for our_times, usual in rounds)),
         "unit": pair.unit,
         "per_second": digits(1000 * pair.count / times["p50"]),
     }

@@ -87,8 +87,8 @@ class Contestant:
         low = "bfloat16" in (self.setting.precision(self.name), base.setting.precision(base.name))
         allowed = 1e-2 if low else 1e-5
         if not self.difference <= allowed:
-            own, others = ([round(values[n], 6) for values in pairs] for n in (0, 1))
-            self.refuse(f"its losses {own} differ from {base.name}'s {others} by more than {allowed:g}")
+            own, base_losses = ([round(values[n], 6) for values in pairs] for n in (0, 1))
+            self.refuse(f"its losses {own} differ from {base.name}'s {base_losses} by more than {allowed:g}")
 
 
 def begin_all(

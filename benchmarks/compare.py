@@ -201,7 +201,7 @@ class Comparison:
         end = time.perf_counter() + seconds
         while len(blocks) < _LEAST_BLOCKS or len(blocks) % 2 or time.perf_counter() < end:
             turns = (self.old, self.new) if len(blocks) % 2 == 0 else (self.new, self.old)
-            times = {turn.ours: turn.need(do="sample", count=calls, warm=warm)["ms"] for turn in turns}
+            times = {turn.is_this_tree: turn.need(do="sample", count=calls, warm=warm)["ms"] for turn in turns}
             blocks.append((times[False], times[True]))
         return blocks
 
@@ -225,16 +225,16 @@ class Comparison:
         return int(bool(slow or self.faults))
 
 
-def main(rev: str, chosen: list[str], options: argparse.Namespace, device: torch.device) -> int:
+def main(rev: str, op_names: list[str], options: argparse.Namespace, device: torch.device) -> int:
     """Compare chosen operations, print; 1 where something is wrong, or slower than --fail-if-slower allows.
 
     Raises:
         ConfigError: there is no such revision, or nothing to compare.
     """
-    if others := [name for name in options.what if name not in (*CASES, "ops")]:
-        if len(others) == len(options.what):
-            raise errors.ConfigError(f"--compare {rev}: compares operations alone, not {', '.join(others)}; name some")
-        progress(f"not compared: {', '.join(others)}: --compare compares operations alone")
+    if refused := [name for name in options.what if name not in (*CASES, "ops")]:
+        if len(refused) == len(options.what):
+            raise errors.ConfigError(f"--compare {rev}: compares operations alone, not {', '.join(refused)}; name some")
+        progress(f"not compared: {', '.join(refused)}: --compare compares operations alone")
     if unknown := [name for name in options.impl or [] if name not in IMPLEMENTATIONS]:
         names = ", ".join(IMPLEMENTATIONS)
         raise errors.ConfigError(f"--compare {rev}: --impl {unknown[0]}: only implementations are compared: {names}")
@@ -244,8 +244,8 @@ def main(rev: str, chosen: list[str], options: argparse.Namespace, device: torch
         commit = unpack(rev, home / "old")
         snapshot(home / "new")
         install(home / "old", home / "new", device.type == "cuda")
-        old = Version(f"{rev} ({commit})", home / "old", device, dtype, ours=False)
-        new = Version("this tree", home / "new", device, dtype, ours=True)
+        old = Version(f"{rev} ({commit})", home / "old", device, dtype, is_this_tree=False)
+        new = Version("this tree", home / "new", device, dtype, is_this_tree=True)
         for version in (old, new):
             stack.callback(version.close)
         print(f"old: {old.name}; new: {new.name}; {device}, {dtype}", flush=True)
@@ -254,7 +254,7 @@ def main(rev: str, chosen: list[str], options: argparse.Namespace, device: torch
             comparison.restart()
             if number == 0:
                 comparison.ask_availability()
-                for op in chosen:
+                for op in op_names:
                     comparison.plan(op)
             if not comparison.rounds:
                 break

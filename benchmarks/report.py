@@ -131,8 +131,8 @@ def glance(result: Result) -> Iterator[tuple[str, str]]:
     rows = measured(result)
     if result["kind"] == "step":
         rows = [r for r in rows if r["sweep"] == "main" and r["ratio"] is not None and r["impl"] != r["versus"]]
-        for some in _by(rows, "config", "clips", "tokens", "ranks", "empty_bodies", "versus").values():
-            best = min(some, key=lambda row: row["p50"])
+        for group in _by(rows, "config", "clips", "tokens", "ranks", "empty_bodies", "versus").values():
+            best = min(group, key=lambda row: row["p50"])
             setting = f"{best['config']}, {best['clips']} clip{'s' * (best['clips'] > 1)}, {best['precision']}"
             text = f"**{times(best['ratio'])}** as fast as {code(best['versus'])}: {figure(best['p50'])} ms, "
             text += f"{figure(best['clips_per_second'])} clips a second ({code(best['impl'])})"
@@ -141,8 +141,8 @@ def glance(result: Result) -> Iterator[tuple[str, str]]:
         if text := ", ".join(f"{code(row['stem'])} **{times(row['ratio'])}**" for row in gains(result)):
             yield "Operations that have a kernel of ours, as fast as `torch`", text
     elif result["kind"] == "data":
-        for some in _by(rows, "what", "versus").values():
-            row = min(some, key=lambda row: row["threads"])
+        for group in _by(rows, "what", "versus").values():
+            row = min(group, key=lambda row: row["threads"])
             count = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
             rate = f"{figure(row['per_second'])} {row['unit']} a second"
             yield plain(row["what"]) + count, f"{rate}, **{times(row['ratio'])}** as fast as {plain(row['versus'])}"
@@ -157,17 +157,17 @@ def glance(result: Result) -> Iterator[tuple[str, str]]:
 
 def at_a_glance(results: Sequence[Result]) -> list[str]:
     """A table of what matters most for results of the same device, commit and versions; then what no GPU has shown."""
-    together: dict[tuple[Any, ...], list[Result]] = {}
+    by_origin: dict[tuple[Any, ...], list[Result]] = {}
     for number, result in enumerate(results):
         # Two of no known commit need not be of the same one.
         commit = number if result["commit"] == _results.UNKNOWN else result["commit"]
-        together.setdefault((title(result), commit, str(sorted(result["versions"].items()))), []).append(result)
+        by_origin.setdefault((title(result), commit, str(sorted(result["versions"].items()))), []).append(result)
     blocks: list[str] = []
-    for some in together.values():
-        lines = [f"| {what} | {text} |" for result in some for what, text in glance(result)]
+    for group in by_origin.values():
+        lines = [f"| {what} | {text} |" for result in group for what, text in glance(result)]
         if lines:
-            used = sorted((result for result in some if any(glance(result))), key=lambda result: result["kind"])
-            blocks += [f"**{title(some[0])}**", "\n".join(["| what | measured |", "| --- | --- |", *lines])]
+            used = sorted((result for result in group if any(glance(result))), key=lambda result: result["kind"])
+            blocks += [f"**{title(group[0])}**", "\n".join(["| what | measured |", "| --- | --- |", *lines])]
             blocks.append(origin(used))
     return blocks
 
@@ -230,12 +230,12 @@ def _rate(row: Row) -> str:
 def _static(rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row]]]:
     """A line an architecture; then kernels that fail a gate."""
     arches = []
-    for (arch,), some in sorted(_by(rows, "arch").items()):
-        numbers: Row = {"architecture": f"sm_{arch}", "kernels": len(some)}
-        numbers["most registers a thread"] = max(row["registers"] for row in some)
-        numbers["with spills"] = sum(row["spills"] > 0 for row in some)
-        numbers["most shared memory, KiB"] = max(row["shared"] for row in some) / 1024
-        arches.append(numbers | {"fail a gate": sum(bool(row["wrong"]) for row in some)})
+    for (arch,), kernels in sorted(_by(rows, "arch").items()):
+        numbers: Row = {"architecture": f"sm_{arch}", "kernels": len(kernels)}
+        numbers["most registers a thread"] = max(row["registers"] for row in kernels)
+        numbers["with spills"] = sum(row["spills"] > 0 for row in kernels)
+        numbers["most shared memory, KiB"] = max(row["shared"] for row in kernels) / 1024
+        arches.append(numbers | {"fail a gate": sum(bool(row["wrong"]) for row in kernels)})
     yield list(arches[0]), arches
     if bad := [row | {"wrong": "; ".join(row["wrong"])} for row in rows if row["wrong"]]:
         yield ["stem", "kernel", "arch", "dtype", "wrong"], bad
@@ -261,7 +261,10 @@ def section(result: Result, pictures: dict[str, str]) -> list[str]:
         phases = dict.fromkeys(name for row in rows for name in row["phases"])
         tables = [(["impl", "config", "clips", "cache", "p50", *phases], [row | row["phases"] for row in rows])]
     unit = "s" if result["kind"] == "cold_start" else "ms"
-    return [*blocks, *(block for names, some in tables for block in (table(names, some, unit), origin([result])))]
+    return [
+        *blocks,
+        *(block for names, table_rows in tables for block in (table(names, table_rows, unit), origin([result]))),
+    ]
 
 
 def pictures_of(result: Result) -> dict[str, str]:
@@ -322,9 +325,9 @@ def pages(folder: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], st
     head += f"this one's. How it was measured, all rows and pictures: [{page}]({page})."
     block = "\n\n".join([MADE, head, *at_a_glance(results), *without_gpu(results, page + link)])
     files[readme] = replaced(readme, "performance", block, optional=True).encode()
-    shown = sum(len(measured(result)) for result in results)
-    refused = sum(len(result["rows"]) for result in results) - shown
-    return files, f"{shown} rows shown, {refused} not shown (refused)"
+    shown_rows = sum(len(measured(result)) for result in results)
+    refused = sum(len(result["rows"]) for result in results) - shown_rows
+    return files, f"{shown_rows} rows shown, {refused} not shown (refused)"
 
 
 def stale(files: dict[Path, bytes], docs: Path) -> list[str]:

@@ -67,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--report needs --out")
     try:
         device = begin(options.device)
-        chosen = [op for op in CASES if op in what or "ops" in what]
+        op_names = [op for op in CASES if op in what or "ops" in what]
         if options.compare:
-            return compare.main(options.compare, chosen or list(CASES), options, device)
-        code = operations(chosen, device, options) if chosen else 0
+            return compare.main(options.compare, op_names or list(CASES), options, device)
+        code = operations(op_names, device, options) if op_names else 0
         for name in PROGRAMS:
             if name in what:
                 code = max(code, program(name, device, options.out))
@@ -84,44 +84,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def operations(chosen: list[str], device: torch.device, options: argparse.Namespace) -> int:
+def operations(op_names: list[str], device: torch.device, options: argparse.Namespace) -> int:
     """Measure operations, print their rows, write ops.json; 1 if something was refused."""
     dtype, facts = dtype_of(options.dtype, device), _results.device_facts(device)
     if options.out:
-        _keep(options.out / facts["slug"] / "ops.json", chosen, options)
+        _keep(options.out / facts["slug"] / "ops.json", op_names, options)
     ceilings = _ceilings.ceilings(device)
     rows: list[_results.Row] = []
 
-    def write(whole: bool) -> None:
+    def write(complete: bool) -> None:
         if options.out:
-            _results.write(_results.result("ops", rows, facts, ceilings), options.out, whole=whole)
+            _results.write(_results.result("ops", rows, facts, ceilings), options.out, complete=complete)
 
     full = options.gate == "full"
-    for op in chosen:
+    for op in op_names:
         case = CASES[op]
         names = [name for name in case.shapes if not options.shape or name in options.shape] or options.shape
         more = measure(case, names, dtype, device, options.seconds, ceilings, options.impl, full, progress)
         for row in more:
             print(line(row), flush=True)
         rows += more
-        write(whole=False)  # after each: a run that is stopped loses nothing
+        write(complete=False)  # after each: a run that is stopped loses nothing
     # A machine that others use reaches more at times: rows are held to the most it did, before or after.
     again = _ceilings.ceilings(device)
     ceilings = {name: max(value, again[name]) for name, value in ceilings.items()}
     print("  ".join(f"{name} {value:.4g}" for name, value in ceilings.items()), flush=True)
     rows = [row if "refused" in row else row | roofline(row, row["p50"], ceilings) for row in rows]
-    write(whole=True)
+    write(complete=True)
     return int(any("refused" in row for row in rows))
 
 
-def _keep(path: Path, chosen: list[str], options: argparse.Namespace) -> None:
+def _keep(path: Path, op_names: list[str], options: argparse.Namespace) -> None:
     """Raise where older rows would be lost: those of other operations, or of what is not measured now."""
     if not path.exists():
         return
-    others = {row["stem"] for row in _results.read(path)["rows"]} & (set(CASES) - set(chosen))
+    lost_ops = {row["stem"] for row in _results.read(path)["rows"]} & (set(CASES) - set(op_names))
     narrowed = [f"--{name}" for name in ("shape", "dtype", "impl") if getattr(options, name)]
-    if others or narrowed:
-        lost = f"rows of {', '.join(sorted(others))}" if others else f"what {' and '.join(narrowed)} leaves out"
+    if lost_ops or narrowed:
+        lost = f"rows of {', '.join(sorted(lost_ops))}" if lost_ops else f"what {' and '.join(narrowed)} leaves out"
         raise errors.ConfigError(
             f"{path}: holds whole results, which would lose {lost}; give another --out, or measure all operations"
         )

@@ -108,8 +108,8 @@ def write(op: str, entry: dict[str, Any]) -> None:
     """Put an entry before the others of its kernel; one for the same class is replaced."""
     path = _launch.table_path(op)
     table = json.loads(path.read_text("utf-8"))
-    others = [other for other in table[entry["kernel"]] if other["when"] != entry["when"]]
-    table[entry["kernel"]] = [{"when": entry["when"], "use": entry["use"]}, *others]
+    other_entries = [other for other in table[entry["kernel"]] if other["when"] != entry["when"]]
+    table[entry["kernel"]] = [{"when": entry["when"], "use": entry["use"]}, *other_entries]
     lines = []
     for kernel, entries in table.items():
         rows = ",\n".join(f"    {json.dumps(item)}" for item in entries)

@@ -50,9 +50,9 @@ def cropped(
         length = last * (crop_min + crop_rest * uniform(random_bits(key, epoch, sample, _STRETCH, _CLIP)))
         start = (last - length) * uniform(random_bits(key, epoch, sample, _START, _CLIP))
     grid = tl.div_rn(tl.arange(0, T_BLOCK).to(tl.float32), float(max(T - 1, 1)))
-    place = tl.minimum(start + length * grid, last)
-    lower = tl.floor(place)
-    return lower.to(tl.int32), place - lower
+    position = tl.minimum(start + length * grid, last)
+    lower = tl.floor(position)
+    return lower.to(tl.int32), position - lower
 
 
 @triton.jit

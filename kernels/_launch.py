@@ -157,13 +157,13 @@ def configuration(op: str, kernel: str, device: torch.device, **shape: int | str
     facts = {"arch": _arch(device), **shape}
     for entry in _table(op)[kernel]:
         if all(_fits(condition, facts[name]) for name, condition in entry["when"].items()):
-            chosen = dict(entry["use"])
+            use = dict(entry["use"])
             for *named, options in _state.overrides:
                 if named == [op, kernel]:
-                    chosen.update(options)
+                    use.update(options)
             if _state.lookups is not None:
-                _state.lookups.append(ConfigLookup(op, kernel, facts, chosen))
-            return chosen
+                _state.lookups.append(ConfigLookup(op, kernel, facts, use))
+            return use
     raise LookupError(f"tuned/{op}.json: {kernel}: no entry for {facts}")
 
 

@@ -302,7 +302,7 @@ def backward(
         **options,
     )
 
-    given = [
+    sums = [
         Sum(partial1, weight1.dtype),
         Sum(partial_bias, bias1.dtype),
         Sum(partial[:, 2], norm_weight.dtype) if norm else None,
@@ -310,9 +310,9 @@ def backward(
     ]
     scaled = None
     if gamma is None:
-        given += [Sum(partial2, weight2.dtype), Sum(partial[:, 0], bias2.dtype)]
+        sums += [Sum(partial2, weight2.dtype), Sum(partial[:, 0], bias2.dtype)]
     else:
         scaled = LayerScale(partial2, partial[:, 0], weight2, bias2, gamma)
-    by_weight1, by_bias1, by_norm_weight, by_norm_bias, *others = finish("mlp", given, scaled)
-    by_weight2, by_bias2, by_gamma = others if scaled else (*others, None)
+    by_weight1, by_bias1, by_norm_weight, by_norm_bias, *linear2_grads = finish("mlp", sums, scaled)
+    by_weight2, by_bias2, by_gamma = linear2_grads if scaled else (*linear2_grads, None)
     return [grad_x, by_weight1, by_bias1, by_weight2, by_bias2, by_norm_weight, by_norm_bias, by_gamma]

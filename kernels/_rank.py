@@ -24,6 +24,6 @@ def ranks(key, BLOCK: tl.constexpr):
     else:
         rank = tl.zeros([BLOCK], dtype=tl.int32)
         for start in range(0, BLOCK, AT_ONCE):
-            others = tl.gather(key, start + tl.arange(0, AT_ONCE), 0)
-            rank += tl.sum((others[None, :] < key[:, None]).to(tl.int32), axis=1)
+            chunk = tl.gather(key, start + tl.arange(0, AT_ONCE), 0)
+            rank += tl.sum((chunk[None, :] < key[:, None]).to(tl.int32), axis=1)
     return rank

@@ -77,7 +77,7 @@ def weight_grad(
     norm: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     column_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """left^T @ right, and the sums of left's columns: of every share of the rows, float32.
+    """left^T @ right, and the sums of left's columns: of every split of the rows, float32.
 
     Args:
         op: whose table names the configuration (``weight_grad``).
@@ -88,7 +88,7 @@ def weight_grad(
         column_sums: whether the sums are wanted.
 
     Returns:
-        [shares, R, C], and [shares, R] or None.
+        [splits, R, C], and [splits, R] or None.
     """
     (M, R), C = left.shape, right.shape[1]
     options = configuration(op, "weight_grad", left.device, dtype=dtype_name(operand), rows=M, R=R, C=C)

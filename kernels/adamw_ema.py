@@ -232,5 +232,5 @@ def _chunks(spans: tuple[tuple[int, int, int], ...], block: int, device: torch.d
     table = [
         (first, min(first + block, stop), decay) for start, stop, decay in spans for first in range(start, stop, block)
     ]
-    align = math.gcd(16, block, *(place for start, stop, _ in spans for place in (start, stop)))
+    align = math.gcd(16, block, *(bound for start, stop, _ in spans for bound in (start, stop)))
     return torch.tensor(table, dtype=torch.int64).reshape(-1, 3).to(device), align

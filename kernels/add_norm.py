@@ -365,8 +365,8 @@ def backward(
         programs = max(min(options.pop("PROGRAMS"), blocks), 1)
         partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
         scale = None if branch is None else gamma
-        given = (*grads, branch, scale, grad_residual, grad_branch, partial, M, cdiv(blocks, programs))
-        launch(_grad_rows_kernel, (programs,), *given, D=D, BLOCK_D=next_power_of_2(D), **options)
+        arguments = (*grads, branch, scale, grad_residual, grad_branch, partial, M, cdiv(blocks, programs))
+        launch(_grad_rows_kernel, (programs,), *arguments, D=D, BLOCK_D=next_power_of_2(D), **options)
     else:
         E = projection.shape[1]
         facts = {"dtype": dtype_name(projection.dtype), "rows": M, "D": D, "E": E}
@@ -374,20 +374,20 @@ def backward(
         programs = cdiv(M, options["BLOCK_M"])
         partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
         operand = torch.empty(M, D, dtype=projection.dtype, device=device)
-        given = (*grads, projection, gamma, grad_residual, grad_branch, operand, partial, M)
-        launch(_grad_project_kernel, (programs,), *given, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
-        by_projection, _ = weight_grad("add_norm", operand, branch, projection.dtype)  # [shares, D, E]
+        arguments = (*grads, projection, gamma, grad_residual, grad_branch, operand, partial, M)
+        launch(_grad_project_kernel, (programs,), *arguments, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
+        by_projection, _ = weight_grad("add_norm", operand, branch, projection.dtype)  # [splits, D, E]
     summed, scaled = partial[:, 2], None
-    given = [
+    sums = [
         None if weight is None else Sum(partial[:, 1], weight.dtype),
         None if bias is None else Sum(partial[:, 0], bias.dtype),
     ]
     if projection is None:
-        given += [None, None, None if gamma is None else Sum(summed, gamma.dtype)]
+        sums += [None, None, None if gamma is None else Sum(summed, gamma.dtype)]
     elif gamma is None:
         by_sum = None if projection_bias is None else Sum(summed, projection_bias.dtype)
-        given += [Sum(by_projection, projection.dtype), by_sum, None]
+        sums += [Sum(by_projection, projection.dtype), by_sum, None]
     else:
         scaled = LayerScale(by_projection, summed, projection, projection_bias, gamma)
-    by_weight, by_bias, *by_map, by_gamma = finish("add_norm", given, scaled)
+    by_weight, by_bias, *by_map, by_gamma = finish("add_norm", sums, scaled)
     return [grad_residual, grad_branch, by_gamma, by_weight, by_bias, *by_map]

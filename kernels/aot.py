@@ -66,7 +66,7 @@ def compile_kernels(
         return [kernel for item in work for kernel in _compile_op(*item)]
     # spawn: a fork of a process with threads of PyTorch's may hang.
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return [kernel for found in pool.map(_compile_op, *zip(*work, strict=True)) for kernel in found]
+        return [kernel for results in pool.map(_compile_op, *zip(*work, strict=True)) for kernel in results]
 
 
 def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list[Compiled]:
@@ -83,7 +83,7 @@ def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list
             _, users = unique.setdefault(key, ((launch, source, options), []))
             if shape not in users:
                 users.append(shape)
-    return [_examine(op, arch, dtype, found, users) for found, users in unique.values()]
+    return [_examine(op, arch, dtype, launch_and_source, users) for launch_and_source, users in unique.values()]
 
 
 def _record(op: str, arch: int, dtype: str, name: str) -> list[Any]:
@@ -95,24 +95,24 @@ def _record(op: str, arch: int, dtype: str, name: str) -> list[Any]:
     from s2vfast import ops
     from s2vfast.kernels import _launch
 
-    given = random.inputs(op, random.SHAPES[name], dtype=getattr(torch, dtype))
-    leaves = [value for value in given.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    arguments = random.inputs(op, random.SHAPES[name], dtype=getattr(torch, dtype))
+    leaves = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
     differentiable = op not in random.WITHOUT_GRADIENT
     for leaf in leaves:
         leaf.requires_grad_(differentiable)
     with _launch.capture(arch) as launches:
-        outputs = getattr(ops, op)(**given, impl="triton")
+        outputs = getattr(ops, op)(**arguments, impl="triton")
         if differentiable:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             sum(out.float().sum() for out in outputs if out is not None).backward()
     return launches
 
 
-def _examine(op: str, arch: int, dtype: str, found: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:
+def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    launch, source, options = found
+    launch, source, options = launch_and_source
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
     sass, usage = _disassemble(compiled.asm["cubin"])
     instructions = {name: len(re.findall(rf"\b{name}\b", sass)) for name in (*_MATRIX, "MUFU", "FFMA")}
@@ -173,16 +173,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(MAIN_SHAPES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    asked = parser.parse_args(arguments)
-    if unknown := [op for op in asked.ops if op not in OPS]:
+    options = parser.parse_args(arguments)
+    if unknown := [op for op in options.ops if op not in OPS]:
         parser.error(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
-    found = compile_kernels(asked.ops or list(OPS), asked.arch, asked.dtype, asked.shape, asked.jobs)
-    if asked.json:
-        print(json.dumps([dataclasses.asdict(kernel) for kernel in found], indent=1))
+    compiled = compile_kernels(options.ops or list(OPS), options.arch, options.dtype, options.shape, options.jobs)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(kernel) for kernel in compiled], indent=1))
     else:
-        for kernel in found:
+        for kernel in compiled:
             print(_line(kernel))
-    return int(any(kernel.wrong for kernel in found))
+    return int(any(kernel.wrong for kernel in compiled))
 
 
 def _line(kernel: Compiled) -> str:

@@ -106,8 +106,8 @@ def _forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
-    whole = L // BLOCK_N * BLOCK_N
-    for start in range(0, whole, BLOCK_N):
+    full_end = L // BLOCK_N * BLOCK_N
+    for start in range(0, full_end, BLOCK_N):
         acc, m_i, l_i = _attend(
             q,
             keys_ptr,
@@ -125,12 +125,12 @@ def _forward_kernel(
             False,
             POLYNOMIAL,
         )
-    if whole < L:
+    if full_end < L:
         acc, m_i, l_i = _attend(
             q,
             keys_ptr,
             values_ptr,
-            whole,
+            full_end,
             stride,
             L,
             acc,
@@ -205,9 +205,9 @@ def _grad_queries_kernel(
     tl.store(delta_ptr + at, delta, mask=m < L)
     scale = 1.0 / tl.sqrt(WIDTH + 0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
-    whole = L // BLOCK_N * BLOCK_N
+    full_end = L // BLOCK_N * BLOCK_N
     scale_log2 = scale * _LOG2_E
-    for start in range(0, whole, BLOCK_N):
+    for start in range(0, full_end, BLOCK_N):
         acc = _from_keys(
             q,
             g,
@@ -225,7 +225,7 @@ def _grad_queries_kernel(
             BLOCK_W,
             False,
         )
-    if whole < L:
+    if full_end < L:
         acc = _from_keys(
             q,
             g,
@@ -233,7 +233,7 @@ def _grad_queries_kernel(
             delta,
             keys_ptr,
             values_ptr,
-            whole,
+            full_end,
             stride,
             L,
             acc,
@@ -298,15 +298,15 @@ def _grad_keys_kernel(
     scale = 1.0 / tl.sqrt(WIDTH + 0.0)
     grad_k = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
-    whole = L // BLOCK_M * BLOCK_M
-    for start in range(0, whole, BLOCK_M):
+    full_end = L // BLOCK_M * BLOCK_M
+    for start in range(0, full_end, BLOCK_M):
         grad_k, grad_v = _from_queries(
             k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, start, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
             WIDTH, BLOCK_M, BLOCK_W, False,
         )  # fmt: skip
-    if whole < L:
+    if full_end < L:
         grad_k, grad_v = _from_queries(
-            k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, whole, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
+            k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, full_end, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
             WIDTH, BLOCK_M, BLOCK_W, True,
         )  # fmt: skip
     rows, w = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
@@ -348,10 +348,10 @@ def backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: 
     sizes = {"H": H, "WIDTH": width, "BLOCK_W": block_w}
     delta = torch.empty_like(lse)
     grad_qkv = torch.empty_like(qkv)
-    given = (qkv, out, grad_out, lse, grad_lse, delta, grad_qkv, L)
+    arguments = (qkv, out, grad_out, lse, grad_lse, delta, grad_qkv, L)
     options = configuration("attention", "grad_queries", device, **facts)
-    launch(_grad_queries_kernel, (cdiv(L, options["BLOCK_M"]) * N * H,), *given, **sizes, **options)
-    given = (qkv, grad_out, lse, delta, grad_qkv, L)
+    launch(_grad_queries_kernel, (cdiv(L, options["BLOCK_M"]) * N * H,), *arguments, **sizes, **options)
+    arguments = (qkv, grad_out, lse, delta, grad_qkv, L)
     options = configuration("attention", "grad_keys", device, **facts)
-    launch(_grad_keys_kernel, (cdiv(L, options["BLOCK_N"]) * N * H,), *given, **sizes, **options)
+    launch(_grad_keys_kernel, (cdiv(L, options["BLOCK_N"]) * N * H,), *arguments, **sizes, **options)
     return grad_qkv

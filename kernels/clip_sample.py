@@ -180,7 +180,7 @@ def _moved(
         row1 = tl.load(rows_ptr + T + t, mask=inside, other=-1)
         weight = tl.load(weights_ptr + t, mask=inside, other=0.0)
     x, y, z = joint_at(frames_ptr, row0, row1, weight, joint, inside, V, CROP)
-    there = seen(x, y, z)
+    recorded = seen(x, y, z)
     if CENTER == "first":
         x -= tl.load(offsets_ptr)
         y -= tl.load(offsets_ptr + 1)
@@ -192,7 +192,7 @@ def _moved(
     value = tl.where(axis == 0, x, tl.where(axis == 1, y, z))
     if TURNED:
         value = m0 * x + m1 * y + m2 * z
-    return tl.where(there, value, 0.0), there
+    return tl.where(recorded, value, 0.0), recorded
 
 
 @triton.jit
@@ -232,7 +232,7 @@ def _values_kernel(
         weights_ptr += sequence * T
     if CENTER != "none":
         offsets_ptr += sequence * (T * 3 if CENTER == "frame" else 3)
-    value, there = _moved(
+    value, recorded = _moved(
         frames_ptr, rows_ptr, weights_ptr, offsets_ptr, m0, m1, m2, t, joint, axis, inside, T, V, CROP, CENTER, TURNED
     )
     if C == 6:
@@ -255,7 +255,7 @@ def _values_kernel(
             CENTER,
             TURNED,
         )
-        step = tl.where(there & still, after - value, 0.0)
+        step = tl.where(recorded & still, after - value, 0.0)
         value = tl.where(channel < 3, value, velocity * step)
     tl.store(clips_ptr + track * (T * V * C) + at, value, mask=inside)
 

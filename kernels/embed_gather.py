@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2vfast.kernels._finish import Sum, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
-from s2vfast.kernels._place import places
+from s2vfast.kernels._visible_index import visible_index
 
 
 @triton.jit
@@ -121,19 +121,19 @@ def _grad_positions_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """partial [split, l, d]: the sum of grad_out at token l over a share of the tracks."""
+    """partial [split, l, d]: the sum of grad_out at token l over a split of the tracks."""
     split = tl.program_id(1)
     token, d = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     in_l, in_d = token < L, d < D
     total = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
     for track in range(split * tracks_a_split, tl.minimum((split + 1) * tracks_a_split, N)):
         n = tl.cast(track, tl.int64)
-        place = token
+        index = token
         if visible_ptr is not None:
-            place = places(visible_ptr + n * K, K, token, BLOCK_K)
-        there = (place >= 0) & in_l
-        at = grad_out_ptr + (n * K + place[:, None]) * D + d[None, :]
-        total += tl.load(at, mask=there[:, None] & in_d[None, :], other=0.0).to(tl.float32)
+            index = visible_index(visible_ptr + n * K, K, token, BLOCK_K)
+        is_visible = (index >= 0) & in_l
+        at = grad_out_ptr + (n * K + index[:, None]) * D + d[None, :]
+        total += tl.load(at, mask=is_visible[:, None] & in_d[None, :], other=0.0).to(tl.float32)
     to = partial_ptr + (split * L + token[:, None]) * D + d[None, :]
     tl.store(to, total, mask=in_l[:, None] & in_d[None, :])
 
@@ -160,16 +160,16 @@ def _grad_clips_kernel(
     n, first = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_L
     token, w = first + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_W)
     in_l, in_w = token < L, w < S * C
-    place = token
+    index = token
     if visible_ptr is not None:
-        place = places(visible_ptr + n * K, K, token, BLOCK_K)
-    there = (place >= 0) & in_l
+        index = visible_index(visible_ptr + n * K, K, token, BLOCK_K)
+    is_visible = (index >= 0) & in_l
     acc = tl.zeros([BLOCK_L, BLOCK_W], dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         in_d = d < D
-        at = grad_out_ptr + (n * K + place[:, None]) * D + d[None, :]
-        grad = tl.load(at, mask=there[:, None] & in_d[None, :], other=0.0)
+        at = grad_out_ptr + (n * K + index[:, None]) * D + d[None, :]
+        grad = tl.load(at, mask=is_visible[:, None] & in_d[None, :], other=0.0)
         matrix = tl.load(weight_ptr + d[:, None] * (S * C) + w[None, :], mask=in_d[:, None] & in_w[None, :], other=0.0)
         acc = tl.dot(grad.to(matrix.dtype), matrix, acc, input_precision="ieee")
     frame = (token // V)[:, None] * S + (w // C)[None, :]
@@ -230,15 +230,15 @@ def backward(
     partial_bias = torch.empty(splits, D, dtype=torch.float32, device=device)
     operand = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}[weight.dtype]
     grid = (cdiv(D, options["BLOCK_D"]), splits)
-    given = (grad_out, clips, visible, partial, partial_bias, N * K, rows, K, L, V)
-    launch(_grad_weight_kernel, grid, *given, OPERAND=operand, **sizes, **options)
+    arguments = (grad_out, clips, visible, partial, partial_bias, N * K, rows, K, L, V)
+    launch(_grad_weight_kernel, grid, *arguments, OPERAND=operand, **sizes, **options)
 
     options = configuration("embed_gather", "grad_positions", device, **facts)
-    shares = max(min(options.pop("SPLITS"), N), 1)
-    by_positions = torch.empty(shares, L, D, dtype=torch.float32, device=device)
-    given = (grad_out, visible, by_positions, N, L, K, cdiv(N, shares))
-    grid = (cdiv(L, options["BLOCK_L"]), shares)
-    launch(_grad_positions_kernel, grid, *given, D=D, BLOCK_D=next_power_of_2(D), **options)
+    splits = max(min(options.pop("SPLITS"), N), 1)
+    by_positions = torch.empty(splits, L, D, dtype=torch.float32, device=device)
+    arguments = (grad_out, visible, by_positions, N, L, K, cdiv(N, splits))
+    grid = (cdiv(L, options["BLOCK_L"]), splits)
+    launch(_grad_positions_kernel, grid, *arguments, D=D, BLOCK_D=next_power_of_2(D), **options)
 
     by_clips = None
     if need_clips:
@@ -246,5 +246,5 @@ def backward(
         by_clips = torch.empty_like(clips)
         grid = (cdiv(L, options["BLOCK_L"]) * N,)
         launch(_grad_clips_kernel, grid, grad_out, weight, visible, by_clips, L, K, V, **sizes, **options)
-    given = [Sum(partial, weight.dtype), Sum(partial_bias, bias), Sum(by_positions, positions)]
-    return (by_clips, *finish("embed_gather", given))
+    sums = [Sum(partial, weight.dtype), Sum(partial_bias, bias), Sum(by_positions, positions)]
+    return (by_clips, *finish("embed_gather", sums))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2vfast.kernels._finish import Sum, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
-from s2vfast.kernels._place import places
+from s2vfast.kernels._visible_index import visible_index
 
 
 @triton.jit
@@ -37,15 +37,15 @@ def _forward_kernel(
     n, start = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_L
     token, d = start + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     in_l, in_d = token < L, d < D
-    place = places(visible_ptr + n * K, K, token, BLOCK_K)
-    there = (place >= 0) & in_l
+    index = visible_index(visible_ptr + n * K, K, token, BLOCK_K)
+    is_visible = (index >= 0) & in_l
     latent = tl.load(
-        latents_ptr + (n * K + place[:, None]) * D + d[None, :], mask=there[:, None] & in_d[None, :], other=0.0
+        latents_ptr + (n * K + index[:, None]) * D + d[None, :], mask=is_visible[:, None] & in_d[None, :], other=0.0
     ).to(tl.float32)
     inside = in_l[:, None] & in_d[None, :]
     fill = tl.load(mask_token_ptr + d, mask=in_d, other=0.0).to(tl.float32)
     position = tl.load(positions_ptr + token[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    result = tl.where(there[:, None], latent, fill[None, :]) + position
+    result = tl.where(is_visible[:, None], latent, fill[None, :]) + position
     tl.store(out_ptr + (n * L + token[:, None]) * D + d[None, :], result, mask=inside)
 
 
@@ -65,7 +65,7 @@ def _backward_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """For a tile of tokens of a share of the tracks: grad_latents [n, k, d], and sums of grad_out.
+    """For a tile of tokens of a split of the tracks: grad_latents [n, k, d], and sums of grad_out.
 
     partial [split, l, d]: over the tracks; partial_token [split, tile, d]: over tracks and masked tokens.
     """
@@ -77,13 +77,13 @@ def _backward_kernel(
     masked = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
     for track in range(split * tracks_a_split, tl.minimum((split + 1) * tracks_a_split, N)):
         n = tl.cast(track, tl.int64)
-        place = places(visible_ptr + n * K, K, token, BLOCK_K)
+        index = visible_index(visible_ptr + n * K, K, token, BLOCK_K)
         grad = tl.load(grad_out_ptr + (n * L + token[:, None]) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-        there = place >= 0
-        to = grad_latents_ptr + (n * K + place[:, None]) * D + d[None, :]
-        tl.store(to, grad, mask=there[:, None] & inside)
+        is_visible = index >= 0
+        to = grad_latents_ptr + (n * K + index[:, None]) * D + d[None, :]
+        tl.store(to, grad, mask=is_visible[:, None] & inside)
         total += grad
-        masked += tl.where(there[:, None], 0.0, grad)
+        masked += tl.where(is_visible[:, None], 0.0, grad)
     tl.store(partial_ptr + (split * L + token[:, None]) * D + d[None, :], total, mask=inside)
     tl.store(partial_token_ptr + (split * tl.num_programs(0) + tile) * D + d, tl.sum(masked, axis=0), mask=in_d)
 
@@ -125,6 +125,6 @@ def backward(
     tiles = cdiv(L, options["BLOCK_L"])
     partial = torch.empty(splits, L, D, dtype=torch.float32, device=device)
     partial_token = torch.empty(splits * tiles, D, dtype=torch.float32, device=device)
-    given = (grad_out, visible, by_latents, partial, partial_token, N, L, K, cdiv(N, splits))
-    launch(_backward_kernel, (tiles, splits), *given, D=D, BLOCK_D=next_power_of_2(D), **options)
+    arguments = (grad_out, visible, by_latents, partial, partial_token, N, L, K, cdiv(N, splits))
+    launch(_backward_kernel, (tiles, splits), *arguments, D=D, BLOCK_D=next_power_of_2(D), **options)
     return (by_latents, *finish("mask_fill", [Sum(partial_token, mask_token), Sum(partial, positions)]))

@@ -219,10 +219,10 @@ def backward(
     )
     norm = (mean, rstd, norm_weight, norm_bias)
     by_weight, by_bias = weight_grad("norm_linear", grad_out, x, weight.dtype, norm, column_sums=bias is not None)
-    given = [
+    sums = [
         Sum(partial[0], norm_weight.dtype),
         Sum(partial[1], norm_bias.dtype),
         Sum(by_weight, weight.dtype),
         None if bias is None else Sum(by_bias, bias.dtype),
     ]
-    return (grad_x, *finish("norm_linear", given))
+    return (grad_x, *finish("norm_linear", sums))

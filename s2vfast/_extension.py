@@ -80,7 +80,7 @@ def facts() -> dict[str, Any]:
     module, reason = _attempt()
     if module is None:
         return {"missing": reason}
-    found = {"path": module.__file__, **module.features()}
-    if not found["cuda"] and _NO_CUDA_NOTE.is_file():
-        found["no cuda"] = _NO_CUDA_NOTE.read_text("utf-8").strip()
-    return found
+    result = {"path": module.__file__, **module.features()}
+    if not result["cuda"] and _NO_CUDA_NOTE.is_file():
+        result["no cuda"] = _NO_CUDA_NOTE.read_text("utf-8").strip()
+    return result

@@ -124,21 +124,21 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace] | None:
 
 def _load_plugins(words: list[str]) -> list[str]:
     """The words without ``--plugin FILE``, which any command takes."""
-    others, files = [], []
+    remaining, files = [], []
     for word in words:
-        if others and others[-1] == "--plugin":
-            others.pop()
+        if remaining and remaining[-1] == "--plugin":
+            remaining.pop()
             files.append(word)
         elif word.startswith("--plugin="):
             files.append(word.partition("=")[2])
         else:
-            others.append(word)
+            remaining.append(word)
     if files:
         from s2vfast.config.registry import load_plugin
 
         for file in files:
             load_plugin(file)
-    return others
+    return remaining
 
 
 def _command_of(words: list[str], commands: dict[str, Command]) -> tuple[str | None, list[str]]:
@@ -181,18 +181,18 @@ def take_settings(words: list[str]) -> tuple[dict[str, dict[str, Any]], list[str
     from s2vfast import presets
 
     settings: dict[str, dict[str, Any]] = {}
-    others: list[str] = []
+    other_words: list[str] = []
     remaining = iter(words)
     for word in remaining:
         match = re.fullmatch(r"--(\w+)\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
         if match is None:
-            others.append(word)
+            other_words.append(word)
             continue
         section, name, value = match.groups()
         if value is None and ((value := next(remaining, None)) is None or value.startswith("--")):
             raise errors.ConfigError(f"argument --{section}.{name}: expected one argument")
         settings.setdefault(section, {})[name] = presets.value(value)
-    return settings, others
+    return settings, other_words
 
 
 _GROUPS = {"data": "make and look at stores", "view": "pages and pictures of data, masks, features and runs"}

@@ -50,27 +50,27 @@ def demo(
     Raises:
         S2vfastError: A step failed; what was finished before it is kept.
     """
-    place = Path(out)
+    folder = Path(out)
     config = config or presets.load("demo")
-    if fresh or _outdated(place, config, log):
-        _clear(place)
-    results = _read_results(place)
+    if fresh or _outdated(folder, config, log):
+        _clear(folder)
+    results = _read_results(folder)
     if results is None:
-        _generate(place, synth or {}, log)
-        if (stopped := _train(place, config, log)) is not None:
+        _generate(folder, synth or {}, log)
+        if (stopped := _train(folder, config, log)) is not None:
             return stopped
-        results = _evaluate(place, log)
-    log(screen(place, results))
+        results = _evaluate(folder, log)
+    log(screen(folder, results))
     return None
 
 
-def screen(place: Path, results: dict[str, Any]) -> str:
+def screen(folder: Path, results: dict[str, Any]) -> str:
     """The last screen: what was learned, where the files are, what to try next."""
     from s2vfast.view import curves
 
-    metrics = curves.read_metrics(place / RUN / rundir.METRICS)
-    if not (place / PICTURE).is_file():
-        curves.loss_curve(place / RUN / rundir.METRICS, place / PICTURE, title=f"s2vfast demo: {place / RUN}")
+    metrics = curves.read_metrics(folder / RUN / rundir.METRICS)
+    if not (folder / PICTURE).is_file():
+        curves.loss_curve(folder / RUN / rundir.METRICS, folder / PICTURE, title=f"s2vfast demo: {folder / RUN}")
     loss = metrics["loss"]
     width = max(len(label) for label, _ in MEASURES)
     lines = [
@@ -91,15 +91,15 @@ def screen(place: Path, results: dict[str, Any]) -> str:
         f"        {loss[0]:.3f} at step {int(metrics['step'][0])}, {loss[-1]:.3f} at step {int(metrics['step'][-1])}",
         "",
         f"  pretraining took     {duration(results['seconds'])} ({results['clips_per_second']:.0f} clips/s)",
-        f"  loss curve           {place / PICTURE}",
-        f"  sequences            {place / STORE}",
-        f"  config, numbers      {place / RUN / rundir.CONFIG}, {place / RUN / rundir.METRICS}",
+        f"  loss curve           {folder / PICTURE}",
+        f"  sequences            {folder / STORE}",
+        f"  config, numbers      {folder / RUN / rundir.CONFIG}, {folder / RUN / rundir.METRICS}",
         f"  weights              {results['weights']}",
         "",
         "What to try next" + ("" if shutil.which("s2vfast") else " (after: . .venv/bin/activate)") + ":",
-        f"  s2vfast data show {place / STORE}",
-        f"  s2vfast evaluate {place / RUN} --split xview --protocol knn",
-        f"  s2vfast pretrain --config demo --data {place / STORE} --out runs/mine --mask.ratio 0.7",
+        f"  s2vfast data show {folder / STORE}",
+        f"  s2vfast evaluate {folder / RUN} --split xview --protocol knn",
+        f"  s2vfast pretrain --config demo --data {folder / STORE} --out runs/mine --mask.ratio 0.7",
         "Real recordings:",
         "  s2vfast data import PATH/TO/NW-UCLA --out data/nwucla",
         "  s2vfast pretrain --config nwucla --data data/nwucla --out runs/nwucla",
@@ -109,55 +109,55 @@ def screen(place: Path, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _outdated(place: Path, config: Config, log: Callable[[str], Any]) -> bool:
+def _outdated(folder: Path, config: Config, log: Callable[[str], Any]) -> bool:
     """Whether a run is there that was made with other settings, by an older version perhaps."""
-    if not rundir.begun(place / RUN):
+    if not rundir.begun(folder / RUN):
         return False
     with contextlib.suppress(errors.CheckpointError):  # of a version with other fields
-        if rundir.read_config(place / RUN) == config:
+        if rundir.read_config(folder / RUN) == config:
             return False
-    log(f"{place}: made with other settings than this version's preset; it is made anew")
+    log(f"{folder}: made with other settings than this version's preset; it is made anew")
     return True
 
 
-def _clear(place: Path) -> None:
+def _clear(folder: Path) -> None:
     # Only what a demo makes, by name: someone may keep other files beside it.
     for name in (RUN, STORE):
-        if (place / name).is_dir():
-            shutil.rmtree(place / name)
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
     for name in (RESULTS, PICTURE):
-        (place / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
-def _read_results(place: Path) -> dict[str, Any] | None:
+def _read_results(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((place / RESULTS).read_text("utf-8"))
+        return json.loads((folder / RESULTS).read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise errors.DataError(f"{place / RESULTS}: cannot be read: {error}; --fresh makes the demo anew") from error
+        raise errors.DataError(f"{folder / RESULTS}: cannot be read: {error}; --fresh makes the demo anew") from error
 
 
-def _generate(place: Path, synth: dict[str, Any], log: Callable[[str], Any]) -> None:
-    if (place / STORE).exists():
+def _generate(folder: Path, synth: dict[str, Any], log: Callable[[str], Any]) -> None:
+    if (folder / STORE).exists():
         return
     from s2vfast.data.synth import generate
 
-    log(f"1/3  synthetic sequences into {place / STORE}")
-    generate(place / STORE, **synth)
+    log(f"1/3  synthetic sequences into {folder / STORE}")
+    generate(folder / STORE, **synth)
 
 
-def _train(place: Path, config: Config, log: Callable[[str], Any]) -> int | None:
+def _train(folder: Path, config: Config, log: Callable[[str], Any]) -> int | None:
     from s2vfast.train.loop import train
 
-    log(f"2/3  pretraining without labels into {place / RUN}")
-    summary = train(config, place / STORE, place / RUN, resume=rundir.begun(place / RUN))
+    log(f"2/3  pretraining without labels into {folder / RUN}")
+    summary = train(config, folder / STORE, folder / RUN, resume=rundir.begun(folder / RUN))
     if summary.signal is not None:
-        log("or with: s2vfast demo" + ("" if place == Path("runs/demo") else f" --out {place}"))
+        log("or with: s2vfast demo" + ("" if folder == Path("runs/demo") else f" --out {folder}"))
     return summary.signal
 
 
-def _evaluate(place: Path, log: Callable[[str], Any]) -> dict[str, Any]:
+def _evaluate(folder: Path, log: Callable[[str], Any]) -> dict[str, Any]:
     from s2vfast.data.store import Store
     from s2vfast.evaluate.protocols import evaluate
 
@@ -165,19 +165,19 @@ def _evaluate(place: Path, log: Callable[[str], Any]) -> dict[str, Any]:
     results: dict[str, Any] = {"untrained": {}, "pretrained": {}}
     for name, accuracies in results.items():
         for label, options in MEASURES:
-            found = evaluate(place / RUN, place / STORE, untrained=name == "untrained", log=log, **options)
-            accuracies[label] = found["top1"]
-            log(f"     {name:10}  {label:36}  {found['top1']:5.1f}")
-    latest = checkpoint.folder(place / RUN) / f"step-{checkpoint.steps(place / RUN)[-1]:08d}"
+            result = evaluate(folder / RUN, folder / STORE, untrained=name == "untrained", log=log, **options)
+            accuracies[label] = result["top1"]
+            log(f"     {name:10}  {label:36}  {result['top1']:5.1f}")
+    latest = checkpoint.folder(folder / RUN) / f"step-{checkpoint.steps(folder / RUN)[-1]:08d}"
     results |= {
-        "n_train": found["n_train"],
-        "n_test": found["n_test"],
-        "classes": len(Store.open(place / STORE).classes),
+        "n_train": result["n_train"],
+        "n_test": result["n_test"],
+        "classes": len(Store.open(folder / STORE).classes),
         "weights": str(latest / "model.safetensors"),
-        **_rates(place / RUN),
+        **_rates(folder / RUN),
     }
-    with files.disk_errors(place / RESULTS, errors.TrainingError):
-        files.write_json(place / RESULTS, results)
+    with files.disk_errors(folder / RESULTS, errors.TrainingError):
+        files.write_json(folder / RESULTS, results)
     return results
 
 

@@ -41,11 +41,11 @@ def facts() -> dict[str, Any]:
 
 def report() -> str:
     """`facts` as text."""
-    found = facts()
+    environment = facts()
     lines: list[str] = []
     for section in ("s2vfast", "machine", "packages", "cuda", "extension", "disk"):
-        lines += [section, *(f"  {key:<14} {_text(value)}" for key, value in found[section].items()), ""]
-    return "\n".join(lines + _operation_lines(found["operations"]))
+        lines += [section, *(f"  {key:<14} {_text(value)}" for key, value in environment[section].items()), ""]
+    return "\n".join(lines + _operation_lines(environment["operations"]))
 
 
 def _guarded(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:

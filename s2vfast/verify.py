@@ -49,7 +49,7 @@ def compare(
     op: Callable[..., Any],
     exact: Callable[..., Any],
     plain: Callable[..., Any],
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     *,
     gradients: bool,
     seed: int = 99,
@@ -58,22 +58,22 @@ def compare(
     """The results of ``op`` beside those of ``exact`` on the same numbers in float64.
 
     Args:
-        op: what is judged; called with ``given``.
-        exact: the specification; called with ``given`` in float64.
-        plain: whose error is the measure; called with ``given``.
-        given: arguments by name; every floating tensor (also in lists) is an input.
+        op: what is judged; called with ``arguments``.
+        exact: the specification; called with ``arguments`` in float64.
+        plain: whose error is the measure; called with ``arguments``.
+        arguments: of all three, by name; every floating tensor (also in lists) is an input.
         gradients: also compare the gradients of the floating inputs.
         seed: of the upstream gradients. A plain sum as the loss would hide mistakes that cancel.
         around: entered while ``op`` runs forward and backward.
     """
-    truth, names, count = _run(exact, given, torch.float64, gradients, seed)
-    measure = _run(plain, given, None, gradients, seed)[0]
+    truth, names, count = _run(exact, arguments, torch.float64, gradients, seed)
+    measure = _run(plain, arguments, None, gradients, seed)[0]
     with around():
-        found = _run(op, given, None, gradients, seed)[0]
-    if len(found) != len(truth):
-        raise AssertionError(f"{len(found)} results where the reference has {len(truth)}")
+        results = _run(op, arguments, None, gradients, seed)[0]
+    if len(results) != len(truth):
+        raise AssertionError(f"{len(results)} results where the reference has {len(truth)}")
     rows = []
-    for i, (name, t, m, f) in enumerate(zip(names, truth, measure, found, strict=True)):
+    for i, (name, t, m, f) in enumerate(zip(names, truth, measure, results, strict=True)):
         if f.shape != t.shape:
             raise AssertionError(f"{name}: shape {list(f.shape)} where the reference has {list(t.shape)}")
         if not t.is_floating_point():
@@ -93,7 +93,7 @@ def compare(
 
 
 def _run(
-    function: Callable[..., Any], given: dict[str, Any], dtype: torch.dtype | None, gradients: bool, seed: int
+    function: Callable[..., Any], arguments: dict[str, Any], dtype: torch.dtype | None, gradients: bool, seed: int
 ) -> tuple[list[Tensor], list[str], int]:
     """Outputs, then gradients; their names; how many are outputs. ``dtype`` replaces every floating dtype."""
     leaves: dict[str, Tensor] = {}
@@ -107,7 +107,7 @@ def _run(
             return [typed(f"{name}[{i}]", item) for i, item in enumerate(value)]
         return value
 
-    outputs = function(**{name: typed(name, value) for name, value in given.items()})
+    outputs = function(**{name: typed(name, value) for name, value in arguments.items()})
     outputs = [out for out in (outputs if isinstance(outputs, tuple) else (outputs,)) if out is not None]
     names = [f"output {i}" for i in range(len(outputs))]
     results = [out.detach() for out in outputs]
@@ -118,9 +118,9 @@ def _run(
             upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64)
             # Through the coarsest dtype, so that all see the same numbers.
             total = total + (out * upstream.bfloat16().to(out.device, out.dtype)).sum()
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         names += [f"gradient of {name}" for name in leaves]
-        results += [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves.values(), strict=True)]
+        results += [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves.values(), strict=True)]
     return results, names, len(outputs)
 
 
@@ -146,14 +146,14 @@ def verify(
     Raises:
         ImplementationError: it cannot run there.
     """
-    given = inputs(op, shape, dtype=dtype, device=device, seed=seed)
-    return verify_call(op, functools.partial(getattr(ops, op), impl=impl), given, dtype=dtype, device=device)
+    arguments = inputs(op, shape, dtype=dtype, device=device, seed=seed)
+    return verify_call(op, functools.partial(getattr(ops, op), impl=impl), arguments, dtype=dtype, device=device)
 
 
 def verify_call(
     op: str,
     call: Callable[..., Any],
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -163,12 +163,12 @@ def verify_call(
     Args:
         op: name of the operation.
         call: takes its arguments and returns what it returns; ``adamw_ema`` changes its buffers in place.
-        given: the arguments, see `s2vfast.inputs`.
+        arguments: of both, see `s2vfast.inputs`.
         dtype: of matrix operands among them.
         device: where they are.
     """
     if op in ("clip_sample", "tube_mask", "token_mask"):
-        return _compare_draws(op, call, given)
+        return _compare_draws(op, call, arguments)
     public = getattr(ops, op)
     if op == "adamw_ema":
         public, call = _returning_buffers(public), _returning_buffers(call)
@@ -178,7 +178,7 @@ def verify_call(
         call,
         lambda **kw: public(**kw, impl="reference"),
         lambda **kw: public(**kw, impl=plain),
-        given,
+        arguments,
         gradients=op not in WITHOUT_GRADIENT,
     )
 
@@ -191,16 +191,16 @@ def _returning_buffers(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor,
     return run
 
 
-def _compare_draws(op: str, call: Callable[..., Any], given: dict[str, Any]) -> list[Agreement]:
+def _compare_draws(op: str, call: Callable[..., Any], arguments: dict[str, Any]) -> list[Agreement]:
     """Masks are equal bit by bit; clips, whose frames must be the same, to the rounding of float32."""
     public = getattr(ops, op)
-    home = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in given.items()}
+    home = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
     expected = public(**home, impl="reference")
-    found = call(**given)
+    results = call(**arguments)
     expected = expected if isinstance(expected, tuple) else (expected,)
-    found = found if isinstance(found, tuple) else (found,)
+    results = results if isinstance(results, tuple) else (results,)
     rows = []
-    for i, (e, f) in enumerate(zip(expected, found, strict=True)):
+    for i, (e, f) in enumerate(zip(expected, results, strict=True)):
         f = f.cpu()
         if f.shape != e.shape:
             raise AssertionError(f"output {i}: shape {list(f.shape)} where the reference has {list(e.shape)}")
@@ -228,20 +228,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     text = "run the kernels compiled for sm_80 or sm_90 in the emulator (docs/emulator.md)"
     parser.add_argument("--emulate", type=int, choices=(80, 90), help=text)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     code = 0
     try:
-        shape = SHAPES[asked.shape].with_sizes(asked.sizes)
-        if unknown := [op for op in asked.ops if op not in OPS]:
+        shape = SHAPES[options.shape].with_sizes(options.sizes)
+        if unknown := [op for op in options.ops if op not in OPS]:
             raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
-        for path in asked.plugin:
+        for path in options.plugin:
             _run_plugin(path)
-        for op in asked.ops or OPS:
-            can = [name for name, reasons in ops.availability(_kind(asked.device))[op].items() if not reasons]
-            if asked.emulate:
+        for op in options.ops or OPS:
+            can = [name for name, reasons in ops.availability(_kind(options.device))[op].items() if not reasons]
+            if options.emulate:
                 can = [name for name in ("triton", "native") if name in ops.operation(op).implementations]
-            for impl in [asked.impl] if asked.impl else [name for name in can if name != "reference"]:
-                rows = _verify_asked(op, impl, shape, asked)
+            for impl in [options.impl] if options.impl else [name for name in can if name != "reference"]:
+                rows = _verify_with_options(op, impl, shape, options)
                 code = max([code, *(int(not row.good) for row in rows)])
                 for row in rows:
                     verdict = "good" if row.good else "WRONG"
@@ -264,13 +264,15 @@ def _run_plugin(path: str) -> None:
         raise errors.ConfigError(f"--plugin {path}: {type(error).__name__}: {error}") from error
 
 
-def _verify_asked(op: str, impl: str, shape: Shape, asked: argparse.Namespace) -> list[Agreement]:
+def _verify_with_options(op: str, impl: str, shape: Shape, options: argparse.Namespace) -> list[Agreement]:
     """`verify`; of an implementation that was not asked for by name and cannot take the dtype, the reason alone."""
     try:
-        with _emulated(asked.emulate, impl):
-            return verify(op, impl, shape, dtype=getattr(torch, asked.dtype), device=asked.device, seed=asked.seed)
+        with _emulated(options.emulate, impl):
+            return verify(
+                op, impl, shape, dtype=getattr(torch, options.dtype), device=options.device, seed=options.seed
+            )
     except errors.ImplementationError as error:
-        if asked.impl:
+        if options.impl:
             raise
         print(error)
         return []

@@ -1,4 +1,4 @@
-"""Other people's parameters: checkpoints of Skeleton2vec and MAMP, their naming both ways; files of golden numbers."""
+"""Published checkpoints of Skeleton2vec and MAMP, their naming both ways, and files of golden numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HOME = {
     "from_published": "skeleton2vec",
     "to_published": "skeleton2vec",
     "import_checkpoint": "importer",
-    "read_checkpoint": "foreign",
+    "read_checkpoint": "published_checkpoint",
 }
 
 __all__ = [*_HOME]

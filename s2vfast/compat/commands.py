@@ -17,7 +17,7 @@ def add(parser: Any) -> None:
         dest="naming",
         choices=("auto", "skeleton2vec", "mamp"),
         default="auto",
-        help="whose names the parameters have",
+        help="the method whose parameter names the file has",
     )
     parser.add_argument(
         "--config",
@@ -28,42 +28,43 @@ def add(parser: Any) -> None:
     parser.add_argument("--layout", metavar="NAME|FILE", help="the skeleton, without a store; without it by its joints")
     parser.add_argument(
         "--part",
+        dest="role",
         choices=("auto", "teacher", "student"),
         default="auto",
-        help="what is evaluated; auto: of Skeleton2vec the teacher, if there",
+        help="the encoder to evaluate; auto: the teacher of Skeleton2vec, where the file has one",
     )
-    parser.add_argument("--heads", type=int, help="attention heads, where neither file nor config says it")
+    parser.add_argument("--heads", type=int, help="attention heads, if neither the file nor the config says how many")
     parser.add_argument(
         "--leave-out",
         dest="leave_out",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="what is not to be taken, as in head.*",
+        help="names of tensors to skip, such as head.*",
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run to make")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(options: Any) -> int:
-    """Make the run, and say what became of every tensor."""
+    """Make the run, and print what became of every tensor."""
     from s2vfast.compat import report
     from s2vfast.compat.importer import import_checkpoint
 
-    told = import_checkpoint(
+    summary = import_checkpoint(
         options.file,
         options.out,
         options.naming,
         config=options.config,
         store=options.store,
         layout=options.layout,
-        part=options.part,
+        role=options.role,
         heads=options.heads,
         leave_out=options.leave_out,
     )
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(summary))
         return 0
-    print(report.text(told))
+    print(report.text(summary))
     print(f"next: s2vfast evaluate {options.out}{'' if options.store else ' --data STORE'} --protocol linear")
     return 0

@@ -1,4 +1,4 @@
-"""Files of golden numbers: what the published code computed, beside what the model here computes."""
+"""Golden numbers: the results of the published code, compared with those of the models here."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def check_golden(
         return _compare_mamp(golden, _run_mamp(golden, meta, impl, dtype, device))
     inputs = tuple(_to(value, dtype, device) for value in _inputs(golden, meta))
     keep = _keep(golden, meta)
-    found = [_run_model(*inputs, meta, keep, impl)]
+    runs = [_run_model(*inputs, meta, keep, impl)]
     if impl == "reference":
-        found.append(_run_reference(*inputs, meta, keep))
-    results = [_compare(golden, meta, run) for run in found]
+        runs.append(_run_reference(*inputs, meta, keep))
+    results = [_compare(golden, meta, run) for run in runs]
     return {name: max(result[name] for result in results) for name in results[0]}
 
 
@@ -157,8 +157,10 @@ def _run_model(student: dict, teacher: dict, clips: Tensor, noise: Tensor, meta:
         out = model(clips, noise=noise)
         out.loss.backward()
         with torch.no_grad():
-            for mine, theirs in zip(model.teacher.parameters(), model.encoder.parameters(), strict=True):
-                ema(mine, theirs, meta["ema_decay_used"])
+            for teacher_param, student_param in zip(
+                model.teacher.parameters(), model.encoder.parameters(), strict=True
+            ):
+                ema(teacher_param, student_param, meta["ema_decay_used"])
     return {
         "loss": out.loss,
         "visible": visible,
@@ -190,10 +192,10 @@ def _run_mamp(golden: dict, meta: dict, impl: str, dtype: torch.dtype, device: t
     with ops.use_impl(impl):
         visible, _ = sampler.sample_tokens(clips, noise=uniform)
         prediction = model.decoder(model.encoder(clips, visible), visible)
-        found = model(clips, noise=uniform)
-        found.loss.backward()
+        output = model(clips, noise=uniform)
+        output.loss.backward()
     return {
-        "loss": found.loss,
+        "loss": output.loss,
         "visible": visible,
         "prediction": prediction,
         "target": model.target(clips, None),
@@ -221,14 +223,14 @@ def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _compare(golden: dict, meta: dict, run: dict) -> dict[str, float]:
     run, mask = _on_host(run), _mask(golden, run)
     # The published visible tokens stand in (segment, ascending score) order; ours ascend. Compare row by row as sets.
-    ours = run["latent"].detach().numpy()
-    theirs = golden["visible_latent"]
+    latents = run["latent"].detach().numpy()
+    golden_latents = golden["visible_latent"]
     N, S = len(golden["mask"]), meta["frames"] // meta["segment_frames"]
     latent = 0.0
-    for mine, given in zip(
-        ours.reshape(N * S, -1, ours.shape[-1]), theirs.reshape(N * S, -1, ours.shape[-1]), strict=True
+    for rows, golden_rows in zip(
+        latents.reshape(N * S, -1, latents.shape[-1]), golden_latents.reshape(N * S, -1, latents.shape[-1]), strict=True
     ):
-        distance = np.abs(mine[:, None] - given[None]).max(-1)
+        distance = np.abs(rows[:, None] - golden_rows[None]).max(-1)
         latent = max(latent, distance.min(0).max(), distance.min(1).max()) if np.isfinite(distance).all() else math.inf
 
     gradients, teacher = (
@@ -238,7 +240,7 @@ def _compare(golden: dict, meta: dict, run: dict) -> dict[str, float]:
     return {
         "loss": _relative(run["loss"], golden["loss"]),
         "mask": mask,
-        "visible_latent": float(latent / np.abs(theirs).max()),
+        "visible_latent": float(latent / np.abs(golden_latents).max()),
         "prediction": _relative(run["prediction"], golden["pred"]),
         "target": _relative(run["target"], golden["target"]),
         "gradients": _gradients(golden, gradients),
@@ -273,15 +275,15 @@ def _mask(golden: dict, run: dict) -> float:
     return float(np.abs(mask - golden["mask"]).max())
 
 
-def _gradients(golden: dict, found: dict[str, Tensor]) -> float:
+def _gradients(golden: dict, gradients: dict[str, Tensor]) -> float:
     expected = {k.removeprefix("grad/"): v for k, v in golden.items() if k.startswith("grad/")}
-    if set(expected) != set(found):
-        raise errors.DataError(f"gradients of other parameters: {sorted(set(expected) ^ set(found))[:3]}")
+    if set(expected) != set(gradients):
+        raise errors.DataError(f"gradients of other parameters: {sorted(set(expected) ^ set(gradients))[:3]}")
     floor = 1e-6 * max(np.abs(v).max() for v in expected.values())
-    return max(_relative(found[k], v, floor) for k, v in expected.items())
+    return max(_relative(gradients[k], v, floor) for k, v in expected.items())
 
 
-def _relative(found: Tensor, expected: np.ndarray, floor: float = 1e-300) -> float:
-    difference = np.abs(found.detach().numpy() - expected).max()
+def _relative(result: Tensor, expected: np.ndarray, floor: float = 1e-300) -> float:
+    difference = np.abs(result.detach().numpy() - expected).max()
     # Python's max would drop a NaN that it does not begin with.
     return float(difference / max(np.abs(expected).max(), floor)) if np.isfinite(difference) else math.inf

@@ -12,7 +12,7 @@ import torch
 
 from s2vfast import errors, files, presets
 from s2vfast.compat import report
-from s2vfast.compat.foreign import Foreign, read_checkpoint
+from s2vfast.compat.published_checkpoint import PublishedCheckpoint, read_checkpoint
 from s2vfast.config import Config
 from s2vfast.data.layout import LAYOUTS, Layout, get_layout
 from s2vfast.data.store import Store
@@ -41,23 +41,24 @@ def import_checkpoint(
     config: str | Path | None = None,
     store: str | Path | None = None,
     layout: str | Path | None = None,
-    part: str = "auto",
+    role: str = "auto",
     heads: int | None = None,
     leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make a run of a published checkpoint, which evaluation, features, export and pictures take like a pretrained one.
 
     Args:
-        path: as in `s2vfast.compat.read_checkpoint`; so are naming, part and leave_out.
+        path: as in `s2vfast.compat.read_checkpoint`; so are naming, role and leave_out.
         out: the run's folder: empty or missing.
         naming: skeleton2vec, mamp or auto.
         config: a preset or YAML file that the weights must fit. None: the published preset, with the sizes of the
             weights.
         store: a store of the skeleton that the run is to be used with. None: there is none, and commands ask for one.
-        layout: the skeleton where there is no store: a name or a JSON file. None: the known one of so many joints.
-        part: auto, teacher or student.
+        layout: the skeleton where there is no store: a name or a JSON file. None: the built-in one of as
+            many joints.
+        role: auto, teacher or student.
         heads: attention heads, which no weight shows. None: of the settings in the file, else of the config.
-        leave_out: patterns of names that are not taken.
+        leave_out: patterns of names to skip.
 
     Returns:
         The report (`s2vfast.compat.report.describe`), which is also in the run's folder, as import.json.
@@ -70,27 +71,27 @@ def import_checkpoint(
     """
     out = Path(out)
     rundir.check_free(out)
-    found = read_checkpoint(path, naming, part=part, leave_out=leave_out)
-    where = _home(found, store, layout)
-    made, named, assumed = _config(found, config, heads)
-    made.validate(where.layout)
-    build_objective(made, where.layout)
+    weights = read_checkpoint(path, naming, role=role, leave_out=leave_out)
+    where = _home(weights, store, layout)
+    run_config, config_source, assumed = _config(weights, config, heads)
+    run_config.validate(where.layout)
+    build_objective(run_config, where.layout)
     about = {
-        "file": str(found.path.resolve()),
-        "sha256": found.sha256,
-        "naming": found.naming.name,
-        "part": found.part,
-        "place": found.place,
+        "file": str(weights.path.resolve()),
+        "sha256": weights.sha256,
+        "naming": weights.naming.name,
+        "part": weights.role,
+        "place": weights.prefix,
     }
-    told = report.describe(found, made, named, assumed) | {
+    summary = report.describe(weights, run_config, config_source, assumed) | {
         "run": str(out),
         "store": None if store is None else str(store),
     }
     existed = out.exists()
     try:
-        rundir.create(out, made, where, {rundir.IMPORTED: about})
-        files.write_json(out / REPORT, told)
-        tensors = {name: value.to(torch.float32) for name, value in found.tensors.items()}
+        rundir.create(out, run_config, where, {rundir.IMPORTED: about})
+        files.write_json(out / REPORT, summary)
+        tensors = {name: value.to(torch.float32) for name, value in weights.tensors.items()}
         checkpoint.save(out, 0, {"model": tensors}, {rundir.IMPORTED: about}, keep=1)
     except BaseException as error:
         # run.json would make half a run of what is left.
@@ -105,12 +106,12 @@ def import_checkpoint(
                 f"{out}: cannot be written: {cause.strerror or cause}; nothing of it stays"
             ) from error
         raise
-    return told
+    return summary
 
 
-def _home(found: Foreign, store: str | Path | None, layout: str | Path | None) -> Store | _NoStore:
+def _home(weights: PublishedCheckpoint, store: str | Path | None, layout: str | Path | None) -> Store | _NoStore:
     """The store, or what stands for it, with the skeleton of the weights."""
-    joints, source = found.sizes.joints, found.sizes.sources["joints"]
+    joints, source = weights.sizes.joints, weights.sizes.sources["joints"]
     if store is not None and layout is not None:
         raise errors.ConfigError("--layout: the store given by --data has one; leave one of them out")
     if store is not None:
@@ -120,7 +121,7 @@ def _home(found: Foreign, store: str | Path | None, layout: str | Path | None) -
         where = _NoStore(get_layout(layout))
         name = f"--layout {layout}"
     else:
-        fitting = [known for known in LAYOUTS.values() if known.num_joints == joints]
+        fitting = [candidate for candidate in LAYOUTS.values() if candidate.num_joints == joints]
         if len(fitting) != 1:
             raise errors.ConfigError(
                 f"--layout: needed, as no known skeleton has the {joints} joints of {source}; name a JSON file, or a "
@@ -129,55 +130,60 @@ def _home(found: Foreign, store: str | Path | None, layout: str | Path | None) -
         return _NoStore(fitting[0])
     if where.layout.num_joints != joints:
         raise errors.CheckpointError(
-            f"{found.path}: {source} is of {joints} joints; {name} has {where.layout.num_joints} "
+            f"{weights.path}: {source} is of {joints} joints; {name} has {where.layout.num_joints} "
             f"({where.layout.name}). Name one of that skeleton"
         )
     return where
 
 
-def _config(found: Foreign, config: str | Path | None, heads: int | None) -> tuple[Config, str, dict[str, Any]]:
+def _config(
+    weights: PublishedCheckpoint, config: str | Path | None, heads: int | None
+) -> tuple[Config, str, dict[str, Any]]:
     """The run's config, what to call where it is from, and the values in it that no weight shows."""
-    naming, sizes = found.naming, found.sizes
+    naming, sizes = weights.naming, weights.sizes
     if heads is not None and heads < 1:
         raise errors.ConfigError(f"--heads: {heads}; 1 or more is expected")
-    if heads is not None and found.heads not in (None, heads):
-        raise errors.ConfigError(f"--heads: {heads}; the settings in {found.path} say {found.heads}; leave it out")
+    if heads is not None and weights.heads not in (None, heads):
+        raise errors.ConfigError(f"--heads: {heads}; the settings in {weights.path} say {weights.heads}; leave it out")
     tree = presets.read_for(config or naming.preset, naming.name)
-    named = f"--config {config}" if config else f"preset {naming.preset}"
-    said = "--heads" if heads is not None else "settings in the file" if found.heads is not None else named
-    heads = found.heads if heads is None else heads
+    config_source = f"--config {config}" if config else f"preset {naming.preset}"
+    heads_source = (
+        "--heads" if heads is not None else "settings in the file" if weights.heads is not None else config_source
+    )
+    heads = weights.heads if heads is None else heads
     if config is None:
-        tree = presets.merge(tree, _fitted(tree, found))
+        tree = presets.merge(tree, _fitted(tree, weights))
     if heads is not None:
-        given = tree.get("model", {}).get("heads")
-        if config is not None and said != "--heads" and given not in (None, heads):
+        config_heads = tree.get("model", {}).get("heads")
+        if config is not None and heads_source != "--heads" and config_heads not in (None, heads):
             raise errors.ConfigError(
-                f"model.heads: {given} in {named}; the settings in {found.path} say {heads}; change one, or say --heads"
+                f"model.heads: {config_heads} in {config_source}; the settings in {weights.path} say {heads}; change "
+                f"one, or give --heads"
             )
         tree = presets.merge(tree, {"model": {"heads": heads}})
-    made = Config.from_dict(tree)
+    run_config = Config.from_dict(tree)
     if config is not None:
-        _check(found, made, named)
-    if sizes.dim % made.model.heads:
-        raise errors.ConfigError(f"model.heads: {made.model.heads} does not divide the width {sizes.dim}")
-    if made.objective.auxiliary != "none":
+        _check(weights, run_config, config_source)
+    if sizes.dim % run_config.model.heads:
+        raise errors.ConfigError(f"model.heads: {run_config.model.heads} does not divide the width {sizes.dim}")
+    if run_config.objective.auxiliary != "none":
         raise errors.ConfigError(
-            f"objective.auxiliary: {made.objective.auxiliary} in {named}; published weights have no second head, give "
-            f"none"
+            f"objective.auxiliary: {run_config.objective.auxiliary} in {config_source}; published weights have no "
+            f"second head; give none"
         )
     assumed = {
-        "model.heads": {"value": made.model.heads, "from": said},
-        "model.norm_eps": {"value": made.model.norm_eps, "from": named, "published": naming.norm_eps},
+        "model.heads": {"value": run_config.model.heads, "from": heads_source},
+        "model.norm_eps": {"value": run_config.model.norm_eps, "from": config_source, "published": naming.norm_eps},
     }
-    return made, named, assumed
+    return run_config, config_source, assumed
 
 
-def _fitted(tree: dict[str, Any], found: Foreign) -> dict[str, Any]:
+def _fitted(tree: dict[str, Any], weights: PublishedCheckpoint) -> dict[str, Any]:
     """Changes that give the published preset the sizes of the weights."""
-    sizes, base = found.sizes, Config.from_dict(tree)
+    sizes, base = weights.sizes, Config.from_dict(tree)
     if sizes.channels != base.channels:
         raise errors.ConfigError(
-            f"--config: needed; {_shaped(found, sizes.sources['channels'])} of {found.path} takes {sizes.channels} "
+            f"--config: needed; {_shaped(weights, sizes.sources['channels'])} of {weights.path} takes {sizes.channels} "
             f"channels, the published clips have {base.channels}, and data.velocity is what makes 6 of them"
         )
     top_k = getattr(base.objective, "top_k", None)
@@ -202,10 +208,10 @@ def _fitted(tree: dict[str, Any], found: Foreign) -> dict[str, Any]:
     }
 
 
-def _check(found: Foreign, config: Config, named: str) -> None:
+def _check(weights: PublishedCheckpoint, config: Config, config_source: str) -> None:
     """Raise `ConfigError` where a config is of another network than the weights."""
-    sizes, model = found.sizes, config.model
-    names = found.naming.stacks
+    sizes, model = weights.sizes, config.model
+    names = weights.naming.stacks
     source: Callable[[str], str] = sizes.sources.__getitem__
     held = [
         ("model.dim", model.dim, sizes.dim, source("dim")),
@@ -217,28 +223,28 @@ def _check(found: Foreign, config: Config, named: str) -> None:
     if sizes.decoder_depth:
         last = f"{names[1]}{sizes.decoder_depth - 1}"
         held.append(("objective.decoder_depth", config.objective.decoder_depth, sizes.decoder_depth, last))
-    for path, value, theirs, tensor in held:
-        if value != theirs:
+    for path, value, expected, tensor in held:
+        if value != expected:
             raise errors.ConfigError(
-                f"{path}: {value} in {named}; {theirs:g} by {_shaped(found, tensor)} of {found.path}; change the "
-                f"config, or leave --config out"
+                f"{path}: {value} in {config_source}; {expected:g} by {_shaped(weights, tensor)} of {weights.path}; "
+                f"change the config, or leave --config out"
             )
     if config.channels != sizes.channels:
         raise errors.ConfigError(
-            f"data.velocity: {config.data.velocity} in {named} makes clips of {config.channels} channels; "
-            f"{sizes.channels} by {_shaped(found, source('channels'))} of {found.path}"
+            f"data.velocity: {config.data.velocity} in {config_source} makes clips of {config.channels} channels; "
+            f"{sizes.channels} by {_shaped(weights, source('channels'))} of {weights.path}"
         )
     if (model.layer_scale is not None) != sizes.layer_scale:
-        there = ("has", "a number") if sizes.layer_scale else ("has no", "null")
+        verb, value = ("has", "a number") if sizes.layer_scale else ("has no", "null")
         raise errors.ConfigError(
-            f"model.layer_scale: {model.layer_scale} in {named}; {found.path} {there[0]} LayerScale: give {there[1]}"
+            f"model.layer_scale: {model.layer_scale} in {config_source}; {weights.path} {verb} LayerScale: give {value}"
         )
 
 
-def _shaped(found: Foreign, tensor: str) -> str:
+def _shaped(weights: PublishedCheckpoint, tensor: str) -> str:
     """A tensor of the file with its shape."""
-    for one in found.mapped:
-        for name in one.theirs:
+    for one in weights.mapped:
+        for name in one.source_names:
             if name == tensor or name.endswith(f".{tensor}"):
-                return f"{tensor} {list(one.their_shape)}"
+                return f"{tensor} {list(one.source_shape)}"
     return tensor

@@ -40,17 +40,17 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 """What becomes of a published parameter, by name."""
 
 
-def place(theirs: str) -> tuple[str, str] | None:
+def target_of(source_name: str) -> tuple[str, str] | None:
     """Where a published parameter goes: our name, and how it gets there (a key of `CHANGES`); None: nowhere."""
-    name, _, kind = theirs.rpartition(".")
+    name, _, kind = source_name.rpartition(".")
     match = re.fullmatch(r"(blocks|decoder_blocks)\.(\d+)\.(.+)", name)
-    if theirs in _POSITIONS:
-        return _POSITIONS[theirs], "rows"
-    if theirs == "mask_token":
+    if source_name in _POSITIONS:
+        return _POSITIONS[source_name], "rows"
+    if source_name == "mask_token":
         return "decoder.mask_token", "flat"
-    if theirs == "joints_embed.proj.weight":
+    if source_name == "joints_embed.proj.weight":
         return "encoder.embedding.weight", "convolution"
-    if theirs == "joints_embed.proj.bias":
+    if source_name == "joints_embed.proj.bias":
         return "encoder.embedding.bias", "same"
     if kind in ("weight", "bias") and name in _LINEAR:
         return f"{_LINEAR[name]}.{kind}", "same"
@@ -67,13 +67,13 @@ def from_mamp(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name that is not of the published model.
     """
-    ours = {}
-    for theirs, value in state.items():
-        found = place(theirs)
-        if found is None:
-            raise errors.CheckpointError(f"{theirs}: no parameter of the published MAMP has this name")
-        ours[found[0]] = CHANGES[found[1]](value)
-    return ours
+    moved = {}
+    for source_name, value in state.items():
+        target = target_of(source_name)
+        if target is None:
+            raise errors.CheckpointError(f"{source_name}: no parameter of the published MAMP has this name")
+        moved[target[0]] = CHANGES[target[1]](value)
+    return moved
 
 
 def to_mamp(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Tensor]:
@@ -86,28 +86,28 @@ def to_mamp(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Tensor]
     Raises:
         CheckpointError: a name that MAMP has not, such as LayerScale's.
     """
-    block = {ours: theirs for theirs, ours in _BLOCK.items()}
-    linear = {ours: theirs for theirs, ours in _LINEAR.items()}
-    stacks = {ours: theirs for theirs, ours in _STACKS.items()}
-    positions = {ours: theirs for theirs, ours in _POSITIONS.items()}
+    block = {own_name: source_name for source_name, own_name in _BLOCK.items()}
+    linear = {own_name: source_name for source_name, own_name in _LINEAR.items()}
+    stacks = {own_name: source_name for source_name, own_name in _STACKS.items()}
+    positions = {own_name: source_name for source_name, own_name in _POSITIONS.items()}
     published = {}
-    for ours, value in state.items():
-        name, _, kind = ours.rpartition(".")
-        match = re.fullmatch(r"((?:en|de)coder\.blocks)\.(\d+)\.(.+)", name)
-        if ours in positions:
-            theirs = positions[ours]
-            published[theirs] = value[None, :, None] if "temp" in theirs else value[None, None]
-        elif ours == "decoder.mask_token":
+    for name, value in state.items():
+        parameter, _, kind = name.rpartition(".")
+        match = re.fullmatch(r"((?:en|de)coder\.blocks)\.(\d+)\.(.+)", parameter)
+        if name in positions:
+            source_name = positions[name]
+            published[source_name] = value[None, :, None] if "temp" in source_name else value[None, None]
+        elif name == "decoder.mask_token":
             published["mask_token"] = value.reshape(1, 1, -1)
-        elif ours == "encoder.embedding.weight":
+        elif name == "encoder.embedding.weight":
             weight = value.reshape(len(value), -1, channels).transpose(1, 2)[..., None]
             published["joints_embed.proj.weight"] = weight.contiguous()
-        elif ours == "encoder.embedding.bias":
+        elif name == "encoder.embedding.bias":
             published["joints_embed.proj.bias"] = value
-        elif kind in ("weight", "bias") and name in linear:
-            published[f"{linear[name]}.{kind}"] = value
+        elif kind in ("weight", "bias") and parameter in linear:
+            published[f"{linear[parameter]}.{kind}"] = value
         elif kind in ("weight", "bias") and match and match[3] in block:
             published[f"{stacks[match[1]]}.{match[2]}.{block[match[3]]}.{kind}"] = value
         else:
-            raise errors.CheckpointError(f"{ours}: no parameter of MAMP has this name")
+            raise errors.CheckpointError(f"{name}: no parameter of MAMP has this name")
     return published

@@ -1,4 +1,4 @@
-"""What is known of each published naming: how to tell it, what a network of it holds, and its sizes by its weights."""
+"""The published namings of parameters: the marks of each, its parameters, and a network's sizes by its weights."""
 
 from __future__ import annotations
 
@@ -59,11 +59,12 @@ class Naming:
     """What names of the encoder's and the decoder's blocks begin with."""
     gammas: tuple[str, ...]
     """Last words of the parameters that only networks with LayerScale have."""
-    place: Callable[[str], tuple[str, str] | None]
-    to_ours: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    to_theirs: Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
+    target_of: Callable[[str], tuple[str, str] | None]
+    """A published name → our name and how the value is moved; None: no parameter has this name."""
+    from_published: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    to_published: Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
     evaluated: str
-    """Which part is taken, of student and teacher, where the file has both."""
+    """Which encoder is taken, ``student`` or ``teacher``, where the file has both."""
     norm_eps: float
     """As published; the weights do not show it."""
     preset: str
@@ -75,27 +76,27 @@ class Naming:
         Raises:
             CheckpointError: a parameter that is missing, of an impossible shape, or at odds with another.
         """
-        found: dict[str | int, int] = {1: 1}
+        values: dict[str | int, int] = {1: 1}
         sources: dict[str, str] = {}
         for name, letters in self.shapes.items():
             if name not in state:
                 raise errors.CheckpointError(f"{name}: missing; all of an encoder's parameters are expected")
             shape = tuple(state[name].shape)
-            known = "".join(f", {k} = {found[k]} as in {sources[k]}" for k in letters if k in sources)
+            constraints = "".join(f", {k} = {values[k]} as in {sources[k]}" for k in letters if k in sources)
             wrong = errors.CheckpointError(
-                f"{name}: shape {list(shape)}; [{', '.join(map(str, letters))}] is expected{known}"
+                f"{name}: shape {list(shape)}; [{', '.join(map(str, letters))}] is expected{constraints}"
             )
             if len(shape) != len(letters) or 0 in shape:
                 raise wrong
             for letter, size in zip(letters, shape, strict=True):
-                if found.setdefault(letter, size) != size:
+                if values.setdefault(letter, size) != size:
                     raise wrong
                 sources.setdefault(str(letter), name)
         depths = [_blocks(stack, state) for stack in self.stacks]
         fields = {"D": "dim", "C": "channels", "s": "segment_frames", "V": "joints", "S": "segments"}
         return Sizes(
-            **{name: found[letter] for letter, name in fields.items()},
-            hidden=found["hidden"],
+            **{name: values[letter] for letter, name in fields.items()},
+            hidden=values["hidden"],
             depth=depths[0],
             decoder_depth=depths[1],
             layer_scale=any(name.rpartition(".")[2] in self.gammas for name in state),
@@ -110,14 +111,14 @@ class Naming:
             encoder = Transformer(
                 segment_frames=sizes.segment_frames, channels=sizes.channels, depth=sizes.depth, **shape
             )
-            ours = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+            state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
             if sizes.decoder_depth:
                 # What is predicted a token: features, or the motion of coordinates.
                 out = sizes.dim if self.name == "skeleton2vec" else 3 * sizes.segment_frames
                 decoder = Decoder(depth=sizes.decoder_depth, out=out, **shape)
-                ours |= {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
-            theirs = self.to_theirs(ours, sizes.channels)
-        return {name: tuple(value.shape) for name, value in theirs.items()}
+                state |= {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
+            published = self.to_published(state, sizes.channels)
+        return {name: tuple(value.shape) for name, value in published.items()}
 
 
 def _blocks(stack: str, state: Mapping[str, Tensor]) -> int:
@@ -149,9 +150,9 @@ NAMINGS = {
             },
             stacks=("encoder.layers.", "decoder.layers."),
             gammas=("gamma_1", "gamma_2"),
-            place=skeleton2vec.place,
-            to_ours=skeleton2vec.from_published,
-            to_theirs=skeleton2vec.to_published,
+            target_of=skeleton2vec.target_of,
+            from_published=skeleton2vec.from_published,
+            to_published=skeleton2vec.to_published,
             evaluated="teacher",
             norm_eps=1e-6,
             preset="ntu60",
@@ -168,9 +169,9 @@ NAMINGS = {
             },
             stacks=("blocks.", "decoder_blocks."),
             gammas=(),
-            place=mamp.place,
-            to_ours=mamp.from_mamp,
-            to_theirs=mamp.to_mamp,
+            target_of=mamp.target_of,
+            from_published=mamp.from_mamp,
+            to_published=mamp.to_mamp,
             evaluated="student",
             norm_eps=1e-5,
             preset="ntu60_mamp",

@@ -1,8 +1,8 @@
 """Checkpoint files of others, read without running anything that is in them.
 
 A ``.pth`` file is a pickle, and a pickle is a program. PyTorch's reader of weights carries out what builds tensors and
-plain containers and refuses the rest. Objects that training scripts like to keep beside their weights (`STAND_INS`:
-the command line's arguments, paths, NumPy's numbers) are replaced by `Beside`, which does nothing at all.
+plain containers and refuses the rest. Objects that training scripts save with their weights (`STAND_INS`:
+the command line's arguments, paths, NumPy's numbers) are replaced by `OpaqueObject`, which does nothing at all.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STAND_INS = (
     "numpy.dtype",
     "numpy.ndarray",
 )
-"""What may lie beside weights and is not built: a `Beside` of this name stands for it."""
+"""Objects that a file may hold and that are not built: an `OpaqueObject` of this name stands for each."""
 FORMATS = ("safetensors", "zip", "legacy")
 _LONGEST_HEADER = 100_000_000  # of a safetensors file, by its own rules
 
 
-class Beside:
-    """Something beside the weights: it keeps what it was given and does nothing."""
+class OpaqueObject:
+    """An object of a training script that is not built: it holds its arguments and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.state: Any = None
@@ -65,7 +65,7 @@ def read_file(path: str | Path) -> tuple[str, Any]:
         raise errors.CheckpointError(f"{path}: {_reason(str(error) or type(error).__name__)}") from error
 
 
-def shown(name: Any) -> str:
+def printable(name: Any) -> str:
     """Something that a file says, fit for a line on a terminal."""
     text = str(name)[:200]
     return text if text.isprintable() else ascii(text)
@@ -87,7 +87,8 @@ def _safetensors(file: Any) -> dict[str, torch.Tensor]:
 
 def _pickled(file: Any) -> Any:
     allowed = [
-        type(name, (Beside,), {"__module__": home}) for home, _, name in (name.rpartition(".") for name in STAND_INS)
+        type(name, (OpaqueObject,), {"__module__": home})
+        for home, _, name in (name.rpartition(".") for name in STAND_INS)
     ]
     with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
         warnings.simplefilter("ignore")
@@ -97,9 +98,9 @@ def _pickled(file: Any) -> Any:
 def _reason(message: str) -> str:
     """PyTorch's words, which are long and advise to run what is in the file, as one line."""
     # The same name may be an object to build or a function to call.
-    if found := re.search(r"GLOBAL (\S+)", message):
+    if match := re.search(r"GLOBAL (\S+)", message):
         return (
-            f"refused, and nothing of it was run: it asks for {shown(found[1])}, which weights do not need. If you "
+            f"refused, and nothing of it was run: it asks for {printable(match[1])}, which weights do not need. If you "
             f"trust where it is from, save its weights alone, as safetensors or by torch.save of the state dict"
         )
     if "TorchScript" in message:
@@ -108,6 +109,6 @@ def _reason(message: str) -> str:
         return "refused: PyTorch's tar format of before 2017; load and save it again with an old PyTorch"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     # Behind the advice stands what was wrong.
-    said = [line for line in lines if "eights only load failed" not in line and "heck the documentation" not in line]
-    said = (said or lines)[-1].partition(". ")[0]
-    return f"no checkpoint of torch.save or safetensors, or a damaged one ({shown(said)})"
+    reasons = [line for line in lines if "eights only load failed" not in line and "heck the documentation" not in line]
+    reasons = (reasons or lines)[-1].partition(". ")[0]
+    return f"no checkpoint of torch.save or safetensors, or a damaged one ({printable(reasons)})"

@@ -1,4 +1,4 @@
-"""What became of a published checkpoint, as JSON and to read: nothing passes silently."""
+"""The report of an import, as JSON and as text: every tensor of the file is in it."""
 
 from __future__ import annotations
 
@@ -6,77 +6,80 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from s2vfast.compat.foreign import Foreign
+from s2vfast.compat.published_checkpoint import MappedTensor, PublishedCheckpoint
+from s2vfast.compat.source_networks import SkippedTensor
 from s2vfast.config import Config
 
 
-def describe(found: Foreign, config: Config, named: str, assumed: dict[str, Any]) -> dict[str, Any]:
-    """All there is to say.
+def describe(
+    weights: PublishedCheckpoint, config: Config, config_source: str, assumed: dict[str, Any]
+) -> dict[str, Any]:
+    """The report.
 
     Args:
-        found: what was read.
+        weights: what was read.
         config: of the run that was made.
-        named: what it was made from.
+        config_source: what it was made from.
         assumed: fields of it that no weight shows, with where they are from.
 
     Returns:
         Plain values: file, sha256, format, naming, part, place, student_place, sizes, config (what it was made from),
         model, assumed, clips, mapped, left_out, missing, converted (dtype → tensors that became float32).
     """
-    dtypes = [str(value.dtype).removeprefix("torch.") for value in found.tensors.values()]
+    dtypes = [str(value.dtype).removeprefix("torch.") for value in weights.tensors.values()]
     data, model = config.to_dict()["data"], config.to_dict()["model"]
     return {
-        "file": str(found.path),
-        "sha256": found.sha256,
-        "format": found.format,
-        "naming": found.naming.name,
-        "part": found.part,
-        "place": found.place,
-        "student_place": found.student_place,
-        "sizes": {name: value for name, value in asdict(found.sizes).items() if name != "sources"},
+        "file": str(weights.path),
+        "sha256": weights.sha256,
+        "format": weights.format,
+        "naming": weights.naming.name,
+        "part": weights.role,
+        "place": weights.prefix,
+        "student_place": weights.student_prefix,
+        "sizes": {name: value for name, value in asdict(weights.sizes).items() if name != "sources"},
         "model": {name: model[name] for name in ("dim", "heads", "depth", "mlp_ratio", "norm_eps")}
         | {"decoder_depth": config.objective.decoder_depth},
-        "config": named,
+        "config": config_source,
         "assumed": assumed,
         "clips": {name: data[name] for name in _CLIPS},
-        "mapped": [{key: _plain(value) for key, value in asdict(one).items()} for one in found.mapped],
-        "left_out": [{key: _plain(value) for key, value in asdict(one).items()} for one in found.left_out],
-        "missing": [{"ours": name, "then": then} for name, then in found.missing.items()],
+        "mapped": [_mapped(tensor) for tensor in weights.mapped],
+        "left_out": [_skipped(tensor) for tensor in weights.skipped],
+        "missing": [{"ours": name, "then": then} for name, then in weights.missing.items()],
         "converted": {name: dtypes.count(name) for name in sorted(set(dtypes)) if name != "float32"},
     }
 
 
-def text(told: dict[str, Any]) -> str:
+def text(summary: dict[str, Any]) -> str:
     """The report to read; equal lines of several blocks are one line with their numbers."""
-    place = f", under {told['place']!r}" if told["place"] else ""
-    if told["student_place"] is not None:
-        place += f"; the student, under {told['student_place']!r}, goes along"
-    lines = [f"{told['file']} ({told['format']}): {told['naming']}, {_PARTS[told['part']]}{place}", ""]
+    under = f", under {summary['place']!r}" if summary["place"] else ""
+    if summary["student_place"] is not None:
+        under += f"; the student, under {summary['student_place']!r}, goes along"
+    lines = [f"{summary['file']} ({summary['format']}): {summary['naming']}, {_ROLES[summary['part']]}{under}", ""]
     rows = [("theirs", "shape", "ours", "shape", "how")]
-    for one in told["mapped"]:
-        along = told["student_place"] is not None and one["ours"].startswith("student.")
-        names = [name.removeprefix(told["student_place" if along else "place"]) for name in one["theirs"]]
+    for one in summary["mapped"]:
+        along = summary["student_place"] is not None and one["ours"].startswith("student.")
+        names = [name.removeprefix(summary["student_place" if along else "place"]) for name in one["theirs"]]
         rows.append((_joined(names), _shape(one["their_shape"]), one["ours"], _shape(one["shape"]), one["how"]))
     lines += _table([rows[0], *_folded(rows[1:])])
-    lines += ["", f"{len(told['mapped'])} parameters of ours. Left out of the file:"]
-    left_out = _folded([(one["theirs"], _shape(one["shape"]), one["why"]) for one in told["left_out"]])
+    lines += ["", f"{len(summary['mapped'])} parameters of ours. Left out of the file:"]
+    left_out = _folded([(one["theirs"], _shape(one["shape"]), one["why"]) for one in summary["left_out"]])
     lines += _table(left_out) or ["  nothing"]
     lines += ["", "Not in the file:"]
-    lines += _table([(one["ours"], one["then"]) for one in told["missing"]])
+    lines += _table([(one["ours"], one["then"]) for one in summary["missing"]])
     lines += ["", "What weights do not show:"]
-    for name, value in told["assumed"].items():
+    for name, value in summary["assumed"].items():
         odd = "published" in value and value["published"] != value["value"]
         note = f"   (the published one is {value['published']:g}: are features to be the same?)" if odd else ""
         lines.append(f"  {name} = {value['value']:g}, of {value['from']}{note}")
-    clips = ", ".join(f"{name} {value}" for name, value in told["clips"].items())
-    lines.append(f"  clips, of {told['config']}: {clips}")
-    for dtype, count in told["converted"].items():
+    clips = ", ".join(f"{name} {value}" for name, value in summary["clips"].items())
+    lines.append(f"  clips, of {summary['config']}: {clips}")
+    for dtype, count in summary["converted"].items():
         lines.append(f"{count} tensors were {dtype} and are float32 now{' (rounded)' if dtype == 'float64' else ''}")
     return "\n".join(lines)
 
 
 _CLIPS = ("frames", "bodies", "sampling", "center", "scale", "align", "velocity")
-_PARTS = {
+_ROLES = {
     "trained": "the network that was trained is evaluated",
     "teacher": "the teacher is evaluated",
     "student": "the student is evaluated",
@@ -84,8 +87,19 @@ _PARTS = {
 }
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _mapped(tensor: MappedTensor) -> dict[str, Any]:
+    return {
+        "ours": tensor.name,
+        "shape": list(tensor.shape),
+        "theirs": list(tensor.source_names),
+        "their_shape": list(tensor.source_shape),
+        "how": tensor.how,
+    }
+
+
+def _skipped(tensor: SkippedTensor) -> dict[str, Any]:
+    shape = None if tensor.shape is None else list(tensor.shape)
+    return {"theirs": tensor.source_name, "shape": shape, "why": tensor.why}
 
 
 def _shape(shape: list[int] | None) -> str:
@@ -106,15 +120,15 @@ def _joined(names: list[str]) -> str:
 
 def _folded(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Rows that differ in the numbers of blocks alone as one, in the order of the first of each."""
-    found: dict[tuple[str, ...], list[tuple[int, tuple[str, ...]]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[int, tuple[str, ...]]]] = {}
     for row in rows:
         numbers = re.findall(r"(?:layers|blocks)\.(\d+)\.", " ".join(row))
         key = tuple(re.sub(r"(layers|blocks)\.\d+\.", r"\1.*.", cell) for cell in row)
         # Only where all numbers in the row are the same one.
         number = int(numbers[0]) if numbers and len(set(numbers)) == 1 else -1
-        found.setdefault(key if number >= 0 else row, []).append((number, row))
+        groups.setdefault(key if number >= 0 else row, []).append((number, row))
     folded = []
-    for members in found.values():
+    for members in groups.values():
         numbers = [number for number, _ in members]
         low, high = numbers[0], numbers[-1]
         if len(members) == 1:

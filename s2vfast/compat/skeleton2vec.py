@@ -24,7 +24,7 @@ _BLOCK = {
     "mlp.fc2.bias": "fc2.bias",
     "gamma_2": "gamma2",
 }
-PARTS = ("queries", "keys", "values")  # in this order in our qkv
+QKV = ("queries", "keys", "values")  # in this order in our qkv
 _PLAIN = {
     "encoder_embedding.projection.1.bias": "encoder.embedding.bias",
     "encoder_norm.weight": "encoder.norm.weight",
@@ -55,21 +55,21 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 """What becomes of a published parameter, by name; queries, keys and values become one."""
 
 
-def place(theirs: str) -> tuple[str, str] | None:
-    """Where a published parameter goes: our name, and how (a key of `CHANGES`, or a name in `PARTS`); None: nowhere."""
-    match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", theirs)
-    if theirs in _PLAIN:
-        return _PLAIN[theirs], "same"
-    if theirs in _POSITIONS:
-        return _POSITIONS[theirs][0], "columns"
-    if theirs == _PROJECTION:
+def target_of(source_name: str) -> tuple[str, str] | None:
+    """Where a published parameter goes: our name, and how (a key of `CHANGES`, or a name in `QKV`); None: nowhere."""
+    match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", source_name)
+    if source_name in _PLAIN:
+        return _PLAIN[source_name], "same"
+    if source_name in _POSITIONS:
+        return _POSITIONS[source_name][0], "columns"
+    if source_name == _PROJECTION:
         return "encoder.embedding.weight", "convolution"
-    if theirs == "mask_token_emb":
+    if source_name == "mask_token_emb":
         return "decoder.mask_token", "flat"
     if match and match[3] in _BLOCK:
         return f"{match[1]}.blocks.{match[2]}.{_BLOCK[match[3]]}", "same"
-    if match and (part := re.fullmatch(r"attn\.(queries|keys|values)\.(weight|bias)", match[3])):
-        return f"{match[1]}.blocks.{match[2]}.qkv.{part[2]}", part[1]
+    if match and (projection := re.fullmatch(r"attn\.(queries|keys|values)\.(weight|bias)", match[3])):
+        return f"{match[1]}.blocks.{match[2]}.qkv.{projection[2]}", projection[1]
     return None
 
 
@@ -81,24 +81,26 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name that is not of the published model, or a part that is missing.
     """
-    ours: dict[str, Tensor] = {}
+    moved: dict[str, Tensor] = {}
     packed: dict[str, dict[str, str]] = {}
-    for theirs, value in state.items():
-        found = place(theirs)
-        if found is None:
-            raise errors.CheckpointError(f"{theirs}: no parameter of the published Skeleton2vec has this name")
-        name, how = found
-        if how in PARTS:
-            packed.setdefault(name, {})[how] = theirs
+    for source_name, value in state.items():
+        target = target_of(source_name)
+        if target is None:
+            raise errors.CheckpointError(f"{source_name}: no parameter of the published Skeleton2vec has this name")
+        name, how = target
+        if how in QKV:
+            packed.setdefault(name, {})[how] = source_name
         else:
-            ours[name] = CHANGES[how](value)
-    for name, parts in packed.items():
-        for part in PARTS:
-            if part not in parts:
-                there, theirs = next(iter(parts.items()))
-                raise errors.CheckpointError(f"{theirs.replace(there, part)}: missing beside {theirs}")
-        ours[name] = torch.cat([state[parts[part]] for part in PARTS])
-    return ours
+            moved[name] = CHANGES[how](value)
+    for name, by_projection in packed.items():
+        for projection in QKV:
+            if projection not in by_projection:
+                present, source_name = next(iter(by_projection.items()))
+                raise errors.CheckpointError(
+                    f"{source_name.replace(present, projection)}: missing beside {source_name}"
+                )
+        moved[name] = torch.cat([state[by_projection[projection]] for projection in QKV])
+    return moved
 
 
 def to_published(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Tensor]:
@@ -111,18 +113,18 @@ def to_published(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Te
     Raises:
         CheckpointError: a name that is not ours.
     """
-    plain = {ours: theirs for theirs, ours in _PLAIN.items()}
-    block = {ours: theirs for theirs, ours in _BLOCK.items()}
-    positions = {ours: (theirs, axis) for theirs, (ours, axis) in _POSITIONS.items()}
+    plain = {own_name: source_name for source_name, own_name in _PLAIN.items()}
+    block = {own_name: source_name for source_name, own_name in _BLOCK.items()}
+    positions = {own_name: (source_name, axis) for source_name, (own_name, axis) in _POSITIONS.items()}
     published = {}
     for name, value in state.items():
         match = re.fullmatch(r"(encoder|decoder)\.blocks\.(\d+)\.(.+)", name)
         if name in plain:
             published[plain[name]] = value
         elif name in positions:
-            theirs, axis = positions[name]
+            source_name, axis = positions[name]
             flat = value.t()[None].contiguous()  # [1, D, V] or [1, D, S]
-            published[theirs] = flat[:, :, None, :] if axis == "joint" else flat[..., None]
+            published[source_name] = flat[:, :, None, :] if axis == "joint" else flat[..., None]
         elif name == "encoder.embedding.weight":
             D = value.shape[0]
             published[_PROJECTION] = value.reshape(D, -1, channels).transpose(1, 2)[..., None].contiguous()
@@ -131,8 +133,8 @@ def to_published(state: Mapping[str, Tensor], channels: int = 3) -> dict[str, Te
         elif match and match[3] in block:
             published[f"{match[1]}.layers.{match[2]}.{block[match[3]]}"] = value
         elif match and match[3] in ("qkv.weight", "qkv.bias"):
-            for part, piece in zip(PARTS, value.chunk(3), strict=True):
-                published[f"{match[1]}.layers.{match[2]}.attn.{part}.{match[3][4:]}"] = piece.contiguous()
+            for projection, piece in zip(QKV, value.chunk(3), strict=True):
+                published[f"{match[1]}.layers.{match[2]}.attn.{projection}.{match[3][4:]}"] = piece.contiguous()
         else:
             raise errors.CheckpointError(f"{name}: no parameter of Skeleton2vec has this name")
     return published

@@ -58,14 +58,14 @@ def section_from_tree(section: type[Section], values: Any, path: str) -> Section
         raise ConfigError(f"{path}: a section of fields is expected, not {values!r}")
     refuse_unknown(values, [leaf.name for leaf in dataclasses.fields(section)], path)
     hints = _hints(section)
-    made = section(
+    result = section(
         **{
             name: tuple(value) if isinstance(value, list) and typing.get_origin(hints[name]) is tuple else value
             for name, value in values.items()
         }
     )
-    check_section(made, path)
-    return made
+    check_section(result, path)
+    return result
 
 
 def tree_of(section: Any) -> dict[str, Any]:
@@ -87,13 +87,13 @@ def check_section(section: Any, path: str) -> None:
             _check_range(f"{path}.{leaf.name}", value, leaf.metadata)
 
 
-def refuse_unknown(names: Iterable[Any], known: Iterable[str], path: str = "") -> None:
+def refuse_unknown(names: Iterable[Any], allowed: Iterable[str], path: str = "") -> None:
     """Raise `ConfigError` for the first name that is not known, with the nearest that is."""
-    known, prefix = list(known), f"{path}." if path else ""
+    allowed, prefix = list(allowed), f"{path}." if path else ""
     for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
+        if name not in allowed:
+            close = difflib.get_close_matches(str(name), allowed, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(allowed) or 'none'}"
             raise ConfigError(f"{prefix}{name}: no such field; {hint}")
 
 

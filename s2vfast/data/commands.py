@@ -51,7 +51,7 @@ def _import(options: Any) -> int:
     from s2vfast.train.progress import Counter
 
     with Counter("reading") as counter:
-        made = import_dataset(
+        summary = import_dataset(
             options.src,
             options.out,
             format=options.format,
@@ -62,7 +62,7 @@ def _import(options: Any) -> int:
             overwrite=options.overwrite,
             progress=counter,
         )
-    print(report.imported(made))
+    print(report.imported(summary))
     return 0
 
 

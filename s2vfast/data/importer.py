@@ -273,11 +273,11 @@ def _entry(error: BrokenRecording) -> dict[str, Any]:
 def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:
     """Leave out splits that this data does not fill, with a note."""
     names = {info.name for info in infos}
-    whole: Splits = {}
+    complete: Splits = {}
     for split, by_part in splits.items():
         empty = [part for part in ("train", "test") if not names.intersection(by_part.get(part, ()))]
         if empty:
             notes.append(f"split {split} left out: nothing in its {' and '.join(empty)} part")
         else:
-            whole[split] = by_part
-    return whole
+            complete[split] = by_part
+    return complete

@@ -226,8 +226,8 @@ def _record(job: _Job) -> list[Recording]:
         present = sensor.keep_frames(rng, frames, len(people), closeness)
         bodies = []
         for number, body in enumerate(visible):
-            others = [other for at, other in enumerate(visible) if at != number]
-            noisy = sensor.disturb(rng, body, others)
+            other_bodies = [other for at, other in enumerate(visible) if at != number]
+            noisy = sensor.disturb(rng, body, other_bodies)
             index = np.flatnonzero(present[number]).astype(np.int32)
             bodies.append(Body(f"body{number + 1}", index, noisy[index].astype(np.float32)))
         if len(people) == 1 and rng.random() < 0.03:

@@ -63,7 +63,7 @@ def _scale() -> np.ndarray:
 _NOISE = _scale()
 
 
-def occluded(body: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+def occluded(body: np.ndarray, other_bodies: list[np.ndarray]) -> np.ndarray:
     """How far each joint is behind a trunk or head, [F, 25] in [0, 1], for joints in camera coordinates.
 
     Trunks are rows of spheres, heads one sphere; a joint is hidden where its line of sight passes through one that is
@@ -72,7 +72,7 @@ def occluded(body: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
     ray = body / np.linalg.norm(body, axis=-1, keepdims=True)  # [F, V, 3]
     depth = np.linalg.norm(body, axis=-1)
     worst = np.zeros(body.shape[:2])
-    for other in (body, *others):
+    for other in (body, *other_bodies):
         low, high = other[:, SPINE_BASE], other[:, SPINE_SHOULDER]
         spheres = [(low + part * (high - low), 0.145) for part in (0.0, 0.3, 0.6, 0.85)] + [(other[:, HEAD], 0.10)]
         for center, radius in spheres:
@@ -92,7 +92,7 @@ def _smooth(noise: np.ndarray, memory: float) -> np.ndarray:
     return result
 
 
-def disturb(rng: np.random.Generator, body: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+def disturb(rng: np.random.Generator, body: np.ndarray, other_bodies: list[np.ndarray]) -> np.ndarray:
     """What the sensor reports for a body it sees, [F, 25, 3] -> [F, 25, 3], camera coordinates in metres.
 
     Jitter that grows with the square of the depth (as the Kinect's does), a lasting offset of every joint, hidden
@@ -103,7 +103,7 @@ def disturb(rng: np.random.Generator, body: np.ndarray, others: list[np.ndarray]
     scale = _NOISE[:, None] * np.clip(far, 0.3, 4.0)
     jitter = 0.55 * rng.normal(size=body.shape) + 0.85 * _smooth(rng.normal(size=body.shape), 0.8)
     offset = rng.normal(size=(JOINTS, 3)) * (0.008 + 0.5 * _NOISE[:, None])
-    lost = occluded(body, others)[..., None]
+    lost = occluded(body, other_bodies)[..., None]
     guess = 0.055 * _smooth(rng.normal(size=body.shape), 0.9) + 0.012 * rng.normal(size=body.shape)
     # A guess lies between where the joint is and the surface before it.
     ray = body / np.linalg.norm(body, axis=-1, keepdims=True)

@@ -13,10 +13,10 @@ from s2vfast.data.store import Store
 from s2vfast.train import rundir
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless ``value`` is known."""
-    if value not in known:
-        raise errors.ConfigError(f"{name}: {value!r} is not one of {', '.join(known)}")
+    if value not in choices:
+        raise errors.ConfigError(f"{name}: {value!r} is not one of {', '.join(choices)}")
 
 
 def check_counts(**values: int) -> None:

@@ -52,9 +52,9 @@ def evaluate(options: Any) -> int:
         if name not in protocols.KNOWN:
             raise errors.ConfigError(f"--protocol: {name!r} is not one of {', '.join((*protocols.KNOWN, 'all'))}")
     several = options.protocol == "all" or len(names) > 1
-    results, folder = _places(options.out, names, several)
+    results, folder = _output_paths(options.out, names, several)
     if results is not None:
-        _check_place(results)
+        _check_results_path(results)
     how = _options(options, several) | {"out": folder}
     store = options.store or rundir.store_path(options.run)
     partly: dict[str, Any] = {}
@@ -63,17 +63,17 @@ def evaluate(options: Any) -> int:
             how |= {"ranks": ranks, "progress": showing if ranks.is_main else None}
             if several:
 
-                def each(found: dict[str, Any]) -> None:
-                    partly.update(found)
+                def each(result: dict[str, Any]) -> None:
+                    partly.update(result)
                     if results is not None:
-                        ranks.run_on_main_and_broadcast(lambda: _write(results, found))
+                        ranks.run_on_main_and_broadcast(lambda: _write(results, result))
 
-                found = protocols.evaluate_all(options.run, store, options.split, names, each=each, **how)
+                result = protocols.evaluate_all(options.run, store, options.split, names, each=each, **how)
             else:
                 confusion = options.confusion or results is not None
-                found = protocols.evaluate(options.run, store, options.split, names[0], confusion=confusion, **how)
+                result = protocols.evaluate(options.run, store, options.split, names[0], confusion=confusion, **how)
             if results is not None:
-                ranks.run_on_main_and_broadcast(lambda: _write(results, found))
+                ranks.run_on_main_and_broadcast(lambda: _write(results, result))
     except errors.S2vfastError:
         if partly and torchrun.is_main_process():  # what one protocol cannot do costs no other
             print(json.dumps(partly) if options.json else table.text(partly))
@@ -84,13 +84,13 @@ def evaluate(options: Any) -> int:
         return 128 + stopped.signum
     if torchrun.is_main_process():
         if not options.confusion and not several:
-            for part in (found, found.get("probe", {})):
+            for part in (result, result.get("probe", {})):
                 part.pop("confusion", None)
-        print(json.dumps(found) if options.json else table.text(found) if several else _lines(found))
+        print(json.dumps(result) if options.json else table.text(result) if several else _lines(result))
     return 0
 
 
-def _places(out: str | None, names: list[str], several: bool) -> tuple[Path | None, Path | None]:
+def _output_paths(out: str | None, names: list[str], several: bool) -> tuple[Path | None, Path | None]:
     """The file for results, and the folder for what is fine-tuned."""
     if out is None:
         return None, None
@@ -101,21 +101,21 @@ def _places(out: str | None, names: list[str], several: bool) -> tuple[Path | No
     return Path(out) / RESULTS, Path(out)
 
 
-def _check_place(path: Path) -> None:
+def _check_results_path(path: Path) -> None:
     """Raise where results could not be written to ``path``, or would replace what is none of their kind."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.read_text("utf-8") if path.exists() else None
+        text = path.read_text("utf-8") if path.exists() else None
         writable = os.access(path.parent, os.W_OK)
     except (OSError, UnicodeDecodeError) as error:
         raise errors.DataError(f"--out {path}: {getattr(error, 'strerror', None) or error}") from error
     if not writable:
         raise errors.DataError(f"--out {path}: {path.parent} cannot be written to")
-    if there is None:
+    if text is None:
         return
     with contextlib.suppress(ValueError):
-        found = json.loads(there)
-        if isinstance(found, dict) and "store_fingerprint" in found:
+        content = json.loads(text)
+        if isinstance(content, dict) and "store_fingerprint" in content:
             return
     raise errors.DataError(f"--out {path}: exists already and holds no results of evaluate; name another file")
 
@@ -142,13 +142,13 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         "repeats": options.repeats,
         "recipe": recipe,
         **supervised,
-        "percents": shares(options.percents),
+        "percents": percents(options.percents),
         "lists": options.lists,
         "semi": options.semi.split(","),
     }
 
 
-def shares(text: str) -> list[float]:
+def percents(text: str) -> list[float]:
     """``1,5,10`` as numbers."""
     try:
         return [float(part) if "." in part else int(part) for part in text.split(",")]
@@ -156,28 +156,28 @@ def shares(text: str) -> list[float]:
         raise errors.ConfigError(f"--percents: {text!r}; numbers with commas between them are expected") from None
 
 
-def _lines(found: dict[str, Any]) -> str:
-    """What one protocol found, to read."""
-    protocol = found["protocol"]
+def _lines(result: dict[str, Any]) -> str:
+    """The result of one protocol as text."""
+    protocol = result["protocol"]
     if protocol in ("retrieval", "semi"):
-        return table.text({**found, "table": table.rows({protocol: found})})
+        return table.text({**result, "table": table.rows({protocol: result})})
     name = {
-        "linear": f"linear probe on {found['pool']} features",
-        "knn": f"{found.get('settings', {}).get('k')}-nearest-neighbour on {found['pool']} features",
+        "linear": f"linear probe on {result['pool']} features",
+        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {result['pool']} features",
         "finetune": "fine-tuned",
         "supervised": "trained from scratch",
         "classify": "its own classes",
     }[protocol]
-    encoder = features.called(found["step"], found["untrained"])
-    lines = [f"{encoder}, {name}, split {found['split']} ({found['n_train']} to fit, {found['n_test']} to measure)"]
-    spread = [f" ± {found[f'{key}_std']:.2f}" if f"{key}_std" in found else "" for key in ("top1", "top5")]
-    lines.append(f"top-1 {found['top1']:.2f}{spread[0]} %   top-5 {found['top5']:.2f}{spread[1]} %")
-    if "probe" in found:
-        lines.append(f"by L-BFGS: top-1 {found['probe']['top1']:.2f} %   top-5 {found['probe']['top5']:.2f} %")
-    for k, part in found.get("by_k", {}).items():
-        if len(found["by_k"]) > 1 and k == "1":
+    encoder = features.called(result["step"], result["untrained"])
+    lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
+    deviations = [f" ± {result[f'{key}_std']:.2f}" if f"{key}_std" in result else "" for key in ("top1", "top5")]
+    lines.append(f"top-1 {result['top1']:.2f}{deviations[0]} %   top-5 {result['top5']:.2f}{deviations[1]} %")
+    if "probe" in result:
+        lines.append(f"by L-BFGS: top-1 {result['probe']['top1']:.2f} %   top-5 {result['probe']['top5']:.2f} %")
+    for k, part in result.get("by_k", {}).items():
+        if len(result["by_k"]) > 1 and k == "1":
             lines.append(f"1-NN: top-1 {part['top1']:.2f} %   top-5 {part['top5']:.2f} %")
-    if folders := found.get("folders"):
+    if folders := result.get("folders"):
         lines.append(f"fine-tuned: {', '.join(folders)}; next: s2vfast predict {folders[0]} FILES")
     return "\n".join(lines)
 
@@ -186,7 +186,7 @@ def embed(options: Any) -> int:
     """``s2vfast embed``."""
     from s2vfast.evaluate.npz import embed
 
-    found = embed(
+    summary = embed(
         options.run,
         options.store or rundir.store_path(options.run),
         options.out,
@@ -197,7 +197,7 @@ def embed(options: Any) -> int:
         overwrite=options.overwrite,
         log=_to_stderr,
     )
-    print(f"{found['out']}: features of {found['n']} sequences, {found['features']} numbers each")
+    print(f"{summary['out']}: features of {summary['n']} sequences, {summary['features']} numbers each")
     return 0
 
 
@@ -209,10 +209,12 @@ def subset(options: Any) -> int:
 
     check_counts(lists=options.lists)
     store = Store.open(options.store)
-    found = subsets.table(store, options.split, shares(options.percents), seed=options.seed, lists=options.lists)
-    _write(Path(options.out), found)
-    counts = ", ".join(f"{percent} %: {len(lists[0])}" for percent, lists in found["lists"].items())
-    print(f"{options.out}: {options.lists} lists of each share ({counts} sequences), SHA-256 {found['sha256']}")
+    subset_table = subsets.table(
+        store, options.split, percents(options.percents), seed=options.seed, lists=options.lists
+    )
+    _write(Path(options.out), subset_table)
+    counts = ", ".join(f"{percent} %: {len(lists[0])}" for percent, lists in subset_table["lists"].items())
+    print(f"{options.out}: {options.lists} lists of each share ({counts} sequences), SHA-256 {subset_table['sha256']}")
     return 0
 
 
@@ -220,10 +222,10 @@ def export(options: Any) -> int:
     """``s2vfast export``."""
     from s2vfast.evaluate.export import export
 
-    found = export(options.run, options.to, options.out, overwrite=options.overwrite, log=_to_stderr)
+    summary = export(options.run, options.to, options.out, overwrite=options.overwrite, log=_to_stderr)
     print(
-        f"{found['out']}: {', '.join(found['outputs'])} of clips {found['input']}; differs from PyTorch by "
-        f"{found['error']:.1e} at most ({found['checked_by']})"
+        f"{summary['out']}: {', '.join(summary['outputs'])} of clips {summary['input']}; differs from PyTorch by "
+        f"{summary['error']:.1e} at most ({summary['checked_by']})"
     )
     return 0
 
@@ -233,7 +235,7 @@ def predict(options: Any) -> int:
     from s2vfast.evaluate.predict import predict
 
     code = 0
-    for found in predict(
+    for prediction in predict(
         options.run,
         options.files,
         format=options.format,
@@ -243,20 +245,21 @@ def predict(options: Any) -> int:
         log=_to_stderr,
     ):
         if options.json:
-            print(json.dumps(found))
-        elif "error" in found:
-            _to_stderr(f"skipped: {found['error']}")
+            print(json.dumps(prediction))
+        elif "error" in prediction:
+            _to_stderr(f"skipped: {prediction['error']}")
         else:
-            shown = "   ".join(f"{name} {100 * value:.1f} %" for name, value in found["top"])
-            print(f"{found['file']}{'' if found['sequence'] is None else ':' + found['sequence']}   {shown}")
-        code = max(code, int("error" in found))
+            top = "   ".join(f"{name} {100 * value:.1f} %" for name, value in prediction["top"])
+            sequence = "" if prediction["sequence"] is None else f":{prediction['sequence']}"
+            print(f"{prediction['file']}{sequence}   {top}")
+        code = max(code, int("error" in prediction))
     return code
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     with files.disk_errors(path, errors.DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, found)
+        files.write_json(path, content)
 
 
 def _to_stderr(line: str) -> None:

@@ -72,7 +72,7 @@ class EvalContext:
     """Called with (what, done, of)."""
     log: Log = print
     """Told of what is odd, a line each."""
-    _known: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False)
+    _features: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(
@@ -112,22 +112,22 @@ class EvalContext:
                 f"{parts[1]!r} of split {split!r}; an accuracy on sequences that were fitted says nothing, choose "
                 f"another split, part or run"
             )
-        labels = tuple(torch.from_numpy(store.labels[chosen]).to(where) for chosen in ids)
-        made = cls(
+        labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
+        context = cls(
             Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, **options,
             ranks=ranks, log=log,
         )  # fmt: skip
-        if overlap := made.overlap:
+        if overlap := context.overlap:
             log(
                 f"warning: pretraining has seen {overlap} of the {len(ids[1])} sequences of {parts[1]!r} of split "
                 f"{split!r}, without their labels"
             )
-        if missing := made.missing:
+        if missing := context.missing:
             log(
                 f"warning: {len(missing)} class(es) of {parts[1]} are not in {parts[0]} and cannot be told: "
                 f"{', '.join(missing)}"
             )
-        return made
+        return context
 
     @property
     def classes(self) -> int:
@@ -158,16 +158,16 @@ class EvalContext:
         about = self._about
         if runs.FINETUNE in about:
             return about[runs.FINETUNE]["source"]["pretrained_on"]
-        found = rundir.pretrained_on(about)
-        return found if rundir.IMPORTED in about else found | {"split": self.config.data.split}
+        source = rundir.pretrained_on(about)
+        return source if rundir.IMPORTED in about else source | {"split": self.config.data.split}
 
     @property
     def transfer(self) -> bool | None:
         """Whether the encoder was pretrained on another store; None of imported weights, of which nobody knows."""
         if self.pretrained_on is None:
             return False
-        known = self.pretrained_on.get("fingerprint")
-        return None if known is None else known != self.store.fingerprint
+        fingerprint = self.pretrained_on.get("fingerprint")
+        return None if fingerprint is None else fingerprint != self.store.fingerprint
 
     @functools.cached_property
     def overlap(self) -> int:
@@ -184,10 +184,10 @@ class EvalContext:
             what: said of it while it is computed.
         """
         key = self._key(part, draw)
-        known = self._known
-        if key not in known:
-            known[key] = self._read(key) if self.cache else None
-            if known[key] is None:
+        cached = self._features
+        if key not in cached:
+            cached[key] = self._read(key) if self.cache else None
+            if cached[key] is None:
                 report, name = self.progress, what or f"features of {self.parts[part]}"
                 table = features.extract(
                     self.encoder,
@@ -205,13 +205,13 @@ class EvalContext:
                 )
                 if self.cache and self.ranks.is_main:
                     self._write(key, table)
-                known[key] = table.to(self.device)
-        return known[key]
+                cached[key] = table.to(self.device)
+        return cached[key]
 
     def describe(self) -> dict[str, Any]:
         """What every result says about where it is from."""
         about = self._about
-        found = {
+        description = {
             "split": self.split,
             "untrained": self.untrained,
             "pool": self.pool,
@@ -230,9 +230,9 @@ class EvalContext:
             "device": str(self.device),
         }
         if runs.FINETUNE in about:
-            found["finetuned"] = about[runs.FINETUNE]
-            found["tuned_on"] = about["store"]
-        return found
+            description["finetuned"] = about[runs.FINETUNE]
+            description["tuned_on"] = about["store"]
+        return description
 
     @functools.cached_property
     def weights(self) -> str:
@@ -260,14 +260,14 @@ class EvalContext:
 
     def _read(self, key: str) -> Tensor | None:
         path = self.run / CACHE / f"{key}.npz"
-        found = None
+        table = None
         # A zip's checksums are compared when it is read: what is damaged is computed again.
         with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
-            found = torch.from_numpy(file["features"])
+            table = torch.from_numpy(file["features"])
         # All ranks or none, as the work is shared.
-        there = torch.tensor([float(found is None)])
-        self.ranks.all_reduce(there)
-        return None if there.item() else found.to(self.device)
+        missing = torch.tensor([float(table is None)])
+        self.ranks.all_reduce(missing)
+        return None if missing.item() else table.to(self.device)
 
     def _write(self, key: str, table: Tensor) -> None:
         folder = self.run / CACHE
@@ -282,8 +282,8 @@ class EvalContext:
 def _part_ids(store: Store, split: str, train_part: str, test_part: str) -> tuple[np.ndarray, np.ndarray]:
     """Sequence numbers of both parts, neither of them empty, without a sequence in common."""
     ids = tuple(store.select(split, part) for part in (train_part, test_part))
-    for part, chosen in zip((train_part, test_part), ids, strict=True):
-        if not len(chosen):
+    for part, part_ids in zip((train_part, test_part), ids, strict=True):
+        if not len(part_ids):
             raise errors.DataError(f"{store.path}: part {part!r} of split {split!r} has no sequence")
     shared = len(np.intersect1d(*ids))
     if shared:

@@ -252,7 +252,7 @@ def _compare(network: nn.Module, run: Callable[[Tensor], list[np.ndarray]], shap
         clips = _example(batch, shape)
         with torch.no_grad():
             expected = [output.numpy() for output in network(clips)]
-        for ours, theirs in zip(expected, run(clips), strict=True):
-            difference = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
-            worst = max(worst, float(difference / max(1.0, np.abs(ours).max())))
+        for expected_output, output in zip(expected, run(clips), strict=True):
+            difference = np.abs(expected_output - output).max() if expected_output.shape == output.shape else np.inf
+            worst = max(worst, float(difference / max(1.0, np.abs(expected_output).max())))
     return worst

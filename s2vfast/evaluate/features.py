@@ -175,17 +175,17 @@ def extract(
         empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
         empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
-            some = torch.from_numpy(ids[start : start + batch])
-            tracks = recordings.clips(some, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
+            batch_ids = torch.from_numpy(ids[start : start + batch])
+            tracks = recordings.clips(batch_ids, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
             if encoder.independent_tracks:
-                present = recordings.present[some].flatten().to(device)  # [B * M]
+                present = recordings.present[batch_ids].flatten().to(device)  # [B * M]
                 pooled = empty.repeat(len(tracks), 1)
                 pooled[present] = pool_tracks(encoder(tracks[present]), encoder, pool)
             else:
                 pooled = pool_tracks(encoder(tracks), encoder, pool)
-            result[start : start + len(some)] = pooled.unflatten(0, (-1, M)).mean(dim=1)
+            result[start : start + len(batch_ids)] = pooled.unflatten(0, (-1, M)).mean(dim=1)
             if progress is not None:
-                progress(start + len(some), len(ids))
+                progress(start + len(batch_ids), len(ids))
     ranks.all_reduce(result)
     bad = (~result.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if bad:

@@ -179,8 +179,8 @@ def _begins(out: Path, config: Config, store: Store, description: dict[str, Any]
     if runs.FINETUNE not in about:
         raise errors.CheckpointError(f"{out}: holds a pretrained run; name another folder with --out")
     before = _settings(own, about[runs.FINETUNE], about["store"]["fingerprint"])
-    asked = _settings(config, description[runs.FINETUNE], store.fingerprint)
-    for name, value in asked.items():
+    after = _settings(config, description[runs.FINETUNE], store.fingerprint)
+    for name, value in after.items():
         if before.get(name) != value:
             raise errors.CheckpointError(
                 f"{out}: holds a fine-tuned run with {name} = {before.get(name)!r}, not {value!r}; name another folder "

@@ -45,7 +45,7 @@ class FinetuneConfig:
     clip: float = option(5.0, ge=0)
     """Largest global gradient norm; 0 leaves gradients as they are."""
     label_smoothing: float = option(0.1, ge=0, lt=1)
-    """Share of the target that is spread over all classes (published)."""
+    """The fraction of the target that all classes get in equal parts: label smoothing (published)."""
     drop_path: float = option(0.3, ge=0, lt=1)
     """Stochastic depth: how often a branch of the last block is left out; linearly less below, never in the first
     block (published)."""

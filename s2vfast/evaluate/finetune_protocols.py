@@ -121,7 +121,7 @@ def semi(
     percents: Sequence[float],
     lists: int,
     seed: int,
-    wanted: Sequence[str],
+    measure_names: Sequence[str],
     out: Path | None,
     linear: dict[str, Any],
     transform: str,
@@ -134,36 +134,36 @@ def semi(
         percents: shares, see `s2vfast.evaluate.subsets`.
         lists: lists of each share.
         seed: of the lists.
-        wanted: some of `SEMI_MEASURES`.
+        measure_names: some of `SEMI_MEASURES`.
         out: folder of the fine-tuned runs, or None.
         linear: settings of the published probe.
         transform: of features before kNN.
     """
-    places = {int(number): place for place, number in enumerate(context.ids[0])}
+    row_of = {int(number): row_number for row_number, number in enumerate(context.ids[0])}
     train, test, rows = context.features(0), context.features(1), []
     for percent in percents:
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+        by_measure: dict[str, list[dict[str, Any]]] = {name: [] for name in measure_names}
         counts = []
         for number in range(lists):
             names, parts = (context.store, context.split), {"part": context.parts[0], "seed": seed, "number": number}
             ids = subsets.subset(*names, percent, **parts)
-            chosen = [places[int(i)] for i in ids]
-            given = (train[chosen], context.labels[0][chosen], test, context.labels[1], context)
+            subset_rows = [row_of[int(i)] for i in ids]
+            arguments = (train[subset_rows], context.labels[0][subset_rows], test, context.labels[1], context)
             counts.append(len(ids))
-            for name in wanted:
+            for name in measure_names:
                 if name == "linear":
-                    result = measures.linear_probe(*given, seeds=[number], **linear)
+                    result = measures.linear_probe(*arguments, seeds=[number], **linear)
                 elif name == "probe":
-                    result = measures.fast_probe(*given)
+                    result = measures.fast_probe(*arguments)
                 elif name == "knn":
-                    result = measures.neighbours(*given, k=1, transform=transform)
+                    result = measures.neighbours(*arguments, k=1, transform=transform)
                 else:
                     label = {"percent": percent, "seed": seed, "number": number}
-                    place = None if out is None else out / f"{percent:g}-percent-{number}"
+                    folder = None if out is None else out / f"{percent:g}-percent-{number}"
                     seeds = [options.seed + number]
-                    result = tuned(context, options, mode="finetune", seeds=seeds, out=place, ids=ids, labels=label)
-                found[name].append(result)
-        for name, results in found.items():
+                    result = tuned(context, options, mode="finetune", seeds=seeds, out=folder, ids=ids, labels=label)
+                by_measure[name].append(result)
+        for name, results in by_measure.items():
             row: dict[str, Any] = {"percent": percent, "measure": name, "lists": lists, "n_train": counts[0]}
             for key in ("top1", "top5"):
                 values = [result[key] for result in results]
@@ -183,5 +183,5 @@ def _folder(context: EvalContext, recipe: FinetuneConfig, source: finetune.Sourc
         **{name: getattr(source, name) for name in ("mode", "weights", "split", "part", "ids")},
     }
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    share = f"-{source.labels['percent']:g}-percent" if source.labels else ""
-    return context.run / FOLDER / f"{source.mode}{share}-{name}"
+    percent = f"-{source.labels['percent']:g}-percent" if source.labels else ""
+    return context.run / FOLDER / f"{source.mode}{percent}-{name}"

@@ -68,15 +68,15 @@ def normalised(train: Tensor, test: Tensor, transform: Transform) -> tuple[Tenso
         [n, F] and [m, F].
     """
     if transform != "none":
-        mean, deviation = spread(train)
+        mean, deviation = mean_and_deviation(train)
         train, test = train - mean, test - mean
     if transform == "standardize":
         train, test = train / deviation, test / deviation
     return F.normalize(train, dim=1), F.normalize(test, dim=1)
 
 
-def spread(features: Tensor) -> tuple[Tensor, Tensor]:
-    """What features are standardised by.
+def mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the deviation that features are standardised by.
 
     A feature that never changes carries nothing; divided by its deviation, which is 0 or rounding, it would be noise of
     the size of all others. One that deviates by no more than rounding of its mean counts as such.
@@ -105,8 +105,8 @@ def _rank_chunk(train: Tensor, train_labels: Tensor, test: Tensor, classes: int,
     # topk does not say which of several equal values it takes; the k-th value and a count of its equals do.
     last = similarity.topk(k, dim=1).values[:, -1:]  # [c, 1]
     above, equal = similarity > last, similarity == last
-    places = k - above.sum(dim=1, keepdim=True)  # [c, 1]
-    voters = above | (equal & (equal.cumsum(dim=1) <= places))  # [c, n]
+    ties = k - above.sum(dim=1, keepdim=True)  # [c, 1]
+    voters = above | (equal & (equal.cumsum(dim=1) <= ties))  # [c, n]
     votes = similarity.new_zeros(len(test), classes).scatter_add_(1, owner, voters.to(similarity.dtype))
 
     # Two stable sorts: the second key first.

@@ -88,11 +88,11 @@ def fit(
     steps, step = epochs * len(sizes), 0
     for epoch in range(epochs):
         order = torch.randperm(n, generator=generator).to(features.device)
-        shown = versions[epoch % len(versions)]  # [n, F]
+        version = versions[epoch % len(versions)]  # [n, F]
         for rows in order.split(sizes):
             optimizer.param_groups[0]["lr"] = 0.5 * lr * (1.0 + math.cos(math.pi * step / steps))
             normed = F.batch_norm(
-                shown[rows], mean, var, training=True, momentum=_NORM_MOMENTUM, eps=_NORM_EPS
+                version[rows], mean, var, training=True, momentum=_NORM_MOMENTUM, eps=_NORM_EPS
             )  # [b, F]
             loss = F.cross_entropy(F.linear(normed, weight, bias), labels[rows])
             optimizer.zero_grad()
@@ -119,8 +119,8 @@ def _check(rows: int, epochs: int, lr: float, batch: int, weight_decay: float) -
 
 def _batch_sizes(rows: int, batch: int) -> list[int]:
     """Rows of each batch of an epoch, none of them a single row."""
-    full, rest = divmod(rows, batch)
-    sizes = [batch] * full + [rest] * (rest > 0)
+    full, remainder = divmod(rows, batch)
+    sizes = [batch] * full + [remainder] * (remainder > 0)
     if sizes[-1] == 1:
         sizes[-2:] = [sizes[-2] + 1]
     return sizes

@@ -30,20 +30,20 @@ def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
     }
 
 
-def aggregate(found: list[dict[str, Any]]) -> dict[str, Any]:
+def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Several results of `scores` as one: means, sample standard deviations, the sum of the confusion matrices."""
-    if len(found) == 1:
-        return found[0]
+    if len(results) == 1:
+        return results[0]
     result: dict[str, Any] = {}
     for name in ("top1", "top5"):
-        values = [one[name] for one in found]
+        values = [one[name] for one in results]
         result |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values), f"{name}_each": values}
-    classes = found[0]["per_class"]
+    classes = results[0]["per_class"]
     result["per_class"] = {
-        name: None if value is None else statistics.fmean(one["per_class"][name] for one in found)
+        name: None if value is None else statistics.fmean(one["per_class"][name] for one in results)
         for name, value in classes.items()
     }
-    return result | {"confusion": torch.tensor([one["confusion"] for one in found]).sum(dim=0).tolist()}
+    return result | {"confusion": torch.tensor([one["confusion"] for one in results]).sum(dim=0).tolist()}
 
 
 def train_features(context: EvalContext, draws: int) -> Tensor:
@@ -64,7 +64,7 @@ def linear_probe(
     **settings: Any,
 ) -> dict[str, Any]:
     """The published linear probe, mean over seeds of its weights and order. ``train`` is [n, F] or [A, n, F]."""
-    found, report = [], context.progress
+    results, report = [], context.progress
     for seed in seeds:
         fitted = linear.fit(
             train,
@@ -74,8 +74,8 @@ def linear_probe(
             progress=None if report is None else lambda done, of: report("linear probe", done, of),
             **settings,
         )
-        found.append(scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes))
-    return aggregate(found)
+        results.append(scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes))
+    return aggregate(results)
 
 
 def fast_probe(
@@ -83,21 +83,21 @@ def fast_probe(
 ) -> dict[str, Any]:
     """The probe by L-BFGS; ``train`` is [n, F]."""
     fitted = probe.fit(train, labels, classes=context.classes)
-    found = scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes)
-    return found | {"penalty": fitted.penalty, "validation": fitted.validation}
+    result = scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes)
+    return result | {"penalty": fitted.penalty, "validation": fitted.validation}
 
 
 def neighbours(
     train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, context: EvalContext, *, k: int, transform: str
 ) -> dict[str, Any]:
-    """kNN with k voters, and with one beside it; ``train`` is [n, F]."""
-    found: dict[str, Any] = {}
+    """kNN with k voters, and with one; ``train`` is [n, F]."""
+    result: dict[str, Any] = {}
     by_k = {}
     for voters in dict.fromkeys((1, k)):
         ranked = knn.rank(train, labels, test, classes=context.classes, k=voters, transform=transform)
-        found = scores(ranked, test_labels, context.store.classes)
-        by_k[str(voters)] = {name: found[name] for name in ("top1", "top5")}
-    return found | {"by_k": by_k}
+        result = scores(ranked, test_labels, context.store.classes)
+        by_k[str(voters)] = {name: result[name] for name in ("top1", "top5")}
+    return result | {"by_k": by_k}
 
 
 def retrieval_scores(context: EvalContext) -> dict[str, Any]:

@@ -89,4 +89,4 @@ def _split_rows(store: Store, split: str | None) -> tuple[np.ndarray, np.ndarray
     ids = np.concatenate(list(parts.values()))
     if not len(ids):
         raise errors.DataError(f"{store.path}: split {split!r} has no sequence")
-    return ids, np.repeat(np.array(list(parts)), [len(chosen) for chosen in parts.values()])
+    return ids, np.repeat(np.array(list(parts)), [len(part_ids) for part_ids in parts.values()])

@@ -66,11 +66,11 @@ def predict(
     model, config, about = finetune.load_classifier(run_dir, log=log)
     model.to(where)
     skeleton = Layout.from_dict(about["layout"])
-    wanted = None if layout is None else get_layout(layout)
+    source_layout = None if layout is None else get_layout(layout)
 
-    def known(waiting: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        made = [entry for entry in waiting if "recording" in entry]
-        probabilities = iter(_probabilities(model, config, skeleton, [entry["recording"] for entry in made], where))
+    def predictions(waiting: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        readable = [entry for entry in waiting if "recording" in entry]
+        probabilities = iter(_probabilities(model, config, skeleton, [entry["recording"] for entry in readable], where))
         for entry in waiting:
             if "recording" in entry:
                 recording = entry.pop("recording")
@@ -88,12 +88,12 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, wanted, skeleton):
+        for entry in _read(Path(file), format, source_layout, skeleton):
             waiting.append(entry)
             if len(waiting) == _AT_ONCE:
-                yield from known(waiting)
+                yield from predictions(waiting)
                 waiting = []
-    yield from known(waiting)
+    yield from predictions(waiting)
 
 
 def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
@@ -105,17 +105,17 @@ def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layou
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
                 f"({skeleton.num_joints} joints)"
             )
-        found = (made for item in source.items for made in read_checked(source, item))
-        first = list(itertools.islice(found, 2))
+        entries = (entry for item in source.items for entry in read_checked(source, item))
+        first = list(itertools.islice(entries, 2))
         if not first:
             yield {"file": str(path), "error": f"{path}: no recording in it"}
-        for made in itertools.chain(first, found):
-            if isinstance(made, Recording):
-                yield {"file": str(path), "recording": made, "several": len(first) > 1}
+        for entry in itertools.chain(first, entries):
+            if isinstance(entry, Recording):
+                yield {"file": str(path), "recording": entry, "several": len(first) > 1}
             else:
-                where = f":{made['line']}" if "line" in made else ""
-                name = f" {made['name']}:" if len(first) > 1 else ""
-                yield {"file": str(path), "error": f"{path}{where}:{name} {made['reason']}"}
+                where = f":{entry['line']}" if "line" in entry else ""
+                name = f" {entry['name']}:" if len(first) > 1 else ""
+                yield {"file": str(path), "error": f"{path}{where}:{name} {entry['reason']}"}
     except (errors.DataError, OSError) as error:
         text = str(error) if isinstance(error, errors.DataError) else f"{path}: {error.strerror or error}"
         yield {"file": str(path), "error": text}

@@ -76,12 +76,12 @@ def fit(
     accuracy = None
     penalty = path[0] if len(path) == 1 else path[len(path) // 2]
     if len(path) > 1 and bool(held.any()):
-        found = []
+        accuracies = []
         for regression in _path(features[~held], labels[~held], classes, path, steps):
             right = regression.scores(features[held]).argmax(dim=1) == labels[held]
-            found.append(100.0 * float(right.double().mean()))
-        accuracy = max(found)
-        penalty = path[found.index(accuracy)]
+            accuracies.append(100.0 * float(right.double().mean()))
+        accuracy = max(accuracies)
+        penalty = path[accuracies.index(accuracy)]
     # Along the path once more: each fit begins close to its end.
     *_, last = _path(features, labels, classes, [p for p in path if p >= penalty], steps)
     return Regression(last.mean, last.deviation, last.weight, last.bias, penalty, accuracy)
@@ -97,7 +97,7 @@ def validation_rows(labels: Tensor) -> Tensor:
 
 
 def _path(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], steps: int):
-    mean, deviation = knn.spread(features)
+    mean, deviation = knn.mean_and_deviation(features)
     x = (features - mean) / deviation  # [n, F]
     weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
     bias = x.new_zeros(classes).requires_grad_()

@@ -26,7 +26,7 @@ class Options:
     """How the protocols are done."""
 
     k: int = 1
-    """Neighbours of "knn"; one is measured beside it."""
+    """Neighbours of "knn"; one is measured as well."""
     transform: knn.Transform = knn.DEFAULT_TRANSFORM
     """Of features before "knn"."""
     epochs: int = 100
@@ -110,7 +110,7 @@ def evaluate(
         run_dir: a run's folder, pretrained or fine-tuned.
         store_path: a store of the run's layout; not necessarily the one it was pretrained on (transfer).
         split: named split of the store; None: the one of the run.
-        protocol: "linear" (`s2vfast.evaluate.linear`, and beside it `s2vfast.evaluate.probe`), "knn"
+        protocol: "linear" (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn"
             (`s2vfast.evaluate.knn`), "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
         pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
@@ -187,9 +187,9 @@ def evaluate_all(
 
     for number, protocol in enumerate(protocols):
         started = time.perf_counter()
-        place = None if how.out is None else Path(how.out) / protocol
-        found = _measure(context, protocol, how, place)
-        results[protocol] = _finished(found, started, confusion=True)
+        folder = None if how.out is None else Path(how.out) / protocol
+        result = _measure(context, protocol, how, folder)
+        results[protocol] = _finished(result, started, confusion=True)
         if each is not None and number + 1 < len(protocols):
             each(so_far())
     return so_far()
@@ -230,47 +230,47 @@ def _open(
     )
 
 
-def _measure(context: EvalContext, protocol: str, how: Options, place: Path | None = None) -> dict[str, Any]:
-    """Scores of one protocol, and its settings; ``place`` goes before the folder in the options."""
-    place = place or (None if how.out is None else Path(how.out))
+def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | None = None) -> dict[str, Any]:
+    """Scores of one protocol, and its settings; ``folder`` is taken instead of the one in the options."""
+    folder = folder or (None if how.out is None else Path(how.out))
     if protocol in ("linear", "knn"):
         train, test = measures.train_features(context, how.draws), context.features(1)  # [1 + draws, n, F], [m, F]
         labels, test_labels = context.labels
         settings: dict[str, Any] = {"k": how.k, "transform": how.transform}
         if protocol == "knn":
             neighbours = (train.flatten(0, 1), labels.repeat(1 + how.draws), test, test_labels, context)
-            found = measures.neighbours(*neighbours, **settings)
+            result = measures.neighbours(*neighbours, **settings)
         else:
             settings, seeds = how.probe, range(how.seed, how.seed + how.repeats)
-            found = measures.linear_probe(train, labels, test, test_labels, context, seeds=seeds, **settings)
+            result = measures.linear_probe(train, labels, test, test_labels, context, seeds=seeds, **settings)
             if how.fast:
-                found["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
+                result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
             settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
-        return found | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
+        return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
     if protocol == "retrieval":
         return measures.retrieval_scores(context)
     if protocol == "classify":
         return finetune_protocols.measure(context, context.run)
     if protocol == "semi":
-        found = finetune_protocols.semi(
+        result = finetune_protocols.semi(
             context,
             how.recipe,
             percents=how.percents,
             lists=how.lists,
             seed=how.seed,
-            wanted=how.semi,
-            out=place,
+            measure_names=how.semi,
+            out=folder,
             linear=how.probe,
             transform=how.transform,
         )
-        return found | {"settings": {"linear": how.probe, "recipe": how.recipe.to_dict()}}
+        return result | {"settings": {"linear": how.probe, "recipe": how.recipe.to_dict()}}
     recipe = how.recipe
     if protocol == "supervised":
         recipe = how.supervised or finetune_protocols.from_scratch(recipe)
-    found = finetune_protocols.tuned(
-        context, recipe, mode=protocol, seeds=range(recipe.seed, recipe.seed + how.repeats), out=place
+    result = finetune_protocols.tuned(
+        context, recipe, mode=protocol, seeds=range(recipe.seed, recipe.seed + how.repeats), out=folder
     )
-    return found | {"settings": {"recipe": found.pop("recipe")}}
+    return result | {"settings": {"recipe": result.pop("recipe")}}
 
 
 def _finished(result: dict[str, Any], began: float, confusion: bool) -> dict[str, Any]:

@@ -55,22 +55,22 @@ def retrieve(
         precisions.append(_average_precision(ordered, right))
         hits.append(torch.stack([right[:, :k].any(dim=1) for k in recalls], dim=1))
     precision, hit = torch.cat(precisions), torch.cat(hits)
-    known = precision.isfinite()
-    measured = int(known.sum())
-    result: dict[str, float | int] = {"map": 100.0 * float(precision[known].mean()) if measured else 0.0}
+    has_match = precision.isfinite()
+    measured = int(has_match.sum())
+    result: dict[str, float | int] = {"map": 100.0 * float(precision[has_match].mean()) if measured else 0.0}
     for column, k in enumerate(recalls):
-        result[f"recall@{k}"] = 100.0 * float(hit[known, column].double().mean()) if measured else 0.0
+        result[f"recall@{k}"] = 100.0 * float(hit[has_match, column].double().mean()) if measured else 0.0
     return result | {"queries": measured, "left_out": len(queries) - measured}
 
 
 def _average_precision(ordered: Tensor, right: Tensor) -> Tensor:
     """float64 [c] from descending similarities [c, n] and which are of the class; NaN where none is."""
     n = ordered.shape[1]
-    found = right.cumsum(dim=1).double()  # [c, n]
+    hits = right.cumsum(dim=1).double()  # [c, n]
     # The last row of those that are equally similar: its place counts for all of them.
     last = torch.arange(n, device=ordered.device).expand_as(ordered)
     differs = torch.ones_like(right)
     differs[:, :-1] = ordered[:, :-1] != ordered[:, 1:]
     last = torch.where(differs, last, n).flip(1).cummin(dim=1).values.flip(1)
-    precision = found.gather(1, last) / (last + 1)
-    return (precision * right).sum(dim=1) / found[:, -1]
+    precision = hits.gather(1, last) / (last + 1)
+    return (precision * right).sum(dim=1) / hits[:, -1]

@@ -27,14 +27,14 @@ LABELS = 34
 """What the draws are for: the stream of `philox.random_bits`."""
 
 
-def share(count: int, percent: float) -> int:
-    """How many of a class of ``count`` sequences: ``percent`` of them, halves rounded up, and at least one."""
+def subset_size(count: int, percent: float) -> int:
+    """Sequences that a subset has of a class of ``count``: ``percent`` of them, halves rounded up, at least one."""
     exact = Fraction(str(percent)) * count / 100
     return min(count, max(1, int(exact + Fraction(1, 2))))
 
 
 def choose(names: Sequence[str], labels: Sequence[int], percent: float, seed: int = 0, number: int = 0) -> list[int]:
-    """Places of the sequences that a list holds, ascending.
+    """Positions of the sequences of a label subset, ascending.
 
     Args:
         names: of the sequences to choose from, each once.
@@ -44,22 +44,22 @@ def choose(names: Sequence[str], labels: Sequence[int], percent: float, seed: in
         number: which list of that seed.
 
     Raises:
-        ConfigError: a share that is none.
+        ConfigError: a percentage outside (0, 100].
     """
     if not 0 < percent <= 100:
         raise errors.ConfigError(f"percent: {percent}; a number in (0, 100] is expected")
-    # 48 bits of a name's hash are its id, which is what a counter has room for.
+    # 48 bits of a name's hash are its id, as many as fit a counter.
     ids = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names]
     words = philox.random_bits(seed, number, torch.tensor(ids, dtype=torch.int64), LABELS, 2)
     draws = [(int(high), int(low)) for high, low in words.tolist()]
     members: dict[int, list[int]] = {}
-    for place, label in enumerate(labels):
-        members.setdefault(int(label), []).append(place)
-    chosen = []
-    for places in members.values():
-        places.sort(key=lambda place: (draws[place], names[place]))
-        chosen += places[: share(len(places), percent)]
-    return sorted(chosen)
+    for position, label in enumerate(labels):
+        members.setdefault(int(label), []).append(position)
+    subset_positions = []
+    for positions in members.values():
+        positions.sort(key=lambda position: (draws[position], names[position]))
+        subset_positions += positions[: subset_size(len(positions), percent)]
+    return sorted(subset_positions)
 
 
 def subset(

@@ -20,13 +20,13 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         results: of `s2vfast.evaluate.protocols.evaluate_all`, by protocol.
     """
-    found: list[dict[str, Any]] = []
+    table_rows: list[dict[str, Any]] = []
     several = ""  # said of measures on lists of labels, which may be all of them too
 
     def row(
         measure: str, metric: str, value: float, std: float | None = None, of: int = 1, labels: float = 100
     ) -> None:
-        found.append(
+        table_rows.append(
             {"measure": measure + several, "labels": labels, "metric": metric, "value": value, "std": std, "of": of}
         )
 
@@ -53,7 +53,7 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             accuracies(_NAMES[protocol], result)
             if "probe" in result:
                 accuracies(_NAMES["probe"], result["probe"])
-    return found
+    return table_rows
 
 
 def text(result: dict[str, Any]) -> str:
@@ -75,6 +75,6 @@ def text(result: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in table)
     lines += ["", f"{'':{width}}  labels  per cent"]
     for (name, labels), values in table.items():
-        shown = "   ".join(f"{metric} {value}" for metric, value in values.items())
-        lines.append(f"{name:{width}}  {labels:>4g} %  {shown}")
+        cells = "   ".join(f"{metric} {value}" for metric, value in values.items())
+        lines.append(f"{name:{width}}  {labels:>4g} %  {cells}")
     return "\n".join(lines)

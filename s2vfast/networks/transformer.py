@@ -136,9 +136,9 @@ class Transformer(Network):
 
     def layer_of(self, name: str) -> int:
         """0: the embedding; i + 1: block i; depth + 1: the final norm."""
-        first, _, others = name.partition(".")
+        first, _, remainder = name.partition(".")
         if first == "blocks":
-            return int(others.partition(".")[0]) + 1
+            return int(remainder.partition(".")[0]) + 1
         return 0 if first == "embedding" else self.depth + 1
 
     def attention(self, clips: Tensor) -> Iterator[Tensor]:

@@ -41,7 +41,7 @@ class ClassifyConfig:
     """Stochastic depth: how often a branch of the last layer is left out; linearly less below, never in the first
     layer (published). For networks with residual branches."""
     label_smoothing: float = option(0.1, ge=0, lt=1)
-    """Share of the target that is spread over all classes (published)."""
+    """The fraction of the target that all classes get in equal parts: label smoothing (published)."""
 
 
 class Head(nn.Module):

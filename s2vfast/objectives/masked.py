@@ -281,8 +281,8 @@ def _mean_squared_error(prediction: Tensor, target: Tensor, filled: Tensor | Non
     if filled is None:
         return ops.masked_mse(prediction, target)
     # Rows beyond those with a body differ from nothing, and the mean is over the others.
-    whole = torch.where(filled[:, None, None], prediction.to(target.dtype), target)
-    return ops.masked_mse(whole, target) * (filled.numel() / filled.sum().clamp(min=1))
+    filled_prediction = torch.where(filled[:, None, None], prediction.to(target.dtype), target)
+    return ops.masked_mse(filled_prediction, target) * (filled.numel() / filled.sum().clamp(min=1))
 
 
 def channel_moments(x: Tensor, filled: Tensor | None = None) -> tuple[Tensor, Tensor]:

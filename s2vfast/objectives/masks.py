@@ -13,7 +13,7 @@ from torch import Tensor
 from s2vfast import ops
 from s2vfast.errors import ConfigError
 from s2vfast.reference import philox
-from s2vfast.reference.tube_mask import published_places, tube_scores
+from s2vfast.reference.tube_mask import published_slots, tube_scores
 
 if TYPE_CHECKING:
     from s2vfast.config import Config, MaskConfig
@@ -137,7 +137,7 @@ class MaskSampler:
     def published_tokens(self, clips: Tensor, **draws: Any) -> Tensor:
         """Where the authors' code of Skeleton2vec puts the latents of `sample_tokens`: int32 [r * N, K]."""
         score = tube_scores(self._moving(clips), **self._tubes(), **draws)
-        return published_places(score, self.tube_len, self.keep)
+        return published_slots(score, self.tube_len, self.keep)
 
     def _moving(self, clips: Tensor) -> Tensor:
         """Coordinates, once a mask; velocities, where they are input, say nothing new about motion."""

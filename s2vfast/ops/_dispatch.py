@@ -61,12 +61,12 @@ class Op:
     def __call__(self, impl: str | None, device: torch.device, *args: Any, **kwargs: Any) -> Any:
         """Run the chosen implementation."""
         _one_device(self.name, args, kwargs)
-        chosen = _chosen(self.name, impl)
-        if chosen == "auto":
-            chosen = self._preferred(device.type, args, kwargs)
-        elif reasons := self.why_not(chosen, device.type, *args, **kwargs):
-            raise errors.ImplementationError(f"{self.name}: impl={chosen!r} cannot run here: {'; '.join(reasons)}")
-        return self.implementations[chosen](*args, **kwargs)
+        selected = _chosen(self.name, impl)
+        if selected == "auto":
+            selected = self._preferred(device.type, args, kwargs)
+        elif reasons := self.why_not(selected, device.type, *args, **kwargs):
+            raise errors.ImplementationError(f"{self.name}: impl={selected!r} cannot run here: {'; '.join(reasons)}")
+        return self.implementations[selected](*args, **kwargs)
 
     def _preferred(self, device: str, args: tuple, kwargs: dict) -> str:
         for name in PREFERENCE.get(device, {}).get(self.name, _TORCH):
@@ -125,9 +125,9 @@ def register_impl(op: str, name: str, function: Callable[..., Any], why_not: Rea
     """
     _known_op(op, f"register_impl({op!r}, {name!r})")
     if not name.isidentifier() or name in (*IMPLEMENTATIONS, "auto"):
-        taken = ", ".join((*IMPLEMENTATIONS, "auto"))
+        reserved = ", ".join((*IMPLEMENTATIONS, "auto"))
         raise errors.ImplementationError(
-            f"register_impl({op!r}, {name!r}): expected letters, digits and underscores, and not one of {taken}"
+            f"register_impl({op!r}, {name!r}): expected letters, digits and underscores, and not one of {reserved}"
         )
     _OPS[op].implementations[name] = function
     _OPS[op].reasons[name] = why_not or (lambda *_, **__: [])
@@ -138,9 +138,9 @@ def operation(op: str) -> Op:
     return _OPS[op]
 
 
-def _known_op(op: str, said: str) -> None:
+def _known_op(op: str, caller: str) -> None:
     if op not in _OPS:
-        raise errors.ImplementationError(f"{said}: no operation {op!r}; there are {', '.join(sorted(_OPS))}")
+        raise errors.ImplementationError(f"{caller}: no operation {op!r}; there are {', '.join(sorted(_OPS))}")
 
 
 def parse_choice(text: str) -> dict[str, str]:

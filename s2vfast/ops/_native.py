@@ -25,17 +25,17 @@ def reasons(
     """
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
-        found = list(_machine(device))
+        reasons = list(_machine(device))
         if device == "cpu" and not cpu and _extension.emulated() is None:
-            found.append("it is compiled for NVIDIA GPUs alone")
+            reasons.append("it is compiled for NVIDIA GPUs alone")
         names = " and ".join(str(dtype)[6:] for dtype in floats)
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        others = [tensor.dtype for tensor in given if tensor.is_floating_point() and tensor.dtype not in floats]
-        found += [f"it takes {names}, not {str(dtype)[6:]}" for dtype in others]
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        wrong_dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in floats]
+        reasons += [f"it takes {names}, not {str(dtype)[6:]}" for dtype in wrong_dtypes]
         if args or kwargs:
             for function in more:
-                found += function(*args, **kwargs)
-        return list(dict.fromkeys(found))
+                reasons += function(*args, **kwargs)
+        return list(dict.fromkeys(reasons))
 
     return check
 
@@ -65,7 +65,7 @@ def place(tensor: Tensor) -> dict[str, int]:
 
 def addresses(**tensors: Tensor | None) -> dict[str, int]:
     """Where each tensor lies; those that are None are left out."""
-    there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     if emulated := _extension.emulated():
-        return emulated.addresses(there)
-    return {name: tensor.data_ptr() for name, tensor in there.items()}
+        return emulated.addresses(present)
+    return {name: tensor.data_ptr() for name, tensor in present.items()}

@@ -30,18 +30,18 @@ def reasons(*more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = F
     """
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
-        found = list(_machine(device))
+        reasons = list(_machine(device))
         names = [str(dtype).removeprefix("torch.") for dtype in floats]
         for value in (*args, *kwargs.values()):
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, Tensor) and item.is_floating_point() and item.dtype not in floats:
                     dtype = str(item.dtype).removeprefix("torch.")
-                    found.append(f"it takes {' and '.join(names)}, not {dtype}")
+                    reasons.append(f"it takes {' and '.join(names)}, not {dtype}")
                     break
         if args or kwargs:
             for function in more:
-                found += function(*args, **kwargs)
-        return list(dict.fromkeys(found))
+                reasons += function(*args, **kwargs)
+        return list(dict.fromkeys(reasons))
 
     return check
 
@@ -73,5 +73,5 @@ def _gpu() -> tuple[str, ...]:
         return ("Triton is not installed",)
     if not torch.cuda.is_available():
         return ("there is no GPU that PyTorch can use",)
-    found = torch.cuda.get_device_capability()
-    return () if found >= (8, 0) else (f"the kernels need compute capability 8.0, this GPU has {found[0]}.{found[1]}",)
+    major, minor = torch.cuda.get_device_capability()
+    return () if major >= 8 else (f"the kernels need compute capability 8.0, this GPU has {major}.{minor}",)

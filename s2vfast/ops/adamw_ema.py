@@ -103,7 +103,7 @@ def _torch(
         grad.mul_((clip / (norm + 1e-6)).clamp_(max=1.0).masked_fill_(bad, 1.0))
     found_inf = bad.to(torch.float32)
     # The function counts up before it computes.
-    taken = torch.as_tensor(step, device=param.device).to(torch.float32) - 1.0
+    previous_step = torch.as_tensor(step, device=param.device).to(torch.float32) - 1.0
     for decay in (True, False):
         parts = [slice(span.start, span.stop) for span in spans if span.decay == decay]
         if parts:
@@ -113,7 +113,7 @@ def _torch(
                 [exp_avg[p] for p in parts],
                 [exp_avg_sq[p] for p in parts],
                 [],
-                [taken.clone() for _ in parts],
+                [previous_step.clone() for _ in parts],
                 fused=True,
                 amsgrad=False,
                 beta1=beta1,
@@ -124,8 +124,8 @@ def _torch(
                 maximize=False,
                 found_inf=found_inf,
             )
-    share = torch.as_tensor(1.0 - tau, device=param.device).to(param.dtype).masked_fill(bad, 0.0)
-    teacher.lerp_(param[: teacher.numel()], share)
+    lerp_weight = torch.as_tensor(1.0 - tau, device=param.device).to(param.dtype).masked_fill(bad, 0.0)
+    teacher.lerp_(param[: teacher.numel()], lerp_weight)
     return norm
 
 

@@ -114,16 +114,18 @@ def _backward(grad_out, grad_normed, out, mean, rstd, branch, *parameters):
     Without a norm that of residual is grad_out, which an operator may not return: it is left out.
     """
     rows = [t if t is None else t.contiguous().view(-1, t.shape[-1]) for t in (grad_out, grad_normed, out, branch)]
-    grad_residual, grad_branch, *others = _triton.kernels("add_norm").backward(
+    grad_residual, grad_branch, *parameter_grads = _triton.kernels("add_norm").backward(
         *rows[:3], mean, rstd, rows[3], *contiguous(parameters)
     )
     streams = [(grad_residual, out), (grad_branch, branch)]
-    return [gradient.view(stream.shape) for gradient, stream in streams if gradient is not None] + present(others)
+    return [gradient.view(stream.shape) for gradient, stream in streams if gradient is not None] + present(
+        parameter_grads
+    )
 
 
 @fake(_backward)
-def _(grad_out, grad_normed, out, mean, rstd, branch, gamma, weight, *others):
-    return like((None if weight is None else out, branch, gamma, weight, *others))
+def _(grad_out, grad_normed, out, mean, rstd, branch, gamma, weight, *bias_and_projection):
+    return like((None if weight is None else out, branch, gamma, weight, *bias_and_projection))
 
 
 def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
@@ -139,9 +141,11 @@ def _save(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
 def _gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     grad_out = grads[0] if ctx.with_branch else None
     grad_normed = grads[int(ctx.with_branch)] if ctx.with_norm else None
-    out, mean, rstd, *others = ctx.saved_tensors
-    gradients = _backward(grad_out, grad_normed, out, mean, rstd, *others)
-    residual, branch, gamma, weight, bias, *projection = one_each(gradients, (out if ctx.with_norm else None, *others))
+    out, mean, rstd, *branch_and_parameters = ctx.saved_tensors
+    gradients = _backward(grad_out, grad_normed, out, mean, rstd, *branch_and_parameters)
+    residual, branch, gamma, weight, bias, *projection = one_each(
+        gradients, (out if ctx.with_norm else None, *branch_and_parameters)
+    )
     return residual if ctx.with_norm else grad_out, branch, gamma, weight, bias, None, *projection
 
 
@@ -149,11 +153,16 @@ differentiate(_forward, _gradients, _save)
 
 
 def _run_triton(
-    residual: Tensor, branch: Tensor | None, gamma: Tensor | None, weight: Tensor | None, *others: Any, **options: Any
+    residual: Tensor,
+    branch: Tensor | None,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    *bias_and_projection: Any,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     if branch is None and weight is None:
         return residual, None
-    outputs = _forward(residual, branch, gamma, weight, *others, **options)
+    outputs = _forward(residual, branch, gamma, weight, *bias_and_projection, **options)
     # Without a branch the stream is what it was: an operator may not return what it was given.
     return residual if branch is None else outputs[0], None if weight is None else outputs[int(branch is not None)]
 

@@ -143,8 +143,8 @@ def _sizes(qkv: Tensor) -> dict[str, int]:
 
 
 def _gpu(tensor: Tensor) -> dict[str, int]:
-    place = _native.place(tensor)
-    return {"device": place["device"], "stream": place["stream"]}
+    target = _native.place(tensor)
+    return {"device": target["device"], "stream": target["stream"]}
 
 
 def _native_gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor:

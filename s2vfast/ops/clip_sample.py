@@ -132,15 +132,15 @@ def _crop(count: Tensor, u: Tensor, spec: ClipSpec, training: bool) -> tuple[Ten
         length = last * (spec.crop_min + (1.0 - spec.crop_min) * u[:, STRETCH, None])
         start = (last - length) * u[:, START, None]
     grid = torch.arange(spec.frames, dtype=torch.float32, device=count.device) / max(spec.frames - 1, 1)
-    place = torch.minimum(start + length * grid, last)
-    index = place.floor()
-    return index.long(), place - index
+    position = torch.minimum(start + length * grid, last)
+    index = position.floor()
+    return index.long(), position - index
 
 
 def _body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, lower: Tensor) -> Tensor:
     """Joints of every body in the main body's frames ``lower`` [B, T]: float32 [B, M, T, V, 3], zeros where unseen."""
     main = row[:, :1] + lower  # [B, T]
-    found = [frames[main].float()]
+    bodies = [frames[main].float()]
     numbers = frame_index[main]  # [B, T]
     # To ask a GPU for the longest track would make the host wait for it.
     longest = frame_index.shape[0] if count.is_cuda else int(count.max())
@@ -156,8 +156,8 @@ def _body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, 
             high = torch.where(right | (middle >= high), high, middle)
         here = (first + low).clamp_(max=frame_index.shape[0] - 1)
         present = (low < length) & (frame_index[here] == numbers)
-        found.append(torch.where(present[..., None, None], frames[here].float(), 0.0))
-    return torch.stack(found, dim=1)
+        bodies.append(torch.where(present[..., None, None], frames[here].float(), 0.0))
+    return torch.stack(bodies, dim=1)
 
 
 def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:

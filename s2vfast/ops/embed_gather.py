@@ -81,16 +81,16 @@ def _triton_op(clips, weight, bias, positions, visible):
 def _triton_backward(grad, clips, weight, visible, *options):
     """Gradients of weight, bias, positions and, where needed, clips."""
     tensors = contiguous((grad, clips, weight, _int32(visible)))
-    d_clips, *others = _triton.kernels("embed_gather").backward(*tensors, *options)
-    return others if d_clips is None else [*others, d_clips]
+    d_clips, *parameter_grads = _triton.kernels("embed_gather").backward(*tensors, *options)
+    return parameter_grads if d_clips is None else [*parameter_grads, d_clips]
 
 
 @fake(_triton_backward)
 def _(grad, clips, weight, visible, tokens, bias, positions, need_clips):
     D = weight.shape[0]
     sums = ((weight.shape, weight.dtype), ((D,), bias), ((tokens, D), positions))
-    others = [weight.new_empty(shape, dtype=dtype) for shape, dtype in sums]
-    return [*others, *([clips.new_empty(clips.shape)] if need_clips else [])]
+    parameter_grads = [weight.new_empty(shape, dtype=dtype) for shape, dtype in sums]
+    return [*parameter_grads, *([clips.new_empty(clips.shape)] if need_clips else [])]
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -103,9 +103,9 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     clips, weight, visible = ctx.saved_tensors
     need_clips, *need, _ = ctx.needs_input_grad
-    found = _triton_backward(upstream, clips, weight, visible, ctx.tokens, *ctx.dtypes, need_clips)
-    others = [gradient if needed else None for gradient, needed in zip(found[:3], need, strict=True)]
-    return found[3] if need_clips else None, *others, None
+    gradients = _triton_backward(upstream, clips, weight, visible, ctx.tokens, *ctx.dtypes, need_clips)
+    parameter_grads = [gradient if needed else None for gradient, needed in zip(gradients[:3], need, strict=True)]
+    return gradients[3] if need_clips else None, *parameter_grads, None
 
 
 differentiate(_triton_op, _triton_gradients, _save)
@@ -156,22 +156,22 @@ def _native_backward(grad, clips, weight, visible, need_map, need_positions, nee
     sizes, held = _native_inputs(clips, weight, visible, grad)
     D, numbers = weight.shape
     L = clips.shape[1] * clips.shape[3] // numbers * clips.shape[2]
-    made: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     scratch: dict[str, Tensor] = {}
     if need_map:
         tiles = _extension.load().embed_gather_map_tiles(grad.shape[0] * grad.shape[1])
         sizes["map_tiles"] = tiles
-        made["d_map"] = grad.new_empty((numbers + 1, D), dtype=torch.float32)
+        outputs["d_map"] = grad.new_empty((numbers + 1, D), dtype=torch.float32)
         scratch["partial"] = grad.new_empty((tiles, numbers + 1, D), dtype=torch.float32)
     if need_positions:
-        made["d_positions"] = grad.new_empty((L, D), dtype=torch.float32)
+        outputs["d_positions"] = grad.new_empty((L, D), dtype=torch.float32)
     if need_clips:
-        made["d_clips"] = grad.new_empty(clips.shape, dtype=torch.float32)
+        outputs["d_clips"] = grad.new_empty(clips.shape, dtype=torch.float32)
     if visible is not None and (need_positions or need_clips):
         scratch["places"] = grad.new_empty((L, clips.shape[0]), dtype=torch.int32)
-    pointers = _native.addresses(grad=grad, **held, **made, **scratch)
+    pointers = _native.addresses(grad=grad, **held, **outputs, **scratch)
     _extension.load().embed_gather_backward(**sizes, **pointers, **_native.place(grad))
-    return list(made.values())
+    return list(outputs.values())
 
 
 @fake(_native_backward)
@@ -186,12 +186,12 @@ def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     clips, weight, visible = ctx.saved_tensors
     need_clips, need_weight, need_bias, need_positions, _ = ctx.needs_input_grad
     need_map = need_weight or need_bias
-    found = iter(_native_backward(upstream, clips, weight, visible, need_map, need_positions, need_clips))
-    d_map = next(found) if need_map else None
+    gradients = iter(_native_backward(upstream, clips, weight, visible, need_map, need_positions, need_clips))
+    d_map = next(gradients) if need_map else None
     d_weight = d_map[:-1].t().to(weight.dtype) if need_weight else None
     d_bias = d_map[-1].to(ctx.dtypes[0]) if need_bias else None
-    d_positions = next(found).to(ctx.dtypes[1]) if need_positions else None
-    d_clips = next(found).to(clips.dtype) if need_clips else None
+    d_positions = next(gradients).to(ctx.dtypes[1]) if need_positions else None
+    d_clips = next(gradients).to(clips.dtype) if need_clips else None
     return d_clips, d_weight, d_bias, d_positions, None
 
 

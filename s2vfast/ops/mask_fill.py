@@ -77,8 +77,8 @@ def _(grad, visible, mask_token, positions):
 
 
 def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    found = _triton_backward(upstream, ctx.saved_tensors[0], *ctx.dtypes)
-    return *(gradient if need else None for gradient, need in zip(found, ctx.needs_input_grad, strict=False)), None
+    gradients = _triton_backward(upstream, ctx.saved_tensors[0], *ctx.dtypes)
+    return *(gradient if need else None for gradient, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
 
 
 differentiate(_triton_op, _triton_gradients, _save)
@@ -114,13 +114,13 @@ def _native_backward(grad, visible, need_latents, need_sums):
     N, L, D = grad.shape
     K = visible.shape[1]
     grad, visible = contiguous((grad, visible.to(torch.int32)))
-    made: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     scratch: dict[str, Tensor] = {}
     if need_latents:
-        made["d_latents"] = grad.new_empty((N, K, D))
+        outputs["d_latents"] = grad.new_empty((N, K, D))
     if need_sums:
-        made["d_mask_token"] = grad.new_empty((D,), dtype=torch.float32)
-        made["d_positions"] = grad.new_empty((L, D), dtype=torch.float32)
+        outputs["d_mask_token"] = grad.new_empty((D,), dtype=torch.float32)
+        outputs["d_positions"] = grad.new_empty((L, D), dtype=torch.float32)
         scratch["masked_sums"] = grad.new_empty((L, D), dtype=torch.float32)
         scratch["has_latent"] = grad.new_empty((L, N), dtype=torch.uint8)
     _extension.load().mask_fill_backward(
@@ -129,10 +129,10 @@ def _native_backward(grad, visible, need_latents, need_sums):
         kept=K,
         tokens=L,
         width=D,
-        **_native.addresses(grad=grad, visible=visible, **made, **scratch),
+        **_native.addresses(grad=grad, visible=visible, **outputs, **scratch),
         **_native.place(grad),
     )
-    return list(made.values())
+    return list(outputs.values())
 
 
 @fake(_native_backward)
@@ -145,10 +145,10 @@ def _(grad, visible, need_latents, need_sums):
 def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     need_latents, need_mask_token, need_positions, _ = ctx.needs_input_grad
     need_sums = need_mask_token or need_positions
-    found = _native_backward(upstream, ctx.saved_tensors[0], need_latents, need_sums)
-    d_latents = found[0] if need_latents else None
-    d_mask_token = found[-2].to(ctx.dtypes[0]) if need_mask_token else None
-    d_positions = found[-1].to(ctx.dtypes[1]) if need_positions else None
+    gradients = _native_backward(upstream, ctx.saved_tensors[0], need_latents, need_sums)
+    d_latents = gradients[0] if need_latents else None
+    d_mask_token = gradients[-2].to(ctx.dtypes[0]) if need_mask_token else None
+    d_positions = gradients[-1].to(ctx.dtypes[1]) if need_positions else None
     return d_latents, d_mask_token, d_positions, None
 
 

@@ -104,8 +104,8 @@ def _(x, weight1, bias1, weight2, bias2, norm_weight, *_):
 @operator(f"mlp_triton_backward(Tensor grad_out, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}) -> Tensor[]")
 def _backward(grad_out, x, mean, rstd, *parameters):
     rows = (t.contiguous().view(-1, x.shape[-1]) for t in (grad_out, x))
-    grad_x, *others = _triton.kernels("mlp").backward(*rows, mean, rstd, *contiguous(parameters))
-    return [grad_x.view(x.shape), *present(others)]
+    grad_x, *parameter_grads = _triton.kernels("mlp").backward(*rows, mean, rstd, *contiguous(parameters))
+    return [grad_x.view(x.shape), *present(parameter_grads)]
 
 
 @fake(_backward)

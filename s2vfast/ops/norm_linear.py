@@ -78,8 +78,8 @@ def _(x, norm_weight, norm_bias, weight, *_):
 )
 def _backward(grad, x, mean, rstd, *parameters):
     rows = (t.contiguous().view(-1, t.shape[-1]) for t in (grad, x))
-    grad_x, *others = _triton.kernels("norm_linear").backward(*rows, mean, rstd, *contiguous(parameters))
-    return [grad_x.view(x.shape), *present(others)]
+    grad_x, *parameter_grads = _triton.kernels("norm_linear").backward(*rows, mean, rstd, *contiguous(parameters))
+    return [grad_x.view(x.shape), *present(parameter_grads)]
 
 
 @fake(_backward)

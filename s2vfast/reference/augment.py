@@ -58,13 +58,13 @@ def axis_rotation(axis: int, angle: float) -> np.ndarray:
     )
 
 
-def rotate(clip, bits, ranges, order, unit, others=None):
-    """R x, R the product of rotations in ``order``; with ``others``, one drawn axis by its range, two by ``others``."""
+def rotate(clip, bits, ranges, order, unit, minor_range=None):
+    """R x, R the product of rotations in ``order``; with ``minor_range``, one drawn axis by its range, two by that."""
     product = np.eye(3)
     main = below(bits[3], 3)
     angles = []
     for axis in range(3):
-        low, high = ranges[axis] if others is None or axis == main else others
+        low, high = ranges[axis] if minor_range is None or axis == main else minor_range
         if unit == "whole_degrees":
             angles.append(math.radians(low + below(bits[axis], int(high - low) + 1)))
         else:

@@ -108,10 +108,10 @@ def _crop(count: int, sample: int, spec: ClipSpec, seed: int, epoch: int, traini
         u = philox.uniform(_clip_draws(sample, seed, epoch))
         length = last * (spec.crop_min + (1.0 - spec.crop_min) * u[STRETCH])
         start = (last - length) * u[START]
-    place = start + length * (torch.arange(spec.frames, dtype=torch.float32) / max(spec.frames - 1, 1))
-    place = place.clamp(max=last)
-    index = place.floor()
-    return index.long(), place - index
+    position = start + length * (torch.arange(spec.frames, dtype=torch.float32) / max(spec.frames - 1, 1))
+    position = position.clamp(max=last)
+    index = position.floor()
+    return index.long(), position - index
 
 
 def _clip_draws(sample: int, seed: int, epoch: int) -> Tensor:

@@ -18,7 +18,7 @@ from s2vfast.reference.mask_fill import mask_fill
 from s2vfast.reference.masked_mse import masked_mse
 from s2vfast.reference.mlp import mlp
 from s2vfast.reference.teacher_target import teacher_target
-from s2vfast.reference.tube_mask import published_places, tube_mask, tube_scores
+from s2vfast.reference.tube_mask import published_slots, tube_mask, tube_scores
 
 Parameters = dict[str, Tensor]
 
@@ -87,11 +87,11 @@ def step(
         "ids": ids,
     }
     visible, masked = tube_mask(clips[..., :3], keep=settings.keep, **tubes)
-    places = visible
+    slots = visible
     if settings.placement == "published":
-        places = published_places(tube_scores(clips[..., :3], **tubes), settings.tube_len, settings.keep)
+        slots = published_slots(tube_scores(clips[..., :3], **tubes), settings.tube_len, settings.keep)
     latent = encode(_under("encoder.", student), clips, settings, visible)[-1]
-    prediction = decode(_under("decoder.", student), latent, places, settings)
+    prediction = decode(_under("decoder.", student), latent, slots, settings)
     with torch.no_grad():
         hidden = encode(teacher, clips, settings, None)[-1 - settings.top_k : -1]
         target = teacher_target(hidden, None, settings.target_norm)
@@ -111,10 +111,10 @@ def encode(p: Parameters, clips: Tensor, settings: Settings, visible: Tensor | N
     return hidden
 
 
-def decode(p: Parameters, latent: Tensor, places: Tensor, settings: Settings) -> Tensor:
-    """Predictions at every token, [N, L, D], from latents [N, K, D] at the tokens ``places`` (int32 [N, K])."""
+def decode(p: Parameters, latent: Tensor, slots: Tensor, settings: Settings) -> Tensor:
+    """Predictions at every token, [N, L, D], from latents [N, K, D] put at the tokens ``slots`` (int32 [N, K])."""
     latent = latent @ p["embed.weight"].t() + p["embed.bias"]
-    x = mask_fill(latent, p["mask_token"], _positions(p["segment"], p["joint"]), places)
+    x = mask_fill(latent, p["mask_token"], _positions(p["segment"], p["joint"]), slots)
     for i in range(settings.decoder_depth):
         x = block(_under(f"blocks.{i}.", p), x, settings)
     return _norm(p, "norm", x, settings.norm_eps) @ p["head.weight"].t() + p["head.bias"]

@@ -102,7 +102,7 @@ def _number(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
-def published_places(score: Tensor, tube_len: int, keep: int) -> Tensor:
+def published_slots(score: Tensor, tube_len: int, keep: int) -> Tensor:
     """Where the authors' code puts the visible latents before decoding: int32 [N, K], for ascending visible tokens.
 
     It lists all K latents (segment by segment, in each by ascending score), appends mask tokens up to L, cuts the list

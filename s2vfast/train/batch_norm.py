@@ -62,9 +62,9 @@ class _Normalise(torch.autograd.Function):
         rows = torch.zeros(ranks.world_size, 2 * C + 1, dtype=x.dtype, device=x.device)
         rows[ranks.rank, :C], rows[ranks.rank, C : 2 * C], rows[ranks.rank, 2 * C] = mean, variance, x.numel() / C
         ranks.all_reduce(rows)
-        share = rows[:, 2 * C :] / rows[:, 2 * C].sum()  # [world_size, 1]
-        mean = (rows[:, :C] * share).sum(0)
-        variance = ((rows[:, C : 2 * C] + (rows[:, :C] - mean).square()) * share).sum(0)
+        fraction = rows[:, 2 * C :] / rows[:, 2 * C].sum()  # [world_size, 1]
+        mean = (rows[:, :C] * fraction).sum(0)
+        variance = ((rows[:, C : 2 * C] + (rows[:, :C] - mean).square()) * fraction).sum(0)
         shape = [1, C, *[1] * (x.dim() - 2)]
         rstd = torch.rsqrt(variance + eps)
         normed = (x - mean.view(shape)) * rstd.view(shape)

@@ -34,7 +34,7 @@ class Checkpoint:
     tensors: dict[str, dict[str, torch.Tensor]]
     """Tensors on the CPU by group and name."""
     meta: dict[str, Any]
-    """What was saved beside the tensors."""
+    """Plain values that were saved with the tensors."""
     path: Path
     """Its folder."""
 
@@ -46,10 +46,10 @@ def folder(run_dir: str | Path) -> Path:
 
 def steps(run_dir: str | Path) -> list[int]:
     """Steps of the checkpoints that are there, ascending; whether they are intact is not looked at."""
-    place = folder(run_dir)
-    if not place.is_dir():
+    checkpoints = folder(run_dir)
+    if not checkpoints.is_dir():
         return []
-    names = (entry.name for entry in place.iterdir() if entry.is_dir())
+    names = (entry.name for entry in checkpoints.iterdir() if entry.is_dir())
     return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
 
 
@@ -113,20 +113,20 @@ def load_latest(
     Raises:
         CheckpointError: There is none, or none is intact.
     """
-    found = steps(run_dir)
-    if not found:
+    saved_steps = steps(run_dir)
+    if not saved_steps:
         raise errors.CheckpointError(
             f"{run_dir}: no checkpoint here; a run folder of `s2vfast pretrain` that has been saved at least once "
             f"is expected"
         )
-    for step in reversed(found):
+    for step in reversed(saved_steps):
         path = _path(run_dir, step)
         try:
             return _read(path, step, groups)
         except _Damaged as damage:
             log(f"{path}: damaged ({damage}); the checkpoint before it is used")
     raise errors.CheckpointError(
-        f"{folder(run_dir)}: none of its {len(found)} checkpoints is intact; begin the run anew in another folder"
+        f"{folder(run_dir)}: none of its {len(saved_steps)} checkpoints is intact; begin the run anew in another folder"
     )
 
 
@@ -180,8 +180,8 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path, step: int, groups: tuple[str, ...] | None) -> Checkpoint:

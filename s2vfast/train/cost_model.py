@@ -119,15 +119,15 @@ class Plan:
         model, D = self.config.model, self.config.model.dim
         shared = "share" in self.savings and self.empty > 1
         tracks = self.tracks - self.empty + 1 if shared else self.tracks
-        rows, wanted = tracks * self.L, self._masks() * (self.L - self.K)
+        rows, target_rows = tracks * self.L, self._masks() * (self.L - self.K)
         yield self._embed("teacher", rows, tracks)
         yield from self._blocks("teacher", tracks, self.L, model.depth)
         if "norm" not in self.savings:
             yield Line("teacher", "final norm", bytes=rows * D * (STREAM + STREAM), launches=1)
         if shared:
             yield Line("teacher", "tracks with a body", bytes=2 * self._clip() * tracks, launches=LAUNCHES["share"])
-            yield Line("target", "rows of tracks", bytes=2 * wanted * D * STREAM, launches=LAUNCHES["share"])
-        moved = 2 * self.config.objective.top_k * rows * D * STREAM + wanted * D * STREAM
+            yield Line("target", "rows of tracks", bytes=2 * target_rows * D * STREAM, launches=LAUNCHES["share"])
+        moved = 2 * self.config.objective.top_k * rows * D * STREAM + target_rows * D * STREAM
         yield Line("target", "teacher_target", bytes=moved, launches=LAUNCHES["teacher_target"])
 
     def _student(self) -> Iterable[Line]:
@@ -193,11 +193,11 @@ class Plan:
         depth, D = self.config.objective.decoder_depth, self.config.model.dim
         tracks, K, L = self._masks(), self.K, self.L
         last = L - K if "masked" in self.savings else None
-        wanted = tracks * (L if last is None else last)
+        predicted_rows = tracks * (L if last is None else last)
         for backward in (False, True):
             part, times = ("decoder backward", 2) if backward else ("decoder forward", 1)
             label, cost = _label(backward), LAUNCHES_BACKWARD if backward else LAUNCHES
-            rows = {"norm and embed": tracks * K, "head": wanted}
+            rows = {"norm and embed": tracks * K, "head": predicted_rows}
             for what, count in rows.items():
                 moved = count * D * ((2 * (OPERAND + STREAM) + STREAM) if backward else (STREAM + OPERAND))
                 gemm = times * 2.0 * count * D * D
@@ -207,7 +207,7 @@ class Plan:
             yield Line(part, f"mask_fill{label}", bytes=tracks * L * D * STREAM, launches=cost["mask_fill"])
             yield from self._blocks(part, tracks, L, depth, backward, last)
             if last is not None:
-                moved = 2 * wanted * D * (STREAM + OPERAND)
+                moved = 2 * predicted_rows * D * (STREAM + OPERAND)
                 yield Line(part, f"rows of masked tokens{label}", bytes=moved, launches=cost["gather"])
 
     def _update(self) -> Iterable[Line]:

@@ -117,16 +117,16 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
-        whole = rows.new_zeros(ranks.world_size, *rows.shape)
-        whole[ranks.rank] = rows
-        ranks.all_reduce(whole)
-        return whole.flatten(0, 1)
+        gathered = rows.new_zeros(ranks.world_size, *rows.shape)
+        gathered[ranks.rank] = rows
+        ranks.all_reduce(gathered)
+        return gathered.flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        whole = gradient.contiguous().clone()
-        ctx.ranks.all_reduce(whole)
-        return whole.unflatten(0, (ctx.ranks.world_size, -1))[ctx.ranks.rank], None
+        total = gradient.contiguous().clone()
+        ctx.ranks.all_reduce(total)
+        return total.unflatten(0, (ctx.ranks.world_size, -1))[ctx.ranks.rank], None
 
 
 @contextlib.contextmanager

@@ -71,10 +71,12 @@ class Recordings:
 
     def clips(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
         """[n * M, T, V, C] at `source` of sequences ``ids``: of a training epoch, or (None) the deterministic ones."""
-        there = ids
+        source_ids = ids
         if self.source.type == "cuda":
-            there = ids.pin_memory().to(self.source, non_blocking=True)
-        return ops.clip_sample(*self._tables, there, self.spec, seed=seed, epoch=epoch or 0, training=epoch is not None)
+            source_ids = ids.pin_memory().to(self.source, non_blocking=True)
+        return ops.clip_sample(
+            *self._tables, source_ids, self.spec, seed=seed, epoch=epoch or 0, training=epoch is not None
+        )
 
 
 def view_seed(seed: int, view: int) -> int:
@@ -121,16 +123,16 @@ class Feed:
             raise errors.ConfigError(
                 f"train.batch: {batch} is more than the {len(ids)} training sequences of split {config.data.split}"
             )
-        shares = ranks.world_size * (accumulate or 1)
-        if batch < shares:
+        total = ranks.world_size * (accumulate or 1)
+        if batch < total:
             times = f" times train.accumulate = {accumulate}" if accumulate else ""
             raise errors.ConfigError(
-                f"train.batch: {batch} is less than {shares}, which is {ranks.world_size} ranks{times}; each of them "
+                f"train.batch: {batch} is less than {total}, which is {ranks.world_size} ranks{times}; each of them "
                 f"needs a clip"
             )
-        if objective.gathers and batch % shares:
+        if objective.gathers and batch % total:
             raise errors.ConfigError(
-                f"train.batch: {batch} is no multiple of {shares} ranks and micro-batches, as "
+                f"train.batch: {batch} is no multiple of {total} ranks and micro-batches, as "
                 f"objective.name: {config.objective.name} asks"
             )
         self.order = Order(ids, batch, config.train.seed)
@@ -149,36 +151,36 @@ class Feed:
         self._repeats = device.type == "cuda" or config.train.mode == "compile"
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of a step's views, and what the objective makes of them."""
+        """This rank's part of a step's views, and what the objective makes of them."""
         ids, epoch = self.order.sample_ids(step), self.order.epoch(step)
-        shares = self.shares(ids)
+        ids_of_batches = self.ids_of_micro_batches(ids)
         first = self.ranks.rank * self.micro_batches
         # What is chosen for the device may not run on the host.
-        impl, capacity = "auto" if self.recordings.sends else self.config.train.impl, self._capacity(shares)
+        impl, capacity = "auto" if self.recordings.sends else self.config.train.impl, self._capacity(ids_of_batches)
         auto = impl == "auto" and not self.recordings.sends
         with contextlib.nullcontext() if auto else ops.use_impl(impl, everywhere=False):
             batches = [
-                self._micro_batch(share, epoch, capacity, len(share) / len(ids))
-                for share in shares[first : first + self.micro_batches]
+                self._micro_batch(batch_ids, epoch, capacity, len(batch_ids) / len(ids))
+                for batch_ids in ids_of_batches[first : first + self.micro_batches]
             ]
         return Batch(batches, ids.numpy(), epoch)
 
-    def shares(self, ids: Tensor) -> list[Tensor]:
+    def ids_of_micro_batches(self, ids: Tensor) -> list[Tensor]:
         """The samples of every micro-batch of every rank, of those of a step; sizes differ by one at most."""
         of_ranks = ids.tensor_split(self.ranks.world_size)
-        return [share for rank in of_ranks for share in rank.tensor_split(self.micro_batches)]
+        return [batch_ids for rank in of_ranks for batch_ids in rank.tensor_split(self.micro_batches)]
 
-    def _capacity(self, shares: list[Tensor]) -> int | None:
-        """Tracks with a body that every micro-batch of every rank has room for; None where each has what it needs.
+    def _capacity(self, ids_of_batches: list[Tensor]) -> int | None:
+        """Tracks with a body that every micro-batch of every rank holds; None where each has what it needs.
 
         The same everywhere, so that all ranks have captured the same shapes, and these repeat.
         """
         if not self._repeats or self.objective.empty_bodies == "compute":
             return None
         present = self.recordings.present
-        each = len(shares[0]) * present.shape[1]
+        each = len(ids_of_batches[0]) * present.shape[1]
         round_to = max(1, each // 16)
-        most = max(int(present[share].sum()) for share in shares)
+        most = max(int(present[batch_ids].sum()) for batch_ids in ids_of_batches)
         return min(-(-most // round_to) * round_to, each)
 
     def _micro_batch(self, ids: Tensor, epoch: int, capacity: int | None, weight: float) -> MicroBatch:
@@ -193,8 +195,8 @@ class Feed:
             bodies = Bodies.from_mask(self.recordings.present[ids].flatten(), capacity)
             if source.type == "cuda":
                 bodies = replace(bodies, order=self._send(bodies.order), rank=self._send(bodies.rank))
-        made = MicroBatch(views, inputs, bodies, weight)
-        return made.map(self._send) if self.recordings.sends else made
+        batch = MicroBatch(views, inputs, bodies, weight)
+        return batch.map(self._send) if self.recordings.sends else batch
 
     def _view(self, view: int, draw: Draw) -> Tensor:
         clips = self.recordings.clips(draw.sample_ids, epoch=draw.epoch, seed=view_seed(draw.seed, view))

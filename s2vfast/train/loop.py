@@ -126,7 +126,7 @@ def run_steps(
         ranks: the processes that share it.
         begin: make the folder; else go on from the newest intact checkpoint.
         command: what goes on with an interrupted run, for messages.
-        description: what run.json is to hold beside the usual.
+        description: further entries of run.json.
         notes: what to say before the first step.
         stream: where progress goes; None: standard output.
         tensorboard: as of `train`; so are profile and make_trainer.

@@ -1,4 +1,4 @@
-"""Parameters, gradients and moments as a few flat buffers, one step over them, and what a step changes beside them."""
+"""Parameters, gradients and moments as a few flat buffers, a step over them, and the other buffers that it changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FlatAdamW:
         objective: the modules.
         operands: dtype of the weights that modules offer as operands (`s2vfast.networks.base.operand_weights`). Where
             it is not float32 these are copies of the float32 parameters, renewed after each step.
-        extra_numel: numbers beside the gradients in the buffer that ranks add up (see `shared`).
+        extra_numel: numbers after the gradients in the buffer that ranks add up (see `shared`).
         layer_decay: factor of the learning rate from a layer to the one below it.
     """
 
@@ -135,8 +135,8 @@ class FlatAdamW:
         """Put the gradients of `parameters` into the flat buffer, or add them to what is there."""
         for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
             # PyTorch copies lists at once where all of them are of one dtype.
-            chosen = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
-            flat, new = [self._gradients[i] for i in chosen], [gradients[i] for i in chosen]
+            indices = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
+            flat, new = [self._gradients[i] for i in indices], [gradients[i] for i in indices]
             if add:
                 torch._foreach_add_(flat, [gradient.to(torch.float32) for gradient in new])
             else:

@@ -30,12 +30,12 @@ class Order:
 
     def sample_ids(self, step: int) -> Tensor:
         """int64 [batch], the sequences of a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        known, shuffled = self._last
-        if epoch != known:
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        shuffled_epoch, shuffled = self._last
+        if epoch != shuffled_epoch:
             shuffled = shuffle(self.ids, self.seed, epoch)
             self._last = (epoch, shuffled)
-        positions = torch.arange(place * self.batch, (place + 1) * self.batch) % len(self.ids)
+        positions = torch.arange(step_in_epoch * self.batch, (step_in_epoch + 1) * self.batch) % len(self.ids)
         return shuffled[positions]
 
 

@@ -50,8 +50,8 @@ def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[st
                 _timed(lambda: [*(trainer.run_step() for _ in range(each)), *trainer.drain()], trainer.device) / each
             )
             bare.append(_timed(lambda: [trainer.step_without_data(batch) for _ in range(each)], trainer.device) / each)
-        found = {"loop_step_ms": _median(full), "bare_step_ms": _median(bare)}
-        found["clips_per_second_bare"] = round(trainer.config.train.batch / found["bare_step_ms"] * 1000, 1)
+        summary = {"loop_step_ms": _median(full), "bare_step_ms": _median(bare)}
+        summary["clips_per_second_bare"] = round(trainer.config.train.batch / summary["bare_step_ms"] * 1000, 1)
         activities = [ProfilerActivity.CPU]
         if trainer.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -63,15 +63,15 @@ def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[st
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             traced = 1000 * (time.perf_counter() - begun) / steps
-        found |= _stages(profiler, steps, traced, trainer.device.type == "cuda")
+        summary |= _stages(profiler, steps, traced, trainer.device.type == "cuda")
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(folder / "trace.json"))
-            (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
             key = "self_device_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
             table = profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60)
-            (folder / "table.txt").write_text(f"{text(found)}\n\n{table}\n", "utf-8")
-        return found
+            (folder / "table.txt").write_text(f"{text(summary)}\n\n{table}\n", "utf-8")
+        return summary
     finally:
         trainer.total_steps = total
         trainer.rewind(first)
@@ -81,17 +81,17 @@ def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[st
         trainer.optimizer.refresh()
 
 
-def text(found: dict[str, Any]) -> str:
+def text(summary: dict[str, Any]) -> str:
     """A summary in words and numbers."""
     lines = [
-        f"a step takes {found['loop_step_ms']:.2f} ms, and {found['bare_step_ms']:.2f} ms without data and reading "
-        f"({found['bare_step_ms'] / found['loop_step_ms']:.0%} of the bare step's throughput)"
+        f"a step takes {summary['loop_step_ms']:.2f} ms, and {summary['bare_step_ms']:.2f} ms without data and reading "
+        f"({summary['bare_step_ms'] / summary['loop_step_ms']:.0%} of the bare step's throughput)"
     ]
-    lines += [f"  {name:10}{ms:10.3f} ms on the host" for name, ms in found["host_ms"].items()]
-    if "kernels_ms" in found:
-        lines.append(f"  {'kernels':10}{found['kernels_ms']:10.3f} ms, {found['launches']:.0f} of them")
-        lines.append(f"  {'gaps':10}{found['gaps_ms']:10.3f} ms without a kernel")
-    lines += [f"    {row['ms']:10.3f} ms  {row['calls']:6.1f} calls  {row['name'][:70]}" for row in found["top"]]
+    lines += [f"  {name:10}{ms:10.3f} ms on the host" for name, ms in summary["host_ms"].items()]
+    if "kernels_ms" in summary:
+        lines.append(f"  {'kernels':10}{summary['kernels_ms']:10.3f} ms, {summary['launches']:.0f} of them")
+        lines.append(f"  {'gaps':10}{summary['gaps_ms']:10.3f} ms without a kernel")
+    lines += [f"    {row['ms']:10.3f} ms  {row['calls']:6.1f} calls  {row['name'][:70]}" for row in summary["top"]]
     return "\n".join(lines)
 
 
@@ -123,14 +123,14 @@ def _stages(profiler: Any, steps: int, wall: float, cuda: bool) -> dict[str, Any
         elif not cuda:
             _add(work[event.name], event.self_cpu_time_total, steps)
     host["other"] = max(wall - sum(host.values()), 0.0)
-    found: dict[str, Any] = {"host_ms": {name: round(ms, 3) for name, ms in host.items()}}
+    stages: dict[str, Any] = {"host_ms": {name: round(ms, 3) for name, ms in host.items()}}
     if cuda:
         busy = _union(kernels) / 1000 / steps
-        found |= {"kernels_ms": round(busy, 3), "gaps_ms": round(max(wall - busy, 0.0), 3)}
-        found["launches"] = len(kernels) / steps
+        stages |= {"kernels_ms": round(busy, 3), "gaps_ms": round(max(wall - busy, 0.0), 3)}
+        stages["launches"] = len(kernels) / steps
     top = sorted(work.items(), key=lambda item: -item[1][0])[:TOP]
-    found["top"] = [{"name": name, "ms": round(ms, 3), "calls": round(calls, 2)} for name, (ms, calls) in top]
-    return found
+    stages["top"] = [{"name": name, "ms": round(ms, 3), "calls": round(calls, 2)} for name, (ms, calls) in top]
+    return stages
 
 
 def _add(row: list[float], us: float, steps: int) -> None:

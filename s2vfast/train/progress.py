@@ -62,11 +62,11 @@ class Meter:
 
 def duration(seconds: float) -> str:
     """``59 s``, ``1:05``, ``2:03:04``."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    total = math.ceil(seconds)
+    if total < 60:
+        return f"{total} s"
+    hours, remainder = divmod(total, 3600)
+    return f"{hours}:{remainder // 60:02d}:{remainder % 60:02d}" if hours else f"{remainder // 60}:{remainder % 60:02d}"
 
 
 def _details(result: Result) -> str:

@@ -11,20 +11,20 @@ RESUME_INEXACT = ("data.resident", "train.device", "train.impl", "train.mode", "
 """Fields that may change too, but then sums are rounded in another order."""
 
 
-def agreed_config(own: Config, asked: Config | None) -> tuple[Config, list[str]]:
+def agreed_config(own: Config, new_config: Config | None) -> tuple[Config, list[str]]:
     """The config to go on with, and what to say about it.
 
     Args:
         own: what the run began with.
-        asked: what it is to go on with; None: the same.
+        new_config: what it is to go on with; None: the same.
 
     Raises:
         ConfigError: a field that cannot change.
     """
-    if asked is None:
+    if new_config is None:
         return own, []
     notes = []
-    before, after = own.to_dict(), asked.to_dict()
+    before, after = own.to_dict(), new_config.to_dict()
     for section in dict.fromkeys((*before, *after)):
         for name in dict.fromkeys((*before.get(section, {}), *after.get(section, {}))):
             path = f"{section}.{name}"
@@ -38,9 +38,9 @@ def agreed_config(own: Config, asked: Config | None) -> tuple[Config, list[str]]
                     f"another run"
                 )
             note = f"warning: {path}: {value} so far, {new} from here on; results may differ in the last bits"
-            if path == "train.device" and asked.train.precision == "auto":
+            if path == "train.device" and new_config.train.precision == "auto":
                 note += ", and more between a CPU and a GPU: train.precision auto is bfloat16 there"
             if path == "train.accumulate":
                 note += ", and more where there is batch norm: its statistics are those of a micro-batch"
             notes.append(note)
-    return asked, notes
+    return new_config, notes

@@ -44,10 +44,10 @@ def check_free(run_dir: str | Path) -> None:
     if path.exists() and not path.is_dir():
         raise errors.CheckpointError(f"{path}: is a file; a folder is expected for --out")
     if path.is_dir():
-        others = sorted(e.name for e in path.iterdir() if not _leftover(e.name))
-        if others:
+        names = sorted(e.name for e in path.iterdir() if not _leftover(e.name))
+        if names:
             raise errors.CheckpointError(
-                f"{path}: is not empty (it holds {others[0]}) and is no run; name an empty or new folder with --out"
+                f"{path}: is not empty (it holds {names[0]}) and is no run; name an empty or new folder with --out"
             )
 
 
@@ -65,23 +65,23 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
         TrainingError: The folder cannot be written.
     """
     path = Path(run_dir)
-    made = []
+    new_folders = []
     try:
         for parent in [*reversed(path.parents), path]:
             if not parent.exists():
                 parent.mkdir()
-                made.append(parent)
+                new_folders.append(parent)
         checkpoint.clean(path)
         write_config(path, config)
         files.write_json(path / RUN, _description(store) | (description or {}))
     except OSError as error:
         for name in (RUN, CONFIG):
             files.remove(path / name)
-        for parent in reversed(made):
+        for parent in reversed(new_folders):
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise errors.TrainingError(
-            f"{path}: the run's folder cannot be written: {error.strerror or error}; mend that or name another "
+            f"{path}: the run's folder cannot be written: {error.strerror or error}; correct that or name another "
             f"folder with --out"
         ) from error
 
@@ -141,11 +141,11 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
         exact: Whether it must be the very store the run began with, or only have the same joints.
     """
     described = read(run_dir)
-    ours, theirs = described["layout"], store.layout
-    if ours["name"] != theirs.name or len(ours["joints"]) != theirs.num_joints:
+    expected, layout = described["layout"], store.layout
+    if expected["name"] != layout.name or len(expected["joints"]) != layout.num_joints:
         raise errors.CheckpointError(
-            f"{store_path}: its layout is {theirs.name} ({theirs.num_joints} joints); the run {run_dir} was made with "
-            f"{ours['name']} ({len(ours['joints'])} joints). Name a store of that layout"
+            f"{store_path}: its layout is {layout.name} ({layout.num_joints} joints); the run {run_dir} was made with "
+            f"{expected['name']} ({len(expected['joints'])} joints). Name a store of that layout"
         )
     if exact and store.fingerprint != described["store"]["fingerprint"]:
         raise errors.CheckpointError(

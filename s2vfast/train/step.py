@@ -20,10 +20,11 @@ from s2vfast.train.distributed import Ranks
 from s2vfast.train.optim import FlatAdamW
 
 STEP_INPUTS = ("step", "lr", "tau", "stop")
-"""What the host tells a step: its number from 1, learning rate, the averages' decay, whether this rank is to stop."""
+"""What the host writes for a step: its number from 1, learning rate, the averages' decay, whether this rank is to
+stop."""
 STEP_OUTPUTS = ("loss", "grad_norm", "stop")
-"""What a step tells the host; the objective's terms and moments follow, then the losses of all shares (ranks times
-micro-batches)."""
+"""What the host reads after a step; the objective's terms and moments follow, then the losses of all micro-batches of
+all ranks."""
 
 
 def report_names(objective: Objective) -> tuple[str, ...]:
@@ -31,11 +32,11 @@ def report_names(objective: Objective) -> tuple[str, ...]:
     return (*STEP_OUTPUTS, *objective.terms, *objective.moments)
 
 
-def extra_numel(objective: Objective, shares: int) -> int:
-    """Numbers that a step's shares (ranks times micro-batches) report to each other."""
-    if shares == 1:
+def extra_numel(objective: Objective, total_micro_batches: int) -> int:
+    """Numbers that the micro-batches of all ranks report to each other in a step."""
+    if total_micro_batches == 1:
         return 0
-    return shares * (2 + len(objective.terms) + 2 * sum(objective.moments.values())) + 1
+    return total_micro_batches * (2 + len(objective.terms) + 2 * sum(objective.moments.values())) + 1
 
 
 class Step:
@@ -43,7 +44,7 @@ class Step:
 
     Args:
         objective: loss and networks.
-        optimizer: its parameters, with `extra_numel` numbers beside the gradients.
+        optimizer: its parameters, with `extra_numel` numbers after the gradients.
         options: the config's section.
         ranks: the processes that share a step.
         micro_batches: how many a rank does.
@@ -60,16 +61,16 @@ class Step:
         compiled: bool = False,
     ) -> None:
         self.objective, self.optimizer, self.options, self.ranks = objective, optimizer, options, ranks
-        self.micro_batches, self.shares = micro_batches, ranks.world_size * micro_batches
+        self.micro_batches, self.total_micro_batches = micro_batches, ranks.world_size * micro_batches
         device = optimizer.param.device
         self.inputs = torch.zeros(len(STEP_INPUTS), dtype=torch.float64, device=device)
         """[4], see `STEP_INPUTS`."""
         self.names = report_names(objective)
-        self.report = torch.zeros(len(self.names) + self.shares, device=device)
-        """[names + shares], see `STEP_OUTPUTS`."""
+        self.report = torch.zeros(len(self.names) + self.total_micro_batches, device=device)
+        """[names + micro-batches of all ranks], see `STEP_OUTPUTS`."""
         self._one = torch.ones((), device=device)
         # A mean over the clips that are kept, whose number only the device knows, is weighted after the sum.
-        self._weighted = self.shares > 1 and objective.weighted_by_count
+        self._weighted = self.total_micro_batches > 1 and objective.weighted_by_count
         self._loss: Callable[..., Loss] = objective.step_loss
         if compiled:
             from torch import _dynamo  # takes a second to import
@@ -94,7 +95,7 @@ class Step:
                 loss = output.loss
                 if self._weighted:
                     loss = loss * output.count
-                elif self.shares > 1:
+                elif self.total_micro_batches > 1:
                     loss = loss * batch.weight
                 gradients = torch.autograd.grad(loss, self.optimizer.parameters, self._one, materialize_grads=True)
                 self.optimizer.collect(list(gradients), add=number > 0)
@@ -105,11 +106,11 @@ class Step:
                 rows[self.ranks.rank * self.micro_batches + number].copy_(torch.cat([numbers, *moments]))
         with record_function("s2vfast: update"):
             if rows is None:
-                loss, stop, share_losses = output.loss.detach(), self.inputs[3].float(), [output.loss.detach()]
+                loss, stop, losses = output.loss.detach(), self.inputs[3].float(), [output.loss.detach()]
                 reported = [*self._terms(output), *(output.moments[name][0].mean() for name in self.objective.moments)]
             else:
                 loss, stop, reported = self._aggregate(rows)
-                share_losses = rows[:, 0].unbind()
+                losses = rows[:, 0].unbind()
             # Zero times what is not finite is NaN, which spoils the norm, as the last step's norm does if it was not
             # finite; and a norm that is not finite lets nothing through.
             self.optimizer.grad[:1].add_((loss + self.report[1]) * 0.0)
@@ -124,29 +125,30 @@ class Step:
                 clip=options.clip,
                 tau=self.inputs[2],
             )
-            torch.stack([loss, norm, stop, *reported, *share_losses], out=self.report)
+            torch.stack([loss, norm, stop, *reported, *losses], out=self.report)
 
     def _terms(self, output: Loss) -> list[Tensor]:
         return [output.terms[name] for name in self.objective.terms]
 
     def _rows(self) -> Tensor | None:
-        """Loss, weight, terms and moments of every share, cleared; None for one share."""
-        if self.shares == 1:
+        """Loss, weight, terms and moments of every micro-batch of every rank, cleared; None where there is one."""
+        if self.total_micro_batches == 1:
             return None
         extra = self.optimizer.shared[self.optimizer.grad.numel() :].zero_()
         extra[-1:].copy_(self.inputs[3:])
-        return extra[:-1].view(self.shares, -1)
+        return extra[:-1].view(self.total_micro_batches, -1)
 
     def _aggregate(self, rows: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Add up gradients and rows over ranks; loss, ranks that want to stop, terms and moments of the whole."""
         self.ranks.all_reduce(self.optimizer.shared)
         if self._weighted:
             self.optimizer.grad.div_(rows[:, 1].sum())
-        weight = (rows[:, 1] / rows[:, 1].sum())[:, None]  # [shares, 1]
+        weight = (rows[:, 1] / rows[:, 1].sum())[:, None]  # [micro-batches, 1]
         first = 2 + len(self.objective.terms)
         loss, _, *reported = (rows[:, :first] * weight).sum(0).unbind()
         for width in self.objective.moments.values():
-            variance, mean = rows[:, first : first + 2 * width].unflatten(1, (2, width)).unbind(1)  # [shares, D] each
+            # [micro-batches, D] each
+            variance, mean = rows[:, first : first + 2 * width].unflatten(1, (2, width)).unbind(1)
             between = mean - (mean * weight).sum(0)
             reported.append(((variance + between.square()) * weight).sum(0).mean())
             first += 2 * width

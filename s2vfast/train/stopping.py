@@ -37,9 +37,9 @@ class Stop:
         self._before = {}
 
     def _note(self, number: int, frame: Any) -> None:
-        known, self.signum = self.signum, number
+        previous, self.signum = self.signum, number
         if self.patient:
-            if known is None and torchrun.is_main_process():
+            if previous is None and torchrun.is_main_process():
                 os.write(2, b"\ns2vfast: stopping after this step\n")
             return
         self.__exit__()

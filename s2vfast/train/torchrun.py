@@ -1,4 +1,4 @@
-"""What torchrun tells a process in its environment."""
+"""What torchrun writes into the environment of a process."""
 
 from __future__ import annotations
 

@@ -226,9 +226,9 @@ class Trainer:
         )
 
     def _non_finite(self, what: str, value: float, pending: _Pending, losses: list[float]) -> NonFiniteError:
-        shares = self.feed.shares(torch.from_numpy(pending.sample_ids))
-        bad = [share for share, loss in zip(shares, losses, strict=True) if not math.isfinite(loss)]
-        ids = torch.cat(bad or shares).tolist()
+        ids_of_batches = self.feed.ids_of_micro_batches(torch.from_numpy(pending.sample_ids))
+        bad = [batch_ids for batch_ids, loss in zip(ids_of_batches, losses, strict=True) if not math.isfinite(loss)]
+        ids = torch.cat(bad or ids_of_batches).tolist()
         names = ", ".join(f"{i} ({self.store.names[i]})" for i in ids[:8])
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         error = NonFiniteError(
@@ -243,7 +243,7 @@ class Trainer:
         return {"model": self.optimizer.weights(), "optimizer": self.optimizer.moments()}
 
     def meta(self) -> dict[str, int]:
-        """The numbers beside the tensors."""
+        """The numbers that a checkpoint has beyond tensors."""
         return {"step": self.step, "total_steps": self.total_steps, "steps_per_epoch": self.steps_per_epoch}
 
     def load(self, state: dict[str, dict[str, Tensor]], meta: dict) -> None:

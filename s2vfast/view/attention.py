@@ -23,8 +23,8 @@ BUDGET = 2_000_000
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is shown of an encoder on a sequence. Tokens are numbered segment * V + joint."""
+class Content:
+    """The content of the page: an encoder on a sequence. Tokens are numbered segment * V + joint."""
 
     name: str
     class_name: str
@@ -33,7 +33,7 @@ class Shown:
     segment_frames: int
     encoder: str
     """What to call it."""
-    places: np.ndarray
+    coordinates: np.ndarray
     """float32 [M, T, V, 3] of the deterministic clip; M at most 2."""
     seen: np.ndarray
     """bool [M, T, V]."""
@@ -42,8 +42,8 @@ class Shown:
     attention: dict[tuple[int, int | None], np.ndarray]
     """(block, head) → float32 [M, L, L], a query's weights a row, each sum 1; blocks and heads from 0, head None: the
     mean over heads."""
-    asked: tuple[int, int | None]
-    """The block and head that were asked for."""
+    initial_layer: tuple[int, int | None]
+    """The block and head that the page and the picture begin with."""
     token: int
     """The one that is chosen first."""
     body: int
@@ -58,7 +58,7 @@ class Shown:
 def shown_layers(
     depth: int, heads: int, size: int, budget: int = BUDGET, block: int | None = None, head: int | None = None
 ) -> tuple[tuple[int, int | None], list[tuple[int, int | None]]]:
-    """(block, head) that is asked for, and all that a page has room for, that one at any rate, in their order.
+    """(block, head) of `Content.initial_layer`, and those that fit the budget, the initial one always, in order.
 
     Args:
         depth: blocks of the encoder.
@@ -74,11 +74,11 @@ def shown_layers(
     for name, value, of in (("block", block, depth), ("head", head, heads)):
         if value is not None and not 0 <= value < of:
             raise errors.ConfigError(f"--{name}: {value + 1}; this encoder has {name}s 1 to {of}")
-    asked = (depth - 1 if block is None else block, head)
+    initial_layer = (depth - 1 if block is None else block, head)
     means: list[tuple[int, int | None]] = [(number, None) for number in reversed(range(depth))]
     single: list[tuple[int, int | None]] = [(b, h) for b in reversed(range(depth)) for h in range(heads)]
-    wanted = list(dict.fromkeys([asked, *means, *single]))[: max(1, budget // size)]
-    return asked, sorted(wanted, key=lambda found: (found[0], -1 if found[1] is None else found[1]))
+    layers = list(dict.fromkeys([initial_layer, *means, *single]))[: max(1, budget // size)]
+    return initial_layer, sorted(layers, key=lambda layer: (layer[0], -1 if layer[1] is None else layer[1]))
 
 
 def collect(
@@ -93,7 +93,7 @@ def collect(
     segment: int | None = None,
     budget: int = BUDGET,
     log: Callable[[str], object] = print,
-) -> Shown:
+) -> Content:
     """Run a run's encoder on a sequence.
 
     Args:
@@ -101,7 +101,7 @@ def collect(
         store_path: a store of its layout.
         which: the sequence's name or number.
         untrained: the weights that the run started from.
-        block: whose attention is wanted, from 0; None: the last. Others are kept as far as there is room.
+        block: whose attention is wanted, from 0; None: the last. Others are shown as far as they fit the budget.
         head: whose, from 0; None: the mean over heads.
         joint: name or number of the joint that is chosen first; None: the one that moves most.
         segment: likewise, from 0.
@@ -129,36 +129,38 @@ def collect(
         for number, weights in enumerate(layers):  # [M, H, L, L]
             if number == 0:
                 size = weights[:, 0].numel()
-                asked, shown = shown_layers(encoder.depth, weights.shape[1], size, budget - size // 2, block, head)
-            for layer, h in shown:
+                initial_layer, layers_shown = shown_layers(
+                    encoder.depth, weights.shape[1], size, budget - size // 2, block, head
+                )
+            for layer, h in layers_shown:
                 if layer == number:
                     attention[number, h] = (weights.mean(1) if h is None else weights[:, h]).numpy()
     if not torch.isfinite(similarity).all():
         raise errors.DataError(f"{store.path}: the encoder's features of {store.names[index]} are not finite")
-    places = clips[..., :3].numpy()
-    body, token = _first_token(places, encoder.segment_frames, store.layout, joint, segment)
-    return Shown(
+    coordinates = clips[..., :3].numpy()
+    body, token = _first_token(coordinates, encoder.segment_frames, store.layout, joint, segment)
+    return Content(
         store.names[index],
         store.classes[store.labels[index]],
         store.layout,
         config,
         encoder.segment_frames,
         features.called(step, untrained),
-        places,
-        source.seen_in(places, store.layout.root),
+        coordinates,
+        source.seen_in(coordinates, store.layout.root),
         similarity.numpy(),
         attention,
-        asked,
+        initial_layer,
         token,
         body,
     )
 
 
 def _first_token(
-    places: np.ndarray, segment_frames: int, layout: Layout, joint: str | None, segment: int | None
+    coordinates: np.ndarray, segment_frames: int, layout: Layout, joint: str | None, segment: int | None
 ) -> tuple[int, int]:
     """(body, token) that is asked for, or of those left open the one that moves most."""
-    motion = motion_of(places, segment_frames)  # [M, S, V]
+    motion = motion_of(coordinates, segment_frames)  # [M, S, V]
     S = motion.shape[1]
     allowed = np.ones(motion.shape, dtype=bool)
     if joint is not None:
@@ -175,27 +177,27 @@ def _first_token(
     return int(body), int(s) * layout.num_joints + int(v)
 
 
-def write(shown: Shown, out: str | Path) -> Path:
+def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
-    L = shown.similarity.shape[-1]
+    L = content.similarity.shape[-1]
     # A symmetric matrix with ones on its diagonal: above it is all there is to know.
     rows, columns = np.triu_indices(L, 1)
-    above = shown.similarity[:, rows, columns]  # [M, L * (L - 1) / 2]
+    above = content.similarity[:, rows, columns]  # [M, L * (L - 1) / 2]
     data: dict[str, Any] = {
-        "name": shown.name,
-        "layout": source.layout_entry(shown.layout, source.clip_unit(shown.config)),
-        "segments": shown.segments,
-        "segment_frames": shown.segment_frames,
-        "scene": source.scene(shown.places, shown.seen),
+        "name": content.name,
+        "layout": source.layout_entry(content.layout, source.clip_unit(content.config)),
+        "segments": content.segments,
+        "segment_frames": content.segment_frames,
+        "scene": source.scene(content.coordinates, content.seen),
         "similarity": page.quantised(above, 8),
         "attention": [
-            {"block": block, "head": head, **row_wise(weights)} for (block, head), weights in shown.attention.items()
+            {"block": block, "head": head, **row_wise(weights)} for (block, head), weights in content.attention.items()
         ],
-        "token": shown.token,
-        "body": shown.body,
+        "token": content.token,
+        "body": content.body,
     }
-    title = f"Similarity and attention: {shown.name}"
-    subtitle = f"{shown.class_name}; {shown.encoder}"
+    title = f"Similarity and attention: {content.name}"
+    subtitle = f"{content.class_name}; {content.encoder}"
     return page.write(out, "attention", title, subtitle, data)
 
 
@@ -211,26 +213,26 @@ def row_wise(weights: np.ndarray) -> dict[str, Any]:
     }
 
 
-def draw(shown: Shown, out: str | Path) -> Path:
+def draw(content: Content, out: str | Path) -> Path:
     """Draw similarity and attention of the chosen token, in the block and head asked for, as a PNG."""
-    layout, S, V = shown.layout, shown.segments, shown.layout.num_joints
-    block, head = shown.asked
-    segment, joint = divmod(shown.token, V)
+    layout, S, V = content.layout, content.segments, content.layout.num_joints
+    block, head = content.initial_layer
+    segment, joint = divmod(content.token, V)
     of = f"{pictures.spoken(layout.joints[joint])}, segment {segment + 1}"
     heads = "mean over heads" if head is None else f"head {head + 1}"
     panels = (
-        (f"cosine similarity to {of}", shown.similarity[shown.body, shown.token], "similarity"),
+        (f"cosine similarity to {of}", content.similarity[content.body, content.token], "similarity"),
         (
             f"attention of {of}\nblock {block + 1}, {heads}",
-            shown.attention[block, head][shown.body, shown.token],
+            content.attention[block, head][content.body, content.token],
             "weight",
         ),
     )
     figure = pictures.figure(11, 0.17 * V + 1.6)
     axes = figure.subplots(1, 4, width_ratios=[3.4, 1.6, 3.4, 1.6])
-    frame = segment * shown.segment_frames + shown.segment_frames // 2
-    seen = shown.seen[shown.body, frame]
-    points = pictures.flat(shown.places[shown.body, frame], layout)  # [V, 2]
+    frame = segment * content.segment_frames + content.segment_frames // 2
+    seen = content.seen[content.body, frame]
+    points = pictures.flat(content.coordinates[content.body, frame], layout)  # [V, 2]
     pictures.same_scale([axes[1], axes[3]], points[seen])
     for i, (title, values, label) in enumerate(panels):
         values = values.reshape(S, V)
@@ -245,5 +247,5 @@ def draw(shown: Shown, out: str | Path) -> Path:
         if seen[joint]:
             body.plot(*points[joint], "o", markersize=10, markerfacecolor="none", markeredgecolor="red")
         body.set_title(f"segment {segment + 1}", fontsize=8)
-    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}; {shown.encoder}"), fontsize=10)
+    figure.suptitle(pictures.plain(f"{content.name}: {content.class_name}; {content.encoder}"), fontsize=10)
     return pictures.save(figure, out)

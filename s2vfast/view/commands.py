@@ -98,7 +98,7 @@ def _sequence(options: Any) -> int:
 def _mask(options: Any) -> int:
     from s2vfast.view import mask
 
-    shown = mask.collect(
+    content = mask.collect(
         options.store,
         options.name,
         config=options.config,
@@ -106,14 +106,14 @@ def _mask(options: Any) -> int:
         epoch=options.epoch,
         epochs=options.draws,
     )
-    return _write(mask, shown, options, "mask")
+    return _write(mask, content, options, "mask")
 
 
 def _attention(options: Any) -> int:
     from s2vfast.view import attention
 
     block, head, segment = (None if n is None else n - 1 for n in (options.block, options.head, options.segment))
-    shown = attention.collect(
+    content = attention.collect(
         options.run,
         options.store,
         options.name,
@@ -124,7 +124,7 @@ def _attention(options: Any) -> int:
         segment=segment,
         log=_log,
     )
-    return _write(attention, shown, options, "attention")
+    return _write(attention, content, options, "attention")
 
 
 def _features(options: Any) -> dict[str, Any]:
@@ -135,16 +135,16 @@ def _features(options: Any) -> dict[str, Any]:
 def _neighbours(options: Any) -> int:
     from s2vfast.view import neighbours
 
-    shown = neighbours.collect(
+    content = neighbours.collect(
         options.run, options.store, options.name, k=options.k, part=options.part, **_features(options)
     )
-    return _write(neighbours, shown, options, "neighbours")
+    return _write(neighbours, content, options, "neighbours")
 
 
 def _map(options: Any) -> int:
     from s2vfast.view import map as maps
 
-    shown = maps.collect(
+    content = maps.collect(
         options.run,
         options.store,
         method=options.method,
@@ -153,7 +153,7 @@ def _map(options: Any) -> int:
         seed=options.seed,
         **_features(options),
     )
-    return _write(maps, shown, options, "map")
+    return _write(maps, content, options, "map")
 
 
 def _curves(options: Any) -> int:
@@ -162,7 +162,7 @@ def _curves(options: Any) -> int:
     return _write(curves, curves.read_runs(options.runs), options, "curves", log=options.log)
 
 
-def _write(module: Any, shown: Any, options: Any, kind: str, **picture: Any) -> int:
+def _write(module: Any, content: Any, options: Any, kind: str, **picture: Any) -> int:
     """Write the page and, where it is wanted, the picture, and say where they are."""
     # A sequence may have a name that is no file's.
     name = re.sub(r"[^\w.-]+", "_", str(options.name)) if "name" in options else ""
@@ -172,8 +172,8 @@ def _write(module: Any, shown: Any, options: Any, kind: str, **picture: Any) -> 
 
         raise ConfigError(f"--png: {options.png} is the file of the page too")
     if options.png is not None:
-        print(module.draw(shown, options.png, **picture))
-    print(module.write(shown, out))
+        print(module.draw(content, options.png, **picture))
+    print(module.write(content, out))
     return 0
 
 

@@ -81,7 +81,7 @@ PANELS = (
     ("learning rate", (("lr", ""),)),
     ("throughput (clips/s)", (("clips_per_second", ""),)),
 )
-"""What is drawn: a panel's axis, and its columns with what tells them apart."""
+"""The panels: an axis each, and its columns with the label of each."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00")
 POINTS = 2000
 """Points of a line in a page; of longer runs every second logged step is shown, every third, and so on."""
@@ -104,23 +104,23 @@ def read_run(path: str | Path, name: str | None = None) -> Run:
         metrics, throughput = path / rundir.METRICS, path / rundir.THROUGHPUT
     else:
         metrics, throughput = path, None
-    found = read_metrics(metrics)
-    columns = {key: (found["step"], values) for key, values in found.items() if key not in ("step", "epoch")}
+    series = read_metrics(metrics)
+    columns = {key: (series["step"], values) for key, values in series.items() if key not in ("step", "epoch")}
     if throughput is not None and throughput.is_file() and throughput.stat().st_size:
         rates = read_metrics(throughput)
         # A run that went on from a checkpoint did some steps twice: the last time counts.
         steps, last = np.unique(rates["step"][::-1], return_index=True)
         columns["clips_per_second"] = (steps, rates["clips_per_second"][::-1][last])
-    return Run(name or path.resolve().name, columns, float(found["epoch"][-1] / max(found["step"][-1], 1)))
+    return Run(name or path.resolve().name, columns, float(series["epoch"][-1] / max(series["step"][-1], 1)))
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Several runs, called by as much of the end of their paths as tells them apart."""
-    whole = [Path(path).resolve().parts for path in paths]
-    if len(set(whole)) < len(whole):
+    """Several runs, each named by the shortest end of its path that no other run has."""
+    path_parts = [Path(path).resolve().parts for path in paths]
+    if len(set(path_parts)) < len(path_parts):
         raise errors.ConfigError(f"RUN: a run is named twice: {', '.join(map(str, paths))}")
-    length = next(n for n in itertools.count(1) if len({parts[-n:] for parts in whole}) == len(whole))
-    return [read_run(path, "/".join(parts[-length:])) for path, parts in zip(paths, whole, strict=True)]
+    length = next(n for n in itertools.count(1) if len({parts[-n:] for parts in path_parts}) == len(path_parts))
+    return [read_run(path, "/".join(parts[-length:])) for path, parts in zip(paths, path_parts, strict=True)]
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:

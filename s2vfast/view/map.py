@@ -22,14 +22,14 @@ BUDGET = 1_500_000
 FRAMES = 24
 """Frames of a small animation at most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00")
-"""After Okabe and Ito, for eyes that tell colours badly; in shades that show on light and on dark."""
+"""After Okabe and Ito, for readers with colour blindness, in shades that are visible on light and on dark."""
 MARKERS = "os^vD*<>"
-"""Shapes, as matplotlib names them; colours and shapes together tell 64 classes apart."""
+"""Shapes, as matplotlib names them; colours and shapes distinguish 64 classes."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is shown of n sequences."""
+class Content:
+    """The content of the page: n sequences as points."""
 
     names: list[str]
     labels: np.ndarray
@@ -39,12 +39,12 @@ class Shown:
     part_names: tuple[str, ...]
     classes: list[str]
     layout: Layout
-    places: np.ndarray
+    points: np.ndarray
     """float64 [n, 2]: where each is on the map."""
     axes: tuple[str, str]
     """What the two directions are."""
     clips: np.ndarray | None
-    """float32 [n, F, V, 3]: main bodies in a few frames, metres; None where there is no room for them."""
+    """float32 [n, F, V, 3]: main bodies in a few frames, metres; None where the page would become too large."""
     seen: np.ndarray | None
     """bool [n, F, V]."""
     about: str
@@ -66,7 +66,7 @@ def collect(
     device: str = "auto",
     budget: int = BUDGET,
     log: Callable[[str], object] = print,
-) -> Shown:
+) -> Content:
     """Map the features of a split's parts.
 
     Args:
@@ -104,8 +104,11 @@ def collect(
     split = split or config.data.split
     if split == "all" and split not in store.splits:
         parts = ("all",)
-    chosen = [store.select(split, part) for part in parts]
-    ids, number = np.concatenate(chosen), np.repeat(np.arange(len(parts)), [len(some) for some in chosen])
+    ids_by_part = [store.select(split, part) for part in parts]
+    ids, number = (
+        np.concatenate(ids_by_part),
+        np.repeat(np.arange(len(parts)), [len(part_ids) for part_ids in ids_by_part]),
+    )
     all_of_them = len(ids)
     if all_of_them > limit:
         log(f"{limit} of {all_of_them} sequences are mapped, drawn at random; --limit takes more")
@@ -117,23 +120,23 @@ def collect(
     where = features.resolve_device(device)
     table = features.extract(encoder, config, store, ids, pool=pool, device=where, progress=report)
     rows = knn.normalised(table, table[:0], transform)[0]
-    places, axes = (_tsne if method == "tsne" else _pca)(rows.numpy().astype(np.float64), seed)
+    points, axes = (_tsne if method == "tsne" else _pca)(rows.numpy().astype(np.float64), seed)
     clips, seen = _animations(store, ids, budget)
     encoded = features.called(step, untrained)
     whence = split if parts == ("all",) else f"{split}/{'+'.join(parts)}"
-    said = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
-    return Shown(
+    count = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
+    return Content(
         [store.names[i] for i in ids],
         store.labels[ids],
         number,
         tuple(parts),
         list(store.classes),
         store.layout,
-        places,
+        points,
         axes,
         clips,
         seen,
-        f"{encoded}, {pool} features, transform {transform}, {said} sequences of {whence}",
+        f"{encoded}, {pool} features, transform {transform}, {count} sequences of {whence}",
     )
 
 
@@ -149,8 +152,8 @@ def _tsne_class() -> Any:
 
 def _tsne(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    made = _tsne_class()(2, perplexity=perplexity, init="pca" if rows.shape[1] > 1 else "random", random_state=seed)
-    return made.fit_transform(rows), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
+    tsne = _tsne_class()(2, perplexity=perplexity, init="pca" if rows.shape[1] > 1 else "random", random_state=seed)
+    return tsne.fit_transform(rows), ("t-SNE 1 (no unit)", "t-SNE 2 (no unit)")
 
 
 def _pca(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
@@ -158,12 +161,12 @@ def _pca(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     rows = rows - rows.mean(0)
     _, size, directions = np.linalg.svd(rows, full_matrices=False)
     directions = directions[:2] * np.sign(directions[[0, 1], np.abs(directions[:2]).argmax(1)])[:, None]
-    share = 100 * size**2 / max(float((size**2).sum()), 1e-300)
-    return rows @ directions.T, tuple(f"component {i + 1} ({share[i]:.0f} % of variance)" for i in range(2))
+    percent = 100 * size**2 / max(float((size**2).sum()), 1e-300)
+    return rows @ directions.T, tuple(f"component {i + 1} ({percent[i]:.0f} % of variance)" for i in range(2))
 
 
 def _animations(store: Store, ids: np.ndarray, budget: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The main bodies of sequences in as many frames as there is room for: [n, F, V, 3] and bool [n, F, V]."""
+    """The main bodies of sequences in as many frames as fit the page: [n, F, V, 3] and bool [n, F, V]."""
     V = store.layout.num_joints
     F = min(FRAMES, budget // (len(ids) * V * 3))
     if F < 1:
@@ -179,22 +182,22 @@ def style(label: int) -> tuple[int, int]:
     return label % 8, (label + label // 8) % 8
 
 
-def write(shown: Shown, out: str | Path) -> Path:
+def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
     data: dict[str, Any] = {
-        "layout": source.layout_entry(shown.layout),
-        "names": shown.names,
-        "classes": shown.classes,
-        "part_names": shown.part_names,
-        "axes": shown.axes,
+        "layout": source.layout_entry(content.layout),
+        "names": content.names,
+        "classes": content.classes,
+        "part_names": content.part_names,
+        "axes": content.axes,
         "colours": COLOURS,
-        "styles": [style(label) for label in range(len(shown.classes))],
-        "labels": page.packed(shown.labels.astype(np.int32)),
-        "parts": page.packed(shown.parts.astype(np.uint8)),
-        "places": page.packed(shown.places.astype(np.float32)),
-        "clips": None if shown.clips is None else small_clips(shown.clips, shown.seen),
+        "styles": [style(label) for label in range(len(content.classes))],
+        "labels": page.packed(content.labels.astype(np.int32)),
+        "parts": page.packed(content.parts.astype(np.uint8)),
+        "places": page.packed(content.points.astype(np.float32)),
+        "clips": None if content.clips is None else small_clips(content.clips, content.seen),
     }
-    return page.write(out, "map", "Map of features", shown.about, data)
+    return page.write(out, "map", "Map of features", content.about, data)
 
 
 def small_clips(clips: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
@@ -208,42 +211,42 @@ def small_clips(clips: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
         ``stored`` uint8 [n, F, V, 3], 0 where the joint was not seen; ``low`` and ``step`` float32 [n]:
         value = low + (stored - 1) * step.
     """
-    there = np.broadcast_to(seen[..., None], clips.shape)
-    low = np.where(there, clips, np.inf).min(axis=(1, 2, 3))
-    high = np.where(there, clips, -np.inf).max(axis=(1, 2, 3))
+    is_seen = np.broadcast_to(seen[..., None], clips.shape)
+    low = np.where(is_seen, clips, np.inf).min(axis=(1, 2, 3))
+    high = np.where(is_seen, clips, -np.inf).max(axis=(1, 2, 3))
     low = np.where(np.isfinite(low), low, 0.0)
     step = np.maximum(np.where(np.isfinite(high), high, 0.0) - low, 1e-6) / 254
     stored = np.rint((clips - low[:, None, None, None]) / step[:, None, None, None]) + 1
     return {
-        "stored": page.packed(np.where(there, np.clip(stored, 1, 255), 0).astype(np.uint8)),
+        "stored": page.packed(np.where(is_seen, np.clip(stored, 1, 255), 0).astype(np.uint8)),
         "low": page.packed(low.astype(np.float32)),
         "step": page.packed(step.astype(np.float32)),
     }
 
 
-def draw(shown: Shown, out: str | Path) -> Path:
+def draw(content: Content, out: str | Path) -> Path:
     """Draw the map as a PNG: the first part filled, the others outlined."""
-    present = np.unique(shown.labels)
+    present = np.unique(content.labels)
     figure = pictures.figure(9, 6 + 0.12 * max(0, len(present) - 30))
     axes = figure.subplots()
     for label in present:
         colour, shape = style(int(label))
-        for part in range(len(shown.part_names)):
-            chosen = (shown.labels == label) & (shown.parts == part)
+        for part in range(len(content.part_names)):
+            in_group = (content.labels == label) & (content.parts == part)
             axes.scatter(
-                *shown.places[chosen].T,
+                *content.points[in_group].T,
                 s=16,
                 marker=MARKERS[shape],
                 facecolors=COLOURS[colour] if part == 0 else "none",
                 edgecolors=COLOURS[colour],
                 linewidths=0.8,
-                label=pictures.plain(shown.classes[label]) if part == 0 else None,
+                label=pictures.plain(content.classes[label]) if part == 0 else None,
             )
-    if not (shown.parts == 0).all():
-        filled, *others = shown.part_names
-        axes.set_title(pictures.plain(f"filled: {filled}; outlined: {', '.join(others)}"), fontsize=9)
-    axes.set_xlabel(shown.axes[0])
-    axes.set_ylabel(shown.axes[1])
+    if not (content.parts == 0).all():
+        filled, *outlined = content.part_names
+        axes.set_title(pictures.plain(f"filled: {filled}; outlined: {', '.join(outlined)}"), fontsize=9)
+    axes.set_xlabel(content.axes[0])
+    axes.set_ylabel(content.axes[1])
     figure.legend(loc="outside right upper", fontsize=7, ncols=1 + len(present) // 31)
-    figure.suptitle(pictures.plain(shown.about), fontsize=8)
+    figure.suptitle(pictures.plain(content.about), fontsize=8)
     return pictures.save(figure, out)

@@ -23,19 +23,19 @@ class Draw:
     """One epoch's clip of a sequence, and its masks."""
 
     epoch: int
-    places: np.ndarray
+    coordinates: np.ndarray
     """float32 [M, T, V, 3] of the clip; M at most 2."""
     seen: np.ndarray
     """bool [M, T, V]."""
     motion: np.ndarray
-    """float32 [M, S, V]: mean over a token's frames and coordinates of what `Shown.motion` says."""
+    """float32 [M, S, V]: mean over a token's frames and coordinates of what `Content.motion` says."""
     visible: np.ndarray
     """bool [masks, M, S, V]."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is shown of a sequence's masks."""
+class Content:
+    """The content of the page: a sequence's masks."""
 
     name: str
     class_name: str
@@ -81,7 +81,7 @@ def collect(
     run: str | Path | None = None,
     epoch: int = 0,
     epochs: int = 8,
-) -> Shown:
+) -> Content:
     """Draw the masks that pretraining draws for a sequence in some epochs.
 
     Args:
@@ -109,7 +109,7 @@ def collect(
     model = build_objective(config, store.layout)
     M = source.body_count(store, config, index)
     draws = [_draw(store, config, model, index, M, number) for number in range(epoch, epoch + epochs)]
-    return Shown(
+    return Content(
         store.names[index],
         store.classes[store.labels[index]],
         store.layout,
@@ -128,98 +128,101 @@ def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch
     masks = model.draw(clips, seed=config.train.seed, epoch=epoch, sample_ids=torch.tensor([index]))
     visible = torch.zeros(len(masks.visible), S * V, dtype=torch.bool)
     visible.scatter_(1, masks.visible.long(), True)  # [masks * data.bodies, L]
-    places = clips[:bodies, ..., :3].numpy()
+    coordinates = clips[:bodies, ..., :3].numpy()
     motion = segment_motion_of if model.sampler.kind == "motion_token" else motion_of
     return Draw(
         epoch,
-        places,
-        source.seen_in(places, store.layout.root),
-        motion(places, s),
+        coordinates,
+        source.seen_in(coordinates, store.layout.root),
+        motion(coordinates, s),
         visible.view(-1, len(clips), S, V)[:, :bodies].numpy(),
     )
 
 
-def motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
+def motion_of(coordinates: np.ndarray, segment_frames: int) -> np.ndarray:
     """How far joints go from frame to frame, the mean over a token's frames and coordinates.
 
     Args:
-        places: [M, T, V, 3].
+        coordinates: [M, T, V, 3].
         segment_frames: s.
 
     Returns:
-        [M, T / s, V], in the unit of ``places``; the last frame goes nowhere.
+        [M, T / s, V], in the unit of ``coordinates``; the last frame goes nowhere.
     """
-    M, T, V, _ = places.shape
-    step = np.zeros_like(places)
-    step[:, :-1] = np.abs(np.diff(places, axis=1))
+    M, T, V, _ = coordinates.shape
+    step = np.zeros_like(coordinates)
+    step[:, :-1] = np.abs(np.diff(coordinates, axis=1))
     return step.reshape(M, T // segment_frames, segment_frames, V, 3).mean(axis=(2, 4))
 
 
-def segment_motion_of(places: np.ndarray, segment_frames: int) -> np.ndarray:
+def segment_motion_of(coordinates: np.ndarray, segment_frames: int) -> np.ndarray:
     """How far joints are from where they were one segment before, as ``motion_token`` sees it.
 
     Args:
-        places: [M, T, V, 3].
+        coordinates: [M, T, V, 3].
         segment_frames: s.
 
     Returns:
-        [M, T / s, V], in the unit of ``places``; the first segment has the second's, or zeros where it is alone.
+        [M, T / s, V], in the unit of ``coordinates``; the first segment has the second's, or zeros where it is alone.
     """
-    M, T, V, _ = places.shape
+    M, T, V, _ = coordinates.shape
     S = T // segment_frames
-    motion = np.zeros((M, S, V), dtype=places.dtype)
-    apart = np.abs(np.diff(places.reshape(M, S, segment_frames, V, 3), axis=1))
+    motion = np.zeros((M, S, V), dtype=coordinates.dtype)
+    apart = np.abs(np.diff(coordinates.reshape(M, S, segment_frames, V, 3), axis=1))
     motion[:, 1:] = apart.mean(axis=(2, 4))
     motion[:, 0] = motion[:, min(1, S - 1)]
     return motion
 
 
-def write(shown: Shown, out: str | Path) -> Path:
+def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
-    config = shown.config
-    V, S, s = shown.layout.num_joints, shown.segments, shown.segment_frames
-    visible = int(shown.draws[0].visible[0, 0].sum())
+    config = content.config
+    V, S, s = content.layout.num_joints, content.segments, content.segment_frames
+    visible = int(content.draws[0].visible[0, 0].sum())
     data: dict[str, Any] = {
-        "name": shown.name,
-        "layout": source.layout_entry(shown.layout, source.clip_unit(config)),
+        "name": content.name,
+        "layout": source.layout_entry(content.layout, source.clip_unit(config)),
         "segments": S,
         "segment_frames": s,
-        "motion": shown.motion,
+        "motion": content.motion,
         "draws": [
             {
                 "epoch": draw.epoch,
-                "scene": source.scene(draw.places, draw.seen),
+                "scene": source.scene(draw.coordinates, draw.seen),
                 "motion": page.packed(draw.motion.astype(np.float32)),
                 "visible": page.packed(draw.visible.astype(np.uint8)),
             }
-            for draw in shown.draws
+            for draw in content.draws
         ],
         "facts": [
             ("objective", config.objective.name),
             ("seed", config.train.seed),
             ("tokens", f"{S} segments of {s} frames × {V} joints = {S * V}"),
             ("visible", f"{visible} ({100 * visible / (S * V):.0f} %)"),
-            ("motion", f"{shown.motion}; the masks {'are drawn by it' if shown.decides else 'do not depend on it'}"),
+            (
+                "motion",
+                f"{content.motion}; the masks {'are drawn by it' if content.decides else 'do not depend on it'}",
+            ),
             *((f"mask.{name}", str(value)) for name, value in config.to_dict()["mask"].items() if value is not None),
         ],
     }
-    return page.write(out, "mask", f"Masks of {shown.name}", shown.class_name, data)
+    return page.write(out, "mask", f"Masks of {content.name}", content.class_name, data)
 
 
-def draw(shown: Shown, out: str | Path) -> Path:
+def draw(content: Content, out: str | Path) -> Path:
     """Draw the first epoch's first mask of the main body as a PNG."""
-    first = shown.draws[0]
-    S, s = shown.segments, shown.segment_frames
+    first = content.draws[0]
+    S, s = content.segments, content.segment_frames
     picked = np.unique(np.linspace(0, S - 1, min(S, 6)).round().astype(int))
-    figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * shown.layout.num_joints + 1.4)
+    figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * content.layout.num_joints + 1.4)
     axes = figure.subplots(1, 1 + len(picked), width_ratios=[4.6] + [1.1] * len(picked))
-    unit = source.clip_unit(shown.config)
-    label = f"motion ({unit} a {'segment' if shown.motion == SEGMENT_MOTION else 'frame'})"
-    pictures.grid(axes[0], first.motion[0], shown.layout, label, vmin=0, vmax=first.motion[0].max() or 1)
+    unit = source.clip_unit(content.config)
+    label = f"motion ({unit} a {'segment' if content.motion == SEGMENT_MOTION else 'frame'})"
+    pictures.grid(axes[0], first.motion[0], content.layout, label, vmin=0, vmax=first.motion[0].max() or 1)
     at = np.argwhere(first.visible[0, 0])  # segment, joint
     axes[0].scatter(*at.T, s=22, c="white", edgecolors="black", linewidths=1)
     axes[0].set_title("visible tokens (discs)", fontsize=9)
-    points = pictures.flat(first.places[0], shown.layout)  # [T, V, 2]
+    points = pictures.flat(first.coordinates[0], content.layout)  # [T, V, 2]
     middles = picked * s + s // 2
     pictures.same_scale(list(axes[1:]), points[middles][first.seen[0][middles]])
     for ax, segment, frame in zip(axes[1:], picked, middles, strict=True):
@@ -228,8 +231,8 @@ def draw(shown: Shown, out: str | Path) -> Path:
         edges = np.where(shows, pictures.COLOURS[0], "gray")[first.seen[0, frame]]
         sizes = np.where(shows, 24, 9)[first.seen[0, frame]]
         pictures.skeleton(
-            ax, points[frame], first.seen[0, frame], shown.layout, "lightgray", c=faces, s=sizes, edgecolors=edges
+            ax, points[frame], first.seen[0, frame], content.layout, "lightgray", c=faces, s=sizes, edgecolors=edges
         )
         ax.set_title(f"segment {segment + 1}", fontsize=8)
-    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}, epoch {first.epoch}"), fontsize=10)
+    figure.suptitle(pictures.plain(f"{content.name}: {content.class_name}, epoch {first.epoch}"), fontsize=10)
     return pictures.save(figure, out)

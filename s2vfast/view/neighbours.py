@@ -28,7 +28,7 @@ class Item:
     """Cosine similarity to the query; None for the query itself."""
     right: bool
     """Whether it has the query's class."""
-    places: np.ndarray
+    coordinates: np.ndarray
     """float32 [M, F, V, 3], metres."""
     seen: np.ndarray
     """bool [M, F, V]."""
@@ -37,7 +37,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Content:
     """A query and its neighbours, the nearest first."""
 
     layout: Layout
@@ -60,7 +60,7 @@ def collect(
     untrained: bool = False,
     device: str = "auto",
     log: Callable[[str], object] = print,
-) -> Shown:
+) -> Content:
     """Find the nearest neighbours of a sequence, by the features and the similarity of `s2vfast.evaluate.knn`.
 
     Args:
@@ -86,15 +86,15 @@ def collect(
     encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
     split = split or config.data.split
     ids = store.select(split, part)
-    others = ids[ids != index]
-    if not len(others):
-        raise errors.DataError(f"{store.path}: part {part!r} of split {split!r} has no sequence beside the query")
+    candidates = ids[ids != index]
+    if not len(candidates):
+        raise errors.DataError(f"{store.path}: part {part!r} of split {split!r} has no sequence but the query")
     where = features.resolve_device(device)
     table = features.extract(
         encoder,
         config,
         store,
-        np.append(others, index),
+        np.append(candidates, index),
         pool=pool,
         device=where,
         progress=source.reporter(log, "features"),
@@ -103,26 +103,26 @@ def collect(
     similarity = (train @ query[0]).numpy()
     nearest = np.argsort(-similarity, kind="stable")[:k]
     encoded = features.called(step, untrained)
-    return Shown(
+    return Content(
         store.layout,
         _item(store, index, index, None),
-        [_item(store, int(others[i]), index, float(similarity[i])) for i in nearest],
-        f"{encoded}, {pool} features, transform {transform}, {len(others)} sequences of {split}/{part}",
+        [_item(store, int(candidates[i]), index, float(similarity[i])) for i in nearest],
+        f"{encoded}, {pool} features, transform {transform}, {len(candidates)} sequences of {split}/{part}",
     )
 
 
 def _item(store: Any, index: int, query: int, similarity: float | None) -> Item:
-    places, seen = source.recorded(store, index)
-    every = -(-places.shape[1] // FRAMES)
+    coordinates, seen = source.recorded(store, index)
+    every = -(-coordinates.shape[1] // FRAMES)
     right = store.labels[index] == store.labels[query]
     name, class_name = store.names[index], store.classes[store.labels[index]]
-    return Item(name, class_name, similarity, bool(right), places[:, ::every], seen[:, ::every], every)
+    return Item(name, class_name, similarity, bool(right), coordinates[:, ::every], seen[:, ::every], every)
 
 
-def write(shown: Shown, out: str | Path) -> Path:
+def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
     data: dict[str, Any] = {
-        "layout": source.layout_entry(shown.layout),
+        "layout": source.layout_entry(content.layout),
         "items": [
             {
                 "name": item.name,
@@ -130,27 +130,27 @@ def write(shown: Shown, out: str | Path) -> Path:
                 "similarity": item.similarity,
                 "right": item.right,
                 "every": item.every,
-                "scene": source.scene(item.places, item.seen),
+                "scene": source.scene(item.coordinates, item.seen),
             }
-            for item in (shown.query, *shown.neighbours)
+            for item in (content.query, *content.neighbours)
         ],
     }
-    return page.write(out, "neighbours", f"Nearest neighbours of {shown.query.name}", shown.about, data)
+    return page.write(out, "neighbours", f"Nearest neighbours of {content.query.name}", content.about, data)
 
 
-def draw(shown: Shown, out: str | Path, frames: int = 5) -> Path:
+def draw(content: Content, out: str | Path, frames: int = 5) -> Path:
     """Draw the query and its neighbours, a row each of ``frames`` pictures, as a PNG."""
-    items = (shown.query, *shown.neighbours)
+    items = (content.query, *content.neighbours)
     figure = pictures.figure(1.1 * frames + 2.4, 1.3 * len(items) + 0.5)
     axes = figure.subplots(len(items), frames + 1, squeeze=False, width_ratios=[2.4] + [1.1] * frames)
     for row, item in zip(axes, items, strict=True):
-        chosen = np.linspace(0, item.seen.shape[1] - 1, frames).round().astype(int)
-        pictures.strip(list(row[1:]), item.places, item.seen, shown.layout, chosen, every=item.every)
+        frame_numbers = np.linspace(0, item.seen.shape[1] - 1, frames).round().astype(int)
+        pictures.strip(list(row[1:]), item.coordinates, item.seen, content.layout, frame_numbers, every=item.every)
         row[0].set_axis_off()
-        said = "query" if item.similarity is None else f"similarity {item.similarity:.3f}"
+        similarity_text = "query" if item.similarity is None else f"similarity {item.similarity:.3f}"
         mark = "" if item.similarity is None else ("same class" if item.right else "another class")
         colour = "black" if item.similarity is None else ("#0a6b4d" if item.right else "#b3261e")
-        text = pictures.plain(f"{item.name}\n{item.class_name}\n{said}\n{mark}".strip())
+        text = pictures.plain(f"{item.name}\n{item.class_name}\n{similarity_text}\n{mark}".strip())
         row[0].text(0, 0.5, text, fontsize=7, va="center", color=colour, transform=row[0].transAxes)
-    figure.suptitle(pictures.plain(f"Nearest neighbours: {shown.about}"), fontsize=7)
+    figure.suptitle(pictures.plain(f"Nearest neighbours: {content.about}"), fontsize=7)
     return pictures.save(figure, out)

@@ -31,9 +31,9 @@ def figure(width: float, height: float) -> Any:
     except ImportError:
         raise errors.ConfigError("--png: needs matplotlib; install it with `pip install s2vfast[plot]`") from None
     # Figure and canvas of their own: pyplot would look for a display and keep global state.
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    picture = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(picture)
+    return picture
 
 
 def plain(text: str) -> str:
@@ -44,22 +44,22 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$").encode("utf-8", "replace").decode()
 
 
-def save(made: Any, out: str | Path, dpi: int = 150) -> Path:
+def save(picture: Any, out: str | Path, dpi: int = 150) -> Path:
     """Write a figure as a PNG, which is there whole or as it was before.
 
     Raises:
         DataError: the file cannot be written.
     """
     content = io.BytesIO()
-    made.savefig(content, format="png", dpi=dpi)
+    picture.savefig(content, format="png", dpi=dpi)
     with files.disk_errors(out, errors.DataError):
         files.write_bytes(Path(out), content.getvalue())
     return Path(out)
 
 
-def flat(places: np.ndarray, layout: Layout) -> np.ndarray:
+def flat(coordinates: np.ndarray, layout: Layout) -> np.ndarray:
     """Where the pages' first view puts points [..., 3]: to the right and up, [..., 2]."""
-    right, up, near = np.moveaxis(places @ basis(layout.up).T, -1, 0)
+    right, up, near = np.moveaxis(coordinates @ basis(layout.up).T, -1, 0)
     across, depth = right * np.cos(YAW) + near * np.sin(YAW), near * np.cos(YAW) - right * np.sin(YAW)
     return np.stack([across, up * np.cos(PITCH) - depth * np.sin(PITCH)], axis=-1)
 
@@ -79,24 +79,24 @@ def skeleton(axes: Any, points: np.ndarray, seen: np.ndarray, layout: Layout, co
         if seen[joint] and seen[parent]:
             axes.plot(*points[[joint, parent]].T, color=colour, linewidth=1.5, zorder=1, solid_capstyle="round")
     values = joints.pop("c", None)
-    shown = {"color": colour} if values is None else {"c": np.asarray(values)[seen]}
-    axes.scatter(*points[seen].T, zorder=2, **{"s": 8, **shown, **joints})
+    colours = {"color": colour} if values is None else {"c": np.asarray(values)[seen]}
+    axes.scatter(*points[seen].T, zorder=2, **{"s": 8, **colours, **joints})
 
 
 def strip(
-    axes: list[Any], places: np.ndarray, seen: np.ndarray, layout: Layout, frames: np.ndarray, every: int = 1
+    axes: list[Any], coordinates: np.ndarray, seen: np.ndarray, layout: Layout, frames: np.ndarray, every: int = 1
 ) -> None:
     """Draw all bodies in one frame an axes, all at one scale, the frame's number above.
 
     Args:
         axes: n of matplotlib.
-        places: [M, F, V, 3].
+        coordinates: [M, F, V, 3].
         seen: bool [M, F, V].
         layout: of the skeleton.
         frames: int [n].
         every: frames of the recording from one of these to the next.
     """
-    points = flat(places, layout)  # [M, F, V, 2]
+    points = flat(coordinates, layout)  # [M, F, V, 2]
     same_scale(axes, points[:, frames][seen[:, frames]])
     for ax, frame in zip(axes, frames, strict=True):
         for body in range(len(points)):

@@ -13,13 +13,13 @@ from s2vfast.view import page, pictures, source
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is shown of a sequence."""
+class Content:
+    """The content of the page: a sequence."""
 
     name: str
     class_name: str
     layout: Layout
-    places: np.ndarray
+    coordinates: np.ndarray
     """float32 [M, F, V, 3], metres; M at most 2."""
     seen: np.ndarray
     """bool [M, F, V]."""
@@ -27,7 +27,7 @@ class Shown:
     """What is known of it."""
 
 
-def collect(store_path: str | Path, which: str) -> Shown:
+def collect(store_path: str | Path, which: str) -> Content:
     """Read a sequence.
 
     Args:
@@ -39,7 +39,7 @@ def collect(store_path: str | Path, which: str) -> Shown:
     """
     store = source.open_store(store_path)
     index = source.find(store, which)
-    places, seen = source.recorded(store, index)
+    coordinates, seen = source.recorded(store, index)
     name, class_name = store.names[index], store.classes[store.labels[index]]
     facts: list[tuple[str, str | int]] = [("name", name), ("class", class_name), ("number", index)]
     for what, column in (
@@ -53,26 +53,26 @@ def collect(store_path: str | Path, which: str) -> Shown:
     facts += [("frames", len(seen[0])), ("bodies", int((store.tracks["sequence"] == index).sum()))]
     facts += [("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints")]
     facts += [("note", note) for note in store.notes.get(name, ())]
-    return Shown(name, class_name, store.layout, places, seen, facts)
+    return Content(name, class_name, store.layout, coordinates, seen, facts)
 
 
-def write(shown: Shown, out: str | Path) -> Path:
+def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
     data: dict[str, Any] = {
-        "name": shown.name,
-        "layout": source.layout_entry(shown.layout),
-        "scene": source.scene(shown.places, shown.seen),
-        "facts": shown.facts,
+        "name": content.name,
+        "layout": source.layout_entry(content.layout),
+        "scene": source.scene(content.coordinates, content.seen),
+        "facts": content.facts,
     }
-    return page.write(out, "sequence", shown.name, shown.class_name, data)
+    return page.write(out, "sequence", content.name, content.class_name, data)
 
 
-def draw(shown: Shown, out: str | Path, pictures_shown: int = 8) -> Path:
+def draw(content: Content, out: str | Path, pictures_shown: int = 8) -> Path:
     """Draw frames at even distances side by side as a PNG."""
-    frames = np.unique(np.linspace(0, shown.seen.shape[1] - 1, pictures_shown).round().astype(int))
+    frames = np.unique(np.linspace(0, content.seen.shape[1] - 1, pictures_shown).round().astype(int))
     figure = pictures.figure(1.3 * len(frames) + 0.6, 2.6)
     axes = figure.subplots(1, len(frames), squeeze=False)[0]
-    pictures.strip(list(axes), shown.places, shown.seen, shown.layout, frames)
+    pictures.strip(list(axes), content.coordinates, content.seen, content.layout, frames)
     pictures.scale_bar(axes[0], "m")
-    figure.suptitle(pictures.plain(f"{shown.name}: {shown.class_name}"), fontsize=10)
+    figure.suptitle(pictures.plain(f"{content.name}: {content.class_name}"), fontsize=10)
     return pictures.save(figure, out)

@@ -58,8 +58,8 @@ def recorded(store: Store, index: int) -> tuple[np.ndarray, np.ndarray]:
     """A sequence on its full time line.
 
     Returns:
-        (places float32 [M, F, V, 3], metres; seen bool [M, F, V]), M at most `BODIES`. Stores write a joint that was
-        not seen as zeros.
+        (coordinates float32 [M, F, V, 3], metres; seen bool [M, F, V]), M at most `BODIES`. Stores write a
+        joint that was not seen as zeros.
     """
     clip, present = store.sequence(index)
     clip, present = clip[:BODIES], present[:BODIES]
@@ -99,12 +99,12 @@ def body_count(store: Store, config: Config, index: int) -> int:
     return min(here, config.data.bodies, BODIES)
 
 
-def seen_in(places: np.ndarray, root: int) -> np.ndarray:
+def seen_in(coordinates: np.ndarray, root: int) -> np.ndarray:
     """Which joints of clips [..., V, 3] were seen: bool [..., V].
 
     Zeros are a joint that was not; but where clips are centred on it, the root is at zero and there.
     """
-    seen = (places != 0).any(-1)
+    seen = (coordinates != 0).any(-1)
     seen[..., root] |= seen.any(-1)
     return seen
 
@@ -133,31 +133,31 @@ def layout_entry(layout: Layout, unit: str = "m") -> dict[str, Any]:
     }
 
 
-def scene(places: np.ndarray, seen: np.ndarray, bits: int = 16) -> dict[str, Any]:
+def scene(coordinates: np.ndarray, seen: np.ndarray, bits: int = 16) -> dict[str, Any]:
     """Skeletons for a page.
 
     Args:
-        places: floating [M, F, V, 3].
+        coordinates: floating [M, F, V, 3].
         seen: bool [M, F, V].
         bits: of each coordinate; 16 keep a recording of 65 m to the millimetre.
     """
     # What was not seen should not widen the range of the numbers.
-    some = places[seen]
-    low, high = (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
+    seen_coordinates = coordinates[seen]
+    low, high = (float(seen_coordinates.min()), float(seen_coordinates.max())) if seen_coordinates.size else (0.0, 0.0)
     return {
-        "places": page.quantised(places, bits, low, high),
+        "places": page.quantised(coordinates, bits, low, high),
         "seen": page.packed(seen.astype(np.uint8)),
     }
 
 
 def reporter(log: Callable[[str], object], what: str) -> Callable[[int, int], None]:
     """A progress callback that says every tenth of long work."""
-    said = 0
+    reported_tenths = 0
 
     def report(done: int, of: int) -> None:
-        nonlocal said
-        if of > 2000 and done * 10 // of > said:
-            said = done * 10 // of
+        nonlocal reported_tenths
+        if of > 2000 and done * 10 // of > reported_tenths:
+            reported_tenths = done * 10 // of
             log(f"{what}: {done} of {of}")
 
     return report

@@ -177,12 +177,12 @@ def test_what_cannot_be_compared_is_said_at_once(more, says):
 class Fake:
     """A version that answers at once."""
 
-    def __init__(self, ours, turns, ms):
-        self.ours, self.turns, self.ms = ours, turns, ms
+    def __init__(self, is_this_tree, turns, ms):
+        self.is_this_tree, self.turns, self.ms = is_this_tree, turns, ms
 
     def need(self, do, count=1, **request):
         if do == "sample":
-            self.turns.append("B" if self.ours else "A")
+            self.turns.append("B" if self.is_this_tree else "A")
         return {"ms": self.ms if do == "prepare" else [self.ms] * count}
 
 
@@ -199,7 +199,7 @@ def test_versions_take_turns_in_both_orders(tmp_path):
 
 
 def test_a_version_without_the_package_is_one_error(tmp_path):
-    old = _versions.Version("old", tmp_path, CPU, "float32", ours=False)
+    old = _versions.Version("old", tmp_path, CPU, "float32", is_this_tree=False)
     old.ask = lambda do: {"failed": "ModuleNotFoundError: there is no s2vfast"}
     with pytest.raises(errors.ConfigError, match="^--compare: old: ModuleNotFoundError: there is no s2vfast$"):
         compare.Comparison(old, old, options(), tmp_path).ask_availability()

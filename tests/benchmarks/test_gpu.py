@@ -73,7 +73,7 @@ import sys, time, pathlib
 from benchmarks import _results
 row = {{"what": "tube_mask", "refused": "slow"}}
 device = {{"name": "H100", "slug": "h100", "type": "cpu", "threads": 1}}
-_results.write(_results.result("data", [row], device), pathlib.Path({str(tmp_path)!r}), whole=False)
+_results.write(_results.result("data", [row], device), pathlib.Path({str(tmp_path)!r}), complete=False)
 try:
     time.sleep(60)
 except KeyboardInterrupt:

@@ -41,14 +41,14 @@ def test_a_result_comes_back_as_it_was(tmp_path):
 def test_what_is_not_whole_leaves_what_is_there(tmp_path):
     whole, part = _results.result("data", [ROW, ROW], CPU), _results.result("data", [ROW], CPU)
     path = _results.write(whole, tmp_path)
-    partial = _results.write(part, tmp_path, whole=False)
+    partial = _results.write(part, tmp_path, complete=False)
     assert (partial.name, _results.read(path), _results.read(partial)) == ("data.json.partial", whole, part)
     assert _results.paths(tmp_path) == [path]
     assert _results.promote(tmp_path) == []  # it has fewer rows
     path.unlink()
     assert _results.promote(tmp_path) == [path]
     assert _results.read(path) == part
-    _results.write(whole, tmp_path, whole=False)
+    _results.write(whole, tmp_path, complete=False)
     assert _results.promote(tmp_path) == [path]  # it has more rows
     assert _results.read(path) == whole
     assert sorted(file.name for file in path.parent.iterdir()) == ["data.json"]

@@ -22,11 +22,11 @@ def version(tmp_path):
     """Makes versions out of this tree's files, changed by a function of their folder; ends their processes."""
     made = []
 
-    def make(change=lambda folder: None, ours=False):
+    def make(change=lambda folder: None, is_this_tree=False):
         folder = tmp_path / f"version{len(made)}"
         _versions.snapshot(folder)
         change(folder)
-        made.append(_versions.Version(folder.name, folder, CPU, "float32", ours))
+        made.append(_versions.Version(folder.name, folder, CPU, "float32", is_this_tree))
         return made[-1]
 
     yield make
@@ -56,7 +56,7 @@ def test_what_a_version_lacks_is_not_taken_from_an_installation(version, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("answer", "ours", "fault"),
+    ("answer", "is_this_tree", "fault"),
     [
         ({"wrong": "by 1"}, False, True),
         ({"wrong": "by 1"}, True, True),
@@ -66,8 +66,8 @@ def test_what_a_version_lacks_is_not_taken_from_an_installation(version, tmp_pat
         ({"declined": "too wide"}, True, False),
     ],
 )
-def test_an_old_revision_may_lack_what_this_tree_may_not(answer, ours, fault, tmp_path, monkeypatch):
-    version = _versions.Version("one", tmp_path, CPU, "float32", ours)
+def test_an_old_revision_may_lack_what_this_tree_may_not(answer, is_this_tree, fault, tmp_path, monkeypatch):
+    version = _versions.Version("one", tmp_path, CPU, "float32", is_this_tree)
     monkeypatch.setattr(version, "ask", lambda **request: answer)
     with pytest.raises(_versions.NotCompared, match=f"^one.*: {next(iter(answer.values()))}$") as raised:
         version.need(do="sample")

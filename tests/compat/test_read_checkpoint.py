@@ -61,52 +61,52 @@ def test_student_and_teacher_as_released(tmp_path):
     made = model("skeleton2vec")
     path = write(tmp_path / "x.pth", released(made))
     found = read_checkpoint(path)
-    assert (found.part, found.place, found.heads) == ("teacher", "model.sd.ema.model.", 2)
+    assert (found.role, found.prefix, found.heads) == ("teacher", "model.sd.ema.model.", 2)
     assert torch.equal(features(found, "skeleton2vec"), original(made, "skeleton2vec"))
     ours = made.state_dict()
     assert set(found.tensors) == {k if k.startswith("teacher.") else f"student.{k}" for k in ours}
     assert all(torch.equal(found.tensors[k if k.startswith("teacher.") else f"student.{k}"], ours[k]) for k in ours)
-    why = {one.theirs: one.why for one in found.left_out}
+    why = {one.source_name: one.why for one in found.skipped}
     assert why["epoch"] == "beside the weights: 800"
     assert why["optimizer"] == "beside the weights: 1 tensor(s)"
     assert why["model.args"] == "beside the weights: settings"
     assert why["model.sd.ema.model.decoder_norm.bias"] == "a teacher has no decoder here"
     assert set(found.missing) == {"optimizer"}
 
-    student = read_checkpoint(path, part="student")
-    assert (student.part, student.place) == ("student", "model.sd.auto_encoder.")
+    student = read_checkpoint(path, role="student")
+    assert (student.role, student.prefix) == ("student", "model.sd.auto_encoder.")
     with torch.no_grad():
         assert torch.equal(features(student, "skeleton2vec"), made.encoder(clips()))
     assert not torch.equal(features(student, "skeleton2vec"), original(made, "skeleton2vec"))
-    why = {one.theirs: one.why for one in student.left_out}
+    why = {one.source_name: one.why for one in student.skipped}
     assert why["model.sd.ema.model.encoder_norm.bias"] == "the student is taken"
 
 
 def test_every_tensor_of_the_file_is_accounted_for(tmp_path):
     for naming, content in (("skeleton2vec", released(model("skeleton2vec"))), ("mamp", mae(model("mamp")))):
-        for part in ("auto", "student"):
-            found = read_checkpoint(write(tmp_path / "x.pth", content), part=part)
-            mapped = [name for one in found.mapped for name in one.theirs]
-            left_out = [one.theirs for one in found.left_out]
+        for role in ("auto", "student"):
+            found = read_checkpoint(write(tmp_path / "x.pth", content), role=role)
+            mapped = [name for one in found.mapped for name in one.source_names]
+            left_out = [one.source_name for one in found.skipped]
             weights = content["model"]["sd"] if naming == "skeleton2vec" else content["model"]
-            place = "model.sd." if naming == "skeleton2vec" else "model."
-            assert {place + name for name in weights} <= set(mapped) | set(left_out)
+            prefix = "model.sd." if naming == "skeleton2vec" else "model."
+            assert {prefix + name for name in weights} <= set(mapped) | set(left_out)
             assert not set(mapped) & set(left_out)
             assert len(mapped) == len(set(mapped))
-            assert {one.ours for one in found.mapped} == set(found.tensors)
+            assert {one.name for one in found.mapped} == set(found.tensors)
             for one in found.mapped:
-                assert one.shape == tuple(found.tensors[one.ours].shape)
+                assert one.shape == tuple(found.tensors[one.name].shape)
 
 
 def test_queries_keys_and_values_stand_in_this_order(tmp_path):
     # Whatever their order in the file.
     published = OrderedDict(reversed(state("skeleton2vec", model("skeleton2vec")).items()))
     found = read_checkpoint(write(tmp_path / "x.pth", published))
-    (row,) = [one for one in found.mapped if one.ours == "teacher.blocks.1.qkv.weight"]
-    assert row.theirs == tuple(f"encoder.layers.1.attn.{part}.weight" for part in ("queries", "keys", "values"))
+    (row,) = [one for one in found.mapped if one.name == "teacher.blocks.1.qkv.weight"]
+    assert row.source_names == tuple(f"encoder.layers.1.attn.{part}.weight" for part in ("queries", "keys", "values"))
     assert row.how == "queries, keys and values stacked"
-    stacked = torch.cat([published[name] for name in row.theirs])
-    assert torch.equal(found.tensors[row.ours], stacked)
+    stacked = torch.cat([published[name] for name in row.source_names])
+    assert torch.equal(found.tensors[row.name], stacked)
 
 
 def test_mamp_beside_an_average_of_itself(tmp_path):
@@ -114,9 +114,9 @@ def test_mamp_beside_an_average_of_itself(tmp_path):
     content = {"model": state("mamp", trained), "model_ema": state("mamp", averaged)}
     path = write(tmp_path / "x.pth", content)
     assert torch.equal(features(read_checkpoint(path), "mamp"), original(trained, "mamp"))
-    found = read_checkpoint(path, part="teacher")
+    found = read_checkpoint(path, role="teacher")
     assert torch.equal(features(found, "mamp"), original(averaged, "mamp"))
-    assert found.place == "model_ema."
+    assert found.prefix == "model_ema."
 
 
 def test_golden_numbers_of_mamp_through_a_file(tmp_path):
@@ -145,7 +145,7 @@ def test_an_encoder_alone(tmp_path, naming):
     assert torch.equal(features(found, naming), original(made, naming))
     asked = read_checkpoint(write(tmp_path / "x.pth", published), leave_out=["decoder*", "mask_token*"])
     assert asked.tensors.keys() == found.tensors.keys()
-    assert {one.why for one in asked.left_out} == {"as asked"}
+    assert {one.why for one in asked.skipped} == {"as asked"}
 
 
 ALL = [(naming, name) for naming in NAMINGS for name in state(naming, model(naming))]
@@ -201,7 +201,7 @@ def test_unknown_names_are_refused_until_they_are_left_out(tmp_path):
     with pytest.raises(errors.CheckpointError, match=r"model.module.head.weight: no param.*--leave-out 'head\.\*'"):
         read_checkpoint(path)
     found = read_checkpoint(path, leave_out=["head.*"])
-    assert [(one.theirs, one.why) for one in found.left_out] == [
+    assert [(one.source_name, one.why) for one in found.skipped] == [
         ("model.module.head.weight", "as asked"),
         ("model.module.head.bias", "as asked"),
     ]
@@ -215,7 +215,7 @@ def test_tensors_beside_a_prefix_are_refused_too(tmp_path):
     with pytest.raises(errors.CheckpointError, match="queue: no parameter of the published MAMP"):
         read_checkpoint(write(tmp_path / "x.pth", content))
     found = read_checkpoint(write(tmp_path / "x.pth", content), leave_out=["queue"])
-    assert found.place == "encoder_q."
+    assert found.prefix == "encoder_q."
 
 
 def test_which_weights_are_meant(tmp_path):
@@ -223,19 +223,19 @@ def test_which_weights_are_meant(tmp_path):
     path = write(tmp_path / "x.pth", {"a": mamp, "b": skeleton2vec})
     with pytest.raises(errors.CheckpointError, match="holds weights of skeleton2vec and of mamp; name one"):
         read_checkpoint(path)
-    assert read_checkpoint(path, "mamp").place == "a."
+    assert read_checkpoint(path, "mamp").prefix == "a."
     path = write(tmp_path / "x.pth", {"a": mamp})
     with pytest.raises(errors.CheckpointError, match="holds weights of mamp, not of skeleton2vec"):
         read_checkpoint(path, "skeleton2vec")
     with pytest.raises(errors.CheckpointError, match=r"no student in it, only a teacher.*give --part teacher"):
-        read_checkpoint(write(tmp_path / "x.pth", {"teacher": skeleton2vec}), part="student")
+        read_checkpoint(write(tmp_path / "x.pth", {"teacher": skeleton2vec}), role="student")
     with pytest.raises(errors.CheckpointError, match=r"two networks of MAMP, at 'a.' and 'b.'; .*--leave-out 'b.\*'"):
         read_checkpoint(write(tmp_path / "x.pth", {"a": mamp, "b": OrderedDict(mamp)}))
-    assert read_checkpoint(tmp_path / "x.pth", leave_out=["b.*"]).place == "a."
+    assert read_checkpoint(tmp_path / "x.pth", leave_out=["b.*"]).prefix == "a."
     # What has no label beside a teacher is the student.
     content = {"model": skeleton2vec, "ema": state("skeleton2vec", model("skeleton2vec", seed=1))}
-    assert read_checkpoint(write(tmp_path / "x.pth", content)).place == "ema."
-    assert read_checkpoint(write(tmp_path / "x.pth", content), part="student").place == "model."
+    assert read_checkpoint(write(tmp_path / "x.pth", content)).prefix == "ema."
+    assert read_checkpoint(write(tmp_path / "x.pth", content), role="student").prefix == "model."
     other = {"model": skeleton2vec, "ema": state("skeleton2vec", model("skeleton2vec", model__depth=4))}
     with pytest.raises(errors.CheckpointError, match="model.: a network of other sizes than ema."):
         read_checkpoint(write(tmp_path / "x.pth", other))
@@ -253,7 +253,7 @@ def test_files_without_such_weights(tmp_path):
     with pytest.raises(errors.ConfigError, match="--from: 'data2vec' is not one of auto, skeleton2vec, mamp"):
         read_checkpoint(tmp_path / "x.pth", "data2vec")
     with pytest.raises(errors.ConfigError, match="--part: 'both' is not one of"):
-        read_checkpoint(tmp_path / "x.pth", part="both")
+        read_checkpoint(tmp_path / "x.pth", role="both")
 
 
 def test_one_parameter_under_two_names(tmp_path):
@@ -264,13 +264,13 @@ def test_one_parameter_under_two_names(tmp_path):
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
-def test_every_published_name_has_one_place(naming):
+def test_every_published_name_has_one_target(naming):
     kind, made = NAMINGS[naming], model(naming)
     published = state(naming, made)
-    places = {name: kind.place(name) for name in published}
-    ours = kind.to_ours(published)
-    assert {place[0] for place in places.values()} == set(ours)
-    assert kind.place("head.weight") is None
+    targets = {name: kind.target_of(name) for name in published}
+    ours = kind.from_published(published)
+    assert {target[0] for target in targets.values()} == set(ours)
+    assert kind.target_of("head.weight") is None
     sizes = kind.sizes(published)
     assert kind.expected(sizes) == {name: tuple(value.shape) for name, value in published.items()}
     assert (sizes.dim, sizes.channels, sizes.segment_frames, sizes.joints, sizes.segments) == (16, 3, 3, 5, 4)
@@ -284,17 +284,19 @@ def test_where_the_weights_lay_is_said_as_in_the_file(tmp_path):
     content |= prefixed("module.ema.model.", state("skeleton2vec", made, teacher=True))
     path = write(tmp_path / "x.pth", {"sd": content})
     found = read_checkpoint(path)
-    assert (found.place, found.student_place) == ("sd.module.ema.model.", "sd.module.auto_encoder.")
-    assert all(name.startswith((found.place, found.student_place)) for one in found.mapped for name in one.theirs)
+    assert (found.prefix, found.student_prefix) == ("sd.module.ema.model.", "sd.module.auto_encoder.")
+    assert all(
+        name.startswith((found.prefix, found.student_prefix)) for one in found.mapped for name in one.source_names
+    )
     del content["module.ema.model.encoder_norm.bias"]
     with pytest.raises(errors.CheckpointError, match=r"sd.module.ema.model.encoder_norm.bias: missing \(1 of"):
         read_checkpoint(write(tmp_path / "x.pth", {"sd": content}))
-    assert read_checkpoint(path, part="student").student_place is None
+    assert read_checkpoint(path, role="student").student_prefix is None
 
 
 def test_what_is_called_what(tmp_path):
     mamp, skeleton2vec = state("mamp", model("mamp")), state("skeleton2vec", model("skeleton2vec"))
-    for content, part in (
+    for content, role in (
         (mamp, "trained"),
         ({"student": mamp}, "trained"),
         ({"ema": mamp}, "teacher"),
@@ -302,4 +304,4 @@ def test_what_is_called_what(tmp_path):
         ({"student": skeleton2vec}, "student"),
         ({"teacher": skeleton2vec}, "teacher"),
     ):
-        assert read_checkpoint(write(tmp_path / "x.pth", content)).part == part
+        assert read_checkpoint(write(tmp_path / "x.pth", content)).role == role

@@ -11,7 +11,7 @@ import torch
 
 from s2vfast import errors
 from s2vfast.compat import read_checkpoint
-from s2vfast.compat.reader import Beside, read_file
+from s2vfast.compat.reader import OpaqueObject, read_file
 
 from .published import mae, model, prefixed, state, write
 
@@ -69,8 +69,8 @@ def test_what_lies_beside_weights_is_not_built(tmp_path, form):
     found_form, found = read_file(write(tmp_path / "x.pth", content, form))
     assert found_form == form
     assert torch.equal(found["w"], content["w"])
-    assert all(isinstance(found[name], Beside) for name in ("args", "loss", "curve"))
-    assert isinstance(found["args"].state["path"], Beside)
+    assert all(isinstance(found[name], OpaqueObject) for name in ("args", "loss", "curve"))
+    assert isinstance(found["args"].state["path"], OpaqueObject)
     assert found["args"].state["inner"] == {"num_heads": 8}
 
 
@@ -122,7 +122,7 @@ def test_a_whole_module_is_named_and_refused(tmp_path):
 def test_containers_that_hold_themselves(tmp_path):
     content = {"model": state("mamp", model("mamp"))}
     content["again"] = content
-    assert read_checkpoint(write(tmp_path / "x.pth", content)).place == "model."
+    assert read_checkpoint(write(tmp_path / "x.pth", content)).prefix == "model."
 
 
 def test_names_cannot_write_to_a_terminal(tmp_path):

@@ -69,7 +69,7 @@ CASES = {
     "rotate about one axis": (
         {**FULL_RANGES, "axes": "one", "others": (-0.02, 0.02)},
         4,
-        each(lambda x, d: reference.rotate(x, d, RANGES, "zyx", "radians", others=(-0.02, 0.02))),
+        each(lambda x, d: reference.rotate(x, d, RANGES, "zyx", "radians", minor_range=(-0.02, 0.02))),
     ),
     "scale": ({"low": 0.5, "high": 1.5}, 3, each(lambda x, d: reference.scale(x, d, 0.5, 1.5, False))),
     "scale an axis": (

@@ -86,7 +86,7 @@ def test_a_constant_is_known_in_spite_of_rounding(dtype):
     train[::3, 1] = torch.nextafter(train[0, 1], torch.ones((), dtype=dtype))
     train[:, 2] += 1e-4 * torch.linspace(-1, 1, 1000, dtype=dtype)
     train[:, 3] = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    mean, deviation = knn.spread(train)
+    mean, deviation = knn.mean_and_deviation(train)
     assert (mean.dtype, deviation.dtype) == (dtype, dtype)
     assert deviation[:2].tolist() == [1.0, 1.0]
     np.testing.assert_allclose(deviation[2:], train[:, 2:].double().numpy().std(axis=0), rtol=1e-3)

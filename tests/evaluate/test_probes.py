@@ -140,9 +140,9 @@ def test_laws_of_a_list(labels, percent, number, data):
 
 
 def test_halves_are_rounded_up():
-    assert [subsets.share(n, 10) for n in (1, 4, 5, 14, 15, 25, 100)] == [1, 1, 1, 1, 2, 3, 10]
-    assert subsets.share(3, 100) == 3
-    assert subsets.share(1000, 0.25) == 3  # 2.5
+    assert [subsets.subset_size(n, 10) for n in (1, 4, 5, 14, 15, 25, 100)] == [1, 1, 1, 1, 2, 3, 10]
+    assert subsets.subset_size(3, 100) == 3
+    assert subsets.subset_size(1000, 0.25) == 3  # 2.5
 
 
 def test_lists_differ_by_number_and_seed():

@@ -9,32 +9,32 @@ from s2vfast.kernels._finish import LayerScale, Sum, finish
 TILES = {"BLOCK": 32, "BLOCK_C": 16, "BLOCK_N": 2}
 
 
-def shares(numbers, count, *shape, seed):
+def partial_sums(numbers, count, *shape, seed):
     return numbers(count, *shape, seed=seed).float()
 
 
 @pytest.mark.parametrize("tiles", [{}, TILES])
-def test_sums_of_few_shares_and_of_many(numbers, tiles):
-    given = [
-        Sum(shares(numbers, 200, 37, seed=0), torch.float32),
-        Sum(shares(numbers, 3, 5, 7, seed=1), torch.float32),
+def test_sums_of_few_splits_and_of_many(numbers, tiles):
+    sums = [
+        Sum(partial_sums(numbers, 200, 37, seed=0), torch.float32),
+        Sum(partial_sums(numbers, 3, 5, 7, seed=1), torch.float32),
         None,
-        Sum(shares(numbers, 1, 1, seed=2), torch.float32),
-        Sum(shares(numbers, 49, 3, 6, seed=3)[:, 1], torch.float32),
-        Sum(shares(numbers, 48, 300, seed=4), torch.float32),
-        Sum(shares(numbers, 0, 9, seed=5), torch.float32),
+        Sum(partial_sums(numbers, 1, 1, seed=2), torch.float32),
+        Sum(partial_sums(numbers, 49, 3, 6, seed=3)[:, 1], torch.float32),
+        Sum(partial_sums(numbers, 48, 300, seed=4), torch.float32),
+        Sum(partial_sums(numbers, 0, 9, seed=5), torch.float32),
     ]
     with _launch.override("mlp", "finish", **tiles):
-        found = finish("mlp", given)
-    assert found[2] is None
-    for out, one in zip(found, given, strict=True):
+        results = finish("mlp", sums)
+    assert results[2] is None
+    for out, one in zip(results, sums, strict=True):
         if one is not None:
             torch.testing.assert_close(out, one.partial.double().sum(0).float(), rtol=1e-6, atol=2e-5)
 
 
 def test_each_sum_is_rounded_once_to_its_dtype(numbers):
     """To within one unit of the last place: the interpreter cuts off where a GPU rounds."""
-    partials = [shares(numbers, count, 40, seed=count) for count in (4, 100)]
+    partials = [partial_sums(numbers, count, 40, seed=count) for count in (4, 100)]
     for out, partial in zip(finish("mlp", [Sum(p, torch.bfloat16) for p in partials]), partials, strict=True):
         assert out.dtype == torch.bfloat16
         torch.testing.assert_close(out, partial.double().sum(0).bfloat16(), rtol=2**-7, atol=0)
@@ -58,10 +58,10 @@ def test_layer_scale(numbers, tiles, bias):
     single = [leaf.detach().float() for leaf in leaves]
     scaled = LayerScale(partial, upstream.float(), single[0], single[1] if bias else None, single[2])
     with _launch.override("mlp", "finish", **tiles):
-        first, *found = finish("mlp", [Sum(upstream.float(), torch.float32)], scaled)
+        first, *results = finish("mlp", [Sum(upstream.float(), torch.float32)], scaled)
     torch.testing.assert_close(first, upstream.sum(0).float(), rtol=1e-5, atol=1e-5)
-    assert (found[1] is None) == (not bias)
-    for name, out, true in zip(("weight", "bias", "gamma"), found, expected, strict=True):
+    assert (results[1] is None) == (not bias)
+    for name, out, true in zip(("weight", "bias", "gamma"), results, expected, strict=True):
         if out is not None:
             rows = out.double().reshape(R, -1), true.reshape(R, -1)
             worst = (rows[0] - rows[1]).abs().amax(1)

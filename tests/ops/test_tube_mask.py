@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from s2vfast import errors
 from s2vfast.ops import IMPLEMENTATIONS, _dispatch, tube_mask
 from s2vfast.reference import philox
-from s2vfast.reference.tube_mask import published_places, tube_scores
+from s2vfast.reference.tube_mask import published_slots, tube_scores
 from s2vfast.reference.tube_mask import tube_mask as reference
 
 
@@ -125,18 +125,18 @@ def test_not_contiguous(impl):
     assert torch.equal(found[0], reference(clips, **options, ids=ids)[0])
 
 
-def test_published_places_by_hand():
+def test_published_slots_by_hand():
     # Two segments in one tube, four joints, two stay: joint 2 has the lowest score, then joint 0.
     score = torch.tensor([[[0.2, 0.9, 0.1, 0.5]]])
     # Latents in published order: (segment 0: joints 2, 0), (segment 1: joints 2, 0). All four go to segment 0, to the
     # joints of rank 0, 1, 2, 3: 2, 0, 3, 1. Ascending tokens are (0, joint 0), (0, joint 2), (1, 0), (1, 2).
-    assert published_places(score, tube_len=2, keep=2).tolist() == [[0, 2, 1, 3]]
+    assert published_slots(score, tube_len=2, keep=2).tolist() == [[0, 2, 1, 3]]
 
 
-def test_published_places_are_different_tokens():
+def test_published_slots_are_different_tokens():
     clips, options = tubes_of(4, 2, 5, 3, 25, 2, 0.1, seed=0)
     keep = options.pop("keep")
-    places = published_places(tube_scores(clips, **options, ids=torch.arange(4)), options["tube_len"], keep)
+    places = published_slots(tube_scores(clips, **options, ids=torch.arange(4)), options["tube_len"], keep)
     assert all(len(set(row)) == 20 and max(row) < 25 for row in places.tolist())
 
 

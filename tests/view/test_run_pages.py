@@ -79,7 +79,7 @@ def test_a_page_of_the_published_size_stays_small(tmp_path):
     _, layers = attention.shown_layers(8, 8, size, attention.BUDGET - size // 2)
     rng = np.random.default_rng(0)
     table = rng.random((2, L, L), dtype=np.float32)
-    shown = attention.Shown(
+    shown = attention.Content(
         *("name", "class", LAYOUTS["kinect_v2"], presets.load("ntu60"), 3, "encoder of step 1"),
         rng.normal(size=(2, 90, 25, 3)).astype(np.float32),
         np.ones((2, 90, 25), bool),
@@ -137,8 +137,8 @@ def test_a_query_is_not_its_own_neighbour_and_long_sequences_are_thinned(place, 
     assert len(names) == len(place.opened.select("halves", "train")) - 1
     assert "s002" not in names
     clip, _ = place.opened.sequence(2)
-    assert (shown.query.every, shown.query.places.shape[1]) == (3, 4)
-    np.testing.assert_array_equal(shown.query.places, clip[:, ::3])
+    assert (shown.query.every, shown.query.coordinates.shape[1]) == (3, 4)
+    np.testing.assert_array_equal(shown.query.coordinates, clip[:, ::3])
 
 
 @pytest.mark.parametrize("method", maps.METHODS)
@@ -149,7 +149,7 @@ def test_a_map_has_every_sequence_of_the_parts(place, tmp_path, read_page, is_pi
     assert data["names"] == [place.opened.names[i] for i in ids]
     np.testing.assert_array_equal(page.unpacked(data["labels"]), place.opened.labels[ids])
     np.testing.assert_array_equal(page.unpacked(data["parts"]), [0] * 12 + [1] * 12)
-    np.testing.assert_allclose(page.unpacked(data["places"]), shown.places, rtol=1e-6)
+    np.testing.assert_allclose(page.unpacked(data["places"]), shown.points, rtol=1e-6)
     clips = data["clips"]
     stored = page.unpacked(clips["stored"])
     low, step = (page.unpacked(clips[key])[:, None, None, None] for key in ("low", "step"))
@@ -176,7 +176,7 @@ def test_pca_is_scikit_learns(place):
     table -= table.mean(0)
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     model = PCA(2).fit(table)
-    np.testing.assert_allclose(np.abs(shown.places), np.abs(model.transform(table)), atol=1e-4)
+    np.testing.assert_allclose(np.abs(shown.points), np.abs(model.transform(table)), atol=1e-4)
     assert shown.axes[0] == f"component 1 ({100 * model.explained_variance_ratio_[0]:.0f} % of variance)"
 
 

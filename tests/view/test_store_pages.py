@@ -114,7 +114,7 @@ def test_the_motion_of_a_motion_token_mask_is_what_decided_it(place, tmp_path, r
     assert data["motion"] == "mean |difference to the same frame of the segment before|"
     assert dict(data["facts"])["motion"] == f"{data['motion']}; the masks are drawn by it"
     motion = torch.from_numpy(page.unpacked(data["draws"][0]["motion"])).double().flatten(1)  # [1, L]
-    clips = torch.from_numpy(shown.draws[0].places)
+    clips = torch.from_numpy(shown.draws[0].coordinates)
     # The same noise everywhere leaves the log-softmax of the intensity, but for a number added to all.
     scores = gumbel_scores(clips, 3, tree["mask"]["tau"], torch.full(motion.shape, 0.5))
     expected = motion / (motion.amax() * tree["mask"]["tau"] + 1e-10)
