@@ -35,7 +35,7 @@ _MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 class Compiled:
     """One kernel as it was compiled, and what is wrong with it."""
 
-    stem: str
+    op: str
     kernel: str
     arch: int
     dtype: str
@@ -118,7 +118,7 @@ def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, 
     instructions = {name: len(re.findall(rf"\b{name}\b", sass)) for name in (*_MATRIX, "MUFU", "FFMA")}
     instructions["all"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE))
     result = Compiled(
-        stem=op,
+        op=op,
         kernel=launch.kernel.fn.__name__.strip("_").removesuffix("_kernel"),
         arch=arch,
         dtype=dtype,
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _line(kernel: Compiled) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in kernel.instructions.items() if count and name != "all")
     options = " ".join(f"{name}={value}" for name, value in kernel.options.items())
-    head = f"{kernel.stem} {kernel.kernel} sm_{kernel.arch} {kernel.dtype} ({', '.join(kernel.shapes)})"
+    head = f"{kernel.op} {kernel.kernel} sm_{kernel.arch} {kernel.dtype} ({', '.join(kernel.shapes)})"
     body = (
         f"{kernel.registers} registers, {kernel.shared} bytes shared, {counts or 'no counted instruction'}; {options}"
     )

@@ -6,7 +6,7 @@ import torch
 from s2vfast import _extension, errors, ops, verify
 from s2vfast.kernels.emulator import cuda, emulate
 from s2vfast.ops import attention
-from s2vfast.ops.attention import _native_backward, _native_op
+from s2vfast.ops.attention import _native_backward, _native_forward
 from s2vfast.reference.attention import attention as reference
 
 from .guarded import Guarded, allocations
@@ -163,8 +163,8 @@ def test_five_products_and_one_exponential_a_score():
 def test_opcheck():
     qkv = random(1, 9, 2, 16)
     with emulate(80, "native"):
-        out, lse = _native_op(qkv)
-        torch.library.opcheck(_native_op, (qkv.clone().requires_grad_(),))
+        out, lse = _native_forward(qkv)
+        torch.library.opcheck(_native_forward, (qkv.clone().requires_grad_(),))
         torch.library.opcheck(_native_backward, (qkv, out, lse, torch.ones_like(out), torch.ones_like(lse)))
 
 

@@ -21,7 +21,7 @@ U32, I32, U64, I64, F32, F64 = np.uint32, np.int32, np.uint64, np.int64, np.floa
 
 def bits(count, seed):
     """Random uint32."""
-    return philox.words(seed, 0, torch.zeros(1), 77, count)[0].numpy().astype(U32)
+    return philox.random_bits(seed, 0, torch.zeros(1), 77, count)[0].numpy().astype(U32)
 
 
 # Zeros, subnormal numbers, the smallest and largest ones, infinities, NaN, and neighbours of powers of two.

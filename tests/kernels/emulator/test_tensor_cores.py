@@ -18,7 +18,7 @@ DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32}
 
 def matrix(rows, columns, seed, kind="bf16"):
     """Random numbers of a type, as float64 and as bits."""
-    draws = philox.uniform(philox.words(seed, 0, torch.arange(rows), 77, columns)) * 4 - 2
+    draws = philox.uniform(philox.random_bits(seed, 0, torch.arange(rows), 77, columns)) * 4 - 2
     typed = draws.to(DTYPES[kind])
     if kind == "tf32":
         bits = typed.numpy().view(np.uint32) & np.uint32(0xFFFFE000)
@@ -78,7 +78,7 @@ def test_mma(kind, k):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("trans", [False, True])
 def test_matrices_from_and_to_shared_memory(count, trans):
-    words = philox.words(5, 0, torch.arange(8 * count), 77, 8).numpy().astype(np.uint16)  # [8 * count, 8]
+    words = philox.random_bits(5, 0, torch.arange(8 * count), 77, 8).numpy().astype(np.uint16)  # [8 * count, 8]
     loaded, stored = np.zeros((32, count), np.uint32), np.zeros((8 * count, 8), np.uint16)
     suffix = f"x{count}{'.trans' if trans else ''}"
     body = f"""

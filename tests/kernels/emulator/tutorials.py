@@ -136,7 +136,7 @@ def numbers(*shape, seed, dtype=torch.float32):
     count = 1
     for size in shape:
         count *= size
-    draws = philox.uniform(philox.words(seed, 0, torch.zeros(1), 77, count))[0]
+    draws = philox.uniform(philox.random_bits(seed, 0, torch.zeros(1), 77, count))[0]
     return (draws * 2 - 1).reshape(shape).to(dtype)
 
 
