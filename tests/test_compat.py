@@ -34,6 +34,16 @@ def test_golden(path, impl):
         assert error <= 1e-6, name
 
 
+def test_what_stays_visible_is_the_files_own(tmp_path):
+    """Published code computes int(25 * (1 - 0.8)) = 4 visible joints a tube; a ratio alone does not tell."""
+    with np.load(SMALL) as file:
+        numbers = {key: file[key] for key in file.files}
+    meta = json.loads(str(numbers["meta"]))
+    numbers["meta"] = json.dumps(meta | {"mask_ratio": meta["mask_ratio"] - 0.08})
+    np.savez(tmp_path / "other.npz", **numbers)
+    assert compat.check_golden(tmp_path / "other.npz", impl="torch") == compat.check_golden(SMALL, impl="torch")
+
+
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_golden_mamp(impl):
     found = compat.check_golden(MAMP, impl=impl)
