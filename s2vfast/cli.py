@@ -189,7 +189,9 @@ def take_settings(words: list[str]) -> tuple[dict[str, dict[str, Any]], list[str
             other_words.append(word)
             continue
         section, name, value = match.groups()
-        if value is None and ((value := next(remaining, None)) is None or value.startswith("--")):
+        if value is None:
+            value = next(remaining, "")
+        if not value or value.startswith("--"):
             raise errors.ConfigError(f"argument --{section}.{name}: expected one argument")
         settings.setdefault(section, {})[name] = presets.value(value)
     return settings, other_words

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2vfast import errors, ops, presets
+from s2vfast.config import Config
 from s2vfast.objectives import build_objective
 from s2vfast.train import cost_model
 
@@ -136,8 +137,10 @@ def test_a_step_of_ntu60_is_at_most_270_launches():
 )
 def test_what_is_not_counted_is_refused(path, value):
     section, field = path.split(".")
-    config = presets.load("ntu60")
-    setattr(getattr(config, section), field, value)
+    tree = presets.read("ntu60")
+    if field == "name":
+        tree = presets.with_names(tree, **{section: value})
+    config = Config.from_dict(presets.merge(tree, {section: {field: value}}))
     with pytest.raises(errors.ConfigError, match=f"{path}: .*: the cost model counts"):
         cost_model.step_costs(config, joints=25, tracks=128, empty=52)
 
