@@ -91,13 +91,13 @@ def _atom(w: Writer, ins: Instruction) -> None:
     if operation in (None, "inc", "dec") or (kind in NARROW and operation != "add"):
         raise Unsupported(ins.opcode)
     space = next((m for m in mods if m in _SPACES), "generic")
-    target, place, *values = ins.operands if ins.name == "atom" else (Sink(), *ins.operands)
+    target, address_operand, *values = ins.operands if ins.name == "atom" else (Sink(), *ins.operands)
     dtype = token(kind)
     used = ", ".join(w.use(value, dtype) for value in values)
     narrow = NARROW.get(kind, "")
     ordered = "acquire" in mods or "acq_rel" in mods
     old = w.old(target, dtype)
-    where = address(w, place, space.split("::")[0])
+    where = address(w, address_operand, space.split("::")[0])
     arguments = f"{operation!r}, ({used},), {narrow!r}, {ordered}, {w.guard}, {old}, {w.site}"
     call = f"m.atomic(g, {space.split('::')[0]!r}, {where}, {arguments})"
     if isinstance(target, Sink):

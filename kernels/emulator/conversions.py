@@ -15,15 +15,17 @@ def _mov(w: Writer, ins: Instruction) -> None:
     known(ins.modifiers[:-1])
     if isinstance(target, Vector):
         size = BYTES[kind] // len(target.items)
-        whole = w.use(source, f"u{BYTES[kind]}")
+        source_value = w.use(source, f"u{BYTES[kind]}")
         for i, item in enumerate(target.items):
             if not isinstance(item, Sink):
-                w.define(item, f"u{size}", f"({whole} >> u{BYTES[kind]}({8 * size * i})).astype(u{size})")
+                w.define(item, f"u{size}", f"({source_value} >> u{BYTES[kind]}({8 * size * i})).astype(u{size})")
     elif isinstance(source, Vector):
-        whole, size = BYTES[kind], BYTES[kind] // len(source.items)
+        total_size, size = BYTES[kind], BYTES[kind] // len(source.items)
         pieces = [w.use(item, f"u{size}") for item in source.items]
-        shifted = [f"({piece}.astype(u{whole}) << u{whole}({8 * size * i}))" for i, piece in enumerate(pieces)]
-        w.define(target, f"u{whole}", " | ".join(shifted))
+        shifted = [
+            f"({piece}.astype(u{total_size}) << u{total_size}({8 * size * i}))" for i, piece in enumerate(pieces)
+        ]
+        w.define(target, f"u{total_size}", " | ".join(shifted))
     elif isinstance(target, Register) and isinstance(source, Register) and w.guard is None:
         if token(target.type)[1] != token(source.type)[1] or (target.type == "pred") != (source.type == "pred"):
             raise Unsupported("a move between registers of different widths")

@@ -33,8 +33,10 @@ class Copy:
     def of(self, member: ndarray) -> Copy:
         """The part of some threads: ``member`` is bool [blocks, threads]."""
         self.shared.separate()
-        part, chosen = self.lanes.of(member)
-        return Copy(self.shared, part, np.broadcast_to(self.words, chosen.shape)[chosen][None], self.width)
+        part, selected_lanes = self.lanes.of(member)
+        return Copy(
+            self.shared, part, np.broadcast_to(self.words, selected_lanes.shape)[selected_lanes][None], self.width
+        )
 
 
 class Copies:
@@ -123,5 +125,5 @@ def _cp(w: Writer, ins: Instruction) -> None:
             raise Unsupported(ins.opcode)
         more = more[:-1] if "L2::cache_hint" in mods else more
         size = w.use(more[0], "u4") if more else None
-        where, place = address(w, to, "shared"), address(w, source, "global")
-        w.emit(f"m.copies.start(g, {where}, {place}, {width.value}, {size}, {w.guard}, {w.site})")
+        shared_address, global_address = address(w, to, "shared"), address(w, source, "global")
+        w.emit(f"m.copies.start(g, {shared_address}, {global_address}, {width.value}, {size}, {w.guard}, {w.site})")

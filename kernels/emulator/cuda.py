@@ -102,8 +102,8 @@ class Extension:
             self._check_stream(stream)
             program = _program(name.decode(), self._emulation)
             data = bytearray(program.kernel.parameter_bytes)
-            places = program.kernel.parameters.values()
-            for i, (offset, size) in enumerate(zip(places, program.kernel.parameter_sizes, strict=True)):
+            offsets = program.kernel.parameters.values()
+            for i, (offset, size) in enumerate(zip(offsets, program.kernel.parameter_sizes, strict=True)):
                 data[offset : offset + size] = ctypes.string_at(arguments[i], size)
             grid, block = tuple(sizes[0:3]), tuple(sizes[3:6])
             checks = self._emulation.checks

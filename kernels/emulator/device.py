@@ -164,7 +164,7 @@ class DeviceMemory:
 
     def _open(self, tensor: Tensor, home: Allocation, offset: int) -> None:
         """The bytes of a tensor's elements may be accessed."""
-        known = self.unwritten.state(home.host, home.size)
+        host_state = self.unwritten.state(home.host, home.size)
         itemsize = tensor.element_size()
         shape = (*tensor.shape, itemsize)
         strides = (*(stride * itemsize for stride in tensor.stride()), 1)
@@ -172,7 +172,7 @@ class DeviceMemory:
         def elements(array: ndarray, at: int) -> ndarray:
             return np.lib.stride_tricks.as_strided(array[at:], shape, strides)
 
-        elements(self.state, offset)[...] = elements(known, offset - home.offset)
+        elements(self.state, offset)[...] = elements(host_state, offset - home.offset)
 
     def _allocate(self, name: str, size: int, residue: int, host: int) -> Allocation:
         """Room between guards, at an address whose lowest byte is as asked."""

@@ -127,7 +127,7 @@ class Group:
         row, tid = np.concatenate([a.row, b.row], axis=1)[0], np.concatenate([a.tid, b.tid], axis=1)[0]
         return a._joined(b, 1, np.lexsort((tid, row)), None)._squared()
 
-    def _joined(self, other: Group, axis: int, order: ndarray, kept: tuple[int, ...] | None) -> Group:
+    def _joined(self, other: Group, axis: int, order: ndarray, common_shape: tuple[int, ...] | None) -> Group:
         """Concatenated along an axis and sorted."""
 
         def join(x: ndarray, y: ndarray) -> ndarray:
@@ -147,7 +147,7 @@ class Group:
                 registers.append(x)
             else:
                 registers.append(join(x, y))
-        row = join(self.row, other.row) if axis == 0 or kept is None else self.row
+        row = join(self.row, other.row) if axis == 0 or common_shape is None else self.row
         tid = join(self.tid, other.tid) if axis == 1 else self.tid
         both = Group(row, tid, self.first, self.blocks, registers)
         both.block = self.block

@@ -15,42 +15,42 @@ class Lanes:
         tid: threads in their blocks.
         cta: blocks in the launch.
         uniform: whether all rows do the same.
-        chosen: None: all threads of the group; else which of the full shape, or which columns.
+        selected_lanes: None: all threads of the group; else which of the full shape, or which columns.
         shape: of the group.
     """
 
-    __slots__ = ("chosen", "cta", "offset", "row", "shape", "tid", "uniform")
+    __slots__ = ("cta", "offset", "row", "selected_lanes", "shape", "tid", "uniform")
 
-    def __init__(self, offset, row, tid, cta, uniform, chosen, shape) -> None:
+    def __init__(self, offset, row, tid, cta, uniform, selected_lanes, shape) -> None:
         self.offset, self.row, self.tid, self.cta = offset, row, tid, cta
-        self.uniform, self.chosen, self.shape = uniform, chosen, shape
+        self.uniform, self.selected_lanes, self.shape = uniform, selected_lanes, shape
 
     def narrow(self, values: ndarray) -> ndarray:
         """Values of all threads of the group as those of the lanes that take part."""
-        if self.chosen is None:
+        if self.selected_lanes is None:
             return values
-        if isinstance(self.chosen, tuple):
-            return np.broadcast_to(values, (values.shape[0], self.shape[1]))[:, self.chosen[0]]
-        return np.broadcast_to(values, self.shape)[self.chosen][None]
+        if isinstance(self.selected_lanes, tuple):
+            return np.broadcast_to(values, (values.shape[0], self.shape[1]))[:, self.selected_lanes[0]]
+        return np.broadcast_to(values, self.shape)[self.selected_lanes][None]
 
     def spread(self, values: ndarray, old: ndarray | None) -> ndarray:
         """What was read as an array of the group's threads; ``old`` where nothing was."""
-        if self.chosen is None:
+        if self.selected_lanes is None:
             return values
         dtype = values.dtype
-        if isinstance(self.chosen, tuple):  # columns
+        if isinstance(self.selected_lanes, tuple):  # columns
             shape = (values.shape[0], self.shape[1])
             result = np.zeros(shape, dtype) if old is None else np.broadcast_to(old, shape).copy()
-            result[:, self.chosen[0]] = values
+            result[:, self.selected_lanes[0]] = values
         else:
             result = np.zeros(self.shape, dtype) if old is None else np.broadcast_to(old, self.shape).copy()
-            result[self.chosen] = values[0]
+            result[self.selected_lanes] = values[0]
         return result
 
     def of(self, member: ndarray) -> tuple[Lanes, ndarray]:
         """Those of some threads, bool [rows, threads], as one row of lanes; and which they are of the full shape."""
         shape = np.broadcast_shapes(self.offset.shape, np.shape(self.row), self.tid.shape)
-        chosen = member[np.broadcast_to(self.row, shape), np.broadcast_to(self.tid, shape)]
-        parts = (np.broadcast_to(x, shape)[chosen][None] for x in (self.offset, self.row, self.tid, self.cta))
+        selected_lanes = member[np.broadcast_to(self.row, shape), np.broadcast_to(self.tid, shape)]
+        parts = (np.broadcast_to(x, shape)[selected_lanes][None] for x in (self.offset, self.row, self.tid, self.cta))
         offset, row, tid, cta = parts
-        return Lanes(offset, row, tid, cta, False, None, offset.shape), chosen
+        return Lanes(offset, row, tid, cta, False, None, offset.shape), selected_lanes

@@ -69,8 +69,10 @@ class Machine:
     ) -> None:
         self.program, self.grid, self.block, self.device, self.checks = program, grid, block, device, checks
         if len(parameters) < program.kernel.parameter_bytes:
-            wanted = program.kernel.parameter_bytes
-            raise EmulatorError(f"{program.kernel.name}: {len(parameters)} bytes of parameters, it takes {wanted}")
+            needed_bytes = program.kernel.parameter_bytes
+            raise EmulatorError(
+                f"{program.kernel.name}: {len(parameters)} bytes of parameters, it takes {needed_bytes}"
+            )
         self.parameters = np.frombuffer(parameters, np.uint8)
         self.threads = block[0] * block[1] * block[2]
         if program.kernel.threads not in (None, block) or not 0 < self.threads <= 1024:
@@ -207,8 +209,8 @@ class Machine:
 
     def _needed(self, ins: ptx.Instruction) -> int:
         """How many threads of a block a barrier waits for."""
-        known = {"sync", "cta", "aligned"}
-        if set(ins.modifiers) - known or ins.guard is not None:
+        known_modifiers = {"sync", "cta", "aligned"}
+        if set(ins.modifiers) - known_modifiers or ins.guard is not None:
             raise Unsupported(f"{ins.site}: the emulator does not know {ins.opcode}")
         if len(ins.operands) < 2:
             return self.threads
@@ -295,10 +297,10 @@ class Machine:
 
     def symbol(self, name: str, site: Site) -> ndarray:
         """The address of a variable, [1, 1]."""
-        place = self.program.symbols.get(name, self.global_symbols.get(name))
-        if place is None:
+        address = self.program.symbols.get(name, self.global_symbols.get(name))
+        if address is None:
             raise Unsupported(f"{site}: {name} is no variable")
-        return np.array([[place]], np.uint64)
+        return np.array([[address]], np.uint64)
 
     def window(self, space: str) -> int:
         """Where a space begins among generic addresses."""
@@ -391,7 +393,7 @@ class Machine:
         """An address as a reader knows it."""
         if kind == "global":
             return self.device.describe(offset)
-        names = sorted((place, name) for name, place in self.program.symbols.items() if place <= offset)
+        names = sorted((start, name) for name, start in self.program.symbols.items() if start <= offset)
         return (
             f"{kind} {names[-1][1]} + {offset - names[-1][0]}" if names and kind == "shared" else f"{kind} + {offset}"
         )

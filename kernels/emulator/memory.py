@@ -82,21 +82,23 @@ class Space:
             tid = tid[:, columns]
             row, cta = (row, cta) if group.rectangular else (row[:, columns], cta[:, columns])
         row = self._row(row, tid)
-        chosen: ndarray | tuple[ndarray] | None = None
+        selected_lanes: ndarray | tuple[ndarray] | None = None
         shape = group.shape
         if mask is not None and not mask.all():
             if not mask.any():
                 return None
             if mask.shape[0] == 1 and group.rectangular and self.kind != "local":
                 columns = np.flatnonzero(np.broadcast_to(mask, (1, shape[1]))[0])
-                chosen = (columns,)
+                selected_lanes = (columns,)
                 offset = np.broadcast_to(offset, (offset.shape[0], shape[1]))[:, columns]
                 tid = np.broadcast_to(tid, (1, shape[1]))[:, columns]
             else:
-                chosen = np.broadcast_to(mask, shape)
-                offset, row, tid, cta = (np.broadcast_to(x, shape)[chosen][None] for x in (offset, row, tid, cta))
+                selected_lanes = np.broadcast_to(mask, shape)
+                offset, row, tid, cta = (
+                    np.broadcast_to(x, shape)[selected_lanes][None] for x in (offset, row, tid, cta)
+                )
         largest, low = int(offset.max()), int(np.bitwise_or.reduce(offset, axis=None))
-        lanes = Lanes(offset, row, tid, cta, False, chosen, shape)
+        lanes = Lanes(offset, row, tid, cta, False, selected_lanes, shape)
         if low & (width - 1):
             self.fault("misaligned", f"{width} bytes at {{address}}", lanes, offset & (width - 1) != 0, site)
         if low < 0 or largest > self.size - width:
@@ -242,8 +244,8 @@ class Space:
                 at = np.nonzero(lost & (more == flag))
                 if len(at[0]):
                     # Several lanes of one place set the same bit of the same code.
-                    places = (index[at[:2]], at[2]) if parts else index[at]
-                    codes[places] |= flag
+                    code_index = (index[at[:2]], at[2]) if parts else index[at]
+                    codes[code_index] |= flag
 
     def check_write(
         self, lanes: Lanes, values: ndarray | None, width: int, site: Site, mark: int = 0

@@ -58,14 +58,14 @@ class Program:
         return self.functions[number]
 
     def _layout(self, space: str, start: int) -> tuple[dict[str, int], int]:
-        places, end = {}, start
+        addresses, end = {}, start
         for variable in sorted(self.kernel.memory(space), key=lambda v: v.size == 0):
             # Memory whose size the launch gives comes last; swizzled layouts want it at multiples of 1024.
             align = variable.align if variable.size else 1024
             end = -(-end // align) * align
-            places[variable.name] = end
+            addresses[variable.name] = end
             end += variable.size
-        return places, end
+        return addresses, end
 
     def _granules(self) -> dict[str, int]:
         """The narrowest access of each space, in bytes."""

@@ -43,8 +43,8 @@ def _fragments(k: int, half: bool) -> tuple[ndarray, ndarray]:
         row, column = lane >> 2, (lane & 3) * per
         for part in range(per):
             for register in range(registers_a):
-                place = (lane * registers_a + register) * per + part
-                a[row + 8 * (register & 1), column + part + step * (register >> 1)] = place
+                flat_index = (lane * registers_a + register) * per + part
+                a[row + 8 * (register & 1), column + part + step * (register >> 1)] = flat_index
             for register in range(registers_b):
                 b[column + part + step * register, row] = (lane * registers_b + register) * per + part
     return a.reshape(-1), b.reshape(-1)

@@ -172,8 +172,8 @@ class Warps:
         layout = self.layout(g, mask, guard, site)
         active = np.ones((1, 1, 32), bool) if layout.whole else layout.active
         leader = active.argmax(axis=2)[..., None]
-        chosen = np.broadcast_to(leader == _LANES, active.shape)
-        return layout.back(np.broadcast_to(leader, active.shape).astype(u4)), layout.back(chosen)
+        is_leader = np.broadcast_to(leader == _LANES, active.shape)
+        return layout.back(np.broadcast_to(leader, active.shape).astype(u4)), layout.back(is_leader)
 
     def barrier(self, g: Group, mask: ndarray, guard: ndarray | None, site: Site) -> None:
         """bar.warp.sync: what its lanes did before is ordered before what they do after."""
