@@ -116,7 +116,7 @@ import json, re, torch, triton
 from triton.backends.compiler import GPUTarget
 from s2vfast import ops
 from s2vfast.inputs import SHAPES, inputs
-from s2vfast.kernels import _launch, aot
+from s2vfast.kernels import _launch
 
 found = {}
 for op in ("tube_mask", "clip_sample"):
@@ -127,7 +127,7 @@ for op in ("tube_mask", "clip_sample"):
     with _launch.capture(90) as launches:
         getattr(ops, op)(**given, impl="triton")
     for launch in launches:
-        source, options = aot._source(launch, 90)
+        source, options, _ = _launch.specialized(launch, 90)
         ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options.__dict__).asm["ptx"]
         words = "fma.rn.f32 fma.rn.ftz add.ftz mul.ftz div.full div.approx sqrt.approx div.rn.f32".split()
         found[op + launch.kernel.fn.__name__] = {word: ptx.count(word) for word in words}
