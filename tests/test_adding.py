@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from s2vfast import cli, verify
+from s2vfast.config.registry import NETWORKS, OBJECTIVES
 from s2vfast.data import Store
+from s2vfast.data.formats import FORMATS
 from s2vfast.data.synth import generate
+from s2vfast.ops._dispatch import operation
 
 STEPS = 12
 SETTINGS = (
@@ -37,6 +40,20 @@ def place(tmp_path_factory):
         (folder / name).write_text(code)
     generate(folder / "store", subjects=2, views=1, repetitions=1)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_afterwards():
+    """Other tests look at the lists of what there is."""
+    implementations = operation("attention").implementations
+    lists = (NETWORKS._classes, OBJECTIVES._classes, FORMATS, implementations)
+    before = [dict(entries) for entries in lists]
+    yield
+    for entries, original in zip(lists, before, strict=True):
+        entries.clear()
+        entries.update(original)
+    for name in [name for name in sys.modules if name.startswith("s2vfast_plugin_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
