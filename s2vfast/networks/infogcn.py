@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
@@ -20,6 +19,8 @@ from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
+from s2vfast.networks.stem import Stem
+from s2vfast.networks.temporal import StridedLinear, TemporalBranches, over_rows
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -74,11 +75,8 @@ class InfoGCN(Network):
     def __init__(self, section: InfoGCNConfig, mode: Tensor, frames: int, bodies: int, channels: int = 3) -> None:
         super().__init__()
         V, width = len(mode), section.channels
-        self.bodies, self.depth = bodies, sum(section.blocks)
-        self.register_buffer("mode", mode, persistent=False)  # follows from the config
-        self.embedding = nn.Linear(channels, width)
-        self.position = nn.Parameter(torch.randn(V, width))
-        self.norm = nn.BatchNorm1d(bodies * V * width)
+        self.depth = sum(section.blocks)
+        self.stem = Stem(mode, bodies, channels, width)
         self.blocks = nn.ModuleList()
         for stage, count in enumerate(section.blocks):
             for i in range(count):
@@ -123,21 +121,13 @@ class InfoGCN(Network):
 
     def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
         """Outputs of the last ``last`` blocks, of those that are as wide as the last one, each [N, L, D]."""
-        x, outputs = self.embed(clips), []
+        x, outputs = self.stem(clips), []
         for block in self.blocks:
             x = block(x)
             outputs = [*outputs, x][-last:]
         if any(output.shape != x.shape for output in outputs):
             raise NotImplementedError(f"InfoGCN.hidden: the last {last} blocks are of several widths")
         return [output.flatten(1, 2) for output in outputs]
-
-    def embed(self, clips: Tensor) -> Tensor:
-        """What the first block sees of clips [N, T, V, C]: [N, T, V, D]."""
-        x = self.embedding(self.mode @ clips) + self.position
-        N, T, V, D = x.shape
-        x = x.view(-1, self.bodies, T, V, D).transpose(1, 2)  # [n, T, M, V, D]
-        x = self.norm(x.reshape(-1, self.bodies * V * D))
-        return x.view(-1, T, self.bodies, V, D).transpose(1, 2).reshape(N, T, V, D)
 
     def layer_of(self, name: str) -> int:
         """0: the embedding; i + 1: block i."""
@@ -150,7 +140,7 @@ class InfoGCN(Network):
 
     def _attention(self, clips: Tensor) -> Iterator[Tensor]:
         S, V = self.grid
-        x = self.embed(clips)
+        x = self.stem(clips)
         for block in self.blocks:
             maps = block.graph.maps(x)  # [N, T, H, V, V]
             maps = maps.unflatten(1, (S, -1)).mean(2)  # [N, S, H, V, V]
@@ -160,28 +150,24 @@ class InfoGCN(Network):
             yield blocks.flatten(4, 5).flatten(2, 3)
             x = block(x)
 
-    def activation_numbers(self) -> int:
-        """What graph attention makes of a clip before heads are summed up."""
-        _, V, width = self.blocks[0].graph.topology.shape[0], len(self.mode), self.blocks[0].graph.weight.shape[2]
-        frames = self.grid[0] * self.segment_frames if self.grid else 64
-        return self.blocks[0].graph.heads * frames * V * width
-
 
 class Block(nn.Module):
-    """relu(temporal(graph(x)) + residual(x)): [N, T, V, C] to [N, ceil(T / stride), V, out]."""
+    """relu(relu(temporal(graph(x))) + residual(x)): [N, T, V, C] to [N, ceil(T / stride), V, out]."""
 
     def __init__(self, width: int, out: int, joints: int, section: InfoGCNConfig, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.graph = GraphAttention(width, out, joints, section)
-        self.temporal = Temporal(out, stride, section.kernel)
+        b = out // _BRANCHES
+        self.temporal = TemporalBranches(
+            out, b, section.kernel, _DILATIONS, stride, others=[StridedLinear(out, b, stride)]
+        )
         self.residual = None if width == out and stride == 1 else Projection(width, out)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        y = self.temporal(self.graph(x))
-        residual = x if self.residual is None else self.residual(x[:, :: self.stride])
-        return torch.relu(y + residual)
+        y = torch.relu(self.temporal(self.graph(x)))
+        return torch.relu(y + (x if self.residual is None else self.residual(x[:, :: self.stride])))
 
 
 class GraphAttention(nn.Module):
@@ -198,7 +184,7 @@ class GraphAttention(nn.Module):
         self.topology = nn.Parameter(torch.eye(joints).repeat(self.heads, 1, 1))
         self.weight = nn.Parameter(torch.randn(self.heads, out, width) * math.sqrt(2.0 / (out * width * self.heads)))
         self.bias = nn.Parameter(torch.zeros(self.heads, out))
-        self.batch_norm = nn.BatchNorm2d(out)
+        self.batch_norm = nn.BatchNorm1d(out)
         # As published: a block starts as what `down` makes of its input.
         nn.init.constant_(self.batch_norm.weight, 1e-6)
         self.down = None if width == out else Projection(width, out)
@@ -207,7 +193,7 @@ class GraphAttention(nn.Module):
         """[N, T, V, C] to [N, T, V, out]."""
         qk = self.queries_and_keys(x).flatten(0, 1)
         y = ops.graph_attention(x.flatten(0, 1), qk, self.topology, self.weight, self.bias.sum(0))
-        y = normalise(self.batch_norm, y.view(*x.shape[:3], -1))
+        y = over_rows(self.batch_norm, y.view(*x.shape[:3], -1))
         return torch.relu(y + (x if self.down is None else self.down(x)))
 
     def queries_and_keys(self, x: Tensor) -> Tensor:
@@ -220,57 +206,16 @@ class GraphAttention(nn.Module):
         return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
 
 
-class Temporal(nn.Module):
-    """Four branches of a quarter of the channels each: two dilated convolutions, a maximum, a plain map.
-
-    All but the last see relu(batch norm(linear map)). Each ends in a batch norm, and a ReLU after all of them.
-    """
-
-    def __init__(self, width: int, stride: int, kernel: int) -> None:
-        super().__init__()
-        b = width // _BRANCHES
-        self.stride, self.b = stride, b
-        self.reduce = nn.Linear(width, width)
-        self.reduce_norm = nn.BatchNorm2d(width - b)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(b, b, (kernel, 1), (stride, 1), ((kernel - 1) // 2 * dilation, 0), (dilation, 1))
-            for dilation in _DILATIONS
-        )
-        self.norm = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, T, V, C] to [N, ceil(T / stride), V, C]."""
-        b = self.b
-        if self.stride == 1:
-            reduced, plain = self.reduce(x).split([3 * b, b], 3)
-        else:
-            weight, bias = self.reduce.weight, self.reduce.bias
-            reduced = F.linear(x, weight[: 3 * b], bias[: 3 * b])
-            plain = F.linear(x[:, :: self.stride], weight[3 * b :], bias[3 * b :])
-        first, second, third = torch.relu(normalise(self.reduce_norm, reduced)).split(b, 3)
-        branches = [
-            convolution(branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            for convolution, branch in zip(self.convolutions, (first, second), strict=True)
-        ]
-        largest = F.max_pool2d(third.permute(0, 3, 1, 2), (3, 1), (self.stride, 1), (1, 0)).permute(0, 2, 3, 1)
-        return torch.relu(normalise(self.norm, torch.cat([*branches, largest, plain], 3)))
-
-
 class Projection(nn.Module):
     """A linear map and a batch norm, for widths and strides that change."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, out)
-        self.norm = nn.BatchNorm2d(out)
+        self.norm = nn.BatchNorm1d(out)
         nn.init.normal_(self.linear.weight, std=math.sqrt(2.0 / out))  # Kaiming's, by what goes out
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., out]."""
-        return normalise(self.norm, self.linear(x))
-
-
-def normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """A batch norm of channels that come last, [N, T, V, C]."""
-    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return over_rows(self.norm, self.linear(x))
