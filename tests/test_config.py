@@ -59,6 +59,13 @@ WRONG = {
     "top_k": ({"objective": {"top_k": 9}}, "objective.top_k: 9 is more than model.depth = 8"),
     "ema falls": ({"objective": {"ema_end": 0.5}}, "objective.ema_end: 0.5 is below objective.ema_start = 0.9999"),
     "rate rises": ({"optim": {"lr_min": 0.1}}, "optim.lr_min: 0.1 is above optim.lr = 0.001"),
+    "milestones of a cosine": ({"optim": {"milestones": [3]}}, "optim.milestones: epochs are expected where"),
+    "no milestones": ({"optim": {"schedule": "steps"}}, "optim.milestones: epochs are expected where"),
+    "milestones backwards": (
+        {"optim": {"schedule": "steps", "milestones": [9, 3.5]}},
+        "optim.milestones: [9, 3.5]; ascending epochs above 0 are expected",
+    ),
+    "optimizer": ({"optim": {"name": "lars"}}, "optim.name: 'lars' is not one of adamw, sgd"),
 }
 
 

@@ -92,22 +92,38 @@ class MaskConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with warm-up and cosine decay by the step."""
+    """The optimizer, with warm-up and a schedule by the step."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """``adamw``: decoupled weight decay. ``sgd``: momentum, and weight decay that is added to the gradient."""
     lr: float = option(1e-3, gt=0)
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """After the warm-up: a ``cosine`` or a ``linear`` descent to lr_min at the end of the run, or ``steps``: times
+    gamma at each of the milestones."""
     lr_min: float = option(1e-5, ge=0)
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the descent (cosine, linear)."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which the rate is multiplied by gamma, ascending (steps)."""
+    gamma: float = option(0.1, gt=0, le=1)
+    """Factor at a milestone (steps)."""
     warmup_epochs: float = option(20.0, ge=0)
     """Epochs of linear warm-up."""
     weight_decay: float = option(0.05, ge=0)
-    """Decoupled weight decay on what the network says decays: matrices and kernels, no biases, norms or embeddings."""
+    """Weight decay on what ``decay`` names."""
+    decay: Literal["network", "all"] = "network"
+    """``network``: what the network says decays: matrices and kernels, no biases, norms or embeddings. ``all``: every
+    parameter."""
     beta1: float = option(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
+    """Decay of the first moment (adamw)."""
     beta2: float = option(0.95, ge=0, lt=1)
-    """Decay of the second moment."""
+    """Decay of the second moment (adamw)."""
     eps: float = option(1e-8, gt=0)
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment (adamw)."""
+    momentum: float = option(0.9, ge=0, lt=1)
+    """Factor of the velocity from a step to the next (sgd)."""
+    nesterov: bool = False
+    """Nesterov's momentum (sgd)."""
     clip: float = option(4.0, ge=0)
     """Largest global gradient norm; 0 leaves gradients as they are."""
     layer_decay: float = option(1.0, gt=0, le=1)
@@ -216,8 +232,13 @@ class Config:
         """
         for name, section in self.sections().items():
             check_section(section, name)
-        if self.optim.lr_min > self.optim.lr:
-            raise ConfigError(f"optim.lr_min: {self.optim.lr_min} is above optim.lr = {self.optim.lr}")
+        optim = self.optim
+        if optim.lr_min > optim.lr:
+            raise ConfigError(f"optim.lr_min: {optim.lr_min} is above optim.lr = {optim.lr}")
+        if bool(optim.milestones) != (optim.schedule == "steps"):
+            raise ConfigError("optim.milestones: epochs are expected where optim.schedule is steps, and only there")
+        if list(optim.milestones) != sorted({epoch for epoch in optim.milestones if epoch > 0}):
+            raise ConfigError(f"optim.milestones: {list(optim.milestones)}; ascending epochs above 0 are expected")
         self.network_class.check(self, layout)
         self.objective_class.check(self, layout)
 
