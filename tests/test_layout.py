@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "kernels.emulator": {"kernels", "_extension"},
     "_extension": {"_native"},
     "ops": {"reference", "kernels", "_extension"},
-    "networks": {"ops"},
+    "networks": {"ops", "data"},
     "objectives": {"networks", "ops", "reference", "data"},
     "compat": {"files", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "data": {"files", "ops", "reference"},
