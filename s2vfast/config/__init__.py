@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from s2vfast.config.fields import check_section, option, refuse_unknown, section_from_tree, tree_of
+from s2vfast.config.fields import Section, check_section, option, refuse_unknown, section_from_tree, tree_of
 from s2vfast.config.registry import NETWORKS, OBJECTIVES, Registry
 from s2vfast.errors import ConfigError
 
@@ -22,7 +22,7 @@ DEFAULT_NETWORK, DEFAULT_OBJECTIVE = "transformer", "skeleton2vec"
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Which sequences are read and how a clip is made of one (see `s2vfast.ops.clip_sample`)."""
 
     split: str = "xsub"
@@ -66,7 +66,7 @@ class DataConfig:
 
 
 @dataclass
-class MaskConfig:
+class MaskConfig(Section):
     """Which tokens the student sees."""
 
     kind: Literal["auto", "random", "tube", "motion_tube", "motion_token", "frame_joint"] = "auto"
@@ -98,7 +98,7 @@ class MaskConfig:
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Section):
     """The optimizer, with warm-up and a schedule by the step."""
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -138,7 +138,7 @@ class OptimConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """Length, batch and machine of a run."""
 
     epochs: float = option(800.0, gt=0)
@@ -173,7 +173,7 @@ class TrainConfig:
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When the run is saved."""
 
     every: int = option(1000, ge=1)
@@ -185,7 +185,7 @@ class CheckpointConfig:
 
 
 @dataclass
-class Config:
+class Config(Section):
     """One training run."""
 
     data: DataConfig = field(default_factory=DataConfig)

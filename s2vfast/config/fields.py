@@ -28,10 +28,21 @@ from typing import Any, Literal, TypeVar
 
 from s2vfast.errors import ConfigError
 
-Section = TypeVar("Section")
+S = TypeVar("S")
 
 _NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
 _NAMES |= {list: "a list", dict: "a mapping"}
+
+
+class Section:
+    """A config's section: it takes no attribute but its fields, so that a slip of the pen is refused where it is made.
+
+    Dataclasses of this package derive from it; those of a plugin do once they are registered.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_unknown([name], self.__dataclass_fields__, type(self).__name__)
+        object.__setattr__(self, name, value)
 
 
 def option(
@@ -42,7 +53,7 @@ def option(
     return field(default=default, metadata=limits)
 
 
-def section_from_tree(section: type[Section], values: Any, path: str) -> Section:
+def section_from_tree(section: type[S], values: Any, path: str) -> S:
     """The section of plain values by field, checked; fields that are not given have their defaults.
 
     Args:
