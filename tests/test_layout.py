@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPS = (
-    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp "
+    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp joint_mix "
     "teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 420
