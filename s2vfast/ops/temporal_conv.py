@@ -1,6 +1,7 @@
 """Convolution over frames. Contract: `s2vfast.reference.temporal_conv`.
 
-On a CPU it is done in the frequencies of a window that holds the clip and half a kernel, so that nothing wraps round: the
+On a CPU it is done in the frequencies of a window that holds the clip and half a kernel, so that nothing wraps round:
+the
 discrete Fourier transform of T frames, a matrix product a frequency, and the transform back. Three real products do a
 complex one, and their sums stand in the transforms' matrices, so that the whole is y = B ((E x) * (G w)) with three
 constant matrices (a bilinear algorithm: Winograd, "Arithmetic complexity of computations", 1980). For 9 taps and 64
