@@ -143,6 +143,7 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
     return {
         "made_by": f"s2vfast {s2vfast.__version__}",
         "objective": config.objective.name,
+        "finetuned_from": finetune.origin(about),
         "step": about["step"],
         "layout": about["layout"],
         "classes": about["classes"] if "logits" in network.names else None,

@@ -71,6 +71,14 @@ class Source:
     """Of a list of labels: percent, seed and number; None: all of them."""
 
 
+def origin(about: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run.json says that a run was fine-tuned from: objective, step, store, weights; None: it was not."""
+    source = about.get(runs.FINETUNE, {}).get("source")
+    if source is None or source["mode"] == "supervised":
+        return None
+    return {name: source[name] for name in ("objective", "step", "pretrained_on", "weights")}
+
+
 def digest(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's weights."""
     sha = hashlib.sha256()
