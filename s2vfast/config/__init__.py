@@ -47,6 +47,13 @@ class DataConfig(Section):
     """Largest random rotation about x, y and z in radians (training only)."""
     scale_jitter: float = option(0.0, ge=0, lt=1)
     """Random size change: a factor in 1 ± scale_jitter (training only)."""
+    train_steps: tuple[dict[str, Any], ...] = ()
+    """Steps of docs/views.md that make a clip of a whole recording, in place of sampling, center, scale, align, rotate
+    and scale_jitter; frames comes out of them. None: those fields."""
+    test_steps: tuple[dict[str, Any], ...] = ()
+    """The same for evaluation, prediction and export; given where train_steps is."""
+    stream: Literal["joint", "bone", "motion", "bone_motion"] = "joint"
+    """What of the coordinates a network sees (see `s2vfast.data.streams`)."""
     velocity: float = option(0.0, ge=0)
     """Append the frame-to-frame difference times this factor to the coordinates: 6 input channels; 0: coordinates
     alone."""
@@ -239,6 +246,8 @@ class Config(Section):
             raise ConfigError("optim.milestones: epochs are expected where optim.schedule is steps, and only there")
         if list(optim.milestones) != sorted({epoch for epoch in optim.milestones if epoch > 0}):
             raise ConfigError(f"optim.milestones: {list(optim.milestones)}; ascending epochs above 0 are expected")
+        if bool(self.data.train_steps) != bool(self.data.test_steps):
+            raise ConfigError("data.test_steps: steps are expected where data.train_steps has some, and only there")
         self.network_class.check(self, layout)
         self.objective_class.check(self, layout)
 

@@ -148,7 +148,8 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
     if typing.get_origin(hint) is Literal:
         raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
     expected = " or ".join(_expected(choice) for choice in choices)
-    raise ConfigError(f"{path}: {value!r}; {expected} {'are' if expected.endswith('numbers') else 'is'} expected")
+    verb = "are" if expected.endswith(("numbers", "texts", "mappings")) else "is"
+    raise ConfigError(f"{path}: {value!r}; {expected} {verb} expected")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -173,7 +174,7 @@ def _expected(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
-        kind = "texts" if arguments[0] is str else "numbers"
+        kind = {str: "texts", dict: "mappings"}.get(typing.get_origin(arguments[0]) or arguments[0], "numbers")
         return kind if arguments[-1] is Ellipsis else f"{len(arguments)} {kind}"
     return _NAMES.get(origin or hint, str(hint))
 

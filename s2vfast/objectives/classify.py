@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,11 @@ _INIT_STD = 0.02
 class ClassifyConfig:
     """The head, and what is left out of the network while it learns."""
 
+    head: Literal["mlp", "linear"] = "mlp"
+    """``mlp``: means of every joint, linear, batch norm, ReLU, linear (published for Skeleton2vec). ``linear``: one
+    linear map of the mean over all tokens (published for graph convolutions)."""
     hidden: int = option(2048, ge=1)
-    """Width of the head between its two linear maps (published)."""
+    """Width of the head between its two linear maps (mlp; published)."""
     dropout: float = option(0.3, ge=0, lt=1)
     """Share of the head's inputs that are dropped (published)."""
     drop_path: float = option(0.3, ge=0, lt=1)
@@ -77,6 +80,24 @@ class Head(nn.Module):
         return _linear(self.fc2, F.relu(self.norm(_linear(self.fc1, x))))
 
 
+class LinearHead(nn.Linear):
+    """Features of a sequence -> linear, from the start that graph convolutions were published with."""
+
+    def __init__(self, features: int, classes: int, seed: int = 0) -> None:
+        super().__init__(features, classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.weight, std=(2.0 / classes) ** 0.5, generator=generator)
+        nn.init.uniform_(self.bias, -(features**-0.5), features**-0.5, generator=generator)
+
+    def operand_weights(self) -> Iterable[nn.Parameter]:
+        """See `s2vfast.networks.base.operand_weights`."""
+        return linear_weights(self)
+
+    def forward(self, pooled: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """Logits, arguments as of `Head`."""
+        return _linear(self, pooled if dropout is None else pooled * dropout)
+
+
 @dataclass(frozen=True)
 class ClassifyInputs:
     """What the loss needs beside the clips."""
@@ -107,10 +128,14 @@ class Classify(Objective):
     ) -> None:
         super().__init__(encoder)
         self.options, self.bodies = options, bodies
-        _, joints = encoder.grid or (1, 1)
+        joints = encoder.grid[1] if encoder.grid and options.head == "mlp" else 1
         self.features = joints * encoder.width
-        """Numbers a sequence that the head sees: per-joint means, or one mean where tokens are no joints."""
-        self.head = Head(self.features, options.hidden, len(classes), seed)
+        """Numbers a sequence that the head sees: per-joint means, or one mean."""
+        self.head: Head | LinearHead
+        if options.head == "linear":
+            self.head = LinearHead(self.features, len(classes), seed)
+        else:
+            self.head = Head(self.features, options.hidden, len(classes), seed)
         self.rates = drop_rates(encoder.depth, options.drop_path)
 
     @classmethod

@@ -1,0 +1,56 @@
+"""Maps of joints, each clip's own and those of all, applied to channels. Contract: `s2vfast.reference.joint_mix`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from s2vfast.ops._dispatch import register, require
+from s2vfast.reference.joint_mix import joint_mix as _reference
+
+
+def joint_mix(x: Tensor, dynamic: Tensor, static: Tensor, *, impl: str | None = None) -> Tensor:
+    """Joints mixed by a sum of maps, the spatial part of FreqMixFormer (Wu et al., ACM MM 2024).
+
+    out[b, t, w, c] = sum over i and v of x[b, t, v, i * C + c] * map[b, i, c][v, w], where map[b, i, c] is
+    dynamic[b, i, c div (C / U)] + static[i, c mod R].
+
+    Args:
+        x: [B, T, V, I * C]: B tracks, T frames, V joints, C channels for each of I subsets of maps.
+        dynamic: [B, I, U, V, V], of dtype float32 or x's; U divides C.
+        static: [I, R, V, V].
+        impl: implementation; None: see `use_impl`.
+
+    Returns:
+        [B, T, V, C] in the dtype of ``x``.
+    """
+    require(x.ndim == 4, "joint_mix", "x", "[B, T, V, I * C]", x)
+    B, _, V, _ = x.shape
+    good = dynamic.ndim == 5 and dynamic.shape[0] == B and dynamic.shape[3:] == (V, V) and 0 not in dynamic.shape[1:3]
+    require(good, "joint_mix", "dynamic", f"[{B}, I, U, {V}, {V}]", dynamic)
+    subsets, units = dynamic.shape[1:3]
+    require(x.shape[3] % (subsets * units) == 0, "joint_mix", "x", f"a multiple of {subsets * units} channels", x)
+    good = static.ndim == 4 and static.shape[0] == subsets and static.shape[2:] == (V, V) and static.shape[1] > 0
+    require(good, "joint_mix", "static", f"[{subsets}, R, {V}, {V}]", static)
+    return _op(impl, x.device, x, dynamic, static)
+
+
+def _torch(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
+    """Two grouped matrix products; where the groups of static maps are of unequal size, a map for every channel."""
+    B, T, V, _ = x.shape
+    subsets, units = dynamic.shape[1:3]
+    groups, C = static.shape[1], x.shape[3] // subsets
+    if C % groups:
+        static = static[:, [c % groups for c in range(C)]]
+        groups = C
+    x = x.unflatten(3, (subsets, C))
+    sources = x.unflatten(4, (units, -1)).permute(0, 4, 3, 2, 1, 5)  # [B, U, I, V, T, C / U]
+    maps = dynamic.to(x.dtype).permute(0, 2, 4, 1, 3).reshape(B, units, V, subsets * V)
+    out = (maps @ sources.reshape(B, units, subsets * V, -1)).unflatten(3, (T, -1))  # [B, U, V, T, C / U]
+    out = out.permute(0, 3, 2, 1, 4).reshape(B, T, V, C)
+    sources = x.unflatten(4, (-1, groups)).permute(5, 3, 2, 0, 1, 4)  # [R, I, V, B, T, C / R]
+    maps = static.to(x.dtype).permute(1, 3, 0, 2).reshape(groups, V, subsets * V)
+    fixed = (maps @ sources.reshape(groups, subsets * V, -1)).unflatten(2, (B, T, -1))  # [R, V, B, T, C / R]
+    return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)
+
+
+_op = register("joint_mix", reference=_reference, torch=_torch)
