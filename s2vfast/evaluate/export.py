@@ -97,7 +97,7 @@ def export(
     config, about = runs.read(run_dir)
     if to == "onnx":
         _require_packages()
-    if config.objective.name == "classify":
+    if finetune.has_classes(config):
         model, config, about = finetune.load_classifier(run_dir, log=log)
         network: nn.Module = _Classes(model)
     else:

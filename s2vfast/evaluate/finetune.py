@@ -148,10 +148,15 @@ def tune(
     return ranks.run_on_main_and_broadcast(lambda: summary.seconds)
 
 
+def has_classes(config: Config) -> bool:
+    """Whether a run of this config tells classes: its objective is `Classify`, or a kind of it."""
+    return issubclass(config.objective_class, Classify)
+
+
 def require(run_dir: str | Path) -> dict[str, Any]:
     """What run.json says of a run that has classes; `CheckpointError` of any other."""
     config, about = runs.read(run_dir)
-    if config.objective.name != "classify":
+    if not has_classes(config):
         raise errors.CheckpointError(
             f"{run_dir}: a pretrained run, which has no classes; make one that has with "
             f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"
