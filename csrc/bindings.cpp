@@ -13,6 +13,7 @@
 #include "embed_gather.h"
 #include "mask_fill.h"
 #include "parallel.h"
+#include "text.h"
 #include "tube_mask.h"
 
 namespace py = pybind11;
@@ -195,6 +196,45 @@ void adamw_ema(uintptr_t param, uintptr_t grad, uintptr_t exp_avg, uintptr_t exp
 #define S2V_TEXT_(x) #x
 #define S2V_TEXT(x) S2V_TEXT_(x)
 
+#if defined(S2V_TEXT_PARSERS)
+template <class T>
+py::bytearray bytes_of(const std::vector<T>& values) {
+  return py::bytearray(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
+
+// None for what the Python parser is to read.
+py::object text_ntu(const py::bytes& data) {
+  char* text = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &text, &size) != 0) throw py::error_already_set();
+  s2v::TextNtu parsed;
+  bool whole;
+  {
+    const py::gil_scoped_release release;
+    whole = s2v::text_ntu(text, size_t(size), &parsed);
+  }
+  if (!whole) return py::none();
+  py::list tracks;
+  for (const s2v::TextTrack& track : parsed.tracks)
+    tracks.append(py::make_tuple(track.id, bytes_of(track.frame_index), bytes_of(track.joints)));
+  return py::make_tuple(parsed.frames, tracks);
+}
+
+py::object text_pkummd(const py::bytes& data) {
+  char* text = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &text, &size) != 0) throw py::error_already_set();
+  std::vector<double> numbers;
+  bool whole;
+  {
+    const py::gil_scoped_release release;
+    whole = s2v::text_pkummd(text, size_t(size), &numbers);
+  }
+  if (!whole) return py::none();
+  return bytes_of(numbers);
+}
+#endif
+
 py::dict features() {
   py::dict facts;
 #if defined(__clang__)
@@ -226,6 +266,10 @@ py::dict features() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled implementations of s2vfast's operations: raw addresses and sizes in, nothing returned.";
   module.def("features", &features, "What this build can do: compiler, vectors, threads, cuda.");
+#if defined(S2V_TEXT_PARSERS)
+  module.def("text_ntu", &text_ntu, py::arg("data"), "Tracks of an NTU file, or None; see s2vfast.data.formats.text.");
+  module.def("text_pkummd", &text_pkummd, py::arg("data"), "Numbers of a PKU-MMD file, or None; likewise.");
+#endif
   module.def("clip_sample", &clip_sample, py::kw_only(), py::arg("frames"), py::arg("kind"), py::arg("frame_index"),
              py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("bodies"), py::arg("joints"),
              py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),
