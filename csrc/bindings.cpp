@@ -61,7 +61,8 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
 }
 
 void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t row, uintptr_t count, uintptr_t ids,
-                 int64_t samples, int64_t bodies, int64_t joints, int64_t length, bool crop, double crop_min,
+                 int64_t samples, int64_t sequences, int64_t rows, int64_t bodies, int64_t joints, int64_t length,
+                 bool crop, double crop_min,
                  const std::string& center, bool torso, bool yaw, const std::array<double, 3>& rotate, double scale_jitter,
                  double velocity, int root, const std::array<int, 2>& ends, const std::array<int, 2>& sides, int up,
                  uint64_t seed, uint32_t epoch, bool training, uintptr_t out, int device, uintptr_t stream, int threads) {
@@ -73,6 +74,8 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
   call.count = pointer<const int32_t>(count);
   call.ids = pointer<const int64_t>(ids);
   call.samples = samples;
+  call.sequences = sequences;
+  call.rows = rows;
   call.out = pointer<float>(out);
   s2v::ClipSampleSpec& spec = call.spec;
   spec.bodies = int32_t(bodies);
@@ -271,8 +274,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("text_pkummd", &text_pkummd, py::arg("data"), "Numbers of a PKU-MMD file, or None; likewise.");
 #endif
   module.def("clip_sample", &clip_sample, py::kw_only(), py::arg("frames"), py::arg("kind"), py::arg("frame_index"),
-             py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("bodies"), py::arg("joints"),
-             py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),
+             py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("sequences"),
+             py::arg("rows"), py::arg("bodies"), py::arg("joints"), py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),
              py::arg("yaw"), py::arg("rotate"), py::arg("scale_jitter"), py::arg("velocity"), py::arg("root"),
              py::arg("ends"), py::arg("sides"), py::arg("up"), py::arg("seed"), py::arg("epoch"), py::arg("training"),
              py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
