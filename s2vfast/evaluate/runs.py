@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from s2vfast import errors
 from s2vfast.config import Config
 from s2vfast.data.layout import Layout
 from s2vfast.evaluate import finetune_config
@@ -52,6 +53,9 @@ def load_weights(run_dir: str | Path, log: Callable[[str], object]) -> Weights:
         CheckpointError: no intact checkpoint.
     """
     saved = checkpoint.load_latest(run_dir, log=log, groups=("model",))
+    rundir.check_beginning(run_dir, rundir.read_config(run_dir), saved.meta)
+    if "model" not in saved.tensors:
+        raise errors.CheckpointError(f"{saved.path}: holds no weights of a model")
     model = saved.tensors["model"]
     if all(name.startswith(("encoder.", "head.")) for name in model):  # fine-tuned by version 0.1
         model = {f"student.{name}": tensor for name, tensor in model.items()}
