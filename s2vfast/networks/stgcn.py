@@ -89,7 +89,15 @@ class Block(nn.Module):
     """Graph convolution, norm, ReLU, convolution over time, norm, dropout, what is left of the input, ReLU."""
 
     def __init__(
-        self, joints: int, subsets: int, channels: int, width: int, kernel: int, stride: int, residual: bool, learn: bool
+        self,
+        joints: int,
+        subsets: int,
+        channels: int,
+        width: int,
+        kernel: int,
+        stride: int,
+        residual: bool,
+        learn: bool,
     ) -> None:
         super().__init__()
         self.stride, self.width, self.residual = stride, width, residual
