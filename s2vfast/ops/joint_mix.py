@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from s2vfast import _extension
+from s2vfast.ops import _native
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.joint_mix import joint_mix as _reference
 
@@ -53,4 +59,75 @@ def _torch(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
     return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)
 
 
-_op = register("joint_mix", reference=_reference, torch=_torch)
+def _on_cpu(x: Tensor, *_: Any) -> list[str]:
+    return ["it is compiled for CPUs alone"] if x.is_cuda else []
+
+
+def _sizes(x: Tensor, dynamic: Tensor, static: Tensor) -> dict[str, int]:
+    B, T, V, width = x.shape
+    _, subsets, units = dynamic.shape[:3]
+    counts = {"subsets": subsets, "units": units, "groups": static.shape[1]}
+    return {"tracks": B, "frames": T, "joints": V, "channels": width // subsets, **counts}
+
+
+@operator("joint_mix_native(Tensor x, Tensor dynamic, Tensor static) -> Tensor")
+def _native_op(x, dynamic, static):
+    x, dynamic, static = contiguous((x, dynamic, static))
+    sizes = _sizes(x, dynamic, static)
+    out = x.new_empty((*x.shape[:3], sizes["channels"]))
+    addresses = _native.addresses(x=x, dynamic=dynamic, constant=static, out=out)
+    _extension.load().joint_mix(**sizes, **addresses, **_native.place(x))
+    return out
+
+
+@fake(_native_op)
+def _(x, dynamic, static):
+    return x.new_empty((*x.shape[:3], x.shape[3] // dynamic.shape[1]))
+
+
+@operator(
+    "joint_mix_native_backward(Tensor grad, Tensor x, Tensor dynamic, Tensor static, bool need_x, bool need_maps) "
+    "-> Tensor[]"
+)
+def _native_backward(grad, x, dynamic, static, need_x, need_maps):
+    grad, x, dynamic, static = contiguous((grad, x, dynamic, static))
+    outputs = {"d_x": torch.empty_like(x)} if need_x else {}
+    if need_maps:
+        outputs |= {"d_dynamic": torch.empty_like(dynamic), "d_constant": x.new_empty((len(x), *static.shape))}
+    _extension.load().joint_mix_backward(
+        **_sizes(x, dynamic, static),
+        **_native.addresses(x=x, dynamic=dynamic, constant=static, grad=grad, **outputs),
+        **_native.place(x),
+    )
+    if need_maps:
+        outputs["d_constant"] = outputs["d_constant"].sum(0)
+    return list(outputs.values())
+
+
+@fake(_native_backward)
+def _(grad, x, dynamic, static, need_x, need_maps):
+    by_x = [x.new_empty(x.shape)] if need_x else []
+    return by_x + [maps.new_empty(maps.shape) for maps in (dynamic, static) if need_maps]
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    need_x, need_dynamic, need_static = ctx.needs_input_grad
+    gradients = _native_backward(upstream, *ctx.saved_tensors, need_x, need_dynamic or need_static)
+    by_x = gradients[0] if need_x else None
+    return by_x, gradients[-2] if need_dynamic else None, gradients[-1] if need_static else None
+
+
+differentiate(_native_op, _gradients, _save)
+
+
+_op = register(
+    "joint_mix",
+    reference=_reference,
+    torch=_torch,
+    native=_native_op,
+    reasons={"native": _native.reasons(_on_cpu, floats=(torch.float32,))},
+)
