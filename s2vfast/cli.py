@@ -272,7 +272,10 @@ def _pretrain(options: Any) -> int:
     resume = options.resume or torchrun.restart_count() > 0
     resumed = resume and options.out is not None and rundir.begun(options.out)
     settings = options.settings
-    objective = options.objective or settings.get("objective", {}).get("name")
+    named = settings.get("objective", {}).get("name")
+    objective = options.objective or named
+    if named not in (None, objective):
+        raise errors.ConfigError(f"--objective {objective} and --objective.name {named}: give one of them")
     network = settings.get("model", {}).get("name")
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))

@@ -4,7 +4,7 @@ import pytest
 
 from s2vfast import presets
 from s2vfast.config import Config
-from s2vfast.config.registry import OBJECTIVES
+from s2vfast.config.registry import OBJECTIVES, load_plugin
 from s2vfast.errors import ConfigError
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.masks import check_masks
@@ -59,6 +59,13 @@ WRONG = {
     "top_k": ({"objective": {"top_k": 9}}, "objective.top_k: 9 is more than model.depth = 8"),
     "ema falls": ({"objective": {"ema_end": 0.5}}, "objective.ema_end: 0.5 is below objective.ema_start = 0.9999"),
     "rate rises": ({"optim": {"lr_min": 0.1}}, "optim.lr_min: 0.1 is above optim.lr = 0.001"),
+    "milestones of a cosine": ({"optim": {"milestones": [3]}}, "optim.milestones: epochs are expected where"),
+    "no milestones": ({"optim": {"schedule": "steps"}}, "optim.milestones: epochs are expected where"),
+    "milestones backwards": (
+        {"optim": {"schedule": "steps", "milestones": [9, 3.5]}},
+        "optim.milestones: [9, 3.5]; ascending epochs above 0 are expected",
+    ),
+    "optimizer": ({"optim": {"name": "lars"}}, "optim.name: 'lars' is not one of adamw, sgd"),
 }
 
 
@@ -69,6 +76,37 @@ def test_what_is_wrong_is_named(name):
         Config.from_dict(tree)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_section_takes_no_attribute_but_its_fields():
+    config = Config.from_dict({})
+    for section, slip, near in (
+        (config.model, "dimm", "dim"),
+        (config.train, "step", "steps"),
+        (config, "modl", "model"),
+    ):
+        with pytest.raises(ConfigError, match=rf"\.{slip}: no such field; did you mean \w+\.{near}\?"):
+            setattr(section, slip, 3)
+    config.model.dim = 512
+    assert Config.from_dict(config.to_dict()).model.dim == 512
+
+
+def test_plugins_of_one_file_name_are_two(tmp_path):
+    registered = dict(OBJECTIVES._classes)
+    code = "from s2vfast.objectives import Objective, register\n@register({0!r})\nclass {1}(Objective): pass\n"
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(code.format(folder, "Mine"))
+        load_plugin(tmp_path / folder / "mine.py")
+        load_plugin(tmp_path / folder / "mine.py")  # again: nothing happens
+    (tmp_path / "three.py").write_text(code.format("three", "One") + code.format("three", "Two"))
+    try:
+        assert {"one", "two"} <= set(OBJECTIVES.names())
+        with pytest.raises(ConfigError, match=r"objective.name: three is the name of .*\.One"):
+            load_plugin(tmp_path / "three.py")
+    finally:
+        OBJECTIVES._classes.clear()
+        OBJECTIVES._classes.update(registered)
 
 
 def visible(tree, joints):
@@ -160,6 +198,7 @@ def test_files_that_are_no_configs(tmp_path):
     file = tmp_path / "mine.yaml"
     for content, message in [
         ("train:\n  batch: [1\n", "mine.yaml, line 3: no valid YAML"),
+        ("train:\n  batch: 1\n  seed: 2\n  batch: 3\n", "mine.yaml, line 4: no valid YAML: batch twice"),
         ("- 1\n", "mine.yaml: a mapping of sections is expected, not list"),
         ("!!python/object/apply:os.system ['true']", "mine.yaml, line 1: no valid YAML: could not determine"),
     ]:

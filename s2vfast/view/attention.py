@@ -137,7 +137,7 @@ def collect(
                     attention[number, h] = (weights.mean(1) if h is None else weights[:, h]).numpy()
     if not torch.isfinite(similarity).all():
         raise errors.DataError(f"{store.path}: the encoder's features of {store.names[index]} are not finite")
-    coordinates = clips[..., :3].numpy()
+    coordinates = source.coordinates(store, config, index)[:M]
     body, token = _first_token(coordinates, encoder.segment_frames, store.layout, joint, segment)
     return Content(
         store.names[index],
