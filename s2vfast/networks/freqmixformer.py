@@ -99,8 +99,8 @@ class SpatialMixing(nn.Module):
         to_frequencies, to_joints = cosine_transforms(joints)
         for name, buffer in (
             ("constant", maps.clone()),
-            ("to_frequencies", to_frequencies.float()),
-            ("to_joints", to_joints.float()),
+            ("to_frequencies", to_frequencies),
+            ("to_joints", to_joints),
             ("weights", weights),
         ):
             self.register_buffer(name, buffer, persistent=False)
@@ -119,7 +119,8 @@ class SpatialMixing(nn.Module):
         pooled = F.linear(x.mean(1), weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
         pooled = pooled.unflatten(1, (self.subsets, self.units, 2))
         joints = self._mixture(pooled, None)
-        frequencies = self._mixture(pooled @ self.to_frequencies.T, self.weights) @ self.to_joints.T
+        to_frequencies, to_joints = self.to_frequencies.to(x.dtype), self.to_joints.to(x.dtype)
+        frequencies = self._mixture(pooled @ to_frequencies.T, self.weights) @ to_joints.T
         return 0.5 * (joints + frequencies)
 
     def _halves(self, rows: Tensor) -> Tensor:

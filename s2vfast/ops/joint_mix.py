@@ -49,14 +49,16 @@ def _torch(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
         static = static[:, [c % groups for c in range(C)]]
         groups = C
     x = x.unflatten(3, (subsets, C))
-    sources = x.unflatten(4, (units, -1)).permute(0, 4, 3, 2, 1, 5)  # [B, U, I, V, T, C / U]
+    width = C // units
+    sources = x.unflatten(4, (units, width)).permute(0, 4, 3, 2, 1, 5)  # [B, U, I, V, T, width]
     maps = dynamic.to(x.dtype).permute(0, 2, 4, 1, 3).reshape(B, units, V, subsets * V)
-    out = (maps @ sources.reshape(B, units, subsets * V, -1)).unflatten(3, (T, -1))  # [B, U, V, T, C / U]
+    out = (maps @ sources.reshape(B, units, subsets * V, T * width)).unflatten(3, (T, width))  # [B, U, V, T, width]
     out = out.permute(0, 3, 2, 1, 4).reshape(B, T, V, C)
-    sources = x.unflatten(4, (-1, groups)).permute(5, 3, 2, 0, 1, 4)  # [R, I, V, B, T, C / R]
+    width = C // groups
+    sources = x.unflatten(4, (width, groups)).permute(5, 3, 2, 0, 1, 4)  # [R, I, V, B, T, width]
     maps = static.to(x.dtype).permute(1, 3, 0, 2).reshape(groups, V, subsets * V)
-    fixed = (maps @ sources.reshape(groups, subsets * V, -1)).unflatten(2, (B, T, -1))  # [R, V, B, T, C / R]
-    return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)
+    fixed = (maps @ sources.reshape(groups, subsets * V, B * T * width)).unflatten(2, (B, T, width))
+    return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)  # of [R, V, B, T, width]
 
 
 def _on_cpu(x: Tensor, *_: Any) -> list[str]:

@@ -41,15 +41,11 @@ class Attention(nn.Module):
         super().__init__()
         self.linear = nn.Linear(joints, joints)
 
-    def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """[N, V, V] of two halves [N, q, T, V]."""
-        return attention(self.linear, query, key)
 
-
-def attention(linear: nn.Linear, query: Tensor, key: Tensor) -> Tensor:
-    """softmax of relu(L query)_v * relu(L key)_w over w, of means over channels and time."""
+def attention(linear: nn.Linear, query: Tensor, key: Tensor, channels: int) -> Tensor:
+    """softmax over w of relu(L query)_v * relu(L key)_w, [N, channels, V, V] of halves [N, q, T, V]."""
     query, key = (F.relu(linear(half.mean((1, 2)))) for half in (query, key))
-    return torch.softmax(query[:, :, None] * key[:, None], -1)
+    return torch.softmax(query[:, :, None] * key[:, None], -1)[:, None].repeat(1, channels, 1, 1)
 
 
 class Spatial(nn.Module):
@@ -58,7 +54,8 @@ class Spatial(nn.Module):
     def __init__(self, width: int, out: int, graph: Tensor, split: int, low: float, high: float) -> None:
         super().__init__()
         joints = graph.shape[-1]
-        self.split, self.low, self.high, self.out = split, low, high, out
+        self.out = out
+        self.register_buffer("weights", torch.where(torch.arange(joints) < split, low, high), persistent=False)
         self.register_buffer("A_SE", graph[:, None].repeat(1, GROUPS, 1, 1), persistent=False)
         self.A_GEME = nn.Parameter(graph[:, None].repeat(1, GROUPS, 1, 1))
         self.linear = nn.Linear(joints, joints)
@@ -68,29 +65,30 @@ class Spatial(nn.Module):
         self.down = nn.Sequential(nn.Conv2d(width, out, 1), nn.BatchNorm2d(out)) if width != out else nn.Identity()
         self.bn = nn.BatchNorm2d(out)
 
-    def maps(self, x: Tensor, frequencies: bool) -> Tensor:
-        """[N, C, V, V] of a subset's channels [N, C, T, V]."""
-        query, key = [], []
-        for unit in x.chunk(UNITS, 1):
-            first = unit.shape[1] // 2
-            query.append(unit[:, :first])
-            key.append(unit[:, first:])
-        units = [self.Spa_Att(q, k) / 2 for q, k in zip(query, key, strict=True)]
+    def maps(self, x: Tensor, frequencies: bool) -> list[Tensor]:
+        """[N, C / 4, V, V] of each unit of a subset's channels [N, C, T, V]."""
+        halves = [unit.split([unit.shape[1] // 2, unit.shape[1] - unit.shape[1] // 2], 1) for unit in x.chunk(UNITS, 1)]
+        width = self.out // UNITS
+        units = [attention(self.Spa_Att.linear, query, key, width) / 2 for query, key in halves]
         for u in range(UNITS - 1):
-            cross = attention(self.linear, key[u], query[u + 1]) / 4
+            cross = attention(self.linear, halves[u][1], halves[u + 1][0], width)
             if frequencies:
-                cross = torch.cat([self.low * cross[..., : self.split], self.high * cross[..., self.split :]], -1)
-            units[u], units[u + 1] = units[u] + cross, units[u + 1] + cross
-        return torch.cat([unit[:, None].expand(-1, self.out // UNITS, -1, -1) for unit in units], 1)
+                cross = cross * self.weights
+            units[u], units[u + 1] = units[u] + cross / 4, units[u + 1] + cross / 4
+        return [idct(unit) for unit in units] if frequencies else units
 
     def forward(self, x: Tensor) -> Tensor:
-        y = 0
-        for i, m in enumerate(self.conv(x).chunk(len(self.A_GEME), 1)):
-            clip = (self.maps(m, False) + idct(self.maps(dct(m), True))) / 2
-            static = (self.A_SE[i] + self.A_GEME[i]).repeat(self.out // GROUPS, 1, 1)
-            y = y + torch.einsum("nctv,ncvw->nctw", m, clip + static)
+        """[N, out, T, V] of x [N, width, T, V]."""
+        m = self.conv(x).unflatten(1, (len(self.A_GEME), self.out))
+        static = (self.A_SE + self.A_GEME).repeat(1, self.out // GROUPS, 1, 1)
+        maps = []
+        for i in range(m.shape[1]):
+            space, frequency = self.maps(m[:, i], False), self.maps(dct(m[:, i]), True)
+            mixed = torch.cat([a + b for a, b in zip(space, frequency, strict=True)], 1)
+            maps.append(mixed / 2 + static[i])
+        y = torch.einsum("nkctv,nkcvw->nctw", m, torch.stack(maps, 1))
         gate = torch.sigmoid(self.ChaRef_conv(y.mean((2, 3))[:, None])[:, 0])
-        y = y * (1 + gate[:, :, None, None])
+        y = y + y * gate[:, :, None, None]
         return F.relu(self.bn(y) + self.down(x))
 
 
@@ -104,6 +102,7 @@ class Conv(nn.Module):
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, out, T', V] of x [N, width, T, V]."""
         return self.bn(self.conv(x))
 
 
@@ -117,6 +116,7 @@ class Trans(nn.Module):
         self.linear = nn.Linear(frames, frames)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, out, T', V] of x [N, width, T, V]."""
         x = self.conv(x)
         half = x.shape[1] // 2
         query, key = x[:, :half].mean((1, 3)), x[:, half:].amax((1, 3))  # [N, T]
@@ -133,6 +133,7 @@ class Seq(nn.Module):
         self.combine_conv = nn.Conv2d(2, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, out, T', V] of x [N, width, T, V]."""
         x = self.conv(x)
         pooled = torch.stack([x.mean((1, 3)), x.amax((1, 3))], 1)[..., None]  # [N, 2, T, 1]
         return x * torch.sigmoid(self.combine_conv(pooled))
@@ -155,6 +156,7 @@ class Temporal(nn.Module):
         self.branches.append(nn.Sequential(Seq(width, b, stride), nn.BatchNorm2d(b)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, width, T', V] of x [N, width, T, V]."""
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
@@ -171,6 +173,7 @@ class Block(nn.Module):
         self.residual = Conv(width, out, 1, stride) if residual and (width != out or stride != 1) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, out, T', V] of x [N, width, T, V]."""
         y = self.tem_mixf(self.spa_mixf(x))
         return F.relu(y + self.residual(x) if self.has_residual else y)
 
@@ -220,6 +223,7 @@ class FreqMixFormer(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of x [N, 3, T, V, M]."""
         N, _, T, V, M = x.shape
         x = self.A_vector @ x.permute(0, 4, 2, 3, 1)  # [N, M, T, V, C]
         x = self.to_joint_embedding(x) + self.pos_embedding
