@@ -223,6 +223,13 @@ def _norm_linear(make: _Maker) -> dict[str, Any]:
     return {"x": x, "norm_weight": norm_weight, "norm_bias": norm_bias, "weight": weight, "bias": bias}
 
 
+def _temporal_conv(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    x = make.normal(shape.S * shape.s, shape.N * shape.V, shape.D)
+    weight = make.normal(9, shape.D, shape.D, scale=(9 * shape.D) ** -0.5)
+    return {"x": x, "weight": weight, "bias": make.normal(shape.D, scale=0.1)}
+
+
 def _add_norm(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     weight, bias = make.norm(shape.D)
@@ -311,6 +318,7 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "add_norm": _add_norm,
     "mlp": _mlp,
     "joint_mix": _joint_mix,
+    "temporal_conv": _temporal_conv,
     "teacher_target": _teacher_target,
     "masked_mse": _masked_mse,
     "adamw_ema": _adamw_ema,

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = (
     "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp joint_mix "
-    "teacher_target masked_mse adamw_ema"
+    "temporal_conv teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 420
 
@@ -195,7 +195,9 @@ def test_kernels_and_sources_belong_to_an_operation():
         "__init__",
         "augment",
         "philox",
+        "skeattnclr",
         "skeleton2vec",
+        "stgcn",
         "streams",
     }
 

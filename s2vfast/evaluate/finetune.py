@@ -22,7 +22,7 @@ import s2vfast.errors as errors
 from s2vfast.evaluate import finetune_config, runs
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.objectives import build_objective
-from s2vfast.objectives.classify import Classify
+from s2vfast.objectives.classify import Supervised
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.loop import run_steps
@@ -143,7 +143,7 @@ def tune(
 def require(run_dir: str | Path) -> dict[str, Any]:
     """What run.json says of a run that has classes; `CheckpointError` of any other."""
     config, about = runs.read(run_dir)
-    if config.objective.name != "classify":
+    if not issubclass(config.objective_class, Supervised):
         raise errors.CheckpointError(
             f"{run_dir}: a pretrained run, which has no classes; make one that has with "
             f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"
@@ -153,7 +153,7 @@ def require(run_dir: str | Path) -> dict[str, Any]:
 
 def load_classifier(
     run_dir: str | Path, log: Callable[[str], object] = print
-) -> tuple[Classify, Config, dict[str, Any]]:
+) -> tuple[Supervised, Config, dict[str, Any]]:
     """The network of a run that has classes, on the CPU in evaluation mode, its config, and what run.json says.
 
     Raises:

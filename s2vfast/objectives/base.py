@@ -166,6 +166,8 @@ class Objective(nn.Module):
     average_buffers: ClassVar[bool] = True
     """Whether running statistics of averages are averages too, and averages run in evaluation mode; else they are
     their own, as they run in training mode (MoCo)."""
+    averages_train: ClassVar[bool] = False
+    """Whether averages run in training mode although their running statistics are averages too (SkeAttnCLR)."""
     evaluated: ClassVar[str] = "encoder"
     """Attribute of the network that evaluation takes."""
     terms: tuple[str, ...] = ()
@@ -200,14 +202,18 @@ class Objective(nn.Module):
     def average_of(self, module: nn.Module) -> nn.Module:
         """A copy without gradient, for `averages`."""
         average = copy.deepcopy(module).requires_grad_(False)
-        return average.eval() if self.average_buffers else average
+        return average.train(self._average_mode)
+
+    @property
+    def _average_mode(self) -> bool:
+        """Whether averages run in training mode."""
+        return self.averages_train or not self.average_buffers
 
     def train(self, mode: bool = True) -> Objective:
-        """As of `torch.nn.Module`; averages stay in evaluation mode where their statistics are averages."""
+        """As of `torch.nn.Module`; averages stay in evaluation mode where they run in it."""
         super().train(mode)
-        if self.average_buffers:
-            for name in self.averages:
-                getattr(self, name).eval()
+        for name in self.averages:
+            getattr(self, name).train(mode and self._average_mode)
         return self
 
     def ema_decay(self, step: int, total_steps: int) -> float:

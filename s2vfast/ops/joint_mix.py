@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2vfast import _extension
-from s2vfast.ops import _native
-from s2vfast.ops._custom import contiguous, differentiate, fake, operator
+from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator, present
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.joint_mix import joint_mix as _reference
 
@@ -82,15 +83,21 @@ def _native_op(x, dynamic, static):
     return out
 
 
+@operator("joint_mix_triton(Tensor x, Tensor dynamic, Tensor static) -> Tensor")
+def _triton_op(*tensors):
+    return _triton.kernels("joint_mix").forward(*contiguous(tensors))
+
+
 @fake(_native_op)
+@fake(_triton_op)
 def _(x, dynamic, static):
     return x.new_empty((*x.shape[:3], x.shape[3] // dynamic.shape[1]))
 
 
-@operator(
-    "joint_mix_native_backward(Tensor grad, Tensor x, Tensor dynamic, Tensor static, bool need_x, bool need_maps) "
-    "-> Tensor[]"
-)
+_BACKWARD = "(Tensor grad, Tensor x, Tensor dynamic, Tensor static, bool need_x, bool need_maps) -> Tensor[]"
+
+
+@operator(f"joint_mix_native_backward{_BACKWARD}")
 def _native_backward(grad, x, dynamic, static, need_x, need_maps):
     grad, x, dynamic, static = contiguous((grad, x, dynamic, static))
     outputs = {"d_x": torch.empty_like(x)} if need_x else {}
@@ -106,7 +113,13 @@ def _native_backward(grad, x, dynamic, static, need_x, need_maps):
     return list(outputs.values())
 
 
+@operator(f"joint_mix_triton_backward{_BACKWARD}")
+def _triton_backward(grad, x, dynamic, static, *needs):
+    return present(_triton.kernels("joint_mix").backward(*contiguous((grad, x, dynamic, static)), *needs))
+
+
 @fake(_native_backward)
+@fake(_triton_backward)
 def _(grad, x, dynamic, static, need_x, need_maps):
     by_x = [x.new_empty(x.shape)] if need_x else []
     return by_x + [maps.new_empty(maps.shape) for maps in (dynamic, static) if need_maps]
@@ -116,20 +129,22 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, upstream: Tensor, backward: Any) -> tuple[Tensor | None, ...]:
     need_x, need_dynamic, need_static = ctx.needs_input_grad
-    gradients = _native_backward(upstream, *ctx.saved_tensors, need_x, need_dynamic or need_static)
+    gradients = backward(upstream, *ctx.saved_tensors, need_x, need_dynamic or need_static)
     by_x = gradients[0] if need_x else None
     return by_x, gradients[-2] if need_dynamic else None, gradients[-1] if need_static else None
 
 
-differentiate(_native_op, _gradients, _save)
+differentiate(_native_op, partial(_gradients, backward=_native_backward), _save)
+differentiate(_triton_op, partial(_gradients, backward=_triton_backward), _save)
 
 
 _op = register(
     "joint_mix",
     reference=_reference,
     torch=_torch,
+    triton=_triton_op,
     native=_native_op,
-    reasons={"native": _native.reasons(_on_cpu, floats=(torch.float32,))},
+    reasons={"triton": _triton.reasons(), "native": _native.reasons(_on_cpu, floats=(torch.float32,))},
 )

@@ -117,13 +117,6 @@ def test_tracks_of_a_sample_are_told_apart_and_attention_is_of_joints():
     assert names == [0, 10, 11]
 
 
-def test_what_decays():
-    for decay, expected in (("matrices", False), ("all", True)):
-        net = network(decay=decay)
-        assert net.decays("blocks.0.spatial.learned", net.blocks[0].spatial.learned) is expected
-        assert net.decays("stem.linear.weight", net.stem.linear.weight)
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
