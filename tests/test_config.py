@@ -145,12 +145,13 @@ def test_every_field_is_documented():
 def test_the_presets_are_these_and_good():
     families = ("ntu120", "ntu60", "nwucla", "pkummd")
     variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeletonmae")]
-    assert presets.names() == ["demo", *variants]
+    variants += [f"{family}_infogcn" for family in families[:3]]
+    assert presets.names() == ["demo", *sorted(variants)]
     for name in presets.names():
         config, layout = presets.load(name), chain(20 if "nwucla" in name else 25)
         config.validate(layout)
         assert config.objective.name == (name.partition("_")[2] or "skeleton2vec")
-        build_objective(config, layout)
+        build_objective(config, layout, ("one", "two"))
 
 
 def test_a_preset_has_variants_for_objectives():
@@ -162,7 +163,7 @@ def test_a_preset_has_variants_for_objectives():
     demo["objective"] = {"name": "mamp", "decoder_depth": 1}
     assert presets.read_for("demo", "mamp") == demo
     assert "mask" not in presets.read_for("demo", "classify")
-    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, mamp"):
+    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, infogcn, mamp"):
         presets.read_for("nwucla", "mine")
 
 

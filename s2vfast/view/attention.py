@@ -115,18 +115,21 @@ def collect(
     index = source.find(store, which)
     encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
     M = source.body_count(store, config, index)
-    clips = source.make_clips(store, config, np.array([index]))[:M]  # [M, T, V, C]
-    layers = encoder.attention(clips)
+    # Absent bodies too, without which some networks cannot tell which body is which.
+    tracks = source.make_clips(store, config, np.array([index]))
+    clips = tracks[:M]  # [M, T, V, C]
+    layers = encoder.attention(tracks)
     if layers is None or encoder.grid is None:
         raise errors.ConfigError(
             f"{run}: model.name: {config.model.name} has no attention of joints and segments to show; "
             f"`s2vfast view neighbours` and `view map` show its features"
         )
     with torch.no_grad():
-        tokens = F.normalize(encoder(clips), dim=-1)  # [M, L, D]
+        tokens = F.normalize(encoder(tracks)[:M], dim=-1)  # [M, L, D]
         similarity = tokens @ tokens.transpose(1, 2)
         attention: dict[tuple[int, int | None], np.ndarray] = {}
-        for number, weights in enumerate(layers):  # [M, H, L, L]
+        for number, weights in enumerate(layers):
+            weights = weights[:M]  # [M, H, L, L]
             if number == 0:
                 size = weights[:, 0].numel()
                 initial_layer, layers_shown = shown_layers(
