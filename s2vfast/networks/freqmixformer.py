@@ -22,7 +22,7 @@ from s2vfast import ops
 from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
-from s2vfast.networks.base import Network, decays, register
+from s2vfast.networks.base import Network, register
 from s2vfast.networks.stem import Stem
 from s2vfast.networks.temporal import StridedLinear, TemporalBranches, frames_after, over_rows
 
@@ -63,8 +63,6 @@ class FreqMixFormerConfig:
     """Dilations of these convolutions, a branch each."""
     pool: int = option(3, ge=1)
     """Frames of the max pool over time; odd."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What weight decay acts on: weights of linear maps and convolutions, or ``all`` parameters (published)."""
 
 
 class SpatialMixing(nn.Module):
@@ -99,8 +97,8 @@ class SpatialMixing(nn.Module):
         to_frequencies, to_joints = cosine_transforms(joints)
         for name, buffer in (
             ("constant", maps.clone()),
-            ("to_frequencies", to_frequencies.float()),
-            ("to_joints", to_joints.float()),
+            ("to_frequencies", to_frequencies),
+            ("to_joints", to_joints),
             ("weights", weights),
         ):
             self.register_buffer(name, buffer, persistent=False)
@@ -119,7 +117,8 @@ class SpatialMixing(nn.Module):
         pooled = F.linear(x.mean(1), weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
         pooled = pooled.unflatten(1, (self.subsets, self.units, 2))
         joints = self._mixture(pooled, None)
-        frequencies = self._mixture(pooled @ self.to_frequencies.T, self.weights) @ self.to_joints.T
+        to_frequencies, to_joints = self.to_frequencies.to(x.dtype), self.to_joints.to(x.dtype)
+        frequencies = self._mixture(pooled @ to_frequencies.T, self.weights) @ to_joints.T
         return 0.5 * (joints + frequencies)
 
     def _halves(self, rows: Tensor) -> Tensor:
@@ -330,10 +329,6 @@ class FreqMixFormer(Network):
         if first == "blocks":
             return int(remainder.partition(".")[0]) + 1
         return 0 if first == "stem" else self.depth + 1
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """As model.decay says."""
-        return self.section.decay == "all" or decays(name, parameter)
 
     def attention(self, clips: Tensor) -> Iterator[Tensor]:
         """How much of a joint each joint takes, [N, units, L, L], block after block.
