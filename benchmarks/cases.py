@@ -160,7 +160,7 @@ def _bytes(count: Callable[[Shape], float] | None = None) -> Callable[[Shape, bo
 
 def _mix_cost(shape: Shape, backward: bool) -> Cost:
     """A product with a map of joints for each of three subsets of channels; backward two more."""
-    return Cost(flop=(3 if backward else 1) * 2.0 * shape.N * shape.S * shape.s * shape.V**2 * 3 * shape.D)
+    return Cost(flop=(3 if backward else 1) * 2.0 * shape.N * shape.S * shape.V**2 * 3 * shape.D)
 
 
 # Frames are read in half precision, and clips, with velocities, written in float32.

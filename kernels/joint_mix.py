@@ -65,6 +65,17 @@ def _mix_kernel(
 
 
 @triton.jit
+def _map_sums(x_ptr, grad_ptr, at, channel, inside, x_row, grad_row, subset, V, BLOCK_V: tl.constexpr):
+    """[v, w] sums over k of x[at[k], v, subset + channel[k]] * grad[at[k], w, channel[k]]; at: int64 frames."""
+    v = tl.arange(0, BLOCK_V)
+    inside = (v < V)[:, None] & inside[None, :]
+    rows = at[None, :] * V + v[:, None]
+    x = tl.load(x_ptr + rows * x_row + subset + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + rows * grad_row + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.dot(x, tl.trans(grad), input_precision="ieee")
+
+
+@triton.jit
 def _dynamic_kernel(
     x_ptr,
     grad_ptr,
@@ -76,21 +87,17 @@ def _dynamic_kernel(
     subsets,
     WIDTH: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """out[b, i, u, v, w] = sum over t and the WIDTH channels c of unit u of x[b, t, v, i * C + c] * grad[b, t, w, c]."""
     unit, i = tl.program_id(0) % units, tl.program_id(0) // units % subsets
     b = (tl.program_id(0) // (units * subsets)).to(tl.int64)
-    v, lane = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_C)
+    v = tl.arange(0, BLOCK_V)
     acc = tl.zeros([BLOCK_V, BLOCK_V], dtype=tl.float32)
-    for t in range(T):
-        rows = (b * T + t) * V + v[:, None]
-        for start in range(0, WIDTH, BLOCK_C):
-            inside = (v < V)[:, None] & (start + lane < WIDTH)[None, :]
-            c = unit * WIDTH + start + lane[None, :]
-            x = tl.load(x_ptr + rows * (subsets * C) + i * C + c, mask=inside, other=0.0).to(tl.float32)
-            grad = tl.load(grad_ptr + rows * C + c, mask=inside, other=0.0).to(tl.float32)
-            acc += tl.dot(x, tl.trans(grad), input_precision="ieee")
+    for start in range(0, T * WIDTH, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        channel = unit * WIDTH + k % WIDTH
+        acc += _map_sums(x_ptr, grad_ptr, b * T + k // WIDTH, channel, k < T * WIDTH, subsets * C, C, i * C, V, BLOCK_V)
     inside = (v < V)[:, None] & (v < V)[None, :]
     tl.store(out_ptr + tl.program_id(0).to(tl.int64) * V * V + v[:, None] * V + v[None, :], acc, mask=inside)
 
@@ -108,21 +115,19 @@ def _static_kernel(
     subsets,
     tracks_a_split,
     BLOCK_V: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """partial[split, i, r, v, w] = the same sum over the split's tracks, frames and the channels of group r."""
     group, i = tl.program_id(0) % groups, tl.program_id(0) // groups
-    split = tl.program_id(1)
-    v, lane = tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_C)
+    split, v = tl.program_id(1), tl.arange(0, BLOCK_V)
+    width = tl.cdiv(C - group, groups)  # channels of the group
+    first = split * tracks_a_split
+    count = (tl.minimum(first + tracks_a_split, B) - first) * T * width
     acc = tl.zeros([BLOCK_V, BLOCK_V], dtype=tl.float32)
-    for frame in range(split * tracks_a_split * T, tl.minimum((split + 1) * tracks_a_split, B) * T):
-        rows = tl.cast(frame, tl.int64) * V + v[:, None]
-        for start in range(0, C, BLOCK_C * groups):
-            c = start + lane[None, :] * groups + group
-            inside = (v < V)[:, None] & (c < C)
-            x = tl.load(x_ptr + rows * (subsets * C) + i * C + c, mask=inside, other=0.0).to(tl.float32)
-            grad = tl.load(grad_ptr + rows * C + c, mask=inside, other=0.0).to(tl.float32)
-            acc += tl.dot(x, tl.trans(grad), input_precision="ieee")
+    for start in range(0, count, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        at, channel = tl.cast(first, tl.int64) * T + k // width, group + k % width * groups
+        acc += _map_sums(x_ptr, grad_ptr, at, channel, k < count, subsets * C, C, i * C, V, BLOCK_V)
     inside = (v < V)[:, None] & (v < V)[None, :]
     to = partial_ptr + ((split * subsets + i) * groups + group) * V * V + v[:, None] * V + v[None, :]
     tl.store(to, acc, mask=inside)

@@ -267,7 +267,7 @@ def _joint_mix(make: _Maker) -> dict[str, Any]:
     subsets, units, groups = 3, 2 * shape.H, 8
     maps = {"scale": 0.3, "dtype": torch.float32}
     return {
-        "x": make.normal(shape.N, shape.S * shape.s, shape.V, subsets * shape.D),
+        "x": make.normal(shape.N, shape.S, shape.V, subsets * shape.D),
         "dynamic": make.normal(shape.N, subsets, units, shape.V, shape.V, **maps),
         "static": make.normal(subsets, groups, shape.V, shape.V, **maps),
     }

@@ -108,7 +108,7 @@ class SpatialMixing(nn.Module):
         mixed = ops.joint_mix(self.linear(x), self.dynamic_maps(x), self.learned + self.constant)
         gate = 1.0 + torch.sigmoid(self.gate(mixed.mean((1, 2))[:, None]))  # [B, 1, C]
         residual = x if self.down is None else self.down(x)
-        return F.relu(over_rows(self.norm, mixed * gate[:, None]) + residual)
+        return (over_rows(self.norm, mixed * gate[:, None]) + residual).relu_()
 
     def dynamic_maps(self, x: Tensor) -> Tensor:
         """Maps of the clips, [B, subsets, units, V, V], half over joints and half over frequencies."""
@@ -221,7 +221,7 @@ class Block(nn.Module):
         y = self.temporal(self.spatial(x))
         if self.has_residual:
             y = y + (x if self.residual is None else self.residual(x))
-        return F.relu(y)
+        return y.relu_()
 
 
 class Skip(nn.Module):
@@ -234,7 +234,7 @@ class Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T / frames, V, channels] of x [B, T, V, channels_in]."""
-        return F.relu(self.projection(x.unflatten(1, (-1, self.frames)).mean(2)))
+        return self.projection(x.unflatten(1, (-1, self.frames)).mean(2)).relu_()
 
 
 @register("freqmixformer")

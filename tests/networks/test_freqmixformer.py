@@ -1,16 +1,23 @@
 """FreqMixFormer against the published class in plain PyTorch, and its config."""
 
+import json
+import os
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from s2vfast import errors
+from s2vfast import cli, errors, presets
 from s2vfast.compat.freqmixformer import from_freqmixformer, to_freqmixformer
 from s2vfast.config import Config
 from s2vfast.data.layout import get_layout
+from s2vfast.data.synth import generate
 from s2vfast.networks import build_network, graph
+from s2vfast.objectives import build_objective
 from s2vfast.objectives.classify import Classify, ClassifyConfig
 from s2vfast.reference import freqmixformer as reference
+from s2vfast.train.trainer import Trainer
 
 LAYOUT = get_layout("kinect_v1")
 PLAIN_HEAD = ClassifyConfig(head="linear", dropout=0.0, drop_path=0.0, label_smoothing=0.0)
@@ -131,3 +138,72 @@ def test_tracks_of_a_sample_are_told_apart_and_attention_is_of_joints():
 def test_refuses_what_does_not_fit(model, message):
     with pytest.raises(errors.ConfigError, match=message):
         network(**model)
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout", "classes", "parameters"),
+    [("ntu60_freqmixformer", "kinect_v2", 60, 2_065_048), ("ntu120_freqmixformer", "kinect_v2", 120, 2_084_308)],
+)
+def test_presets_have_the_published_size(preset, layout, classes, parameters):
+    """Beside the 14 344 numbers that the published class never uses, in 70 tensors."""
+    config = Config.from_dict(presets.read(preset))
+    objective = build_objective(config, get_layout(layout), [str(i) for i in range(classes)])
+    assert sum(parameter.numel() for parameter in objective.parameters()) == parameters - 14_344
+
+
+TINY = "--model.base 40 --model.stages [1,1] --train.batch 4 --train.threads 1 --train.device cpu".split()
+
+
+def call(capsys, *words):
+    code = cli.main(list(words))
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("freqmixformer") / "store"
+    generate(path, subjects=2, views=1, repetitions=1)
+    return path
+
+
+def words_of(store, out, steps):
+    words = ["pretrain", "--config", "ntu60_freqmixformer", *TINY, "--train.steps", str(steps)]
+    return [*words, "--train.log_every", "1", "--checkpoint.every", "2", "--data", str(store), "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def trained(store):
+    assert cli.main(words_of(store, store.parent / "run", 3)) == 0
+    return store.parent / "run"
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, store, monkeypatch):
+    step = Trainer.run_step
+
+    def until(self):
+        result = step(self)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", until)
+        assert cli.main(words_of(store, store.parent / "parts", 3)) == 128 + signal.SIGTERM
+    assert cli.main(["pretrain", "--resume", "--out", str(store.parent / "parts")]) == 0
+    for name in ("metrics.jsonl", "checkpoints/step-00000003/model.safetensors"):
+        assert (trained / name).read_bytes() == (store.parent / "parts" / name).read_bytes()
+
+
+def test_it_is_measured_exported_and_drawn(trained, store, capsys, tmp_path):
+    result = json.loads(call(capsys, "evaluate", str(trained), "--protocol", "classify", "--json").splitlines()[-1])
+    assert 0 <= result["top1"] <= 100
+    call(capsys, "evaluate", str(trained), "--protocol", "knn", "--device", "cpu")
+    assert call(capsys, "predict", str(trained), str(store), "--out", str(tmp_path / "names.csv")) is not None
+    pytest.importorskip("onnxruntime")
+    call(capsys, "export", str(trained), "--to", "onnx", "--out", str(tmp_path / "net.onnx"))
+    for kind, more in (("map", ["--method", "pca", "--device", "cpu"]), ("attention", ["0"])):
+        page = tmp_path / f"{kind}.html"
+        call(capsys, "view", kind, str(trained), str(store), *more, "--out", str(page))
+        assert page.stat().st_size > 0
