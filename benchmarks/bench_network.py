@@ -78,7 +78,37 @@ def infogcn(size: Size) -> tuple[Step, Step]:
     return _step(plain, published), _step(model, lambda: model.step_loss(batch).loss)
 
 
-NETWORKS: dict[str, Callable[[Size], tuple[Step, Step]]] = {"infogcn": infogcn}
+def freqmixformer(size: Size) -> tuple[Step, Step]:
+    """FreqMixFormer with cross entropy, as published, and ours."""
+    from s2vfast.compat.freqmixformer import from_freqmixformer
+    from s2vfast.networks.freqmixformer import FreqMixFormer, FreqMixFormerConfig
+    from s2vfast.objectives.classify import Classify, ClassifyConfig
+    from s2vfast.reference import freqmixformer as reference
+
+    layout = get_layout(size.layout)
+    mode, graphs = graph.mode(layout, 1), graph.in_out_graph(layout)
+    plain = reference.FreqMixFormer(mode, graphs, size.frames, size.bodies, size.classes)
+    torch.nn.init.normal_(plain.fc.weight, std=0.01)
+    network = FreqMixFormer(FreqMixFormerConfig(split=13), mode, graphs, size.frames, 3, size.bodies)
+    options = ClassifyConfig(head="linear", dropout=0.0, drop_path=0.0, label_smoothing=0.0)
+    model = Classify(network, options, size.bodies, range(size.classes))
+    weights = from_freqmixformer(plain.state_dict())
+    head = {name: weights.pop(f"fc.{name}") for name in ("weight", "bias")}
+    network.load_state_dict(weights, strict=False)
+    model.head.load_state_dict(head)
+    clips, labels = _clips(size), torch.arange(size.batch) % size.classes
+    x = clips.permute(0, 4, 2, 3, 1).contiguous()
+
+    def loss_of(module: torch.nn.Module, inputs: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.nn.functional.cross_entropy(module(inputs), labels)
+
+    return _step(plain, loss_of(plain, x)), _step(model, loss_of(model, clips))
+
+
+NETWORKS: dict[str, Callable[[Size], tuple[Step, Step]]] = {
+    "infogcn": infogcn,
+    "freqmixformer": freqmixformer,
+}
 """By name: makes (the plain class's step, ours) of a size, with the same weights."""
 
 

@@ -74,12 +74,12 @@ S2V_HD void graph_product(const GraphMatrix& a, int32_t rows, const float* b, in
 using GraphPack = Pack<kGraphLanes>;
 
 // exp of numbers up to 0, to 2e-7: by a power of two and a polynomial (Cephes).
-S2V_HD GraphPack graph_exp(GraphPack x) {
+S2V_HD GraphPack graph_exp(const GraphPack& of) {
   typedef int32_t Integers __attribute__((vector_size(4 * kGraphLanes)));
-  x.at = x.at < -87.0f ? x.at * 0.0f - 87.0f : x.at;
-  const Integers n = __builtin_convertvector(x.at * 1.44269504f - 0.5f, Integers);  // towards zero: the nearest
+  const GraphPack::Vector x = of.at < -87.0f ? of.at * 0.0f - 87.0f : of.at;
+  const Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);  // towards zero: the nearest
   const GraphPack::Vector power = __builtin_convertvector(n, GraphPack::Vector);
-  const GraphPack::Vector r = (x.at - power * 0.693359375f) + power * 2.12194440e-4f;
+  const GraphPack::Vector r = (x - power * 0.693359375f) + power * 2.12194440e-4f;
   GraphPack::Vector y = r * 1.9875691500e-4f + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;

@@ -79,7 +79,7 @@ class TemporalBranches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised branches [B, T', V, branches * b] of x [B, T, V, C], convolutions first, then pool and others."""
-        z = F.relu(over_rows(self.expand_norm, self.expand(x)))
+        z = over_rows(self.expand_norm, self.expand(x)).relu_()
         *rows, pooled = z.permute(0, 3, 1, 2).split(self.channels, dim=1)  # each [B, b, T, V]
         out = []
         for row, weight, bias, dilation in zip(rows, self.weight, self.bias, self.dilations, strict=True):

@@ -128,7 +128,7 @@ class Feed:
     ) -> None:
         self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
         ids = torch.from_numpy(store.select(config.data.split, "train") if ids is None else ids)
-        self._labels = torch.from_numpy(store.labels) if objective.needs_labels else None
+        self._labels = _readable(store.labels) if objective.needs_labels else None
         if self._labels is not None:
             ids = ids[self._labels[ids] >= 0]
         batch, accumulate = config.train.batch, config.train.accumulate
