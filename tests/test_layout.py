@@ -194,6 +194,7 @@ def test_kernels_and_sources_belong_to_an_operation():
         *OPS,
         "__init__",
         "augment",
+        "freqmixformer",
         "infogcn",
         "philox",
         "skeattnclr",
