@@ -164,7 +164,14 @@ def _loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2's floats: PyYAML reads 1e-3, without a point, as text."""
+        """YAML 1.2's floats: PyYAML reads 1e-3, without a point, as text. No key twice: PyYAML takes the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for number, (key, _) in enumerate(node.value):
+                if key.value in keys[:number]:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} twice", key.start_mark)
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")

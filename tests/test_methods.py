@@ -15,7 +15,7 @@ from s2vfast.data.synth import generate
 
 STEPS = 6
 COMMON = (
-    f"--train.steps {STEPS} --train.batch 8 --data.frames 16 --data.bodies 2 --optim.warmup_epochs 0 "
+    f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.frames 16 --data.bodies 2 --optim.warmup_epochs 0 "
     "--checkpoint.every 2 --train.log_every 1 --train.threads 1 --train.device cpu"
 )
 METHODS = {
@@ -90,7 +90,7 @@ def test_two_ranks_are_one(trained, store):
     method, out = trained
     run(words(method, store, out.with_name(f"{method}-ranks"), ranks=2))
     for one, two in zip(metrics(out), metrics(out.with_name(f"{method}-ranks")), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     one, two = weights(out), weights(out.with_name(f"{method}-ranks"))
     assert max(float((one[name].double() - two[name].double()).abs().max()) for name in one) < 1e-3
 

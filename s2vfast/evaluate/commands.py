@@ -14,6 +14,7 @@ from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
 from s2vfast.evaluate import features, finetune_config, protocols, table
 from s2vfast.evaluate.finetune import Stopped
+from s2vfast.evaluate.metrics import ACCURACIES
 from s2vfast.train import distributed, rundir, torchrun
 from s2vfast.train.progress import Counter
 
@@ -170,16 +171,21 @@ def _lines(result: dict[str, Any]) -> str:
     }[protocol]
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
-    deviations = [f" ± {result[f'{key}_std']:.2f}" if f"{key}_std" in result else "" for key in ("top1", "top5")]
-    lines.append(f"top-1 {result['top1']:.2f}{deviations[0]} %   top-5 {result['top5']:.2f}{deviations[1]} %")
+    lines.append(_accuracies(result))
     if "probe" in result:
-        lines.append(f"by L-BFGS: top-1 {result['probe']['top1']:.2f} %   top-5 {result['probe']['top5']:.2f} %")
+        lines.append(f"by L-BFGS: {_accuracies(result['probe'])}")
     for k, part in result.get("by_k", {}).items():
         if len(result["by_k"]) > 1 and k == "1":
-            lines.append(f"1-NN: top-1 {part['top1']:.2f} %   top-5 {part['top5']:.2f} %")
+            lines.append(f"1-NN: {_accuracies(part)}")
     if folders := result.get("folders"):
         lines.append(f"fine-tuned: {', '.join(folders)}; next: s2vfast predict {folders[0]} FILES")
     return "\n".join(lines)
+
+
+def _accuracies(result: dict[str, Any]) -> str:
+    values = {name: f"{result[key]:.2f}" for key, name in ACCURACIES.items() if key in result}
+    deviations = {name: f" ± {result[f'{key}_std']:.2f}" for key, name in ACCURACIES.items() if f"{key}_std" in result}
+    return "   ".join(f"{name} {value}{deviations.get(name, '')} %" for name, value in values.items())
 
 
 def embed(options: Any) -> int:

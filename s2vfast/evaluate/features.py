@@ -121,11 +121,6 @@ def check_pool(encoder: Network, pool: Pool) -> None:
         )
 
 
-def head_pool(encoder: Network) -> Pool:
-    """The pooling that the head of `s2vfast.objectives.classify` sees."""
-    return "mean" if encoder.grid is None else "joint"
-
-
 def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
     """One vector a track.
 

@@ -137,7 +137,7 @@ def _probabilities(model: Any, config: Any, skeleton: Layout, recordings: list[R
         store = Store.open(path)
         recordings = Recordings(config, store, torch.device(device))
 
-        pool = features.head_pool(model.encoder)
+        pool = model.head_pool
 
         def extract(ids: np.ndarray) -> torch.Tensor:
             try:

@@ -90,13 +90,18 @@ def mode(layout: Layout, k: int, graph: Graph = "right") -> Tensor:
     Raises:
         ConfigError: k is 0 or less.
     """
+    check_generations(k)
+    direction = "descendants" if _is_reversed(layout, graph) else "ancestors"
+    return torch.tensor(mode_matrix(tree(layout), k, direction), dtype=torch.float32)
+
+
+def check_generations(k: int) -> None:
+    """Raise `ConfigError` for a k of which no `mode` is."""
     if k < 1:
         raise ConfigError(
             f"model.k: {k}; 1 or more is expected: k = 0, the default of InfoGCN's code, subtracts every joint from "
             f"itself"
         )
-    direction = "descendants" if _is_reversed(layout, graph) else "ancestors"
-    return torch.tensor(mode_matrix(tree(layout), k, direction), dtype=torch.float32)
 
 
 def _is_reversed(layout: Layout, graph: Graph) -> bool:

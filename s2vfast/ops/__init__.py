@@ -34,6 +34,8 @@ from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
+from s2vfast.ops.graph_attention import graph_attention
+from s2vfast.ops.joint_mix import joint_mix
 from s2vfast.ops.mask_fill import mask_fill
 from s2vfast.ops.masked_mse import masked_mse
 from s2vfast.ops.mlp import mlp
@@ -53,6 +55,8 @@ __all__ = [
     "availability",
     "clip_sample",
     "embed_gather",
+    "graph_attention",
+    "joint_mix",
     "mask_fill",
     "masked_mse",
     "mlp",

@@ -117,8 +117,10 @@ def collect(
     index = source.find(store, which)
     encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
     M = source.body_count(store, config, index)
-    clips = source.make_clips(store, config, np.array([index]))[:M]  # [M, T, V, C]
-    layers, salience = encoder.attention(clips), None
+    # Absent bodies too, without which some networks cannot tell which body is which.
+    tracks = source.make_clips(store, config, np.array([index]))
+    clips = tracks[:M]  # [M, T, V, C]
+    layers, salience = encoder.attention(tracks), None
     if layers is None:
         objective, _, _ = features.load_objective(run, untrained=untrained, log=log)
         with torch.no_grad():
@@ -131,10 +133,11 @@ def collect(
             f"`s2vfast view neighbours` and `view map` show its features"
         )
     with torch.no_grad():
-        tokens = F.normalize(encoder(clips), dim=-1)  # [M, L, D]
+        tokens = F.normalize(encoder(tracks)[:M], dim=-1)  # [M, L, D]
         similarity = tokens @ tokens.transpose(1, 2)
         attention: dict[tuple[int, int | None], np.ndarray] = {}
-        for number, weights in enumerate(layers):  # [M, H, L, L]
+        for number, weights in enumerate(layers):
+            weights = weights[:M]  # [M, H, L, L]
             if number == 0:
                 size = weights[:, 0].numel()
                 initial_layer, layers_shown = shown_layers(
@@ -150,7 +153,7 @@ def collect(
                     attention[number, h] = (weights.mean(1) if h is None else weights[:, h]).numpy()
     if not torch.isfinite(similarity).all():
         raise errors.DataError(f"{store.path}: the encoder's features of {store.names[index]} are not finite")
-    coordinates = clips[..., :3].numpy()
+    coordinates = source.coordinates(store, config, index)[:M]
     body, token = _first_token(coordinates, encoder.segment_frames, store.layout, joint, segment)
     return Content(
         store.names[index],
