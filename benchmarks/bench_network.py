@@ -105,9 +105,41 @@ def freqmixformer(size: Size) -> tuple[Step, Step]:
     return _step(plain, loss_of(plain, x)), _step(model, loss_of(model, clips))
 
 
+def skeattnclr(size: Size) -> tuple[Step, Step]:
+    """SkeAttnCLR's step with ST-GCN at half the published widths, as published, and ours; without dropout."""
+    from s2vfast.compat.skeattnclr import from_skeattnclr
+    from s2vfast.networks.stgcn import STGCN, STGCNConfig
+    from s2vfast.objectives.skeattnclr import SkeAttnCLR, SkeAttnCLRConfig
+    from s2vfast.reference import skeattnclr as reference
+
+    layout = get_layout(size.layout)
+    channels = (32,) * 4 + (64,) * 3 + (128,) * 3
+    options = SkeAttnCLRConfig(queue=8 * size.batch)
+    state = reference.random_state(graph.spatial_graph(layout.bone_parents), channels, queue=options.queue)
+    model = SkeAttnCLR(STGCN(STGCNConfig(channels=channels), layout, size.frames, 3), options, size.bodies, layout)
+    model.load_state_dict(from_skeattnclr(state))
+    query, key = _clips(size), _clips(size)
+    views = [clips.flatten(0, 1) for clips in (query, query.roll(1, 0), key)]
+    statistics = ("running_mean", "running_var", "num_batches_tracked", ".A")
+    parameters = {name: value for name, value in state.items() if not name.endswith(statistics) and "queue" not in name}
+    trained = torch.nn.ParameterList(value for name, value in parameters.items() if not name.startswith("encoder_k"))
+    state.update(zip((name for name in parameters if not name.startswith("encoder_k")), trained, strict=True))
+    settings = {"heads": options.heads, "temperature": options.temperature, "mu": options.mu}
+
+    def published() -> Tensor:
+        return reference.step(state, query, query.roll(1, 0), key, **settings).losses["total"]
+
+    def ours() -> Tensor:
+        queries, keys, _ = model.embed(*views)
+        return model.contrast(queries.normalised(), keys.normalised()).loss
+
+    return _step(trained, published), _step(model, ours)
+
+
 NETWORKS: dict[str, Callable[[Size], tuple[Step, Step]]] = {
     "infogcn": infogcn,
     "freqmixformer": freqmixformer,
+    "skeattnclr": skeattnclr,
 }
 """By name: makes (the plain class's step, ours) of a size, with the same weights."""
 

@@ -5,6 +5,7 @@ import pytest
 from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.config.registry import OBJECTIVES, load_plugin
+from s2vfast.data.layout import LAYOUTS
 from s2vfast.errors import ConfigError
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.masks import check_masks
@@ -144,11 +145,11 @@ def test_every_field_is_documented():
 
 def test_the_presets_are_these_and_good():
     families = ("ntu120", "ntu60", "nwucla", "pkummd")
-    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeletonmae")]
+    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeattnclr", "_skeletonmae")]
     variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
     assert presets.names() == ["demo", *sorted(variants)]
     for name in presets.names():
-        config, layout = presets.load(name), chain(20 if "nwucla" in name else 25)
+        config, layout = presets.load(name), LAYOUTS["kinect_v1" if "nwucla" in name else "kinect_v2"]
         config.validate(layout)
         objective = name.partition("_")[2].replace("freqmixformer", "classify") or "skeleton2vec"
         assert config.objective.name == objective

@@ -17,6 +17,7 @@ from torch import Tensor
 import s2vfast.errors as errors
 from s2vfast.evaluate import runs
 from s2vfast.networks import Network, build_network
+from s2vfast.objectives import Objective, build_objective
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.feed import Recordings
@@ -65,6 +66,24 @@ def load_encoder(
                 f"{' '.join(str(error).split())}"
             ) from error
     return encoder.eval().requires_grad_(False), config, step
+
+
+def load_objective(
+    run_dir: str | Path, *, untrained: bool = False, log: Callable[[str], object] = print
+) -> tuple[Objective, Config, int]:
+    """The objective of a run with all that it keeps; arguments, results and errors as of `load_encoder`."""
+    config, about = runs.read(run_dir)
+    objective, step = build_objective(config, runs.layout_of(about), about["classes"]), 0
+    if not untrained:
+        saved = runs.load_weights(run_dir, log)
+        step = saved.step
+        try:
+            objective.load_state_dict({name.removeprefix("student."): value for name, value in saved.weights.items()})
+        except RuntimeError as error:
+            raise errors.CheckpointError(
+                f"{saved.path}: not of this network: {' '.join(str(error).split())}"
+            ) from error
+    return objective.eval().requires_grad_(False), config, step
 
 
 def called(step: int, untrained: bool) -> str:

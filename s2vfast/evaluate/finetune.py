@@ -19,9 +19,8 @@ import numpy as np
 from torch import Tensor, nn
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import finetune_config, runs
+from s2vfast.evaluate import features, finetune_config, runs
 from s2vfast.evaluate.finetune_config import FinetuneConfig
-from s2vfast.objectives import build_objective
 from s2vfast.objectives.classify import Supervised
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
@@ -173,14 +172,8 @@ def load_classifier(
         CheckpointError: no such run, or no intact checkpoint.
     """
     about = require(run_dir)
-    config, _ = runs.read(run_dir)
-    saved = runs.load_weights(run_dir, log)
-    model = build_objective(config, runs.layout_of(about), about["classes"])
-    try:
-        model.load_state_dict({name.removeprefix("student."): tensor for name, tensor in saved.weights.items()})
-    except RuntimeError as error:
-        raise errors.CheckpointError(f"{saved.path}: not of this network: {' '.join(str(error).split())}") from error
-    return model.eval().requires_grad_(False), config, {**about, "step": saved.step}
+    model, config, step = features.load_objective(run_dir, log=log)
+    return model, config, {**about, "step": step}
 
 
 def _begins(out: Path, config: Config, store: Store, description: dict[str, Any]) -> bool:

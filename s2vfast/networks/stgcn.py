@@ -67,7 +67,7 @@ class GraphConv(nn.Module):
         mixed = torch.bmm(neighbours.expand(T * N, -1, -1), x.reshape(T * N, V, C))  # [T * N, V * K, C]
         y = mixed.view(T * N * V, K * C) @ self.weight.view(K * C, D)
         bias = graph.sum(1).t() @ self.bias  # [V, D]: of every joint another one, by its edges
-        return y.view(T, N, V, D) + bias
+        return y.view(T, N, V, D).add_(bias)
 
 
 class TemporalConv(nn.Module):
@@ -125,7 +125,7 @@ class Block(nn.Module):
         if keep is not None:
             y = y * keep
         if self.residual:
-            y = y + (x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x[:: self.stride])))
+            y.add_(x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x[:: self.stride])))
         return y.relu_()
 
 

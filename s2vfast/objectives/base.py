@@ -275,6 +275,14 @@ class Objective(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__}.step_loss")
 
+    def token_weights(self, clips: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the objective looks at in clips [N, T, V, C], for pictures; None: there is nothing to show.
+
+        Returns:
+            Salience of each token, [N, L] in [0, 1], and the attention that it comes from, [N, H, L, L].
+        """
+        return None
+
     def warning(self, reported: dict[str, float]) -> str | None:
         """What to tell the user after a step with these terms and moments, once a run; None: nothing."""
         return None

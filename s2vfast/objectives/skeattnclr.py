@@ -36,7 +36,7 @@ from s2vfast.reference import philox
 if TYPE_CHECKING:
     from s2vfast.config import Config
 
-NOISE, SWAP = 34, 35
+NOISE, SWAP = 36, 37
 """What the draws are for: streams of `s2vfast.reference.philox`."""
 KINDS = ("z", "s", "ns")
 """Embeddings: of whole clips, salient, non-salient."""

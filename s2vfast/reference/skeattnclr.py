@@ -6,7 +6,7 @@ Without what the code computes and no loss reads: a second projector, predictors
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,74 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2vfast.reference.stgcn import State, batch_norm, identity, stgcn
+
+
+def random_state(
+    graph: Tensor,
+    channels: Sequence[int],
+    *,
+    coordinates: int = 3,
+    kernel: int = 9,
+    dim: int = 128,
+    hidden: int = 256,
+    queue: int = 1024,
+    std: float = 0.1,
+) -> dict[str, Tensor]:
+    """Parameters, statistics and queue by the published names, of PyTorch's own generator.
+
+    Args:
+        graph: [K, V, V].
+        channels: of each block; the frames are halved where their number changes after the first block.
+        coordinates: C of clips.
+        kernel: frames of a convolution over time.
+        dim: numbers of an embedding.
+        hidden: of projector and predictors.
+        queue: keys.
+        std: of maps and convolutions.
+    """
+    state: dict[str, Tensor] = {}
+
+    def weight(name: str, *shape: int) -> None:
+        state[name] = torch.randn(shape) * std
+
+    def norm(name: str, width: int) -> None:
+        state.update({f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)})
+        state.update({f"{name}.running_mean": torch.zeros(width), f"{name}.running_var": torch.ones(width)})
+        state[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+
+    def head(name: str, features: int) -> None:
+        weight(f"{name}.mlp.0.weight", hidden, features, 1)
+        norm(f"{name}.mlp.1", hidden)
+        weight(f"{name}.mlp.3.weight", dim, hidden, 1)
+
+    K, V, _ = graph.shape
+    for encoder in ("encoder_q", "encoder_k"):
+        state[f"{encoder}.backbone.A"] = graph.clone()
+        norm(f"{encoder}.backbone.data_bn", V * coordinates)
+        before = coordinates
+        for number, width in enumerate(channels):
+            name = f"{encoder}.backbone.st_gcn_networks.{number}"
+            convolutions = {"gcn.conv": (K * width, before, 1, 1), "tcn.2": (width, width, kernel, 1)}
+            if number and before != width:
+                convolutions["residual.0"] = (width, before, 1, 1)
+                norm(f"{name}.residual.1", width)
+            for part, shape in convolutions.items():
+                weight(f"{name}.{part}.weight", *shape)
+                weight(f"{name}.{part}.bias", shape[0])
+            norm(f"{name}.tcn.0", width)
+            norm(f"{name}.tcn.3", width)
+            state[f"{encoder}.backbone.edge_importance.{number}"] = torch.ones(K, V, V)
+            before = width
+        head(f"{encoder}.neck.proj", before)
+    state.update({"encoder_q.neck.norm0.weight": torch.ones(before), "encoder_q.neck.norm0.bias": torch.zeros(before)})
+    for name, width in (("qkv", 3 * before), ("proj", before)):
+        weight(f"encoder_q.neck.Attn.{name}.weight", width, before)
+        weight(f"encoder_q.neck.Attn.{name}.bias", width)
+    for name in ("predictor", "predictor_s", "predictor_ns"):
+        head(name, dim)
+    state["queue_z"] = F.normalize(torch.randn(dim, queue), dim=0)
+    state["queue_ptr_z"] = torch.zeros(1, dtype=torch.int64)
+    return state
 
 
 def mlp(x: Tensor, state: State, name: str, training: bool = True) -> Tensor:
