@@ -94,7 +94,7 @@ def parse(text: str, source: str) -> dict[str, Any]:
 
     try:
         tree = yaml.load(text, Loader=_loader())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -112,7 +112,7 @@ def value(text: str) -> Any:
 
     try:
         return yaml.load(text, Loader=_loader())
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text  # Whatever it is, the check of the field will say what was expected instead.
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.layout import Layout, get_layout
-from s2vfast.data.limits import NotRead
+from s2vfast.data.limits import MAX_REASON, NotRead
 from s2vfast.data.store import Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.errors import DataError
@@ -281,7 +281,8 @@ class _Task:
 def _entry(error: BrokenRecording) -> dict[str, Any]:
     texts = {"name": error.name, "reason": error.reason, "file": error.file, "message": str(error)}
     # Half a character of a name, which may be what is wrong with it, can be printed as \udXXX only.
-    entry: dict[str, Any] = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
+    printed = {key: text[:MAX_REASON].encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
+    entry: dict[str, Any] = dict(printed)
     entry["kind"] = "broken"
     if error.line is not None:
         entry["line"] = error.line

@@ -34,14 +34,18 @@ MAX_JOINTS = 1024
 """Of a skeleton."""
 MAX_CLASSES = 10_000
 """Of a dataset."""
+MAX_SPLITS = 100
+"""Of a dataset."""
 MAX_SEQUENCES = 10_000_000
 """Of a dataset."""
 MAX_NAME = 255
 """Characters of the name of a sequence, class, split, body or joint."""
-MAX_EXPANSION = 32
+MAX_REASON = 300
+"""Characters of each text of a report on a recording that was left out."""
+MAX_EXPANSION = 16
 """Bytes that one byte of an archive may become. Deflated skeletons grow 1.2 to 8 times, zeros 1,000 times."""
-FREE_EXPANSION = 64 * 2**20
-"""Bytes that an archive may become in any case: a small one may be mostly zeros."""
+FREE_EXPANSION = 4 * 2**20
+"""Bytes that a file may become in any case: a small archive may be mostly zeros, a pickle may share an array."""
 
 
 class NotRead(DataError):

@@ -111,20 +111,20 @@ def check_beginning(run_dir: str | Path, config: Config, meta: dict[str, Any]) -
     """
     if (beginning := meta.get(BEGINNING)) is None:
         return
-    ours = describe_beginning(config, read(run_dir)["store"]["fingerprint"])
+    current = describe_beginning(config, read(run_dir)["store"]["fingerprint"])
     changes = [
-        f"{name} is {ours['config'][name]!r} and was {value!r}"
+        f"{name} is {current['config'][name]!r} and was {value!r}"
         for name, value in beginning["config"].items()
-        if name in ours["config"] and ours["config"][name] != value
+        if name in current["config"] and current["config"][name] != value
     ]
     if changes:
         raise errors.CheckpointError(
             f"{Path(run_dir) / CONFIG}: edited since the run began: {'; '.join(changes)}. Its weights depend on that: "
             f"put it back, or begin another run"
         )
-    if ours["store"] != beginning["store"]:
+    if current["store"] != beginning["store"]:
         raise errors.CheckpointError(
-            f"{Path(run_dir) / RUN}: edited since the run began: the store's fingerprint is {ours['store']} and was "
+            f"{Path(run_dir) / RUN}: edited since the run began: the store's fingerprint is {current['store']} and was "
             f"{beginning['store']}; put it back"
         )
 
