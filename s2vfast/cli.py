@@ -312,7 +312,9 @@ def _pretrain(options: Any) -> int:
             f"done: {summary.total_steps} steps, these in {duration(summary.seconds)} "
             f"({summary.clips_per_second:.0f} clips/s), loss {summary.loss:.4f}"
         )
-    protocol = "classify" if config.objective_class.needs_labels else "linear"
+    from s2vfast.evaluate import finetune
+
+    protocol = "classify" if finetune.has_classes(config) else "linear"
     print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
     return 0
 

@@ -74,14 +74,14 @@ def write_store(
         raise DataError(f"dtype: expected float32 or float16, found {dtype!r}")
     if not overwrite and os.path.lexists(out):
         raise DataError(f"{out}: exists already; choose another place or allow overwriting")
-    if os.path.lexists(out) and not (out / HEADER).is_file():
+    if os.path.lexists(out) and not _is_store(out):
         raise DataError(f"{out}: exists and is not a store, so it is not overwritten")
     for name in classes:
         check_text("class name", name)
     with _disk_errors(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         files.recover(out)
-        new = files.NewFolder(out)
+        new = files.NewFolder(out, may_replace=_is_store if overwrite else lambda path: False)
     writer = None
     try:
         with _disk_errors(out):
@@ -99,6 +99,13 @@ def write_store(
         new.abandon()
         raise
     return out
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a folder holds the files of a store and nothing else: what may be deleted."""
+    if path.is_symlink() or not (path / HEADER).is_file():
+        return False
+    return {entry.name for entry in path.iterdir()} <= {HEADER, *FILES}
 
 
 def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:

@@ -97,7 +97,7 @@ def export(
     config, about = runs.read(run_dir)
     if to == "onnx":
         _require_packages()
-    if issubclass(config.objective_class, Supervised):
+    if finetune.has_classes(config):
         model, config, about = finetune.load_classifier(run_dir, log=log)
         network: nn.Module = _Classes(model)
     else:
@@ -143,6 +143,7 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
     return {
         "made_by": f"s2vfast {s2vfast.__version__}",
         "objective": config.objective.name,
+        "finetuned_from": finetune.origin(about),
         "step": about["step"],
         "layout": about["layout"],
         "classes": about["classes"] if "logits" in network.names else None,

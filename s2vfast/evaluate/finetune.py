@@ -71,6 +71,14 @@ class Source:
     """Of a list of labels: percent, seed and number; None: all of them."""
 
 
+def origin(about: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run.json says that a run was fine-tuned from: objective, step, store, weights; None: it was not."""
+    source = about.get(runs.FINETUNE, {}).get("source")
+    if source is None or source["mode"] == "supervised":
+        return None
+    return {name: source[name] for name in ("objective", "step", "pretrained_on", "weights")}
+
+
 def digest(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's weights."""
     sha = hashlib.sha256()
@@ -140,10 +148,15 @@ def tune(
     return ranks.run_on_main_and_broadcast(lambda: summary.seconds)
 
 
+def has_classes(config: Config) -> bool:
+    """Whether a run of this config tells classes: its objective is a kind of `Supervised`."""
+    return issubclass(config.objective_class, Supervised)
+
+
 def require(run_dir: str | Path) -> dict[str, Any]:
     """What run.json says of a run that has classes; `CheckpointError` of any other."""
     config, about = runs.read(run_dir)
-    if not issubclass(config.objective_class, Supervised):
+    if not has_classes(config):
         raise errors.CheckpointError(
             f"{run_dir}: a pretrained run, which has no classes; make one that has with "
             f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"

@@ -117,7 +117,6 @@ def collect(
     M = source.body_count(store, config, index)
     # Absent bodies too, without which some networks cannot tell which body is which.
     tracks = source.make_clips(store, config, np.array([index]))
-    clips = tracks[:M]  # [M, T, V, C]
     layers = encoder.attention(tracks)
     if layers is None or encoder.grid is None:
         raise errors.ConfigError(
