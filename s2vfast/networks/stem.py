@@ -31,8 +31,16 @@ class Stem(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """[N * M, T, V, D]."""
-        x = self.linear(torch.einsum("vw,ntwc->ntvc", self.mode, clips)) + self.joint
-        V, D = self.joint.shape
+        x = nn.functional.linear(torch.einsum("vw,ntwc->ntvc", self.mode, clips), self.linear.weight)
+        offset = self.linear.bias + self.joint  # [V, D]
+        # In training the norm takes the offset out again. It is large beside what differs from frame to frame, and
+        # would cost most digits of float32: its value is left out, and added to the running mean.
+        x = x + (offset - offset.detach() if self.training else offset)
+        V, D = offset.shape
         x = x.unflatten(0, (-1, self.bodies)).transpose(1, 2)  # [N, T, M, V, D]
         normed = self.norm(x.reshape(-1, self.bodies * V * D))
+        if self.training:
+            # Past autograd's count of changes: the norm's gradient holds the buffer, and does not read it.
+            shift = offset.detach().flatten().repeat(self.bodies)
+            self.norm.running_mean.data.add_(shift, alpha=self.norm.momentum)
         return normed.view(x.shape).transpose(1, 2).flatten(0, 1)

@@ -153,7 +153,9 @@ def test_presets_have_the_published_size(preset, layout, classes, parameters):
     assert sum(parameter.numel() for parameter in objective.parameters()) == parameters - 14_344
 
 
-TINY = "--model.base 40 --model.stages [1,1] --train.batch 4 --train.threads 1 --train.device cpu".split()
+TINY = (
+    "--model.base 40 --model.stages [1,1] --train.batch 4 --train.threads 1 --train.device cpu --optim.lr 0.01".split()
+)
 
 
 def call(capsys, *words):
