@@ -147,14 +147,14 @@ NETWORKS: dict[str, Callable[[Size], tuple[Step, Step]]] = {
 def measure(name: str, size: Size, turns: int = 5, impl: str = "auto") -> dict[str, float]:
     """CPU seconds a step and megabytes of both, and their ratios: how many times less ours needs."""
     torch.manual_seed(0)
-    plain, ours = NETWORKS[name](size)
+    plain, fast = NETWORKS[name](size)
     seconds: dict[str, list[float]] = {"reference": [], "ours": []}
     with ops.use_impl(impl):
-        losses = [float(step()) for step in (plain, ours)]
+        losses = [float(step()) for step in (plain, fast)]
         if not abs(losses[0] - losses[1]) <= _AGREE * abs(losses[0]):
             raise SystemExit(f"{name}: the losses differ, {losses[0]:.6g} and {losses[1]:.6g}: nothing is measured")
         for _ in range(turns):
-            for kind, step in (("reference", plain), ("ours", ours)):
+            for kind, step in (("reference", plain), ("ours", fast)):
                 start = time.process_time()
                 step()
                 seconds[kind].append(time.process_time() - start)

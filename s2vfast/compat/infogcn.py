@@ -58,8 +58,8 @@ def to_infogcn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _table(names: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str], str]]:
     """(our name, the published ones, how they are put together): ``stack``, ``cat``, or ``same`` for one."""
-    for ours, theirs in _STEM.items():
-        yield f"encoder.stem.{ours}", [theirs], "same"
+    for own, published in _STEM.items():
+        yield f"encoder.stem.{own}", [published], "same"
     yield "encoder.stem.joint", ["pos_embedding"], "same"
     for field in _STATE:
         yield f"encoder.stem.norm.{field}", [f"data_bn.{field}"], "same"
@@ -77,9 +77,9 @@ def _table(names: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str], str]]:
         yield f"{graph}.topology", [f"{agcn}.shared_topology"], "same"
         for field in ("weight", "bias"):
             yield f"{graph}.{field}", [f"{agcn}.conv_d.{h}.{field}" for h in range(heads)], "stack"
-        for ours, theirs in _GRAPH.items():
+        for own, published in _GRAPH.items():
             for field in _STATE:
-                yield f"{graph}.{ours}.{field}", [f"{agcn}.{theirs}.{field}"], "same"
+                yield f"{graph}.{own}.{field}", [f"{agcn}.{published}.{field}"], "same"
         temporal, tcn = f"encoder.blocks.{i}.temporal", f"l{i + 1}.tcn.branches"
         for field in _STATE:
             yield f"{temporal}.expand_norm.{field}", [f"{tcn}.{b}.1.{field}" for b in range(3)], "cat"

@@ -1,6 +1,10 @@
 """The network by itself, and as a run goes through everything with it."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,20 +119,43 @@ def store(tmp_path_factory):
     return path
 
 
-def train(store, out, steps, *more):
-    words = ["pretrain", "--config", "ntu60_infogcn", *TINY, "--train.steps", str(steps), "--train.log_every", "1"]
-    words += ["--data", str(store), "--out", str(out), "--train.device", "cpu", "--checkpoint.every", "2", *more]
-    assert cli.main(words) == 0
+def command(store, out):
+    words = ["pretrain", "--config", "ntu60_infogcn", *TINY, "--train.steps", "4", "--train.log_every", "1"]
+    words += ["--optim.lr", "0.01", "--optim.warmup_epochs", "1", "--checkpoint.every", "2", "--train.device", "cpu"]
+    return [*words, "--data", str(store), "--out", str(out)]
 
 
 @pytest.fixture(scope="module")
 def trained(store):
-    train(store, store.parent / "run", 4)
+    assert cli.main(command(store, store.parent / "run")) == 0
     return store.parent / "run"
 
 
 def lines(run: Path):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_was_cut_off_ends_at_the_same_bytes(trained, tmp_path):
+    """Batch norms, momentum, the prior and the noise of every step."""
+    again, last = tmp_path / "again", "checkpoints/step-00000004"
+    shutil.copytree(trained, again)
+    shutil.rmtree(again / last)
+    assert cli.main(["pretrain", "--resume", "--out", str(again)]) == 0
+    assert (again / last / "model.safetensors").read_bytes() == (trained / last / "model.safetensors").read_bytes()
+    assert [line["loss"] for line in lines(again)][-4:] == [line["loss"] for line in lines(trained)]
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one(store, trained):
+    """Class means of the discrepancy are those of both ranks' samples."""
+    out = store.parent / "ranks"
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "s2vfast", *command(store, out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(lines(trained), lines(out), strict=True):
+        for name in ("loss", "cls", "mmd", "l2"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4)
 
 
 def test_its_terms_are_reported(trained):
