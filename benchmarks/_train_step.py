@@ -206,7 +206,7 @@ def _reference(setting: Setting) -> Advance:
         gradients = list(torch.autograd.grad(out.loss, list(student.values())))
         with record_function(UPDATE):
             optimizer.collect(gradients, add=False)
-            buffers = (optimizer.param, optimizer.grad, optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.average)
+            buffers = (optimizer.param, optimizer.grad, *optimizer.moment_buffers, optimizer.average)
             reference_optimizer.adamw_ema(*buffers, optimizer.spans, step=count, **options)
         return float(out.loss.detach())
 

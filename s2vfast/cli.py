@@ -308,7 +308,10 @@ def _pretrain(options: Any) -> int:
     resume = options.resume or torchrun.restart_count() > 0
     resumed = resume and options.out is not None and rundir.begun(options.out)
     settings = options.settings
-    objective = options.objective or settings.get("objective", {}).get("name")
+    named = settings.get("objective", {}).get("name")
+    objective = options.objective or named
+    if named not in (None, objective):
+        raise errors.ConfigError(f"--objective {objective} and --objective.name {named}: give one of them")
     network = settings.get("model", {}).get("name")
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
@@ -345,7 +348,9 @@ def _pretrain(options: Any) -> int:
             f"done: {summary.total_steps} steps, these in {duration(summary.seconds)} "
             f"({summary.clips_per_second:.0f} clips/s), loss {summary.loss:.4f}"
         )
-    protocol = "classify" if config.objective_class.needs_labels else "linear"
+    from s2vfast.evaluate import finetune
+
+    protocol = "classify" if finetune.has_classes(config) else "linear"
     print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
     return 0
 

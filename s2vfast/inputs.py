@@ -223,6 +223,13 @@ def _norm_linear(make: _Maker) -> dict[str, Any]:
     return {"x": x, "norm_weight": norm_weight, "norm_bias": norm_bias, "weight": weight, "bias": bias}
 
 
+def _temporal_conv(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    x = make.normal(shape.S * shape.s, shape.N * shape.V, shape.D)
+    weight = make.normal(9, shape.D, shape.D, scale=(9 * shape.D) ** -0.5)
+    return {"x": x, "weight": weight, "bias": make.normal(shape.D, scale=0.1)}
+
+
 def _add_norm(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     weight, bias = make.norm(shape.D)
@@ -252,6 +259,29 @@ def _mlp(make: _Maker) -> dict[str, Any]:
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,
         "gamma": make.normal(shape.D, scale=0.3, dtype=torch.float32),
+    }
+
+
+def _joint_mix(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    subsets, units, groups = 3, 2 * shape.H, 8
+    maps = {"scale": 0.3, "dtype": torch.float32}
+    return {
+        "x": make.normal(shape.N, shape.S, shape.V, subsets * shape.D),
+        "dynamic": make.normal(shape.N, subsets, units, shape.V, shape.V, **maps),
+        "static": make.normal(subsets, groups, shape.V, shape.V, **maps),
+    }
+
+
+def _graph_attention(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    frames, H, width = shape.N * shape.S, shape.H, max(shape.D // 8, 1)
+    return {
+        "x": make.normal(frames, shape.V, shape.D),
+        "qk": make.normal(frames, shape.V, 2, H, width),
+        "topology": make.normal(H, shape.V, shape.V, scale=0.3),
+        "weight": make.normal(H, shape.D, shape.D, scale=(H * shape.D) ** -0.5),
+        "bias": make.normal(shape.D, scale=0.1),
     }
 
 
@@ -299,6 +329,9 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "norm_linear": _norm_linear,
     "add_norm": _add_norm,
     "mlp": _mlp,
+    "joint_mix": _joint_mix,
+    "graph_attention": _graph_attention,
+    "temporal_conv": _temporal_conv,
     "teacher_target": _teacher_target,
     "masked_mse": _masked_mse,
     "adamw_ema": _adamw_ema,

@@ -25,7 +25,8 @@ STEPS = 12
 SETTINGS = (
     "--model.name mixer --objective contrast --data.frames 16 --data.bodies 2 --train.batch 8 --objective.queue 16 "
     f"--train.steps {STEPS} --optim.warmup_epochs 1 --checkpoint.every 4 --train.log_every 1 --train.threads 1 "
-    "--train.device cpu --train.impl torch"
+    "--train.device cpu --train.impl torch --optim.name sgd --optim.nesterov true --optim.decay all "
+    "--optim.schedule steps --optim.milestones [1,1.5]"
 ).split()
 
 

@@ -363,6 +363,11 @@ def test_an_objective_takes_its_preset(cli):
         Config.from_dict(presets.read("ntu60_mamp")).to_dict(), {"mask": {"ratio": 0.8}}
     )
     refused(
+        cli("pretrain --config nwucla --objective mamp --objective.name classify --print_config"),
+        "--objective mamp and --objective.name classify: give one of them",
+        2,
+    )
+    refused(
         cli("pretrain --config nwucla --objective mampp --print_config"),
         "objective.name: 'mampp' is not one of classify, mamp, skeleton2vec, skeletonmae; one of your own",
     )

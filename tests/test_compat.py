@@ -76,14 +76,14 @@ def test_golden_mamp_notices_a_change(tmp_path, name):
 @pytest.mark.parametrize("path", [SMALL, MAMP], ids=["skeleton2vec", "mamp"])
 def test_a_gradient_that_is_not_finite_is_no_agreement(path, monkeypatch):
     """Python's max drops a NaN that does not come first."""
-    real = golden._gradients
+    real = golden.gradient_error
 
     def poisoned(expected, found):
         keys = sorted(found)
         found[keys[len(keys) // 2]].view(-1)[-1] = float("nan")
         return real(expected, found)
 
-    monkeypatch.setattr(golden, "_gradients", poisoned)
+    monkeypatch.setattr(golden, "gradient_error", poisoned)
     assert compat.check_golden(path, impl="torch")["gradients"] == float("inf")
 
 
@@ -199,3 +199,25 @@ def test_unknown_and_missing_names():
         compat.from_published(published)
     with pytest.raises(errors.CheckpointError, match="encoder.blocks.0.other"):
         compat.to_published({"encoder.blocks.0.other": torch.zeros(1)})
+
+
+# The recognisers' files stand beside the large one.
+FREQMIXFORMER = LARGE.with_name("golden_freqmixformer.npz")
+
+
+@pytest.mark.skipif(not FREQMIXFORMER.is_file(), reason="golden_freqmixformer.npz is not beside S2VFAST_DATA")
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_golden_freqmixformer(impl, tmp_path):
+    found = compat.check_golden(FREQMIXFORMER, impl=impl)
+    quantities = "eval_logits train_logits loss buffers gradients trajectory_losses trajectory_logits"
+    assert set(found) == set(quantities.split())
+    for name, error in found.items():
+        assert error <= (1e-7 if name.startswith(("gradients", "trajectory")) else 1e-9), name
+    if impl == "torch":  # the comparison bites
+        with np.load(FREQMIXFORMER) as file:
+            numbers = {key: file[key] for key in file.files}
+        name = "param/l5.spa_mixf.conv.weight"
+        numbers[name] = numbers[name].astype(np.float64)
+        numbers[name].flat[0] += 1e-6
+        np.savez(tmp_path / "wrong.npz", **numbers)
+        assert compat.check_golden(tmp_path / "wrong.npz", impl=impl)["train_logits"] > 1e-9

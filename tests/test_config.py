@@ -4,7 +4,8 @@ import pytest
 
 from s2vfast import presets
 from s2vfast.config import Config
-from s2vfast.config.registry import OBJECTIVES
+from s2vfast.config.registry import OBJECTIVES, load_plugin
+from s2vfast.data.layout import LAYOUTS
 from s2vfast.errors import ConfigError
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.masks import check_masks
@@ -59,6 +60,13 @@ WRONG = {
     "top_k": ({"objective": {"top_k": 9}}, "objective.top_k: 9 is more than model.depth = 8"),
     "ema falls": ({"objective": {"ema_end": 0.5}}, "objective.ema_end: 0.5 is below objective.ema_start = 0.9999"),
     "rate rises": ({"optim": {"lr_min": 0.1}}, "optim.lr_min: 0.1 is above optim.lr = 0.001"),
+    "milestones of a cosine": ({"optim": {"milestones": [3]}}, "optim.milestones: epochs are expected where"),
+    "no milestones": ({"optim": {"schedule": "steps"}}, "optim.milestones: epochs are expected where"),
+    "milestones backwards": (
+        {"optim": {"schedule": "steps", "milestones": [9, 3.5]}},
+        "optim.milestones: [9, 3.5]; ascending epochs above 0 are expected",
+    ),
+    "optimizer": ({"optim": {"name": "lars"}}, "optim.name: 'lars' is not one of adamw, sgd"),
 }
 
 
@@ -69,6 +77,37 @@ def test_what_is_wrong_is_named(name):
         Config.from_dict(tree)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_section_takes_no_attribute_but_its_fields():
+    config = Config.from_dict({})
+    for section, slip, near in (
+        (config.model, "dimm", "dim"),
+        (config.train, "step", "steps"),
+        (config, "modl", "model"),
+    ):
+        with pytest.raises(ConfigError, match=rf"\.{slip}: no such field; did you mean \w+\.{near}\?"):
+            setattr(section, slip, 3)
+    config.model.dim = 512
+    assert Config.from_dict(config.to_dict()).model.dim == 512
+
+
+def test_plugins_of_one_file_name_are_two(tmp_path):
+    registered = dict(OBJECTIVES._classes)
+    code = "from s2vfast.objectives import Objective, register\n@register({0!r})\nclass {1}(Objective): pass\n"
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(code.format(folder, "Mine"))
+        load_plugin(tmp_path / folder / "mine.py")
+        load_plugin(tmp_path / folder / "mine.py")  # again: nothing happens
+    (tmp_path / "three.py").write_text(code.format("three", "One") + code.format("three", "Two"))
+    try:
+        assert {"one", "two"} <= set(OBJECTIVES.names())
+        with pytest.raises(ConfigError, match=r"objective.name: three is the name of .*\.One"):
+            load_plugin(tmp_path / "three.py")
+    finally:
+        OBJECTIVES._classes.clear()
+        OBJECTIVES._classes.update(registered)
 
 
 def visible(tree, joints):
@@ -106,13 +145,15 @@ def test_every_field_is_documented():
 
 def test_the_presets_are_these_and_good():
     families = ("ntu120", "ntu60", "nwucla", "pkummd")
-    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeletonmae")]
-    assert presets.names() == ["demo", *variants]
+    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeattnclr", "_skeletonmae")]
+    variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
+    assert presets.names() == ["demo", *sorted(variants)]
     for name in presets.names():
-        config, layout = presets.load(name), chain(20 if "nwucla" in name else 25)
+        config, layout = presets.load(name), LAYOUTS["kinect_v1" if "nwucla" in name else "kinect_v2"]
         config.validate(layout)
-        assert config.objective.name == (name.partition("_")[2] or "skeleton2vec")
-        build_objective(config, layout)
+        objective = name.partition("_")[2].replace("freqmixformer", "classify") or "skeleton2vec"
+        assert config.objective.name == objective
+        build_objective(config, layout, ("one", "two"))
 
 
 def test_a_preset_has_variants_for_objectives():
@@ -124,7 +165,7 @@ def test_a_preset_has_variants_for_objectives():
     demo["objective"] = {"name": "mamp", "decoder_depth": 1}
     assert presets.read_for("demo", "mamp") == demo
     assert "mask" not in presets.read_for("demo", "classify")
-    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, mamp"):
+    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, infogcn, mamp"):
         presets.read_for("nwucla", "mine")
 
 
@@ -160,6 +201,7 @@ def test_files_that_are_no_configs(tmp_path):
     file = tmp_path / "mine.yaml"
     for content, message in [
         ("train:\n  batch: [1\n", "mine.yaml, line 3: no valid YAML"),
+        ("train:\n  batch: 1\n  seed: 2\n  batch: 3\n", "mine.yaml, line 4: no valid YAML: batch twice"),
         ("- 1\n", "mine.yaml: a mapping of sections is expected, not list"),
         ("!!python/object/apply:os.system ['true']", "mine.yaml, line 1: no valid YAML: could not determine"),
     ]:

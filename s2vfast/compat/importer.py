@@ -80,8 +80,8 @@ def import_checkpoint(
         "file": str(weights.path.resolve()),
         "sha256": weights.sha256,
         "naming": weights.naming.name,
-        "part": weights.role,
-        "place": weights.prefix,
+        "role": weights.role,
+        "prefix": weights.prefix,
     }
     summary = report.describe(weights, run_config, config_source, assumed) | {
         "run": str(out),

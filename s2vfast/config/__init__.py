@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from s2vfast.config.fields import check_section, option, refuse_unknown, section_from_tree, tree_of
+from s2vfast.config.fields import Section, check_section, option, refuse_unknown, section_from_tree, tree_of
 from s2vfast.config.registry import NETWORKS, OBJECTIVES, Registry
 from s2vfast.errors import ConfigError
 
@@ -22,7 +22,7 @@ DEFAULT_NETWORK, DEFAULT_OBJECTIVE = "transformer", "skeleton2vec"
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Which sequences are read and how a clip is made of one (see `s2vfast.ops.clip_sample`)."""
 
     split: str = "xsub"
@@ -47,6 +47,13 @@ class DataConfig:
     """Largest random rotation about x, y and z in radians (training only)."""
     scale_jitter: float = option(0.0, ge=0, lt=1)
     """Random size change: a factor in 1 ± scale_jitter (training only)."""
+    train_steps: tuple[dict[str, Any], ...] = ()
+    """Steps of docs/views.md that make a clip of a whole recording, in place of sampling, center, scale, align, rotate
+    and scale_jitter; frames comes out of them. None: those fields."""
+    test_steps: tuple[dict[str, Any], ...] = ()
+    """The same for evaluation, prediction and export; given where train_steps is."""
+    stream: Literal["joint", "bone", "motion", "bone_motion"] = "joint"
+    """What of the coordinates a network sees (see `s2vfast.data.streams`)."""
     velocity: float = option(0.0, ge=0)
     """Append the frame-to-frame difference times this factor to the coordinates: 6 input channels; 0: coordinates
     alone."""
@@ -59,7 +66,7 @@ class DataConfig:
 
 
 @dataclass
-class MaskConfig:
+class MaskConfig(Section):
     """Which tokens the student sees."""
 
     kind: Literal["auto", "random", "tube", "motion_tube", "motion_token", "frame_joint"] = "auto"
@@ -91,23 +98,39 @@ class MaskConfig:
 
 
 @dataclass
-class OptimConfig:
-    """AdamW with warm-up and cosine decay by the step."""
+class OptimConfig(Section):
+    """The optimizer, with warm-up and a schedule by the step."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """``adamw``: decoupled weight decay. ``sgd``: momentum, and weight decay that is added to the gradient."""
     lr: float = option(1e-3, gt=0)
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """After the warm-up: a ``cosine`` or a ``linear`` descent to lr_min at the end of the run, or ``steps``: times
+    gamma at each of the milestones."""
     lr_min: float = option(1e-5, ge=0)
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the descent (cosine, linear)."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which the rate is multiplied by gamma, ascending (steps)."""
+    gamma: float = option(0.1, gt=0, le=1)
+    """Factor at a milestone (steps)."""
     warmup_epochs: float = option(20.0, ge=0)
     """Epochs of linear warm-up."""
     weight_decay: float = option(0.05, ge=0)
-    """Decoupled weight decay on what the network says decays: matrices and kernels, no biases, norms or embeddings."""
+    """Weight decay on what ``decay`` names."""
+    decay: Literal["network", "all"] = "network"
+    """``network``: what the network says decays: matrices and kernels, no biases, norms or embeddings. ``all``: every
+    parameter."""
     beta1: float = option(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
+    """Decay of the first moment (adamw)."""
     beta2: float = option(0.95, ge=0, lt=1)
-    """Decay of the second moment."""
+    """Decay of the second moment (adamw)."""
     eps: float = option(1e-8, gt=0)
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment (adamw)."""
+    momentum: float = option(0.9, ge=0, lt=1)
+    """Factor of the velocity from a step to the next (sgd)."""
+    nesterov: bool = False
+    """Nesterov's momentum (sgd)."""
     clip: float = option(4.0, ge=0)
     """Largest global gradient norm; 0 leaves gradients as they are."""
     layer_decay: float = option(1.0, gt=0, le=1)
@@ -115,7 +138,7 @@ class OptimConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Section):
     """Length, batch and machine of a run."""
 
     epochs: float = option(800.0, gt=0)
@@ -150,7 +173,7 @@ class TrainConfig:
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When the run is saved."""
 
     every: int = option(1000, ge=1)
@@ -162,7 +185,7 @@ class CheckpointConfig:
 
 
 @dataclass
-class Config:
+class Config(Section):
     """One training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -216,8 +239,15 @@ class Config:
         """
         for name, section in self.sections().items():
             check_section(section, name)
-        if self.optim.lr_min > self.optim.lr:
-            raise ConfigError(f"optim.lr_min: {self.optim.lr_min} is above optim.lr = {self.optim.lr}")
+        optim = self.optim
+        if optim.lr_min > optim.lr:
+            raise ConfigError(f"optim.lr_min: {optim.lr_min} is above optim.lr = {optim.lr}")
+        if bool(optim.milestones) != (optim.schedule == "steps"):
+            raise ConfigError("optim.milestones: epochs are expected where optim.schedule is steps, and only there")
+        if list(optim.milestones) != sorted({epoch for epoch in optim.milestones if epoch > 0}):
+            raise ConfigError(f"optim.milestones: {list(optim.milestones)}; ascending epochs above 0 are expected")
+        if bool(self.data.train_steps) != bool(self.data.test_steps):
+            raise ConfigError("data.test_steps: steps are expected where data.train_steps has some, and only there")
         self.network_class.check(self, layout)
         self.objective_class.check(self, layout)
 

@@ -28,10 +28,21 @@ from typing import Any, Literal, TypeVar
 
 from s2vfast.errors import ConfigError
 
-Section = TypeVar("Section")
+S = TypeVar("S")
 
 _NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
 _NAMES |= {list: "a list", dict: "a mapping"}
+
+
+class Section:
+    """A config's section: it takes no attribute but its fields, so that a slip of the pen is refused where it is made.
+
+    Dataclasses of this package derive from it; those of a plugin do once they are registered.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_unknown([name], self.__dataclass_fields__, type(self).__name__)
+        object.__setattr__(self, name, value)
 
 
 def option(
@@ -42,7 +53,7 @@ def option(
     return field(default=default, metadata=limits)
 
 
-def section_from_tree(section: type[Section], values: Any, path: str) -> Section:
+def section_from_tree(section: type[S], values: Any, path: str) -> S:
     """The section of plain values by field, checked; fields that are not given have their defaults.
 
     Args:
@@ -137,7 +148,8 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
     if typing.get_origin(hint) is Literal:
         raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
     expected = " or ".join(_expected(choice) for choice in choices)
-    raise ConfigError(f"{path}: {value!r}; {expected} {'are' if expected.endswith('numbers') else 'is'} expected")
+    verb = "are" if expected.endswith(("numbers", "texts", "mappings")) else "is"
+    raise ConfigError(f"{path}: {value!r}; {expected} {verb} expected")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -162,7 +174,7 @@ def _expected(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
-        kind = "texts" if arguments[0] is str else "numbers"
+        kind = {str: "texts", dict: "mappings"}.get(typing.get_origin(arguments[0]) or arguments[0], "numbers")
         return kind if arguments[-1] is Ellipsis else f"{len(arguments)} {kind}"
     return _NAMES.get(origin or hint, str(hint))
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import os
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from s2vfast.config.fields import Section
 from s2vfast.errors import ConfigError
 
 Class = TypeVar("Class", bound=type)
@@ -39,14 +42,16 @@ class Registry:
         """
 
         def enter(registered: Class) -> Class:
-            if name in self._classes and self._classes[name].__module__ != registered.__module__:
-                raise ValueError(f"{self.path}: {name} is the name of {self._classes[name].__qualname__}")
+            other = self._classes.get(name, registered)
+            # A cell of a notebook that runs again defines its class again.
+            if (other.__module__, other.__qualname__) != (registered.__module__, registered.__qualname__):
+                raise ValueError(f"{self.path}: {name} is the name of {other.__module__}.{other.__qualname__}")
             section = registered.Section
             if not dataclasses.is_dataclass(section):
                 raise TypeError(f"{registered.__qualname__}.Section: a dataclass of the config's fields is expected")
             registered.Section = type(
                 section.__name__,
-                (section,),
+                (section,) if issubclass(section, Section) else (section, Section),
                 {
                     "name": property(lambda self: name, doc="Whose section this is."),
                     "__module__": registered.__module__,
@@ -88,7 +93,7 @@ def load_plugin(path: str | Path) -> None:
         ConfigError: no such file, or it cannot be imported; the message has the file's own error.
     """
     file = Path(path).resolve()
-    name = f"s2vfast_plugin_{file.stem}"
+    name = f"s2vfast_plugin_{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"
     if name in sys.modules:
         return
     if not file.is_file():

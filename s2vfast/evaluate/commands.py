@@ -14,6 +14,7 @@ from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
 from s2vfast.evaluate import features, finetune_config, protocols, table
 from s2vfast.evaluate.finetune import Stopped
+from s2vfast.evaluate.metrics import ACCURACIES
 from s2vfast.train import distributed, rundir, torchrun
 from s2vfast.train.progress import Counter
 
@@ -170,16 +171,21 @@ def _lines(result: dict[str, Any]) -> str:
     }[protocol]
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
-    deviations = [f" ± {result[f'{key}_std']:.2f}" if f"{key}_std" in result else "" for key in ("top1", "top5")]
-    lines.append(f"top-1 {result['top1']:.2f}{deviations[0]} %   top-5 {result['top5']:.2f}{deviations[1]} %")
+    lines.append(_accuracies(result))
     if "probe" in result:
-        lines.append(f"by L-BFGS: top-1 {result['probe']['top1']:.2f} %   top-5 {result['probe']['top5']:.2f} %")
+        lines.append(f"by L-BFGS: {_accuracies(result['probe'])}")
     for k, part in result.get("by_k", {}).items():
         if len(result["by_k"]) > 1 and k == "1":
-            lines.append(f"1-NN: top-1 {part['top1']:.2f} %   top-5 {part['top5']:.2f} %")
+            lines.append(f"1-NN: {_accuracies(part)}")
     if folders := result.get("folders"):
         lines.append(f"fine-tuned: {', '.join(folders)}; next: s2vfast predict {folders[0]} FILES")
     return "\n".join(lines)
+
+
+def _accuracies(result: dict[str, Any]) -> str:
+    values = {name: f"{result[key]:.2f}" for key, name in ACCURACIES.items() if key in result}
+    deviations = {name: f" ± {result[f'{key}_std']:.2f}" for key, name in ACCURACIES.items() if f"{key}_std" in result}
+    return "   ".join(f"{name} {value}{deviations.get(name, '')} %" for name, value in values.items())
 
 
 def embed(options: Any) -> int:
@@ -231,29 +237,49 @@ def export(options: Any) -> int:
 
 
 def predict(options: Any) -> int:
-    """``s2vfast predict``: 1 where a file was broken, 0 otherwise."""
-    from s2vfast.evaluate.predict import predict
+    """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
+    from s2vfast.evaluate.model import Model
+    from s2vfast.evaluate.predict import predict, predict_lines
 
+    sliding = {"window": options.window, "step": options.step, "smooth": options.smooth, "top": options.top}
+    if options.files == ["-"]:
+        stream = Model(options.run, options.device, _to_stderr).stream(**sliding)
+        predictions = predict_lines(stream, sys.stdin)
+    else:
+        predictions = predict(
+            options.run,
+            options.files,
+            format=options.format,
+            layout=options.layout,
+            device=options.device,
+            log=_to_stderr,
+            **sliding,
+        )
     code = 0
-    for prediction in predict(
-        options.run,
-        options.files,
-        format=options.format,
-        layout=options.layout,
-        top=options.top,
-        device=options.device,
-        log=_to_stderr,
-    ):
+    for prediction in predictions:
         if options.json:
-            print(json.dumps(prediction))
+            print(json.dumps(prediction), flush=True)
         elif "error" in prediction:
             _to_stderr(f"skipped: {prediction['error']}")
         else:
-            top = "   ".join(f"{name} {100 * value:.1f} %" for name, value in prediction["top"])
-            sequence = "" if prediction["sequence"] is None else f":{prediction['sequence']}"
-            print(f"{prediction['file']}{sequence}   {top}")
+            print(f"{_named(prediction)}   {_ranking(prediction['top'])}", flush=True)
         code = max(code, int("error" in prediction))
     return code
+
+
+def _named(prediction: dict[str, Any]) -> str:
+    """Which file, sequence and frames a prediction is of."""
+    if "frame" in prediction:
+        return f"frame {prediction['frame']}"
+    sequence = "" if prediction["sequence"] is None else f":{prediction['sequence']}"
+    frames = (
+        "" if "frames" not in prediction else f"   frames {prediction['frames'][0]} to {prediction['frames'][1] - 1}"
+    )
+    return f"{prediction['file']}{sequence}{frames}"
+
+
+def _ranking(top: list[list[Any]]) -> str:
+    return "   ".join(f"{name} {100 * value:.1f} %" for name, value in top)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

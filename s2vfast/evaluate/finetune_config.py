@@ -12,12 +12,12 @@ from typing import Any, Literal
 import s2vfast.errors as errors
 from s2vfast import presets
 from s2vfast.config import CheckpointConfig, Config, OptimConfig, TrainConfig
-from s2vfast.config.fields import check_section, option, section_from_tree, tree_of
+from s2vfast.config.fields import Section, check_section, option, section_from_tree, tree_of
 from s2vfast.config.registry import OBJECTIVES
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(Section):
     """Fine-tuning of a whole encoder with the published head."""
 
     epochs: float = option(100.0, gt=0)

@@ -78,7 +78,7 @@ def tuned(
     }
     if mode == "supervised":  # whatever the run is whose network it has
         about |= {"step": 0, "pretrained_on": None, "overlap": 0, "transfer": False}
-    scores = [{name: one[name] for name in ("top1", "top5", "per_class", "confusion")} for one in results]
+    scores = [measures.accuracies(one) | {name: one[name] for name in ("per_class", "confusion")} for one in results]
     return measures.aggregate(scores) | about
 
 
@@ -105,7 +105,7 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
         config,
         context.store,
         context.ids[1],
-        pool=features.head_pool(model.encoder),
+        pool=model.head_pool,
         batch=context.clips,
         device=context.device,
         ranks=context.ranks,
@@ -165,7 +165,7 @@ def semi(
                 by_measure[name].append(result)
         for name, results in by_measure.items():
             row: dict[str, Any] = {"percent": percent, "measure": name, "lists": lists, "n_train": counts[0]}
-            for key in ("top1", "top5"):
+            for key in measures.accuracies(results[0]):
                 values = [result[key] for result in results]
                 row[key], row[f"{key}_each"] = statistics.fmean(values), values
                 row[f"{key}_std"] = statistics.stdev(values) if lists > 1 else None

@@ -14,7 +14,9 @@ from s2vfast.evaluate.context import EvalContext
 
 
 def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """``top1``, ``top5`` and ``per_class`` in per cent, and ``confusion`` (rows are true classes).
+    """The accuracies, ``per_class`` in per cent, and ``confusion`` (rows are true classes).
+
+    ``mean_class`` is the mean of ``per_class`` over the classes that have a test sample.
 
     Args:
         ranked: int64 [n, classes], the best class first.
@@ -22,12 +24,19 @@ def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
         classes: names.
     """
     matrix = metrics.confusion_matrix(ranked[:, 0], labels, len(classes))
+    per_class = metrics.per_class_accuracy(matrix)
     return {
         "top1": metrics.top_k(ranked, labels, 1),
-        "top5": metrics.top_k(ranked, labels, 5),
-        "per_class": dict(zip(classes, metrics.per_class_accuracy(matrix), strict=True)),
+        **({"top5": metrics.top_k(ranked, labels, 5)} if len(classes) > 5 else {}),
+        "mean_class": statistics.fmean(value for value in per_class if value is not None),
+        "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": matrix.tolist(),
     }
+
+
+def accuracies(result: dict[str, Any]) -> dict[str, float]:
+    """Those that a result has."""
+    return {name: result[name] for name in metrics.ACCURACIES if name in result}
 
 
 def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -35,7 +44,7 @@ def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
     if len(results) == 1:
         return results[0]
     result: dict[str, Any] = {}
-    for name in ("top1", "top5"):
+    for name in accuracies(results[0]):
         values = [one[name] for one in results]
         result |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values), f"{name}_each": values}
     classes = results[0]["per_class"]
@@ -96,7 +105,7 @@ def neighbours(
     for voters in dict.fromkeys((1, k)):
         ranked = knn.rank(train, labels, test, classes=context.classes, k=voters, transform=transform)
         result = scores(ranked, test_labels, context.store.classes)
-        by_k[str(voters)] = {name: result[name] for name in ("top1", "top5")}
+        by_k[str(voters)] = accuracies(result)
     return result | {"by_k": by_k}
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
+"""What a result calls its accuracies, and what a table does. Results of five classes or fewer have no ``top5``."""
+
 
 def rank_scores(scores: Tensor) -> Tensor:
     """Classes ordered by score, the highest first; equal scores: the lower class first.

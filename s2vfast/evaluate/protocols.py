@@ -127,7 +127,7 @@ def evaluate(
         options: fields of `Options`.
 
     Returns:
-        Plain values for JSON. ``top1`` and ``top5`` in per cent (of fewer than five classes, ``top5`` counts all),
+        Plain values for JSON. ``top1``, ``top5`` (of six classes and more) and ``mean_class`` in per cent,
         ``n_train``, ``n_test``, ``protocol``, ``pool``, ``split``, ``untrained``, ``step`` of the checkpoint,
         ``per_class`` (class name to per cent; None without test sample), ``missing_classes`` (in the test part but
         not in the training part), ``settings`` and where everything came from. "linear" adds ``probe``, "knn"

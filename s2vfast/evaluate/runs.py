@@ -31,7 +31,7 @@ class Weights:
 def read(run_dir: str | Path) -> tuple[Config, dict[str, Any]]:
     """A run's config, and what run.json says."""
     config, about = rundir.read_config(run_dir), rundir.read(run_dir)
-    if FINETUNE in about and config.objective.name != "classify":  # of version 0.1, which had no such objective
+    if FINETUNE in about and not config.objective_class.needs_labels:  # of version 0.1, which had no such objective
         about[FINETUNE]["source"]["objective"] = config.objective.name
         config = finetune_config.run_config(config, finetune_config.from_dict(about[FINETUNE]["recipe"]))
     return config, about

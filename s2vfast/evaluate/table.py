@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from s2vfast.evaluate.metrics import ACCURACIES
+
 _NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
@@ -31,7 +33,9 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         )
 
     def accuracies(measure: str, result: dict[str, Any], labels: float = 100) -> None:
-        for metric, key in (("top-1", "top1"), ("top-5", "top5")):
+        for key, metric in ACCURACIES.items():
+            if key not in result:  # top-5 of few classes, the mean over classes in older results
+                continue
             each = result.get(f"{key}_each", [0.0])
             row(measure, metric, result[key], result.get(f"{key}_std"), len(each), labels)
 

@@ -22,7 +22,7 @@ A network is a class in a file of this folder, or of a plugin, under a name:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,6 +124,18 @@ class Network(nn.Module):
             rates: how often each layer's branches are left out; layers of rate 0 run as they are.
         """
         raise NotImplementedError(f"{type(self).__name__}.with_drop_path")
+
+    def draw_noise(self, draws: Callable[[int], Tensor]) -> Any:
+        """What is random in a training pass, dropout or noise, as tensors whose rows are tracks; None: nothing.
+
+        Args:
+            draws: ``draws(count)`` gives Philox's int64 [N, count], uniform in [0, 2**32), `count` for each track.
+        """
+        return None
+
+    def with_noise(self, clips: Tensor, noise: Any) -> Tensor:
+        """All `tokens` of a training pass with the noise that `draw_noise` drew."""
+        raise NotImplementedError(f"{type(self).__name__}.with_noise")
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter: 0 before the first layer, i + 1 in layer i, depth + 1 after the last."""

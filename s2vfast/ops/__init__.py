@@ -34,11 +34,14 @@ from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
+from s2vfast.ops.graph_attention import graph_attention
+from s2vfast.ops.joint_mix import joint_mix
 from s2vfast.ops.mask_fill import mask_fill
 from s2vfast.ops.masked_mse import masked_mse
 from s2vfast.ops.mlp import mlp
 from s2vfast.ops.norm_linear import norm_linear
 from s2vfast.ops.teacher_target import teacher_target
+from s2vfast.ops.temporal_conv import temporal_conv
 from s2vfast.ops.token_mask import token_mask
 from s2vfast.ops.tube_mask import tube_mask
 
@@ -52,6 +55,8 @@ __all__ = [
     "availability",
     "clip_sample",
     "embed_gather",
+    "graph_attention",
+    "joint_mix",
     "mask_fill",
     "masked_mse",
     "mlp",
@@ -60,6 +65,7 @@ __all__ = [
     "parse_choice",
     "register_impl",
     "teacher_target",
+    "temporal_conv",
     "token_mask",
     "tube_mask",
     "use_impl",

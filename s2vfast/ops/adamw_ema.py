@@ -96,7 +96,7 @@ def _torch(
     clip: float,
     tau: float | Tensor,
 ) -> Tensor:
-    norm = _norm(grad)
+    norm = global_norm(grad)
     # No question to the host: where the norm is not finite, everything is multiplied by one or added zero times.
     bad = ~torch.isfinite(norm)
     if clip:
@@ -129,7 +129,7 @@ def _torch(
     return norm
 
 
-def _norm(grad: Tensor) -> Tensor:
+def global_norm(grad: Tensor) -> Tensor:
     """The norm of the norms of short rows: in float32 one sum over millions of squares is off by some 2e-4 on a CPU."""
     end = grad.numel() - grad.numel() % _ROW
     rows = torch.linalg.vector_norm(grad[:end].view(-1, _ROW), dim=1)

@@ -86,10 +86,10 @@ def _torch(
     else:
         lower, weight = _bins(count[:, 0], ids, draws, spec, seed, epoch, training), None
 
-    x = _body_rows(frames, frame_index, row, count, lower)  # [B, M, T, V, 3]
+    x = body_rows(frames, frame_index, row, count, lower)  # [B, M, T, V, 3]
     if weight is not None:
         upper = torch.minimum(lower + 1, count[:, :1] - 1)
-        x1 = _body_rows(frames, frame_index, row, count, upper)
+        x1 = body_rows(frames, frame_index, row, count, upper)
         w = weight[:, None, :, None, None]
         seen0, seen1 = (x != 0).any(-1, keepdim=True), (x1 != 0).any(-1, keepdim=True)
         between = x + w * (x1 - x)
@@ -138,7 +138,7 @@ def _crop(count: Tensor, u: Tensor, spec: ClipSpec, training: bool) -> tuple[Ten
     return index.long(), position - index
 
 
-def _body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, lower: Tensor) -> Tensor:
+def body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, lower: Tensor) -> Tensor:
     """Joints of every body in the main body's frames ``lower`` [B, T]: float32 [B, M, T, V, 3], zeros where unseen."""
     main = row[:, :1] + lower  # [B, T]
     bodies = [frames[main].float()]

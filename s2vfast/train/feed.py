@@ -13,7 +13,8 @@ from torch import Tensor
 
 from s2vfast import errors, ops
 from s2vfast.config import Config
-from s2vfast.data.clips import append_velocity, clip_spec
+from s2vfast.data.augment import ViewKey
+from s2vfast.data.clips import clip_spec, shown, view_steps, whole_recordings
 from s2vfast.data.store import Store
 from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
 from s2vfast.reference import philox
@@ -49,8 +50,10 @@ class Recordings:
 
     def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
         self.device, self.bodies = device, config.data.bodies
-        self.spec = clip_spec(config.data, store.layout)
+        self.spec, self._steps = clip_spec(config.data, store.layout), view_steps(config.data, store.layout)
+        self._data, self.layout = config.data, store.layout
         row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
+        self._longest = int(count[:, 0].max())
         self.present = count > 0
         """bool [Q, M], on the host: which bodies a sequence has."""
         on_host, self.note = _stays_on_host(resident, store.frames.nbytes, device)
@@ -74,9 +77,19 @@ class Recordings:
         source_ids = ids
         if self.source.type == "cuda":
             source_ids = ids.pin_memory().to(self.source, non_blocking=True)
-        return ops.clip_sample(
-            *self._tables, source_ids, self.spec, seed=seed, epoch=epoch or 0, training=epoch is not None
-        )
+        training = epoch is not None
+        if self._steps is None:
+            clips = ops.clip_sample(
+                *self._tables, source_ids, self.spec, seed=seed, epoch=epoch or 0, training=training
+            )
+            return clips if self._data.stream == "joint" else shown(clips, self._data, self.layout)
+        # To ask a GPU for the longest of a batch would make the host wait for it.
+        on_host = self.source.type == "cpu"
+        longest = int(self._tables[3][ids, 0].max()) if on_host and len(ids) else self._longest
+        recorded, lengths = whole_recordings(*self._tables, source_ids, longest)
+        view = self._steps[0 if training else 1]
+        clips, _ = view(recorded, ViewKey(seed, epoch or 0, source_ids), lengths)
+        return shown(clips.flatten(0, 1), self._data, self.layout)
 
 
 def view_seed(seed: int, view: int) -> int:
@@ -115,7 +128,7 @@ class Feed:
     ) -> None:
         self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
         ids = torch.from_numpy(store.select(config.data.split, "train") if ids is None else ids)
-        self._labels = torch.from_numpy(store.labels) if objective.needs_labels else None
+        self._labels = _readable(store.labels) if objective.needs_labels else None
         if self._labels is not None:
             ids = ids[self._labels[ids] >= 0]
         batch, accumulate = config.train.batch, config.train.accumulate
@@ -137,10 +150,9 @@ class Feed:
             )
         self.order = Order(ids, batch, config.train.seed)
         self.micro_batches = accumulate or micro_batches_for(config, objective, batch // ranks.world_size, device)
-        # Views are augmented as coordinates; velocities are those of what comes of it.
-        self._velocity = config.data.velocity if objective.pipelines else 0.0
-        coordinates = replace(config, data=replace(config.data, velocity=0.0)) if objective.pipelines else config
-        self.recordings = Recordings(coordinates, store, device, config.data.resident)
+        # Views are augmented as coordinates; streams and velocities are those of what comes of it.
+        coordinates = replace(config.data, velocity=0.0, stream="joint") if objective.pipelines else config.data
+        self.recordings = Recordings(replace(config, data=coordinates), store, device, config.data.resident)
         if self._labels is not None:
             self._labels = self._labels.to(self.recordings.source)
         sends = self.recordings.sends
@@ -200,7 +212,9 @@ class Feed:
 
     def _view(self, view: int, draw: Draw) -> Tensor:
         clips = self.recordings.clips(draw.sample_ids, epoch=draw.epoch, seed=view_seed(draw.seed, view))
-        return append_velocity(self.objective.augment(clips, view, draw), self._velocity)
+        if not self.objective.pipelines:
+            return self.objective.augment(clips, view, draw)
+        return shown(self.objective.augment(clips, view, draw), self.config.data, self.recordings.layout)
 
     def _send(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -226,9 +240,10 @@ class Feed:
 def micro_batches_for(config: Config, objective: Objective, clips: int, device: torch.device) -> int:
     """Micro-batches for ``clips`` clips: one on a GPU; on a CPU the fewest whose widest activations fit into a cache.
 
-    One for batch norm, whose statistics would be those of less than the batch.
+    One for batch norm, whose statistics would be those of less than the batch, and for losses that compare the samples
+    of a batch.
     """
-    if device.type != "cpu" or has_batch_norm(objective):
+    if device.type != "cpu" or objective.gathers or has_batch_norm(objective):
         return 1
     masks = config.mask.masks_per_clip if config.mask else 1
     each = config.data.bodies * masks * objective.encoder.activation_numbers() * 4  # bytes of a clip

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from s2vfast import ops
+from s2vfast.config import OptimConfig
 from s2vfast.networks.base import operand_weights
 from s2vfast.objectives.base import Objective
+from s2vfast.ops.adamw_ema import global_norm
 
 # Parameters start at multiples of 64 bytes, as PyTorch's own allocations do: the results of matrix products may
 # depend on the alignment of their operands. (32 bytes where the operands are bfloat16: still whole vector loads.)
 _ALIGN = 16
 
 
-class FlatAdamW:
-    """AdamW and the moving averages that an objective keeps, over one flat float32 buffer.
+class FlatOptimizer:
+    """An update rule and the moving averages that an objective keeps, over one flat float32 buffer.
 
     The parameters of the objective become views of the buffers. Those of modules that averages follow come first and
     in the averages' order, so that the averages are those of a prefix. Which parameters decay, and which layer they are
@@ -27,7 +31,14 @@ class FlatAdamW:
             it is not float32 these are copies of the float32 parameters, renewed after each step.
         extra_numel: numbers after the gradients in the buffer that ranks add up (see `shared`).
         layer_decay: factor of the learning rate from a layer to the one below it.
+        decay_all: whether weight decay acts on every parameter.
     """
+
+    MOMENTS: ClassVar[tuple[str, ...]]
+    """Names of what the rule remembers of past gradients, a number for each parameter."""
+
+    OPTIONS: ClassVar[tuple[str, ...]]
+    """What the rule takes of optim, beside the rate, weight decay and clipping."""
 
     def __init__(
         self,
@@ -35,6 +46,7 @@ class FlatAdamW:
         operands: torch.dtype = torch.float32,
         extra_numel: int = 0,
         layer_decay: float = 1.0,
+        decay_all: bool = False,
     ) -> None:
         self._collect_parameters(objective)
         size = 0
@@ -54,8 +66,7 @@ class FlatAdamW:
         self.shared = torch.zeros(size + extra_numel, device=device)
         """[P + extra_numel]: the gradients, and what else ranks add up along with them."""
         self.grad = self.shared[:size]
-        self.exp_avg = torch.zeros(size, device=device)
-        self.exp_avg_sq = torch.zeros(size, device=device)
+        self.moment_buffers = [torch.zeros(size, device=device) for _ in self.MOMENTS]
         self._operands = None if operands == torch.float32 else torch.zeros_like(self._all, dtype=operands)
         operand_ids = {id(parameter) for parameter in operand_weights(objective)}
         for flat, low, parameters in (
@@ -69,7 +80,8 @@ class FlatAdamW:
                 parameter.data = narrow if id(parameter) in operand_ids else view
         self._gradients = self._views(self.grad)
         decays = [
-            objective.decays(name, parameter) for name, parameter in zip(self.names, self.parameters, strict=True)
+            decay_all or objective.decays(name, parameter)
+            for name, parameter in zip(self.names, self.parameters, strict=True)
         ]
         self.spans = self._spans(decays, size)
         self.groups = self._groups(objective, layer_decay, size)
@@ -150,7 +162,14 @@ class FlatAdamW:
     def step(
         self, number: int | Tensor, *, lr: float | Tensor, tau: float | Tensor, clip: float, **options: float
     ) -> Tensor:
-        """One update, the first being number 1; see `s2vfast.ops.adamw_ema` for the options.
+        """One update, the first being number 1.
+
+        Args:
+            number: of the step.
+            lr: learning rate.
+            tau: decay of the averages.
+            clip: largest global norm of the gradient; 0 for none.
+            options: of the rule, see `options_of`.
 
         Returns:
             The gradient's global norm before clipping. One that is not finite changes nothing.
@@ -158,19 +177,7 @@ class FlatAdamW:
         if self.groups:
             norm = self._step_by_layer(number, lr, clip, options)
         else:
-            norm = ops.adamw_ema(
-                self.param,
-                self.grad,
-                self.exp_avg,
-                self.exp_avg_sq,
-                self.average,
-                self.spans,
-                step=number,
-                lr=lr,
-                tau=tau,
-                clip=clip,
-                **options,
-            )
+            norm = self._update(slice(None), self.spans, self.average, number, lr=lr, tau=tau, clip=clip, **options)
         self.buffers.finish(norm, tau)
         self.refresh()
         return norm
@@ -185,20 +192,27 @@ class FlatAdamW:
         # Not a number where the norm is none, which every layer's own norm then is too.
         self.grad.mul_(factor + 0.0 * norm)
         for where, spans, scale in self.groups:
-            ops.adamw_ema(
-                self.param[where],
-                self.grad[where],
-                self.exp_avg[where],
-                self.exp_avg_sq[where],
-                self.param[:0],
-                spans,
-                step=number,
-                lr=lr * scale,
-                tau=1.0,
-                clip=0.0,
-                **options,
-            )
+            self._update(where, spans, self.param[:0], number, lr=lr * scale, tau=1.0, clip=0.0, **options)
         return norm
+
+    def options_of(self, config: OptimConfig) -> dict[str, float]:
+        """What `step` takes of a config."""
+        return {name: getattr(config, name) for name in ("weight_decay", "clip", *self.OPTIONS)}
+
+    def _update(
+        self,
+        where: slice,
+        spans: list[ops.Span],
+        average: Tensor,
+        number: int | Tensor,
+        *,
+        lr: float | Tensor,
+        tau: float | Tensor,
+        clip: float,
+        **options: float,
+    ) -> Tensor:
+        """`step` on a stretch of the buffers, whose first part ``average`` follows."""
+        raise NotImplementedError
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 parameters and buffers by name: views. Trained ones begin with ``student.``."""
@@ -209,14 +223,57 @@ class FlatAdamW:
     def moments(self) -> dict[str, Tensor]:
         """Moments by parameter name, without the padding: views."""
         out = {}
-        for kind in ("exp_avg", "exp_avg_sq"):
-            for name, view in zip(self.names, self._views(getattr(self, kind)), strict=True):
+        for kind, moment in zip(self.MOMENTS, self.moment_buffers, strict=True):
+            for name, view in zip(self.names, self._views(moment), strict=True):
                 out[f"{kind}.{name}"] = view
         return out
 
     def state_buffers(self) -> list[Tensor]:
         """All that a step changes, flat."""
-        return [self._all, self.exp_avg, self.exp_avg_sq, *self.buffers.flat]
+        return [self._all, *self.moment_buffers, *self.buffers.flat]
+
+
+class FlatAdamW(FlatOptimizer):
+    """AdamW, as `s2vfast.ops.adamw_ema`."""
+
+    MOMENTS = ("exp_avg", "exp_avg_sq")
+    OPTIONS = ("beta1", "beta2", "eps")
+
+    def _update(self, where, spans, average, number, **options) -> Tensor:
+        moments = [moment[where] for moment in self.moment_buffers]
+        return ops.adamw_ema(self.param[where], self.grad[where], *moments, average, spans, step=number, **options)
+
+
+class FlatSGD(FlatOptimizer):
+    """SGD with momentum: that of `torch.optim.SGD`, its weight decay added to the gradient.
+
+    A handful of passes over the buffers: the networks that are trained by it have few parameters for their work.
+    """
+
+    MOMENTS = ("momentum_buffer",)
+    OPTIONS = ("momentum", "nesterov")
+
+    def _update(self, where, spans, average, number, *, lr, tau, clip, momentum, nesterov, weight_decay) -> Tensor:
+        param, grad, velocity = self.param[where], self.grad[where], self.moment_buffers[0][where]
+        norm = global_norm(grad)
+        # No question to the host: where the norm is not finite, everything is multiplied by one or added zero times.
+        finite = torch.isfinite(norm)
+        if clip:
+            grad.mul_((clip / (norm + 1e-6)).clamp_(max=1.0))
+        if weight_decay:
+            for span in spans:
+                if span.decay:
+                    grad[span.start : span.stop].add_(param[span.start : span.stop], alpha=weight_decay)
+        grad.masked_fill_(~finite, 0.0)
+        velocity.mul_(torch.where(finite, momentum, 1.0)).add_(grad)
+        rate = torch.where(finite, lr, 0.0).to(param.dtype)
+        param.sub_((grad + momentum * velocity if nesterov else velocity) * rate)
+        average.lerp_(param[: average.numel()], torch.where(finite, 1.0 - tau, 0.0).to(param.dtype))
+        return norm
+
+
+OPTIMIZERS: dict[str, type[FlatOptimizer]] = {"adamw": FlatAdamW, "sgd": FlatSGD}
+"""By optim.name."""
 
 
 class FlatBuffers:

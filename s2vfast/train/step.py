@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from s2vfast.config import OptimConfig
+from s2vfast.errors import ConfigError
 from s2vfast.objectives.base import Loss, MicroBatch, Objective
 from s2vfast.train.distributed import Ranks
-from s2vfast.train.optim import FlatAdamW
+from s2vfast.train.optim import FlatOptimizer
 
 STEP_INPUTS = ("step", "lr", "tau", "stop")
 """What the host writes for a step: its number from 1, learning rate, the averages' decay, whether this rank is to
@@ -54,13 +55,14 @@ class Step:
     def __init__(
         self,
         objective: Objective,
-        optimizer: FlatAdamW,
+        optimizer: FlatOptimizer,
         options: OptimConfig,
         ranks: Ranks,
         micro_batches: int,
         compiled: bool = False,
     ) -> None:
-        self.objective, self.optimizer, self.options, self.ranks = objective, optimizer, options, ranks
+        self.objective, self.optimizer, self.ranks = objective, optimizer, ranks
+        self.options = optimizer.options_of(options)
         self.micro_batches, self.total_micro_batches = micro_batches, ranks.world_size * micro_batches
         device = optimizer.param.device
         self.inputs = torch.zeros(len(STEP_INPUTS), dtype=torch.float64, device=device)
@@ -114,21 +116,17 @@ class Step:
             # Zero times what is not finite is NaN, which spoils the norm, as the last step's norm does if it was not
             # finite; and a norm that is not finite lets nothing through.
             self.optimizer.grad[:1].add_((loss + self.report[1]) * 0.0)
-            options = self.options
-            norm = self.optimizer.step(
-                self.inputs[0],
-                lr=self.inputs[1],
-                beta1=options.beta1,
-                beta2=options.beta2,
-                eps=options.eps,
-                weight_decay=options.weight_decay,
-                clip=options.clip,
-                tau=self.inputs[2],
-            )
+            norm = self.optimizer.step(self.inputs[0], lr=self.inputs[1], tau=self.inputs[2], **self.options)
             torch.stack([loss, norm, stop, *reported, *losses], out=self.report)
 
     def _terms(self, output: Loss) -> list[Tensor]:
-        return [output.terms[name] for name in self.objective.terms]
+        names = self.objective.terms
+        if set(output.terms) != set(names):
+            raise ConfigError(
+                f"{type(self.objective).__name__}.terms: {', '.join(names) or 'none'} declared, and the loss has "
+                f"{', '.join(output.terms) or 'none'}"
+            )
+        return [output.terms[name] for name in names]
 
     def _rows(self) -> Tensor | None:
         """Loss, weight, terms and moments of every micro-batch of every rank, cleared; None where there is one."""

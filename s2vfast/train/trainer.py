@@ -20,7 +20,7 @@ from s2vfast.objectives import Objective, build_objective
 from s2vfast.train.batch_norm import synchronise_batch_norm
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.feed import Batch, Feed
-from s2vfast.train.optim import FlatAdamW
+from s2vfast.train.optim import OPTIMIZERS
 from s2vfast.train.schedule import learning_rate
 from s2vfast.train.step import STEP_INPUTS, CUDAGraphStep, Step, extra_numel
 
@@ -102,7 +102,9 @@ class Trainer:
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
-        self.objective = build_objective(config, store.layout, store.classes).train()
+        self.objective = build_objective(config, store.layout, store.classes)
+        self.objective.check_declared()
+        self.objective.train()
         if initial is not None:
             _start_from(self.objective, initial)
         self.objective.to(self.device)
@@ -111,14 +113,15 @@ class Trainer:
         self.feed = Feed(config, store, self.objective, self.device, self.ranks, ids)
         self.order = self.feed.order
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.total_steps, self.warmup_steps = _length(config, self.steps_per_epoch)
+        self.total_steps, self.warmup_steps, self.milestones = _length(config, self.steps_per_epoch)
 
         micro_batches = self.feed.micro_batches
-        self.optimizer = FlatAdamW(
+        self.optimizer = OPTIMIZERS[config.optim.name](
             self.objective,
             operands=operand_dtype(config.train.precision, self.device),
             extra_numel=extra_numel(self.objective, self.ranks.world_size * micro_batches),
             layer_decay=config.optim.layer_decay,
+            decay_all=config.optim.decay == "all",
         )
         self.step_fn = Step(
             self.objective, self.optimizer, config.optim, self.ranks, micro_batches, compiled=mode == "compile"
@@ -156,7 +159,17 @@ class Trainer:
         step, config = self.step, self.config
         with record_function("s2vfast: data"):
             batch = self.feed.next(step, self.total_steps)
-        lr = learning_rate(step, self.total_steps, self.warmup_steps, config.optim.lr, config.optim.lr_min)
+        optim = config.optim
+        lr = learning_rate(
+            step,
+            self.total_steps,
+            self.warmup_steps,
+            optim.lr,
+            optim.lr_min,
+            optim.schedule,
+            self.milestones,
+            optim.gamma,
+        )
         tau = self.objective.ema_decay(step, self.total_steps)
         self._start(batch, step, lr, tau)
         self.step = step + 1
@@ -278,14 +291,15 @@ class Trainer:
         self.step = self.ranks.run_on_main_and_broadcast(lambda: self.step)
 
 
-def _length(config: Config, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of a run, and of its warm-up; a run that min_steps makes longer warms up longer in proportion."""
-    train, epochs = config.train, config.optim.warmup_epochs
+def _length(config: Config, steps_per_epoch: int) -> tuple[int, int, list[float]]:
+    """Steps of a run, of its warm-up, and its milestones; min_steps stretches all three in proportion."""
+    train, optim = config.train, config.optim
     total = train.steps or max(1, round(train.epochs * steps_per_epoch))
-    warmup = min(round(epochs * steps_per_epoch), total)
     if train.steps is None and total < train.min_steps:
-        return train.min_steps, round(train.min_steps * min(1.0, epochs / train.epochs))
-    return total, warmup
+        total = train.min_steps
+        steps_per_epoch = total / train.epochs
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), total)
+    return total, warmup, [epoch * steps_per_epoch for epoch in optim.milestones]
 
 
 def _start_from(objective: Objective, initial: Mapping[str, Tensor]) -> None:

@@ -128,7 +128,7 @@ def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch
     masks = model.draw(clips, seed=config.train.seed, epoch=epoch, sample_ids=torch.tensor([index]))
     visible = torch.zeros(len(masks.visible), S * V, dtype=torch.bool)
     visible.scatter_(1, masks.visible.long(), True)  # [masks * data.bodies, L]
-    coordinates = clips[:bodies, ..., :3].numpy()
+    coordinates = source.coordinates(store, config, index, epoch=epoch)[:bodies]
     motion = segment_motion_of if model.sampler.kind == "motion_token" else motion_of
     return Draw(
         epoch,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 import s2vfast.errors as errors
-from s2vfast import ops
 from s2vfast.config import Config
-from s2vfast.data.clips import clip_spec
 from s2vfast.data.layout import Layout
 from s2vfast.data.store import Store
 from s2vfast.train import rundir
+from s2vfast.train.feed import Recordings
 from s2vfast.view import page
 
 BODIES = 2
@@ -75,22 +74,14 @@ def make_clips(store: Store, config: Config, ids: np.ndarray, *, epoch: int | No
         ids: int64 [n].
         epoch: draws them as this epoch of pretraining; None: the one deterministic clip of evaluation.
     """
-    row, count = store.track_table(config.data.bodies)
-    with warnings.catch_warnings():
-        # The memory map is read-only, and nothing here writes to it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        frames, frame_index = torch.from_numpy(store.frames), torch.from_numpy(store.frame_index)
-    return ops.clip_sample(
-        frames,
-        frame_index,
-        torch.from_numpy(row),
-        torch.from_numpy(count),
-        torch.from_numpy(np.asarray(ids, dtype=np.int64)),
-        clip_spec(config.data, store.layout),
-        seed=config.train.seed,
-        epoch=epoch or 0,
-        training=epoch is not None,
-    )
+    recordings = Recordings(config, store, torch.device("cpu"))
+    return recordings.clips(torch.from_numpy(np.asarray(ids, dtype=np.int64)), epoch=epoch, seed=config.train.seed)
+
+
+def coordinates(store: Store, config: Config, index: int, *, epoch: int | None = None) -> np.ndarray:
+    """The joints of a clip of `make_clips`, whatever stream of them the network sees: float32 [bodies, T, V, 3]."""
+    joints = replace(config, data=replace(config.data, stream="joint", velocity=0.0))
+    return make_clips(store, joints, np.array([index]), epoch=epoch).numpy()
 
 
 def body_count(store: Store, config: Config, index: int) -> int:

@@ -32,8 +32,8 @@ def test_linear_and_knn_report_both_kinds(run, store_path, store):
     assert np.sum(result["probe"]["confusion"]) == 12
     result = protocols.evaluate(run[0], store_path, protocol="knn", k=4, **QUICK)
     one = protocols.evaluate(run[0], store_path, protocol="knn", **QUICK)
-    assert result["by_k"] == {**one["by_k"], "4": {"top1": result["top1"], "top5": result["top5"]}}
-    assert one["by_k"] == {"1": {"top1": one["top1"], "top5": one["top5"]}}
+    assert result["by_k"] == {**one["by_k"], "4": {"top1": result["top1"], "mean_class": result["mean_class"]}}
+    assert one["by_k"] == {"1": {"top1": one["top1"], "mean_class": one["mean_class"]}}
 
 
 def test_repeats_are_mean_and_deviation(run, store_path):
@@ -125,7 +125,8 @@ def test_all_is_one_table(run, store_path, tmp_path, monkeypatch):
     rows = {(row["measure"], row["labels"], row["metric"]): row for row in result["table"]}
     assert rows["1-NN", 100, "top-1"]["value"] == result["results"]["knn"]["by_k"]["1"]["top1"]
     assert rows["3-NN", 100, "top-1"]["value"] == result["results"]["knn"]["top1"]
-    assert rows["linear probe (L-BFGS)", 100, "top-5"]["value"] == result["results"]["linear"]["probe"]["top5"]
+    expected = result["results"]["linear"]["probe"]["mean_class"]
+    assert rows["linear probe (L-BFGS)", 100, "mean class"]["value"] == expected
     assert rows["fine-tuned, 2 lists", 50, "top-1"]["of"] == 2
     assert rows["fine-tuned, 2 lists", 50, "top-1"]["std"] is not None
     assert rows["supervised from scratch", 100, "top-1"]["std"] is None

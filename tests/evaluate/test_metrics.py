@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from s2vfast.evaluate import metrics
+from s2vfast.evaluate import measures, metrics
 
 
 def _scores(n=200, classes=7, seed=0):
@@ -47,3 +47,13 @@ def test_fewer_ranked_classes_than_k():
     ranked, labels = torch.tensor([[1, 0, -1], [0, 1, -1]]), torch.tensor([0, 2])
     assert metrics.top_k(ranked, labels, 1) == 0.0
     assert metrics.top_k(ranked, labels, 5) == 50.0
+
+
+def test_accuracies_of_classes_of_other_sizes():
+    """Two of three classes are never predicted, and the third is nine tenths of the samples."""
+    labels = torch.tensor([0] * 18 + [1, 2])
+    ranked = torch.tensor([[0, 1, 2]] * 20)
+    result = measures.scores(ranked, labels, ["a", "b", "c", "none of these"])
+    assert measures.accuracies(result) == pytest.approx({"top1": 90.0, "mean_class": 100.0 / 3})
+    six = measures.scores(ranked, labels, list("abcdef"))
+    assert measures.accuracies(six) == pytest.approx({"top1": 90.0, "top5": 100.0, "mean_class": 100.0 / 3})

@@ -41,7 +41,6 @@ def test_the_result(run, store_path, store, protocol, pool):
         "n_train": 12,
         "n_test": 12,
         "step": 30,
-        "top5": 100.0,  # of three classes
         "missing_classes": [],
         "parts": ["train", "test"],
         "store_fingerprint": store.fingerprint,
@@ -49,7 +48,9 @@ def test_the_result(run, store_path, store, protocol, pool):
     }
     assert {key: result[key] for key in expected} == expected
     assert list(result["per_class"]) == ["wave", "nod", "kick"]
-    assert np.mean(list(result["per_class"].values())) == pytest.approx(result["top1"])  # classes of equal size
+    assert "top5" not in result  # of three classes
+    assert np.mean(list(result["per_class"].values())) == pytest.approx(result["mean_class"])
+    assert result["mean_class"] == pytest.approx(result["top1"])  # classes of equal size
 
 
 def test_knn_is_sklearns(run, store_path, store):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from s2vfast import ops
@@ -5,7 +6,7 @@ from s2vfast.networks.block import BlockOptions
 from s2vfast.networks.transformer import Transformer
 from s2vfast.objectives import Objective
 from s2vfast.objectives.decoder import Decoder
-from s2vfast.train.optim import FlatAdamW
+from s2vfast.train.optim import FlatAdamW, FlatSGD
 
 OPTIONS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "tau": 0.9}
 
@@ -170,3 +171,33 @@ def test_with_rates_of_layers_a_gradient_that_is_not_finite_changes_nothing():
     assert not torch.isfinite(flat.step(1, **OPTIONS))
     assert all(torch.equal(before[name], tensor) for name, tensor in flat.weights().items())
     assert all(not tensor.any() for tensor in flat.moments().values())
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_that_of_torch(nesterov):
+    """Weight decay on everything, clipping by the norm of all, an average; then a step that is not finite."""
+    pair, plain = Pair(), Pair()
+    flat = FlatSGD(pair, decay_all=True)
+    options = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01, "clip": 1.0, "tau": 0.9, "lr": 0.1}
+    parameters = {name: p for name, p in plain.named_parameters() if not name.startswith("teacher.")}
+    sgd = torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
+    for number in (1, 2, 3):
+        generator = torch.Generator().manual_seed(number)
+        for name in flat.names:
+            parameters[name].grad = torch.randn(parameters[name].shape, generator=generator)
+        flat.collect([parameters[name].grad.clone() for name in flat.names], add=False)
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        sgd.step()
+        torch.testing.assert_close(flat.step(number, **options), norm, rtol=1e-5, atol=0)
+        for name, p in plain.teacher.named_parameters():
+            p.data.mul_(0.9).add_(parameters[f"encoder.{name}"].detach(), alpha=0.1)
+    weights = flat.weights()
+    for name, parameter in plain.named_parameters():
+        own = name if name.startswith("teacher.") else f"student.{name}"
+        torch.testing.assert_close(weights[own], parameter.detach(), rtol=1e-5, atol=1e-6, msg=name)
+    assert flat.moments().keys() == {f"momentum_buffer.{name}" for name in flat.names}
+
+    before = [buffer.clone() for buffer in flat.state_buffers()]
+    flat.grad[0] = float("nan")
+    assert not torch.isfinite(flat.step(4, **options))
+    assert all(map(torch.equal, before, flat.state_buffers()))

@@ -18,3 +18,11 @@ def test_learning_rate():
 def test_learning_rate_of_a_run_that_is_all_warm_up():
     assert [learning_rate(s, 4, 4, 4.0, 0.0) for s in range(4)] == [1.0, 2.0, 3.0, 4.0]
     assert learning_rate(0, 1, 0, 1.0, 0.0) == 1.0
+
+
+def test_steps_and_a_straight_line():
+    steps = {"schedule": "steps", "milestones": (4.0, 6.5), "gamma": 0.1}
+    rates = [learning_rate(step, 8, 2, 1.0, 0.0, **steps) for step in range(8)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.01])
+    line = [learning_rate(step, 6, 2, 1.0, 0.2, "linear") for step in range(6)]
+    assert line == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4])

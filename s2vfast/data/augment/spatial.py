@@ -285,15 +285,22 @@ class Swap(Augmentation):
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: the parts of the layout to choose among them, then n, how many parts, how long, where it starts."""
-        clips, B = batch.clips, batch.clips.shape[0]
+        draws = self.draws(batch, self.draw_count(batch.layout))
+        return replace(batch, clips=self.exchange(batch.clips, draws, batch.layout))
+
+    def draw_count(self, layout: Layout) -> int:
+        """Draws a sample."""
+        return len(layout.parts) + 4
+
+    def exchange(self, clips: Tensor, draws: Tensor, layout: Layout) -> Tensor:
+        """Clips [B, M, T, V, C] with blocks of one another, by draws [B, `draw_count`]."""
+        B = clips.shape[0]
         if B == 0:
-            return batch
-        draws = self.draws(batch, len(batch.layout.parts) + 4)
+            return clips
         shift = philox.randint(draws[0, -4], max(B - 2, 1)) + min(B - 1, 1)
         donors = (torch.arange(B, device=clips.device) + shift) % B
-        region = self.region(draws if self.block == "sample" else draws[:1], clips.shape[2], batch.layout)
-        swapped = torch.where(region[:, None, :, :, None], clips.index_select(0, donors), clips)
-        return replace(batch, clips=swapped)
+        region = self.region(draws if self.block == "sample" else draws[:1], clips.shape[2], layout)
+        return blend(clips, donors, region)
 
     def region(self, draws: Tensor, frames: int, layout: Layout) -> Tensor:
         """The blocks: bool [n, frames, V] of draws [n, parts + 4]."""
@@ -311,6 +318,11 @@ class Swap(Augmentation):
         return within[:, :, None] & joints[:, None, :]
 
 
+def blend(clips: Tensor, donors: Tensor, region: Tensor) -> Tensor:
+    """Clips [B, M, T, V, C] that are those of samples ``donors`` [B] where ``region`` [1 or B, T, V] says so."""
+    return torch.where(region[:, None, :, :, None], clips.index_select(0, donors), clips)
+
+
 def _check_joint_count(step: Augmentation, layout: Layout) -> None:
     if step.joints > layout.num_joints:
         raise ConfigError(f"{step.name}.joints: {step.joints}; layout {layout.name} has {layout.num_joints} joints")
@@ -325,6 +337,7 @@ __all__ = [
     "Scale",
     "Shear",
     "Swap",
+    "blend",
     "linear_map",
     "mirror_order",
     "rotation_matrix",
