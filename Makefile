@@ -3,6 +3,7 @@
 # make test      set-up, then everything that CI runs
 # make lint      set-up, then the style checks alone
 # make bench     set-up, then all measurements on this machine, with docs/performance.md (10 minutes)
+# make fuzz      set-up, then every reader against many mutated files (FUZZ=20000 of each)
 # make gpu       all that needs a GPU: tests, measurements, compute-sanitizer; results go to $(OUT)
 # make clean     removes what was built; .venv stays (make clean-all removes it too)
 
@@ -17,7 +18,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint bench gpu clean clean-all
+.PHONY: install demo test lint bench fuzz gpu clean clean-all
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -55,6 +56,10 @@ test: lint
 # Every operation, whole steps, data, cold start, and what the kernels compile to; BENCH_ARGS as of benchmarks.run.
 bench: install
 	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results --report $(BENCH_ARGS)
+
+FUZZ ?= 20000
+fuzz: install
+	S2VFAST_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/data/test_fuzz.py tests/data/test_formats_text.py $(PYTEST_ARGS)
 
 # Nothing is installed into .venv where PY names another interpreter than the one of .venv.
 gpu: $(if $(filter $(BIN)/python,$(PY)),install)
