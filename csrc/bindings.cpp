@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
+#include "graph_attention.h"
 #include "joint_mix.h"
 #include "mask_fill.h"
 #include "parallel.h"
@@ -165,6 +166,26 @@ void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads
                                            pointer<void>(grad_qkv), pointer<float>(workspace), blocks};
   const py::gil_scoped_release release;
   S2V_RUN_CUDA(attention_backward, call, device, stream);
+}
+
+void graph_attention(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width, uintptr_t x,
+                     uintptr_t qk, uintptr_t topology, uintptr_t mixed, int device, uintptr_t stream, int threads) {
+  const s2v::GraphAttentionCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
+                                        pointer<const float>(qk), pointer<const float>(topology),
+                                        pointer<float>(mixed)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(graph_attention, call, device, stream, threads);
+}
+
+void graph_attention_backward(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width,
+                              uintptr_t x, uintptr_t qk, uintptr_t topology, uintptr_t grad, uintptr_t d_x,
+                              uintptr_t d_qk, uintptr_t d_topology, int device, uintptr_t stream, int threads) {
+  const s2v::GraphAttentionBackwardCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
+                                                pointer<const float>(qk), pointer<const float>(topology),
+                                                pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_qk),
+                                                pointer<float>(d_topology)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(graph_attention_backward, call, device, stream, threads);
 }
 
 void joint_mix(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets, int64_t units,
@@ -337,6 +358,16 @@ PYBIND11_MODULE(_native, module) {
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
              py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
+  module.def("graph_attention", &graph_attention, py::kw_only(), py::arg("frames"), py::arg("joints"),
+             py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"), py::arg("topology"),
+             py::arg("mixed"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             "Joints of frames mixed by attention times a topology; see s2vfast.ops.graph_attention.");
+  module.def("graph_attention_backward", &graph_attention_backward, py::kw_only(), py::arg("frames"),
+             py::arg("joints"), py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"),
+             py::arg("topology"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk"), py::arg("d_topology"),
+             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
+  module.def("graph_attention_parts", &s2v::graph_attention_parts, py::arg("frames"),
+             "Parts that the topology's gradient comes in.");
   module.def("joint_mix", &joint_mix, py::kw_only(), py::arg("tracks"), py::arg("frames"), py::arg("joints"),
              py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"), py::arg("x"),
              py::arg("dynamic"), py::arg("constant"), py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0,

@@ -89,7 +89,7 @@ def _dynamic_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out[b, i, u, v, w] = sum over t and the WIDTH channels c of unit u of x[b, t, v, i * C + c] * grad[b, t, w, c]."""
+    """out[b, i, u, v, w] = sum over t and the WIDTH channels c of unit u: x[b, t, v, i * C + c] * grad[b, t, w, c]."""
     unit, i = tl.program_id(0) % units, tl.program_id(0) // units % subsets
     b = (tl.program_id(0) // (units * subsets)).to(tl.int64)
     v = tl.arange(0, BLOCK_V)

@@ -151,11 +151,14 @@ def documentation() -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
             names = f"{', '.join(classes)}, or one of a plugin."
             sections[leaf.name] = {"name": (names, {"": {"model": DEFAULT_NETWORK}.get(leaf.name, DEFAULT_OBJECTIVE)})}
         fields = sections.setdefault(leaf.name, {})
+        texts: dict[str, dict[str, list[str]]] = {}  # field → text → owners
         for owner, section in classes.items():
-            texts = field_texts(section)
             for option in dataclasses.fields(section):
-                _, defaults = fields.setdefault(option.name, (texts[option.name], {}))
-                defaults[owner] = option.default
+                texts.setdefault(option.name, {}).setdefault(field_texts(section)[option.name], []).append(owner)
+                fields.setdefault(option.name, ("", {}))[1][owner] = option.default
+        for name, owners in texts.items():
+            several = [f"{', '.join(names)}: {text}" for text, names in owners.items()]
+            fields[name] = (" ".join(several) if len(several) > 1 else next(iter(owners)), fields[name][1])
     return sections
 
 

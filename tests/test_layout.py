@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = (
     "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp joint_mix "
-    "temporal_conv teacher_target masked_mse adamw_ema"
+    "graph_attention temporal_conv teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 420
 
@@ -194,6 +194,8 @@ def test_kernels_and_sources_belong_to_an_operation():
         *OPS,
         "__init__",
         "augment",
+        "freqmixformer",
+        "infogcn",
         "philox",
         "skeattnclr",
         "skeleton2vec",

@@ -186,12 +186,14 @@ def extract(
     V, M = store.layout.num_joints, config.data.bodies
     result = torch.zeros(len(ids), feature_width(encoder, pool))
     with torch.no_grad():
-        empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
-        empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
+        some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
+        if some_absent:
+            empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
+            empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
             tracks = recordings.clips(batch_ids, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
-            if encoder.independent_tracks:
+            if some_absent:
                 present = recordings.present[batch_ids].flatten().to(device)  # [B * M]
                 pooled = empty.repeat(len(tracks), 1)
                 pooled[present] = pool_tracks(encoder(tracks[present]), encoder, pool)

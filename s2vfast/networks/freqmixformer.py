@@ -205,13 +205,11 @@ class Block(nn.Module):
         super().__init__()
         self.spatial = SpatialMixing(channels_in, channels, graphs, section)
         width = channels // (len(section.dilations) + 3)
-        others = [
+        more = [
             TemporalAttention(channels, width, stride, frames_after(frames, stride)),
             FrameGate(channels, width, stride),
         ]
-        self.temporal = TemporalBranches(
-            channels, width, section.kernel, section.dilations, stride, section.pool, others
-        )
+        self.temporal = TemporalBranches(channels, width, section.kernel, section.dilations, stride, section.pool, more)
         self.has_residual = residual
         changes = channels_in != channels or stride != 1
         self.residual = Projection(channels_in, channels, stride) if residual and changes else None

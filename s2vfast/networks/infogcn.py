@@ -160,7 +160,7 @@ class Block(nn.Module):
         self.graph = GraphAttention(width, out, joints, section)
         b = out // _BRANCHES
         self.temporal = TemporalBranches(
-            out, b, section.kernel, _DILATIONS, stride, others=[StridedLinear(out, b, stride)]
+            out, b, section.kernel, _DILATIONS, stride, more=[StridedLinear(out, b, stride)]
         )
         self.residual = None if width == out and stride == 1 else Projection(width, out)
 

@@ -62,10 +62,6 @@ def _torch(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
     return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)  # of [R, V, B, T, width]
 
 
-def _on_cpu(x: Tensor, *_: Any) -> list[str]:
-    return ["it is compiled for CPUs alone"] if x.is_cuda else []
-
-
 def _sizes(x: Tensor, dynamic: Tensor, static: Tensor) -> dict[str, int]:
     B, T, V, width = x.shape
     _, subsets, units = dynamic.shape[:3]
@@ -146,5 +142,5 @@ _op = register(
     torch=_torch,
     triton=_triton_op,
     native=_native_op,
-    reasons={"triton": _triton.reasons(), "native": _native.reasons(_on_cpu, floats=(torch.float32,))},
+    reasons={"triton": _triton.reasons(), "native": _native.reasons(floats=(torch.float32,), cuda=False)},
 )

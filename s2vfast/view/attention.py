@@ -119,12 +119,11 @@ def collect(
     M = source.body_count(store, config, index)
     # Absent bodies too, without which some networks cannot tell which body is which.
     tracks = source.make_clips(store, config, np.array([index]))
-    clips = tracks[:M]  # [M, T, V, C]
     layers, salience = encoder.attention(tracks), None
     if layers is None:
         objective, _, _ = features.load_objective(run, untrained=untrained, log=log)
         with torch.no_grad():
-            weights = objective.token_weights(clips)
+            weights = objective.token_weights(tracks[:M])
         if weights is not None:
             salience, layers = weights[0].numpy(), iter(weights[1:])
     if layers is None or encoder.grid is None:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -196,11 +198,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, store, monkey
         assert (trained / name).read_bytes() == (store.parent / "parts" / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_two_ranks_are_one(trained, store):
+    """Batch norms see the rows of both; losses agree to rounding."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "s2vfast"]
+    command = [sys.executable, *launcher, *words_of(store, store.parent / "ranks", 3)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (trained, store.parent / "ranks")
+    )
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=1e-4)
+
+
 def test_it_is_measured_exported_and_drawn(trained, store, capsys, tmp_path):
     result = json.loads(call(capsys, "evaluate", str(trained), "--protocol", "classify", "--json").splitlines()[-1])
     assert 0 <= result["top1"] <= 100
-    call(capsys, "evaluate", str(trained), "--protocol", "knn", "--device", "cpu")
-    assert call(capsys, "predict", str(trained), str(store), "--out", str(tmp_path / "names.csv")) is not None
     pytest.importorskip("onnxruntime")
     call(capsys, "export", str(trained), "--to", "onnx", "--out", str(tmp_path / "net.onnx"))
     for kind, more in (("map", ["--method", "pca", "--device", "cpu"]), ("attention", ["0"])):
