@@ -271,7 +271,8 @@ class HiTRSLoss(Objective):
         sizes = [len(inputs.joints), len(inputs.pairs), 2 * len(inputs.tracks), len(inputs.tracks)]
         counts = self.ranks.all_gather(out["pose"].new_tensor([sizes])).sum(0).clamp(min=1)
         means = {
-            name: value * self.ranks.world_size / count for (name, value), count in zip(sums.items(), counts, strict=True)
+            name: value * self.ranks.world_size / count
+            for (name, value), count in zip(sums.items(), counts, strict=True)
         }
         loss = sum(getattr(options, name) * mean for name, mean in means.items())
         return Loss(loss, len(batch.clips), {name: mean.detach() for name, mean in means.items()})
