@@ -197,9 +197,7 @@ def _gradients(prefix: str, golden: Mapping[str, np.ndarray], named: Mapping[str
     return max([worst, *(float(gradients[name].abs().max()) / (1e6 * floor) for name in silent)])
 
 
-def _scores(
-    encoder: HiTRS, golden: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
+def _scores(encoder: HiTRS, golden: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Of both bodies' windows, as the file holds them: the mean embedding, then a linear map."""
     windows = torch.tensor(golden["finetune/joint_seq"]).to(device, dtype).permute(0, 3, 1, 2, 4, 5)
     N, M, count, width = windows.shape[:4]

@@ -164,9 +164,7 @@ class Block(nn.Module):
         y = self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return x + (y if factors is None else y * factors[1])
 
-    def token(
-        self, x: Tensor, mask: Tensor | None = None, factors: Tensor | None = None
-    ) -> Tensor:
+    def token(self, x: Tensor, mask: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
         """The last token's row [..., D] of what comes of x [..., L, D]: its query alone looks at all keys.
 
         Args:
