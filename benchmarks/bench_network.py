@@ -129,16 +129,71 @@ def skeattnclr(size: Size) -> tuple[Step, Step]:
     def published() -> Tensor:
         return reference.step(state, query, query.roll(1, 0), key, **settings).losses["total"]
 
-    def ours() -> Tensor:
+    def fused() -> Tensor:
         queries, keys, _ = model.embed(*views)
         return model.contrast(queries.normalised(), keys.normalised()).loss
 
-    return _step(trained, published), _step(model, ours)
+    return _step(trained, published), _step(model, fused)
+
+
+_NWUCLA_LENGTHS = (20, 21, 21, 24, 26, 28, 31, 32, 35, 38, 42, 49, 56, 65, 84, 120)
+"""Frames of NW-UCLA's sequences of 19 or more: middles of 16 equal parts of them."""
+
+
+def hitrs(size: Size) -> tuple[Step, Step]:
+    """Hi-TRS with its four losses, as published, and ours, at the lengths of NW-UCLA's sequences."""
+    from s2vfast.compat.hitrs import to_hitrs
+    from s2vfast.networks.hitrs import HiTRS, HiTRSConfig
+    from s2vfast.objectives import Draw
+    from s2vfast.objectives.hitrs import HiTRSLoss, HiTRSLossConfig
+    from s2vfast.reference import hitrs as reference
+
+    lengths = [_NWUCLA_LENGTHS[i * len(_NWUCLA_LENGTHS) // size.batch % 16] for i in range(size.batch)]
+    clips = _clips(dataclasses.replace(size, bodies=1, frames=max(lengths)))[:, 0]
+    for clip, length in zip(clips, lengths, strict=True):
+        clip[length:] = 0.0
+    model = HiTRSLoss(HiTRS(HiTRSConfig(), clips.shape[2], 1), HiTRSLossConfig())
+    section, pad = model.encoder.section, model.encoder.pad
+    draw = Draw(0, 0, torch.arange(size.batch))
+    drawn = model.drawn(clips, draw)
+    batch = MicroBatch((clips,), model.arrange(clips, **drawn))
+    state = {n: p.detach().clone() for n, p in to_hitrs(dict(model.named_parameters())).items()}
+    plain = torch.nn.ParameterDict({name.replace(".", "/"): value for name, value in state.items()})
+
+    def padded(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (*[0] * 2 * (values.ndim - 2), pad, pad))
+
+    counts = torch.tensor(list(drawn["counts"].values()))
+    starts = torch.arange(int(counts.max()) - 1)
+    permutation, pairs = starts.repeat(size.batch, 1), torch.zeros(size.batch, 2, section.window, dtype=torch.int64)
+    for row, (one, two) in zip(permutation, drawn["exchanges"], strict=True):
+        row[one], row[two] = row[two].item(), row[one].item()
+    for track, first, one, two in drawn["pairs"]:
+        pairs[track] = first + model.encoder.offsets
+        pairs[track, 1, [one, two]] = pairs[track, 0, [two, one]]
+    collated = reference.Batch(
+        padded(drawn["masked"]),
+        padded(clips),
+        padded(drawn["chosen"]),
+        starts[:, None] * section.stride + model.encoder.offsets,
+        starts >= counts[:, None] - 1,
+        (counts - 1)[:, None] * section.stride + model.encoder.offsets,
+        pairs,
+        torch.isin(torch.arange(size.batch), torch.tensor([track for track, *_ in drawn["pairs"]])),
+        permutation,
+    )
+
+    def published() -> Tensor:
+        parameters = {name.replace("/", "."): value for name, value in plain.items()}
+        return sum(reference.losses(parameters, collated, section.heads).values())
+
+    return _step(plain, published), _step(model, lambda: model.step_loss(batch).loss)
 
 
 NETWORKS: dict[str, Callable[[Size], tuple[Step, Step]]] = {
     "infogcn": infogcn,
     "freqmixformer": freqmixformer,
+    "hitrs": hitrs,
     "skeattnclr": skeattnclr,
 }
 """By name: makes (the plain class's step, ours) of a size, with the same weights."""

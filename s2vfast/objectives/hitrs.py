@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -108,21 +108,28 @@ class HiTRSLoss(Objective):
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> HiTRSInputs:
         """Masks, pairs and exchanges, and all numbers that shapes depend on."""
-        clips, encoder = views[0], self.encoder
+        return self.arrange(views[0], **self.drawn(views[0], draw))
+
+    def drawn(self, clips: Tensor, draw: Draw) -> dict[str, Any]:
+        """All that is random in a step: the arguments of `arrange` beside the clips [N, T, V, C]."""
+        encoder = self.encoder
         seen, lengths = (clips != 0).any(-1).any(-1), lengths_of(clips, encoder.bodies)
-        long = torch.tensor([window_count(length, encoder.section) >= _LEAST for length in lengths.tolist()])
-        seen = seen & long.to(seen.device)[:, None]
+        counts = [window_count(length, encoder.section) for length in lengths.tolist()]
+        seen = seen & torch.tensor([count >= _LEAST for count in counts], device=seen.device)[:, None]
+        tracks = seen.any(1).nonzero()[:, 0].tolist()
         ids = philox.track_ids(draw.sample_ids.to(clips.device), encoder.bodies)
         masked, chosen = self.mask(clips, seen, draw.seed, draw.epoch, ids)
-        tracks = seen.any(1).nonzero()[:, 0].tolist()
-        draws = philox.random_bits(draw.seed, draw.epoch, ids, ORDERS, 3)
-        of_tracks = [window_count(int(lengths[track]), encoder.section) for track in tracks]
-        pairs = self.pairs(clips, seen, lengths, draws)
-        exchanges = [
-            _apart(count - 1, 2 if count > _LEAST else 1, int(draws[track, 2]))
-            for track, count in zip(tracks, of_tracks, strict=True)
-        ]
-        return self.arrange(clips, masked, seen, chosen, dict(zip(tracks, of_tracks, strict=True)), pairs, exchanges)
+        bits = philox.random_bits(draw.seed, draw.epoch, ids, ORDERS, 3)
+        orders = bits[:, 2].tolist()
+        return {
+            "masked": masked,
+            "seen": seen,
+            "chosen": chosen,
+            "counts": {track: counts[track] for track in tracks},
+            "pairs": self.pairs(clips, seen, lengths, bits),
+            # Two windows are exchanged, though they touch.
+            "exchanges": [_apart(counts[i] - 1, 2 if counts[i] > _LEAST else 1, orders[i]) for i in tracks],
+        }
 
     def mask(self, clips: Tensor, seen: Tensor, seed: int, epoch: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Masked clips, and which joints of frames were chosen, bool [N, T, V].
@@ -139,7 +146,7 @@ class HiTRSLoss(Objective):
         share, kind = self.options.mask, philox.uniform(bits[:, 0])
         chosen = (kind < share) & seen[..., None]
         # Another joint of another of the frames where the body is seen.
-        count, at = seen.sum(1), torch.argsort((~seen).to(torch.uint8), 1, stable=True)  # [N], [N, T]
+        count, at = seen.sum(1), torch.argsort((~seen).to(torch.uint8), dim=1, stable=True)  # [N], [N, T]
         others = (count - 1).clamp(min=1)[:, None, None]
         other = philox.randint(bits[:, 1], others * (V - 1))
         rank = (seen.cumsum(1) - 1)[..., None]
@@ -241,8 +248,7 @@ class HiTRSLoss(Objective):
         )
 
     def outputs(self, inputs: HiTRSInputs) -> dict[str, Tensor]:
-        """Embeddings and logits by name: ``frames``, ``windows``, ``videos``, ``pose``, ``clip``, ``video``,
-        ``prediction``, ``target``."""
+        """Embeddings of each level (``frames``, ``windows``, ``videos``), what the heads make of them, and ``target``."""
         frames = self.encoder.frames(inputs.rows, inputs.packing)
         windows = self.encoder.windows(frames, inputs.packing)
         videos = self.encoder.videos(windows, inputs.packing)

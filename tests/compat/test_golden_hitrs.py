@@ -29,7 +29,7 @@ def test_a_changed_weight_is_seen(tmp_path):
     np.savez(tmp_path / "changed.npz", **golden)
     errors = check_golden(tmp_path / "changed.npz")
     assert errors["frames"] == 0
-    assert min(errors["clips"], errors["clip"], errors["loss"], errors["scores"]) > 1e-9
+    assert min(errors["clips"], errors["clip"], errors["video"], errors["scores"]) > 1e-9
     assert errors["gradients"] > 1e-7
 
 
