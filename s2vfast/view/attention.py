@@ -48,6 +48,8 @@ class Content:
     """The one that is chosen first."""
     body: int
     """Its body."""
+    unit: str = "m"
+    """Of the recordings' coordinates."""
 
     @property
     def segments(self) -> int:
@@ -153,6 +155,7 @@ def collect(
         initial_layer,
         token,
         body,
+        store.unit,
     )
 
 
@@ -185,7 +188,7 @@ def write(content: Content, out: str | Path) -> Path:
     above = content.similarity[:, rows, columns]  # [M, L * (L - 1) / 2]
     data: dict[str, Any] = {
         "name": content.name,
-        "layout": source.layout_entry(content.layout, source.clip_unit(content.config)),
+        "layout": source.layout_entry(content.layout, source.clip_unit(content.config, content.unit)),
         "segments": content.segments,
         "segment_frames": content.segment_frames,
         "scene": source.scene(content.coordinates, content.seen),
