@@ -138,7 +138,7 @@ def measure(
     report(f"{case.op}: compared with the reference in {time.perf_counter() - start:.1f} s")
 
     def refused(reasons: Mapping[str, str]) -> list[Row]:
-        return [{"stem": case.op, "impl": impl, "refused": reason} for impl, reason in reasons.items()]
+        return [{"op": case.op, "impl": impl, "refused": reason} for impl, reason in reasons.items()]
 
     rows = refused({impl: reason for impl, reason in wrong.items() if only is None or impl in only})
     most = torch.get_num_threads()
@@ -153,7 +153,7 @@ def measure(
             try:
                 contest = _Contest(case, shape, arguments, functions, device, one_pass == PASSES[1], {*wrong})
                 report(f"{case.op}, {name}, {one_pass}: {', '.join(contest.functions) or 'nothing that can be timed'}")
-                common = {"stem": case.op, "shape": name, "sizes": dataclasses.asdict(shape), "pass": one_pass}
+                common = {"op": case.op, "shape": name, "sizes": dataclasses.asdict(shape), "pass": one_pass}
                 common |= {"dtype": str(dtype).removeprefix("torch."), "threads": count}
                 rows += [common | row for row in contest.rows(seconds, ceilings, dtype, report)]
                 rows += refused({impl: f"{name}, {one_pass}: {why}" for impl, why in contest.failed.items()})

@@ -49,7 +49,7 @@ def details(summary: str, *blocks: str) -> str:
 
 CELLS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "impl": ("implementation", code),
-    "stem": ("operation", code),
+    "op": ("operation", code),
     "ratio": ("times as fast", times),
     "difference": ("difference of losses", lambda value: f"{value:.1g}"),
     "floor": ("floor over p50", percent),

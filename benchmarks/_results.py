@@ -28,7 +28,7 @@ from s2vfast.doctor import facts
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-SCHEMA = 1
+SCHEMA = 2
 STATIC = {"name": "none: compiled ahead of time", "slug": "static", "type": "static", "threads": 0}
 """The ``device`` of what was compiled and not run."""
 UNKNOWN = "unknown"  # a commit
@@ -52,13 +52,13 @@ HEADER = _fields(int="schema", str="kind command commit date", dict="versions de
 DEVICE = _fields(str="name slug type", int="threads")  # slug: the folder; type: cpu, cuda, static
 TIMES = ("p20", "p50", "p80")
 FIELDS: dict[str, dict[str, Any]] = {
-    # An implementation of an operation (stem), or a rival. Times in ms. pass: forward or forward+backward. state: warm
+    # An implementation of an operation, or a rival. Times in ms. pass: forward or forward+backward. state: warm
     # (the same inputs again) or cold (inputs in no cache). threads: 0 on a GPU. gflop of matrix products, gexp
     # exponentials and gb that must cross memory once, each 1e9; bound: which of them takes longest at the device's
     # ceilings (matmul, exp, memory); roofline: that time over p50. ratio: torch's time over this one's, median over
     # interleaved pairs, None where torch was not timed.
     "ops": _fields(
-        str="stem impl shape dtype pass state bound",
+        str="op impl shape dtype pass state bound",
         dict="sizes",
         int="threads",
         number="p20 p50 p80 gflop gexp gb roofline",
@@ -83,16 +83,16 @@ FIELDS: dict[str, dict[str, Any]] = {
     # A kernel that was compiled ahead of time. spills: bytes of stack plus instructions on local memory. wrong: static
     # gates that it fails.
     "static": _fields(
-        str="stem kernel dtype", int="arch registers spills shared", list="shapes wrong", dict="instructions options"
+        str="op kernel dtype", int="arch registers spills shared", list="shapes wrong", dict="instructions options"
     ),
 }
 """Types of the fields of each kind's rows; a refused row needs those of `IDENTITY` alone."""
 IDENTITY = {
-    "ops": ("stem", "impl"),
+    "ops": ("op", "impl"),
     "step": ("impl", "config"),
     "data": ("what",),
     "cold_start": ("impl", "config"),
-    "static": ("stem",),
+    "static": ("op",),
 }
 
 
@@ -307,6 +307,11 @@ def read(path: Path) -> Result:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise errors.DataError(f"{path}: cannot be read as a result: {error}") from None
+    if isinstance(record, dict) and record.get("schema") == 1:  # which called an operation a stem
+        record["schema"] = SCHEMA
+        for row in record.get("rows", ()):
+            if "stem" in row:
+                row["op"] = row.pop("stem")
     check(record, path)
     return record
 

@@ -158,6 +158,19 @@ def _bytes(count: Callable[[Shape], float] | None = None) -> Callable[[Shape, bo
     return lambda shape, backward: Cost(bytes=count and float(count(shape)))
 
 
+def _mix_cost(shape: Shape, backward: bool) -> Cost:
+    """A product with a map of joints for each of three subsets of channels; backward two more."""
+    return Cost(flop=(3 if backward else 1) * 2.0 * shape.N * shape.S * shape.V**2 * 3 * shape.D)
+
+
+def _graph_cost(shape: Shape, backward: bool) -> Cost:
+    """Scores, a mixture of joints and a linear map a head; backward two more of each."""
+    frames, width = shape.N * shape.S, shape.D // 8
+    products = shape.V**2 * (width + shape.D) + shape.V * shape.D**2
+    exps = frames * shape.H * shape.V**2
+    return Cost(flop=(3 if backward else 1) * 2.0 * frames * shape.H * products, exps=exps)
+
+
 # Frames are read in half precision, and clips, with velocities, written in float32.
 _clip_cost = _bytes(lambda shape: shape.N * shape.S * shape.s * shape.V * (3 * 2 + shape.C * 4))
 # Clips are read once, token numbers written.
@@ -339,6 +352,8 @@ CASES: dict[str, Case] = {
         Case("add_norm", _products(lambda shape: shape.D)),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
         Case("temporal_conv", _conv_cost, ("nwucla",)),
+        Case("joint_mix", _mix_cost, ("nwucla", "ntu")),
+        Case("graph_attention", _graph_cost, ("nwucla", "ntu")),
         Case("teacher_target", _bytes(), TOKENS),  # instance norm needs all tokens, visible ones too
         Case("masked_mse", _bytes(), TOKENS, light=True),
         Case(

@@ -29,7 +29,7 @@ KINDS = ("step", "ops", "data", "cold_start", "static")
 DEVICES = ("cuda", "cpu", "static")
 OURS = ("triton", "native")
 BODIES = {"compute": "every body computed", "share": "empty bodies shared", "drop": "empty bodies left out"}
-OPERATION = "stem impl shape pass dtype threads state p50 ratio rate bound roofline"
+OPERATION = "op impl shape pass dtype threads state p50 ratio rate bound roofline"
 
 INTRODUCTION = """\
 How fast s2vfast is: next to the training step as its authors published it, next to PyTorch's own kernels, and next to
@@ -117,7 +117,7 @@ def _by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
 
 def _headlines(result: Result) -> list[list[Row]]:
     """`headline` of each operation."""
-    return [headline(rows, result["device"]["type"]) for rows in _by(measured(result), "stem").values()]
+    return [headline(rows, result["device"]["type"]) for rows in _by(measured(result), "op").values()]
 
 
 def gains(result: Result) -> list[Row]:
@@ -138,7 +138,7 @@ def glance(result: Result) -> Iterator[tuple[str, str]]:
             text += f"{figure(best['clips_per_second'])} clips a second ({code(best['impl'])})"
             yield f"A training step: {setting}, {BODIES.get(best['empty_bodies'], best['empty_bodies'])}", text
     elif result["kind"] == "ops":
-        if text := ", ".join(f"{code(row['stem'])} **{times(row['ratio'])}**" for row in gains(result)):
+        if text := ", ".join(f"{code(row['op'])} **{times(row['ratio'])}**" for row in gains(result)):
             yield "Operations that have a kernel of ours, as fast as `torch`", text
     elif result["kind"] == "data":
         for group in _by(rows, "what", "versus").values():
@@ -213,7 +213,7 @@ def _ops(result: Result, picture: str) -> Iterator[str]:
         first += [_fastest(rows, _is_ours), _fastest(rows, lambda row: row["impl"] == "torch")]
         first.append(_fastest(rows, lambda row: row["impl"] != "torch" and not _is_ours(row)))
     yield from (picture, table(OPERATION.split(), rated(first)), origin([result]))
-    for (op,), rows in _by(measured(result), "stem").items():
+    for (op,), rows in _by(measured(result), "op").items():
         rows.sort(key=lambda row: (_rank(row), row["pass"], row["dtype"], row["state"], row["threads"]))
         sizes = {row["shape"]: ", ".join(f"{name} {n}" for name, n in row["sizes"].items() if n) for row in rows}
         legend = "; ".join(f"`{shape}`: {text}" for shape, text in sizes.items())
@@ -238,7 +238,7 @@ def _static(rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row]]]:
         arches.append(numbers | {"fail a gate": sum(bool(row["wrong"]) for row in kernels)})
     yield list(arches[0]), arches
     if bad := [row | {"wrong": "; ".join(row["wrong"])} for row in rows if row["wrong"]]:
-        yield ["stem", "kernel", "arch", "dtype", "wrong"], bad
+        yield ["op", "kernel", "arch", "dtype", "wrong"], bad
 
 
 def section(result: Result, pictures: dict[str, str]) -> list[str]:
@@ -271,7 +271,7 @@ def pictures_of(result: Result) -> dict[str, str]:
     """SVG pictures of a result, by name."""
     device = result["device"]["name"]
     if result["kind"] == "ops" and (rows := gains(result)):
-        lines = [(row["stem"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in rows]
+        lines = [(row["op"], {"": row["ratio"]}, f"{times(row['ratio'])} {row['impl']}") for row in rows]
         return {"speedup": bars(f"Operations, times as fast as torch ({device})", lines)}
     rows = [row for row in measured(result) if row.get("breakdown") and row["sweep"] == "main"]
     lines = [(f"{row['impl']}, {row['empty_bodies']}", row["breakdown"], f"{figure(row['p50'])} ms") for row in rows]

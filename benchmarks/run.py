@@ -118,7 +118,7 @@ def _keep(path: Path, op_names: list[str], options: argparse.Namespace) -> None:
     """Raise where older rows would be lost: those of other operations, or of what is not measured now."""
     if not path.exists():
         return
-    lost_ops = {row["stem"] for row in _results.read(path)["rows"]} & (set(CASES) - set(op_names))
+    lost_ops = {row["op"] for row in _results.read(path)["rows"]} & (set(CASES) - set(op_names))
     narrowed = [f"--{name}" for name in ("shape", "dtype", "impl") if getattr(options, name)]
     if lost_ops or narrowed:
         lost = f"rows of {', '.join(sorted(lost_ops))}" if lost_ops else f"what {' and '.join(narrowed)} leaves out"
@@ -129,7 +129,7 @@ def _keep(path: Path, op_names: list[str], options: argparse.Namespace) -> None:
 
 def line(row: _results.Row) -> str:
     """A row of an operation as a line."""
-    head = f"{row['stem']:<15}{row['impl']:<20}"
+    head = f"{row['op']:<15}{row['impl']:<20}"
     if "refused" in row:
         return f"{head}NOT TIMED: {row['refused']}"
     times = f"{row['p50']:9.3f} ms ({row['p20']:.3f} to {row['p80']:.3f})"
@@ -159,13 +159,13 @@ def static(out: Path | None) -> int:
     compiled = aot.compile_kernels(list(CASES), list(aot.ARCHES), list(aot.DTYPES), list(aot.MAIN_SHAPES))
     same = ("kernel", "arch", "dtype", "shapes", "registers", "shared", "instructions", "options", "wrong")
     rows: list[dict[str, Any]] = [
-        {"stem": kernel.op} | {name: getattr(kernel, name) for name in same} | {"spills": kernel.stack + kernel.local}
+        {"op": kernel.op} | {name: getattr(kernel, name) for name in same} | {"spills": kernel.stack + kernel.local}
         for kernel in compiled
     ]
     bad = [row for row in rows if row["wrong"]]
     print(f"{len(rows)} kernels compiled, {len(bad)} fail a gate")
     for row in bad:
-        print(f"  {row['stem']} {row['kernel']} sm_{row['arch']} {row['dtype']}: {'; '.join(row['wrong'])}")
+        print(f"  {row['op']} {row['kernel']} sm_{row['arch']} {row['dtype']}: {'; '.join(row['wrong'])}")
     if out:
         progress(f"written: {_results.write(_results.result('static', rows, _results.STATIC), out)}")
     return int(bool(bad))

@@ -11,8 +11,11 @@
 #include "attention.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
+#include "graph_attention.h"
+#include "joint_mix.h"
 #include "mask_fill.h"
 #include "parallel.h"
+#include "text.h"
 #include "tube_mask.h"
 
 namespace py = pybind11;
@@ -47,6 +50,12 @@ T* pointer(uintptr_t address) {
   throw std::invalid_argument(#name ": built without CUDA")
 #endif
 
+// The same for what is written for CPUs alone.
+#define S2V_RUN_CPU(name, call, device, stream, threads)                              \
+  if (device >= 0) throw std::invalid_argument(#name ": it is for CPUs alone");       \
+  (void)stream;                                                                       \
+  s2v::name(call, threads)
+
 void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
                int64_t segment_frames, int64_t tube_len, int64_t keep, double motion_weight, uintptr_t noise,
                uint64_t seed, uint32_t epoch, uintptr_t ids, uintptr_t visible, uintptr_t masked, int device,
@@ -60,7 +69,8 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
 }
 
 void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t row, uintptr_t count, uintptr_t ids,
-                 int64_t samples, int64_t bodies, int64_t joints, int64_t length, bool crop, double crop_min,
+                 int64_t samples, int64_t sequences, int64_t rows, int64_t bodies, int64_t joints, int64_t length,
+                 bool crop, double crop_min,
                  const std::string& center, bool torso, bool yaw, const std::array<double, 3>& rotate, double scale_jitter,
                  double velocity, int root, const std::array<int, 2>& ends, const std::array<int, 2>& sides, int up,
                  uint64_t seed, uint32_t epoch, bool training, uintptr_t out, int device, uintptr_t stream, int threads) {
@@ -72,6 +82,8 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
   call.count = pointer<const int32_t>(count);
   call.ids = pointer<const int64_t>(ids);
   call.samples = samples;
+  call.sequences = sequences;
+  call.rows = rows;
   call.out = pointer<float>(out);
   s2v::ClipSampleSpec& spec = call.spec;
   spec.bodies = int32_t(bodies);
@@ -156,6 +168,47 @@ void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads
   S2V_RUN_CUDA(attention_backward, call, device, stream);
 }
 
+void graph_attention(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width, uintptr_t x,
+                     uintptr_t qk, uintptr_t topology, uintptr_t mixed, int device, uintptr_t stream, int threads) {
+  const s2v::GraphAttentionCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
+                                        pointer<const float>(qk), pointer<const float>(topology),
+                                        pointer<float>(mixed)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(graph_attention, call, device, stream, threads);
+}
+
+void graph_attention_backward(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width,
+                              uintptr_t x, uintptr_t qk, uintptr_t topology, uintptr_t grad, uintptr_t d_x,
+                              uintptr_t d_qk, uintptr_t d_topology, int device, uintptr_t stream, int threads) {
+  const s2v::GraphAttentionBackwardCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
+                                                pointer<const float>(qk), pointer<const float>(topology),
+                                                pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_qk),
+                                                pointer<float>(d_topology)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(graph_attention_backward, call, device, stream, threads);
+}
+
+void joint_mix(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets, int64_t units,
+               int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant, uintptr_t out, int device,
+               uintptr_t stream, int threads) {
+  const s2v::JointMixCall call = {tracks, frames, joints, channels, subsets, units, groups, pointer<const float>(x),
+                                  pointer<const float>(dynamic), pointer<const float>(constant), pointer<float>(out)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(joint_mix, call, device, stream, threads);
+}
+
+void joint_mix_backward(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets,
+                        int64_t units, int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant,
+                        uintptr_t grad, uintptr_t d_x, uintptr_t d_dynamic, uintptr_t d_constant, int device,
+                        uintptr_t stream, int threads) {
+  const s2v::JointMixBackwardCall call = {tracks, frames, joints, channels, subsets, units, groups,
+                                          pointer<const float>(x), pointer<const float>(dynamic),
+                                          pointer<const float>(constant), pointer<const float>(grad),
+                                          pointer<float>(d_x), pointer<float>(d_dynamic), pointer<float>(d_constant)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(joint_mix_backward, call, device, stream, threads);
+}
+
 void mask_fill(int itemsize, int64_t tracks, int64_t kept, int64_t tokens, int64_t width, uintptr_t latents,
                uintptr_t mask_token, uintptr_t positions, uintptr_t visible, uintptr_t out, int device,
                uintptr_t stream, int threads) {
@@ -195,6 +248,45 @@ void adamw_ema(uintptr_t param, uintptr_t grad, uintptr_t exp_avg, uintptr_t exp
 #define S2V_TEXT_(x) #x
 #define S2V_TEXT(x) S2V_TEXT_(x)
 
+#if defined(S2V_TEXT_PARSERS)
+template <class T>
+py::bytearray bytes_of(const std::vector<T>& values) {
+  return py::bytearray(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
+
+// None for what the Python parser is to read.
+py::object text_ntu(const py::bytes& data) {
+  char* text = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &text, &size) != 0) throw py::error_already_set();
+  s2v::TextNtu parsed;
+  bool whole;
+  {
+    const py::gil_scoped_release release;
+    whole = s2v::text_ntu(text, size_t(size), &parsed);
+  }
+  if (!whole) return py::none();
+  py::list tracks;
+  for (const s2v::TextTrack& track : parsed.tracks)
+    tracks.append(py::make_tuple(track.id, bytes_of(track.frame_index), bytes_of(track.joints)));
+  return py::make_tuple(parsed.frames, tracks);
+}
+
+py::object text_pkummd(const py::bytes& data) {
+  char* text = nullptr;
+  py::ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(data.ptr(), &text, &size) != 0) throw py::error_already_set();
+  std::vector<double> numbers;
+  bool whole;
+  {
+    const py::gil_scoped_release release;
+    whole = s2v::text_pkummd(text, size_t(size), &numbers);
+  }
+  if (!whole) return py::none();
+  return bytes_of(numbers);
+}
+#endif
+
 py::dict features() {
   py::dict facts;
 #if defined(__clang__)
@@ -226,9 +318,13 @@ py::dict features() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled implementations of s2vfast's operations: raw addresses and sizes in, nothing returned.";
   module.def("features", &features, "What this build can do: compiler, vectors, threads, cuda.");
+#if defined(S2V_TEXT_PARSERS)
+  module.def("text_ntu", &text_ntu, py::arg("data"), "Tracks of an NTU file, or None; see s2vfast.data.formats.text.");
+  module.def("text_pkummd", &text_pkummd, py::arg("data"), "Numbers of a PKU-MMD file, or None; likewise.");
+#endif
   module.def("clip_sample", &clip_sample, py::kw_only(), py::arg("frames"), py::arg("kind"), py::arg("frame_index"),
-             py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("bodies"), py::arg("joints"),
-             py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),
+             py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("sequences"),
+             py::arg("rows"), py::arg("bodies"), py::arg("joints"), py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),
              py::arg("yaw"), py::arg("rotate"), py::arg("scale_jitter"), py::arg("velocity"), py::arg("root"),
              py::arg("ends"), py::arg("sides"), py::arg("up"), py::arg("seed"), py::arg("epoch"), py::arg("training"),
              py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
@@ -262,6 +358,25 @@ PYBIND11_MODULE(_native, module) {
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
              py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
+  module.def("graph_attention", &graph_attention, py::kw_only(), py::arg("frames"), py::arg("joints"),
+             py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"), py::arg("topology"),
+             py::arg("mixed"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             "Joints of frames mixed by attention times a topology; see s2vfast.ops.graph_attention.");
+  module.def("graph_attention_backward", &graph_attention_backward, py::kw_only(), py::arg("frames"),
+             py::arg("joints"), py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"),
+             py::arg("topology"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk"), py::arg("d_topology"),
+             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
+  module.def("graph_attention_parts", &s2v::graph_attention_parts, py::arg("frames"),
+             "Parts that the topology's gradient comes in.");
+  module.def("joint_mix", &joint_mix, py::kw_only(), py::arg("tracks"), py::arg("frames"), py::arg("joints"),
+             py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"), py::arg("x"),
+             py::arg("dynamic"), py::arg("constant"), py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("threads") = 0, "Joints mixed by maps of their channels; see s2vfast.ops.joint_mix.");
+  module.def("joint_mix_backward", &joint_mix_backward, py::kw_only(), py::arg("tracks"), py::arg("frames"),
+             py::arg("joints"), py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"),
+             py::arg("x"), py::arg("dynamic"), py::arg("constant"), py::arg("grad"), py::arg("d_x") = 0,
+             py::arg("d_dynamic") = 0, py::arg("d_constant") = 0, py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("threads") = 0, "Its gradients.");
   module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),
              py::arg("tokens"), py::arg("width"), py::arg("latents"), py::arg("mask_token"), py::arg("positions"),
              py::arg("visible"), py::arg("out"), py::arg("device") = -1,

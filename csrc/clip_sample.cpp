@@ -34,6 +34,20 @@ void require(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
 }
 
+// Tables that name a row which is not there would be read beyond the frames.
+void check_tables(const ClipSampleCall& call) {
+  const int64_t bodies = call.spec.bodies;
+  for (int64_t i = 0; i < call.samples; ++i) {
+    const int64_t id = call.ids[i];
+    require(id >= 0 && id < call.sequences, "clip_sample: ids has a number that is no sequence's");
+    for (int64_t at = id * bodies; at < (id + 1) * bodies; ++at) {
+      const int64_t row = call.row[at], count = call.count[at];
+      require(count >= (at == id * bodies) && row >= 0 && row <= call.rows && count <= call.rows - row,
+              "clip_sample: row and count of a track are not within the frames");
+    }
+  }
+}
+
 }  // namespace
 
 void clip_sample_check(const ClipSampleCall& call) {
@@ -55,6 +69,7 @@ void clip_sample_check(const ClipSampleCall& call) {
 void clip_sample(const ClipSampleCall& call, int threads) {
   clip_sample_check(call);
   if (call.samples == 0) return;
+  check_tables(call);
   if (call.kind == kFloat32) run<float>(call, threads);
   else if (call.kind == kFloat16) run<Half>(call, threads);
   else run<Bf16>(call, threads);

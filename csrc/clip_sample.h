@@ -33,6 +33,7 @@ struct ClipSampleCall {
   const int32_t* count;        // [Q, M]
   const int64_t* ids;          // [B]
   int64_t samples;             // B
+  int64_t sequences, rows;     // Q, R: what ids, row and count may name
   ClipSampleSpec spec;
   float* out;  // [B * M, T, V, C]
 };

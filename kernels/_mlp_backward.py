@@ -35,7 +35,7 @@ def _grad_stream_kernel(
     normed_ptr,
     upstream_ptr,
     partial_ptr,
-    M,
+    num_rows,
     D: tl.constexpr,
     E: tl.constexpr,
     NORM: tl.constexpr,
@@ -54,7 +54,7 @@ def _grad_stream_kernel(
     program = tl.program_id(0)
     m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < M, d < D
+    in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
     tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -116,8 +116,8 @@ def _grad_stream_kernel(
 
 @triton.jit
 def _grad_one_weight(
-    upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial_ptr, partial_bias_ptr, M, rows_a_split,
-    D: tl.constexpr, E: tl.constexpr, FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial_ptr, partial_bias_ptr, num_rows,
+    rows_a_split, D: tl.constexpr, E: tl.constexpr, FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, FAST_GELU: tl.constexpr,
 ):  # fmt: skip
     """One slice of the hidden state, one share of the rows: this share's part of the gradient of a weight.
@@ -134,7 +134,7 @@ def _grad_one_weight(
     acc = tl.zeros([BLOCK_E, BLOCK_D], dtype=tl.float32)
     total = tl.zeros([BLOCK_E], dtype=tl.float32)
     begin = split * rows_a_split
-    end = tl.minimum(begin + rows_a_split, M)
+    end = tl.minimum(begin + rows_a_split, num_rows)
     for start in range(begin, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & in_d[None, :]
@@ -189,7 +189,7 @@ def _grad_weight_kernel(
     partial1_ptr,
     partial2_ptr,
     partial_bias_ptr,
-    M,
+    num_rows,
     rows_a_split,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -202,12 +202,12 @@ def _grad_weight_kernel(
     """`_grad_one_weight` of weight1 and bias1, or of weight2: both at once need more accumulators than registers."""
     if tl.program_id(2) == 0:
         _grad_one_weight(
-            upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial1_ptr, partial_bias_ptr, M,
+            upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial1_ptr, partial_bias_ptr, num_rows,
             rows_a_split, D, E, True, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
         )  # fmt: skip
     else:
         _grad_one_weight(
-            upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial2_ptr, partial_bias_ptr, M,
+            upstream_ptr, normed_ptr, weight1_ptr, bias1_ptr, weight2_ptr, partial2_ptr, partial_bias_ptr, num_rows,
             rows_a_split, D, E, False, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K, FAST_GELU,
         )  # fmt: skip
 
@@ -228,10 +228,10 @@ def backward(
     """Gradients of x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma, each in its tensor's dtype.
 
     Args:
-        grad_out: [M, D].
-        x: [M, D], as of `forward`, as are the others.
-        mean: [M], from `forward`.
-        rstd: [M], from `forward`.
+        grad_out: [rows, D].
+        x: [rows, D], as of `forward`, as are the others.
+        mean: [rows], from `forward`.
+        rstd: [rows], from `forward`.
         weight1: [E, D].
         bias1: [E].
         weight2: [D, E].
@@ -240,17 +240,17 @@ def backward(
         norm_bias: [D], or None.
         gamma: [D], or None.
     """
-    (M, D), E = x.shape, weight1.shape[0]
+    (num_rows, D), E = x.shape, weight1.shape[0]
     norm, device = norm_weight is not None, x.device
     operand = weight1.dtype
     block_d = next_power_of_2(D)
 
     options = options_of("grad_stream", x, weight1)
-    programs = cdiv(M, options["BLOCK_M"])
+    programs = cdiv(num_rows, options["BLOCK_M"])
     grad_x = torch.empty_like(x)
-    normed = torch.empty(M, D, dtype=operand, device=device) if norm else x
+    normed = torch.empty(num_rows, D, dtype=operand, device=device) if norm else x
     as_it_is = gamma is None and grad_out.dtype == operand
-    upstream = grad_out if as_it_is else torch.empty(M, D, dtype=operand, device=device)
+    upstream = grad_out if as_it_is else torch.empty(num_rows, D, dtype=operand, device=device)
     partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
     launch(
         _grad_stream_kernel,
@@ -269,7 +269,7 @@ def backward(
         normed if norm else None,
         None if as_it_is else upstream,
         partial,
-        M,
+        num_rows,
         D=D,
         E=E,
         NORM=norm,
@@ -278,8 +278,8 @@ def backward(
     )
 
     options = options_of("grad_weight", x, weight1)
-    splits = min(options.pop("SPLITS"), max(cdiv(M, options["BLOCK_M"]), 1))
-    rows = cdiv(cdiv(M, splits), options["BLOCK_M"]) * options["BLOCK_M"]
+    splits = min(options.pop("SPLITS"), max(cdiv(num_rows, options["BLOCK_M"]), 1))
+    rows = cdiv(cdiv(num_rows, splits), options["BLOCK_M"]) * options["BLOCK_M"]
     partial1, partial2, partial_bias = (
         torch.empty(splits, *shape, dtype=torch.float32, device=device) for shape in ((E, D), (D, E), (E,))
     )
@@ -294,7 +294,7 @@ def backward(
         partial1,
         partial2,
         partial_bias,
-        M,
+        num_rows,
         rows,
         D=D,
         E=E,

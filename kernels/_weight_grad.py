@@ -25,7 +25,7 @@ def _weight_grad_kernel(
     norm_bias_ptr,
     partial_ptr,
     partial_sum_ptr,
-    M,
+    num_rows,
     R,
     C,
     rows_a_split,
@@ -48,7 +48,7 @@ def _weight_grad_kernel(
         scale = tl.load(norm_weight_ptr + c, mask=in_c, other=0.0).to(tl.float32)
         shift = tl.load(norm_bias_ptr + c, mask=in_c, other=0.0).to(tl.float32)
     begin = split * rows_a_split
-    end = tl.minimum(begin + rows_a_split, M)
+    end = tl.minimum(begin + rows_a_split, num_rows)
     for start in range(begin, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_m = m < end
@@ -81,19 +81,19 @@ def weight_grad(
 
     Args:
         op: whose table names the configuration (``weight_grad``).
-        left: [M, R], contiguous.
-        right: [M, C], contiguous.
+        left: [rows, R], contiguous.
+        right: [rows, C], contiguous.
         operand: dtype of the matrix operands.
-        norm: mean [M], rstd [M], weight [C], bias [C] of a layer norm to apply to ``right``.
+        norm: mean [rows], rstd [rows], weight [C], bias [C] of a layer norm to apply to ``right``.
         column_sums: whether the sums are wanted.
 
     Returns:
         [splits, R, C], and [splits, R] or None.
     """
-    (M, R), C = left.shape, right.shape[1]
-    options = configuration(op, "weight_grad", left.device, dtype=dtype_name(operand), rows=M, R=R, C=C)
-    splits = min(options.pop("SPLITS"), max(cdiv(M, options["BLOCK_M"]), 1))
-    rows = cdiv(cdiv(M, splits), options["BLOCK_M"]) * options["BLOCK_M"]
+    (num_rows, R), C = left.shape, right.shape[1]
+    options = configuration(op, "weight_grad", left.device, dtype=dtype_name(operand), rows=num_rows, R=R, C=C)
+    splits = min(options.pop("SPLITS"), max(cdiv(num_rows, options["BLOCK_M"]), 1))
+    rows = cdiv(cdiv(num_rows, splits), options["BLOCK_M"]) * options["BLOCK_M"]
     partial = torch.empty(splits, R, C, dtype=torch.float32, device=left.device)
     sums = torch.empty(splits, R, dtype=torch.float32, device=left.device) if column_sums else None
     grid = (cdiv(R, options["BLOCK_R"]) * cdiv(C, options["BLOCK_C"]), splits)
@@ -109,7 +109,7 @@ def weight_grad(
         bias,
         partial,
         sums,
-        M,
+        num_rows,
         R,
         C,
         rows,

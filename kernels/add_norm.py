@@ -44,7 +44,7 @@ def _add_kernel(
     normed_ptr,
     mean_ptr,
     rstd_ptr,
-    M,
+    num_rows,
     eps,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -53,7 +53,7 @@ def _add_kernel(
     """out = residual + gamma * branch (without branch: not written); normed = its layer norm, if wanted."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < M, d < D
+    in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
     total = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -80,7 +80,7 @@ def _project_kernel(
     normed_ptr,
     mean_ptr,
     rstd_ptr,
-    M,
+    num_rows,
     eps,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -91,7 +91,7 @@ def _project_kernel(
     """As `_add_kernel`, of branch @ projection^T + projection_bias."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < M, d < D
+    in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
     row = m.to(tl.int64)
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
@@ -154,7 +154,7 @@ def _grad_rows_kernel(
     grad_residual_ptr,
     grad_branch_ptr,
     partial_ptr,
-    M,
+    num_rows,
     tiles,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -173,7 +173,7 @@ def _grad_rows_kernel(
     grad_gamma = tl.zeros([BLOCK_D], dtype=tl.float32)
     for tile in range(program * tiles, program * tiles + tiles):
         m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        in_m = m < M
+        in_m = m < num_rows
         inside = in_m[:, None] & in_d[None, :]
         at = m.to(tl.int64)[:, None] * D + d[None, :]
         grad, to_bias, to_weight = _grad_stream(
@@ -221,7 +221,7 @@ def _grad_project_kernel(
     grad_branch_ptr,
     operand_ptr,
     partial_ptr,
-    M,
+    num_rows,
     D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -237,7 +237,7 @@ def _grad_project_kernel(
     program = tl.program_id(0)
     m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < M, d < D
+    in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
     row = m.to(tl.int64)
     at = row[:, None] * D + d[None, :]
@@ -292,8 +292,8 @@ def forward(
     """New stream (None without a branch), its norm, mean and reciprocal deviation of rows (None without a norm).
 
     Args:
-        residual: [M, D].
-        branch: [M, D], [M, E] with a projection, or None.
+        residual: [rows, D].
+        branch: [rows, D], [rows, E] with a projection, or None.
         gamma: [D], or None.
         weight: [D] of the norm; None: no norm.
         bias: [D] of the norm.
@@ -301,25 +301,25 @@ def forward(
         projection: [D, E], or None.
         projection_bias: [D], or None.
     """
-    M, D = residual.shape
+    num_rows, D = residual.shape
     device = residual.device
     out = None if branch is None else torch.empty_like(residual)
     normed = mean = rstd = None
     if weight is not None:
-        normed = torch.empty(M, D, dtype=residual.dtype if branch is None else branch.dtype, device=device)
-        mean, rstd = (torch.empty(M, dtype=torch.float32, device=device) for _ in range(2))
-    written = (weight, bias, out, normed, mean, rstd, M, eps)
+        normed = torch.empty(num_rows, D, dtype=residual.dtype if branch is None else branch.dtype, device=device)
+        mean, rstd = (torch.empty(num_rows, dtype=torch.float32, device=device) for _ in range(2))
+    written = (weight, bias, out, normed, mean, rstd, num_rows, eps)
     block_d = next_power_of_2(D)
     if projection is None:
         dtype = dtype_name(residual.dtype if branch is None else branch.dtype)
-        options = configuration("add_norm", "add", device, dtype=dtype, rows=M, D=D)
-        grid = (cdiv(M, options["BLOCK_M"]),)
+        options = configuration("add_norm", "add", device, dtype=dtype, rows=num_rows, D=D)
+        grid = (cdiv(num_rows, options["BLOCK_M"]),)
         launch(_add_kernel, grid, residual, branch, gamma, *written, D=D, BLOCK_D=block_d, **options)
     else:
         E = projection.shape[1]
-        facts = {"dtype": dtype_name(projection.dtype), "rows": M, "D": D, "E": E}
+        facts = {"dtype": dtype_name(projection.dtype), "rows": num_rows, "D": D, "E": E}
         options = configuration("add_norm", "project", device, **facts)
-        grid = (cdiv(M, options["BLOCK_M"]),)
+        grid = (cdiv(num_rows, options["BLOCK_M"]),)
         operands = (residual, branch, projection, projection_bias, gamma)
         launch(_project_kernel, grid, *operands, *written, D=D, E=E, BLOCK_D=block_d, **options)
     return out, normed, mean, rstd
@@ -341,11 +341,11 @@ def backward(
     """Gradients of residual, branch, gamma, weight, bias, projection, projection_bias, each in its tensor's dtype.
 
     Args:
-        grad_out: [M, D] of the new stream, or None.
-        grad_normed: [M, D] of the norm, or None.
-        out: [M, D], the new stream; without a branch the stream.
-        mean: [M], from `forward`, or None.
-        rstd: [M], from `forward`, or None.
+        grad_out: [rows, D] of the new stream, or None.
+        grad_normed: [rows, D] of the norm, or None.
+        out: [rows, D], the new stream; without a branch the stream.
+        mean: [rows], from `forward`, or None.
+        rstd: [rows], from `forward`, or None.
         branch: as of `forward`, as are the others.
         gamma: [D], or None.
         weight: [D]; None: there was no norm, the residual's gradient is grad_out, and None is what is given for it.
@@ -353,28 +353,28 @@ def backward(
         projection: [D, E], or None.
         projection_bias: [D], or None.
     """
-    M, D = out.shape
+    num_rows, D = out.shape
     device = out.device
     grads = (grad_out, grad_normed, out, mean, rstd, weight)
     grad_residual = None if weight is None else torch.empty_like(out)
     grad_branch = None if branch is None else torch.empty_like(branch)
     if projection is None:
         dtype = dtype_name(out.dtype if branch is None else branch.dtype)
-        options = configuration("add_norm", "grad_rows", device, dtype=dtype, rows=M, D=D)
-        blocks = cdiv(M, options["BLOCK_M"])
+        options = configuration("add_norm", "grad_rows", device, dtype=dtype, rows=num_rows, D=D)
+        blocks = cdiv(num_rows, options["BLOCK_M"])
         programs = max(min(options.pop("PROGRAMS"), blocks), 1)
         partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
         scale = None if branch is None else gamma
-        arguments = (*grads, branch, scale, grad_residual, grad_branch, partial, M, cdiv(blocks, programs))
+        arguments = (*grads, branch, scale, grad_residual, grad_branch, partial, num_rows, cdiv(blocks, programs))
         launch(_grad_rows_kernel, (programs,), *arguments, D=D, BLOCK_D=next_power_of_2(D), **options)
     else:
         E = projection.shape[1]
-        facts = {"dtype": dtype_name(projection.dtype), "rows": M, "D": D, "E": E}
+        facts = {"dtype": dtype_name(projection.dtype), "rows": num_rows, "D": D, "E": E}
         options = configuration("add_norm", "grad_project", device, **facts)
-        programs = cdiv(M, options["BLOCK_M"])
+        programs = cdiv(num_rows, options["BLOCK_M"])
         partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
-        operand = torch.empty(M, D, dtype=projection.dtype, device=device)
-        arguments = (*grads, projection, gamma, grad_residual, grad_branch, operand, partial, M)
+        operand = torch.empty(num_rows, D, dtype=projection.dtype, device=device)
+        arguments = (*grads, projection, gamma, grad_residual, grad_branch, operand, partial, num_rows)
         launch(_grad_project_kernel, (programs,), *arguments, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
         by_projection, _ = weight_grad("add_norm", operand, branch, projection.dtype)  # [splits, D, E]
     summed, scaled = partial[:, 2], None

@@ -53,8 +53,8 @@ def forward(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The mean squared difference, a float32 scalar, and its gradient by the prediction in the prediction's dtype.
 
     Args:
-        prediction: [N, M, D], contiguous.
-        target: [N, M, D], contiguous.
+        prediction: [N, U, D], contiguous.
+        target: [N, U, D], contiguous.
     """
     numel = prediction.numel()
     options = configuration("masked_mse", "forward", prediction.device, dtype=dtype_name(prediction.dtype))
@@ -76,7 +76,7 @@ def backward(
     """Gradients by prediction and target, where needed.
 
     Args:
-        grad: [N, M, D], from `forward`.
+        grad: [N, U, D], from `forward`.
         upstream: gradient of the loss, a scalar.
         need_prediction: whether the first is wanted.
         need_target: whether the second is wanted.

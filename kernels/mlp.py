@@ -3,8 +3,8 @@
 A program owns a tile of rows. It normalises them, then makes the hidden state one slice after the other, each of which
 goes into the product with fc2 as soon as it is there: the hidden state, four times as wide as the stream, never leaves
 the chip. Reads the stream once (again from cache at the end), writes it once; the weights come from the second-level
-cache. Bound by matrix products, 4 M D E operations; GELU, exact to the last place of bfloat16, hides behind them.
-Backward, in _mlp_backward.py, recomputes the hidden state.
+cache. Bound by matrix products, 4 · rows · D · E operations; GELU, exact to the last place of bfloat16, hides behind
+them. Backward, in _mlp_backward.py, recomputes the hidden state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _forward_kernel(
     out_ptr,
     mean_ptr,
     rstd_ptr,
-    M,
+    num_rows,
     eps,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -50,7 +50,7 @@ def _forward_kernel(
     operand = weight1_ptr.dtype.element_ty
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < M, d < D
+    in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
     tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -105,10 +105,10 @@ def forward(
     gamma: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result [M, D] in the dtype of x; mean and reciprocal deviation of every row, float32 [M] ([0] without norm).
+    """The result [rows, D] in the dtype of x; mean and reciprocal deviation of rows, float32 [rows] ([0] without norm).
 
     Args:
-        x: [M, D].
+        x: [rows, D].
         weight1: [E, D]; its dtype is that of the matrix operands.
         bias1: [E].
         weight2: [D, E].
@@ -118,15 +118,15 @@ def forward(
         gamma: [D], or None.
         eps: added to the variance.
     """
-    (M, D), E = x.shape, weight1.shape[0]
+    (num_rows, D), E = x.shape, weight1.shape[0]
     norm = norm_weight is not None
     block_d = next_power_of_2(D)
     options = options_of("forward", x, weight1)
     out = torch.empty_like(x)
-    mean, rstd = (torch.empty(M if norm else 0, dtype=torch.float32, device=x.device) for _ in range(2))
+    mean, rstd = (torch.empty(num_rows if norm else 0, dtype=torch.float32, device=x.device) for _ in range(2))
     launch(
         _forward_kernel,
-        (cdiv(M, options["BLOCK_M"]),),
+        (cdiv(num_rows, options["BLOCK_M"]),),
         x,
         norm_weight,
         norm_bias,
@@ -138,7 +138,7 @@ def forward(
         out,
         mean,
         rstd,
-        M,
+        num_rows,
         eps,
         D=D,
         E=E,

@@ -29,7 +29,7 @@ def _forward_kernel(
     out_ptr,
     mean_ptr,
     rstd_ptr,
-    M,
+    num_rows,
     eps,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -41,7 +41,7 @@ def _forward_kernel(
 ):
     """out[rows, SLICES * BLOCK_E columns] = norm(x[rows]) @ weight^T + bias."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_m = m < M
+    in_m = m < num_rows
     row = m.to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
@@ -94,7 +94,7 @@ def _grad_stream_kernel(
     grad_x_ptr,
     partial_weight_ptr,
     partial_bias_ptr,
-    M,
+    num_rows,
     D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -104,7 +104,7 @@ def _grad_stream_kernel(
     """grad_x[rows], and these rows' share of the gradients of the norm's weight and bias."""
     program = tl.program_id(0)
     m = program * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_m = m < M
+    in_m = m < num_rows
     row = m.to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
@@ -133,24 +133,24 @@ def _grad_stream_kernel(
 def forward(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result [M, E] in the weight's dtype, and mean and reciprocal deviation of every row, float32 [M].
+    """The result [rows, E] in the weight's dtype, and mean and reciprocal deviation of every row, float32 [rows].
 
     Args:
-        x: [M, D], float32 or the weight's dtype.
+        x: [rows, D], float32 or the weight's dtype.
         norm_weight: [D].
         norm_bias: [D].
         weight: [E, D].
         bias: [E], or None.
         eps: added to the variance.
     """
-    (M, D), E = x.shape, weight.shape[0]
+    (num_rows, D), E = x.shape, weight.shape[0]
     block_d = next_power_of_2(D)
-    options = configuration("norm_linear", "forward", x.device, dtype=dtype_name(weight.dtype), rows=M, D=D, E=E)
+    options = configuration("norm_linear", "forward", x.device, dtype=dtype_name(weight.dtype), rows=num_rows, D=D, E=E)
     options["BLOCK_K"] = min(options["BLOCK_K"], block_d)
-    out = torch.empty(M, E, dtype=weight.dtype, device=x.device)
-    mean = torch.empty(M, dtype=torch.float32, device=x.device)
+    out = torch.empty(num_rows, E, dtype=weight.dtype, device=x.device)
+    mean = torch.empty(num_rows, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
-    grid = (cdiv(M, options["BLOCK_M"]), cdiv(E, options["BLOCK_E"] * options["SLICES"]))
+    grid = (cdiv(num_rows, options["BLOCK_M"]), cdiv(E, options["BLOCK_E"] * options["SLICES"]))
     launch(
         _forward_kernel,
         grid,
@@ -162,7 +162,7 @@ def forward(
         out,
         mean,
         rstd,
-        M,
+        num_rows,
         eps,
         D=D,
         E=E,
@@ -185,18 +185,20 @@ def backward(
     """Gradients of x, norm_weight, norm_bias, weight and bias, each in its tensor's dtype.
 
     Args:
-        grad_out: [M, E].
-        x: [M, D], as of `forward`, as are the others.
-        mean: [M], from `forward`.
-        rstd: [M], from `forward`.
+        grad_out: [rows, E].
+        x: [rows, D], as of `forward`, as are the others.
+        mean: [rows], from `forward`.
+        rstd: [rows], from `forward`.
         norm_weight: [D].
         norm_bias: [D].
         weight: [E, D].
         bias: [E], or None.
     """
-    (M, D), E = x.shape, weight.shape[0]
-    options = configuration("norm_linear", "grad_stream", x.device, dtype=dtype_name(weight.dtype), rows=M, D=D, E=E)
-    programs = cdiv(M, options["BLOCK_M"])
+    (num_rows, D), E = x.shape, weight.shape[0]
+    options = configuration(
+        "norm_linear", "grad_stream", x.device, dtype=dtype_name(weight.dtype), rows=num_rows, D=D, E=E
+    )
+    programs = cdiv(num_rows, options["BLOCK_M"])
     grad_x = torch.empty_like(x)
     partial = torch.empty(2, programs, D, dtype=torch.float32, device=x.device)
     launch(
@@ -211,7 +213,7 @@ def backward(
         grad_x,
         partial[0],
         partial[1],
-        M,
+        num_rows,
         D=D,
         E=E,
         BLOCK_D=next_power_of_2(D),

@@ -74,7 +74,7 @@ def _target_kernel(
     out_ptr,
     N,
     L,
-    M,
+    U,
     eps,
     COUNT: tl.constexpr,
     D: tl.constexpr,
@@ -82,14 +82,14 @@ def _target_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """out[n, m] for a tile of wanted tokens of one track; mean and rstd [states, n, d] are None for layer norms."""
-    tiles = tl.cdiv(M, BLOCK_M)
+    tiles = tl.cdiv(U, BLOCK_M)
     n, m = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < M, d < D
+    in_m, in_d = m < U, d < D
     inside = in_m[:, None] & in_d[None, :]
     token = m
     if masked_ptr is not None:
-        token = tl.load(masked_ptr + n * M + m, mask=in_m, other=0)
+        token = tl.load(masked_ptr + n * U + m, mask=in_m, other=0)
     at = (n * L + token[:, None]) * D + d[None, :]
     total = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     for i in tl.static_range(COUNT):
@@ -101,22 +101,22 @@ def _target_kernel(
         else:
             total += _standardised(x, inside, eps, D)
     target = _standardised(total / COUNT, inside, eps, D)
-    tl.store(out_ptr + (n * M + m[:, None]) * D + d[None, :], target, mask=inside)
+    tl.store(out_ptr + (n * U + m[:, None]) * D + d[None, :], target, mask=inside)
 
 
 def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) -> Tensor:
-    """[N, M, D] in the states' dtype.
+    """[N, U, D] in the states' dtype.
 
     Args:
         states: k tensors [N, L, D], contiguous, of one dtype.
-        masked: int32 [N, M], or None for all L.
+        masked: int32 [N, U], or None for all L.
         norm: ``instance`` or ``layer``.
         eps: added to variances.
     """
     N, L, D = states[0].shape
     dtype, device = states[0].dtype, states[0].device
-    M = L if masked is None else masked.shape[1]
-    out = torch.empty(N, M, D, dtype=dtype, device=device)
+    U = L if masked is None else masked.shape[1]
+    out = torch.empty(N, U, D, dtype=dtype, device=device)
     mean = rstd = None
     if norm == "instance":
         mean, rstd = (torch.empty(len(states), N, D, dtype=torch.float32, device=device) for _ in range(2))
@@ -124,7 +124,7 @@ def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) 
         grid = (N, cdiv(D, options["BLOCK_D"]), len(states))
         launch(_statistics_kernel, grid, tuple(states), mean, rstd, L, eps, COUNT=len(states), D=D, **options)
     options = configuration("teacher_target", "target", device, dtype=dtype_name(dtype), D=D, L=L)
-    grid = (cdiv(M, options["BLOCK_M"]) * N,)
+    grid = (cdiv(U, options["BLOCK_M"]) * N,)
     sizes = {"COUNT": len(states), "D": D, "BLOCK_D": next_power_of_2(D)}
-    launch(_target_kernel, grid, tuple(states), masked, mean, rstd, out, N, L, M, eps, **sizes, **options)
+    launch(_target_kernel, grid, tuple(states), masked, mean, rstd, out, N, L, U, eps, **sizes, **options)
     return out

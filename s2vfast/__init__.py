@@ -12,9 +12,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Config": "s2vfast.config",
+    "Model": "s2vfast.evaluate.model",
     "S2vfastError": "s2vfast.errors",
     "Store": "s2vfast.data.store",
     "Trainer": "s2vfast.train.trainer",
+    "load": "s2vfast.evaluate.model",
     "use_impl": "s2vfast.ops",
 }
 _MODULES = ("compat", "data", "evaluate", "networks", "objectives", "ops", "presets", "reference", "train", "view")

@@ -7,12 +7,14 @@ signal n. ``S2VFAST_DEBUG=1`` shows tracebacks. Modules are imported when their 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -42,12 +44,17 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a name shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _run(words)
+        with _cleaning_up():
+            code = _run(words)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return _fail("stopped", 128 + signal.SIGINT)
+    except _Signalled as signalled:
+        return _fail(f"stopped by {signal.Signals(signalled.number).name}", 128 + signalled.number)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +68,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {name}{error.strerror or error}", 1)
 
 
+class _Signalled(BaseException):
+    """A signal came: what was half-written is removed on the way out, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextlib.contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise. Training has a way of its own; torchrun's processes end at once."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        raise _Signalled(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread() and not torchrun.under_torchrun():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _fail(message: str, code: int, error: errors.S2vfastError | None = None) -> int:
     # All ranks meet the same fault in a config, and only one of them need say it.
     by_other = error is not None and error.reported_by_other_rank
@@ -70,7 +104,9 @@ def _fail(message: str, code: int, error: errors.S2vfastError | None = None) -> 
         import traceback
 
         traceback.print_exc()
-    print(f"s2vfast: {' '.join(message.split())}", file=sys.stderr)
+    from s2vfast.data.limits import printable
+
+    print(f"s2vfast: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
@@ -312,7 +348,9 @@ def _pretrain(options: Any) -> int:
             f"done: {summary.total_steps} steps, these in {duration(summary.seconds)} "
             f"({summary.clips_per_second:.0f} clips/s), loss {summary.loss:.4f}"
         )
-    protocol = "classify" if config.objective_class.needs_labels else "linear"
+    from s2vfast.evaluate import finetune
+
+    protocol = "classify" if finetune.has_classes(config) else "linear"
     print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
     return 0
 

@@ -7,11 +7,12 @@ takes its name in one step. Errors of the disk are `OSError` here; `disk_errors`
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written.
     """
     temporary = _temporary(path)
+    recover(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -83,23 +85,33 @@ class NewFolder:
 
     Args:
         target: the name that it is to take; its parent exists.
+        may_replace: whether what has that name by then may go.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(self, target: Path) -> None:
-        self.target, self.path = target, _temporary(target)
+    def __init__(self, target: Path, may_replace: Callable[[Path], bool] = lambda path: True) -> None:
+        self.target, self.path, self.may_replace = target, _temporary(target), may_replace
         self.path.mkdir()
 
     def commit(self) -> None:
-        """Flush the folder and give it its name. A folder of that name goes once the new one has taken its place."""
+        """Flush the folder and give it its name. What had that name goes once the new folder has taken its place.
+
+        Raises:
+            FileExistsError: it may not go. Nothing has changed then.
+        """
         sync(self.path)
         old = None
         if os.path.lexists(self.target):
+            if not self.may_replace(self.target):
+                raise FileExistsError(errno.EEXIST, "something else has this name by now", str(self.target))
             old = self.path.with_name(self.path.name + _OLD)
             os.rename(self.target, old)
         try:
+            if old is not None and not self.may_replace(old):  # it came between the look and the rename
+                raise FileExistsError(errno.EEXIST, "something else has this name by now", str(self.target))
+            # Of what may have come here meanwhile, this replaces an empty folder alone.
             os.rename(self.path, self.target)
         except OSError:
             if old is not None:
@@ -152,6 +164,9 @@ def recover(target: Path) -> None:
     """Tidy up after killed writers of ``target``: those of this machine whose process is gone.
 
     A folder that was killed between giving up its name and being replaced gets its name back.
+
+    Raises:
+        OSError: its folder cannot be listed.
     """
     prefix = f"{TEMPORARY}{target.name}-{_host()}-"
     for path in sorted(target.absolute().parent.iterdir()):

@@ -262,6 +262,29 @@ def _mlp(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _joint_mix(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    subsets, units, groups = 3, 2 * shape.H, 8
+    maps = {"scale": 0.3, "dtype": torch.float32}
+    return {
+        "x": make.normal(shape.N, shape.S, shape.V, subsets * shape.D),
+        "dynamic": make.normal(shape.N, subsets, units, shape.V, shape.V, **maps),
+        "static": make.normal(subsets, groups, shape.V, shape.V, **maps),
+    }
+
+
+def _graph_attention(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    frames, H, width = shape.N * shape.S, shape.H, max(shape.D // 8, 1)
+    return {
+        "x": make.normal(frames, shape.V, shape.D),
+        "qk": make.normal(frames, shape.V, 2, H, width),
+        "topology": make.normal(H, shape.V, shape.V, scale=0.3),
+        "weight": make.normal(H, shape.D, shape.D, scale=(H * shape.D) ** -0.5),
+        "bias": make.normal(shape.D, scale=0.1),
+    }
+
+
 def _teacher_target(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     hidden = [make.stream(shape.N, shape.L, shape.D) for _ in range(shape.k)]
@@ -306,6 +329,8 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "norm_linear": _norm_linear,
     "add_norm": _add_norm,
     "mlp": _mlp,
+    "joint_mix": _joint_mix,
+    "graph_attention": _graph_attention,
     "temporal_conv": _temporal_conv,
     "teacher_target": _teacher_target,
     "masked_mse": _masked_mse,

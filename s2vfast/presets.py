@@ -94,7 +94,7 @@ def parse(text: str, source: str) -> dict[str, Any]:
 
     try:
         tree = yaml.load(text, Loader=_loader())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -112,7 +112,7 @@ def value(text: str) -> Any:
 
     try:
         return yaml.load(text, Loader=_loader())
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text  # Whatever it is, the check of the field will say what was expected instead.
 
 
@@ -151,11 +151,14 @@ def documentation() -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
             names = f"{', '.join(classes)}, or one of a plugin."
             sections[leaf.name] = {"name": (names, {"": {"model": DEFAULT_NETWORK}.get(leaf.name, DEFAULT_OBJECTIVE)})}
         fields = sections.setdefault(leaf.name, {})
+        texts: dict[str, dict[str, list[str]]] = {}  # field → text → owners
         for owner, section in classes.items():
-            texts = field_texts(section)
             for option in dataclasses.fields(section):
-                _, defaults = fields.setdefault(option.name, (texts[option.name], {}))
-                defaults[owner] = option.default
+                texts.setdefault(option.name, {}).setdefault(field_texts(section)[option.name], []).append(owner)
+                fields.setdefault(option.name, ("", {}))[1][owner] = option.default
+        for name, owners in texts.items():
+            several = [f"{', '.join(names)}: {text}" for text, names in owners.items()]
+            fields[name] = (" ".join(several) if len(several) > 1 else next(iter(owners)), fields[name][1])
     return sections
 
 

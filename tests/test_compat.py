@@ -199,3 +199,25 @@ def test_unknown_and_missing_names():
         compat.from_published(published)
     with pytest.raises(errors.CheckpointError, match="encoder.blocks.0.other"):
         compat.to_published({"encoder.blocks.0.other": torch.zeros(1)})
+
+
+# The recognisers' files stand beside the large one.
+FREQMIXFORMER = LARGE.with_name("golden_freqmixformer.npz")
+
+
+@pytest.mark.skipif(not FREQMIXFORMER.is_file(), reason="golden_freqmixformer.npz is not beside S2VFAST_DATA")
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_golden_freqmixformer(impl, tmp_path):
+    found = compat.check_golden(FREQMIXFORMER, impl=impl)
+    quantities = "eval_logits train_logits loss buffers gradients trajectory_losses trajectory_logits"
+    assert set(found) == set(quantities.split())
+    for name, error in found.items():
+        assert error <= (1e-7 if name.startswith(("gradients", "trajectory")) else 1e-9), name
+    if impl == "torch":  # the comparison bites
+        with np.load(FREQMIXFORMER) as file:
+            numbers = {key: file[key] for key in file.files}
+        name = "param/l5.spa_mixf.conv.weight"
+        numbers[name] = numbers[name].astype(np.float64)
+        numbers[name].flat[0] += 1e-6
+        np.savez(tmp_path / "wrong.npz", **numbers)
+        assert compat.check_golden(tmp_path / "wrong.npz", impl=impl)["train_logits"] > 1e-9

@@ -5,6 +5,7 @@ import pytest
 from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.config.registry import OBJECTIVES, load_plugin
+from s2vfast.data.layout import LAYOUTS
 from s2vfast.errors import ConfigError
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.masks import check_masks
@@ -144,13 +145,15 @@ def test_every_field_is_documented():
 
 def test_the_presets_are_these_and_good():
     families = ("ntu120", "ntu60", "nwucla", "pkummd")
-    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeletonmae")]
-    assert presets.names() == ["demo", *variants]
+    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeattnclr", "_skeletonmae")]
+    variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
+    assert presets.names() == ["demo", *sorted(variants)]
     for name in presets.names():
-        config, layout = presets.load(name), chain(20 if "nwucla" in name else 25)
+        config, layout = presets.load(name), LAYOUTS["kinect_v1" if "nwucla" in name else "kinect_v2"]
         config.validate(layout)
-        assert config.objective.name == (name.partition("_")[2] or "skeleton2vec")
-        build_objective(config, layout)
+        objective = name.partition("_")[2].replace("freqmixformer", "classify") or "skeleton2vec"
+        assert config.objective.name == objective
+        build_objective(config, layout, ("one", "two"))
 
 
 def test_a_preset_has_variants_for_objectives():
@@ -162,7 +165,7 @@ def test_a_preset_has_variants_for_objectives():
     demo["objective"] = {"name": "mamp", "decoder_depth": 1}
     assert presets.read_for("demo", "mamp") == demo
     assert "mask" not in presets.read_for("demo", "classify")
-    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, mamp"):
+    with pytest.raises(ConfigError, match="objective.name: 'mine' is not one of classify, infogcn, mamp"):
         presets.read_for("nwucla", "mine")
 
 

@@ -25,12 +25,12 @@ def test_facts_are_plain_values_and_true():
 
 def test_report_names_every_operation_with_what_can_run():
     text = doctor.report()
-    for stem, implementations in ops.availability("cpu").items():
-        (line,) = [line for line in text.splitlines() if line.startswith(f"  {stem} ")]
+    for op, implementations in ops.availability("cpu").items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {op} ")]
         assert line.split(maxsplit=1)[1] == ", ".join(name for name, reasons in implementations.items() if not reasons)
         for reasons in implementations.values():
             for reason in reasons:
-                assert reason.removeprefix(f"{stem} ").splitlines()[0] in text
+                assert reason.removeprefix(f"{op} ").splitlines()[0] in text
 
 
 @pytest.mark.parametrize("section", ["_own", "_machine", "_packages", "_cuda", "_extension", "_operations", "_disk"])

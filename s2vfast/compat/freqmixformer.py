@@ -34,8 +34,8 @@ def parameters(stages: Sequence[int], dilations: int = 2) -> Iterator[tuple[str,
     yield from _each("stem.norm", ("data_bn",), _NORM)
     firsts = {sum(stages[:stage]) for stage in range(1, len(stages))}
     for block in range(sum(stages)):
-        here, there = f"blocks.{block}", f"l{block + 1}"
-        spatial, published = f"{here}.spatial", f"{there}.spa_mixf"
+        here, source_block = f"blocks.{block}", f"l{block + 1}"
+        spatial, published = f"{here}.spatial", f"{source_block}.spa_mixf"
         yield f"{spatial}.learned", (f"{published}.A_GEME",)
         yield f"{spatial}.gate.weight", (f"{published}.ChaRef_conv.weight",)
         for name, source in (("linear", "conv"), ("within", "Spa_Att.linear"), ("across", "linear")):
@@ -44,9 +44,9 @@ def parameters(stages: Sequence[int], dilations: int = 2) -> Iterator[tuple[str,
         if block in firsts:
             yield from _each(f"{spatial}.down", (f"{published}.down.0",), _LINEAR)
             yield from _each(f"{spatial}.down.norm", (f"{published}.down.1",), _NORM)
-            yield from _each(f"{here}.residual", (f"{there}.residual.conv",), _LINEAR)
-            yield from _each(f"{here}.residual.norm", (f"{there}.residual.bn",), _NORM)
-        temporal, branches = f"{here}.temporal", f"{there}.tem_mixf.branches"
+            yield from _each(f"{here}.residual", (f"{source_block}.residual.conv",), _LINEAR)
+            yield from _each(f"{here}.residual.norm", (f"{source_block}.residual.bn",), _NORM)
+        temporal, branches = f"{here}.temporal", f"{source_block}.tem_mixf.branches"
         convolutions = [f"{branches}.{number}.3" for number in range(dilations)]
         pool, attention, gate = (f"{branches}.{dilations + number}" for number in range(3))
         first = [f"{branches}.{number}" for number in range(dilations + 1)]
@@ -56,12 +56,12 @@ def parameters(stages: Sequence[int], dilations: int = 2) -> Iterator[tuple[str,
             yield f"{temporal}.{name}", tuple(f"{source}.conv.{name}" for source in convolutions)
         last = [*(f"{name}.bn" for name in convolutions), f"{pool}.4", f"{attention}.1", f"{gate}.1"]
         yield from _each(f"{temporal}.norm", last, _NORM)
-        others = f"{temporal}.others"
+        more = f"{temporal}.others"
         for name, source in (("0", f"{attention}.0.conv"), ("0.frames", f"{attention}.0.linear")):
-            yield from _each(f"{others}.{name}", (source,), _LINEAR)
-        yield from _each(f"{others}.0.norm", (f"{attention}.0.bn",), _NORM)
+            yield from _each(f"{more}.{name}", (source,), _LINEAR)
+        yield from _each(f"{more}.0.norm", (f"{attention}.0.bn",), _NORM)
         for name, source in (("1", f"{gate}.0.conv"), ("1.gate", f"{gate}.0.combine_conv")):
-            yield from _each(f"{others}.{name}", (source,), _LINEAR)
+            yield from _each(f"{more}.{name}", (source,), _LINEAR)
     for number, published in zip(range(len(stages) - 1), ("first_tram", "second_tram"), strict=False):
         yield from _each(f"skips.{number}.projection", (f"{published}.1",), _LINEAR)
         yield from _each(f"skips.{number}.projection.norm", (f"{published}.2",), _NORM)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from s2vfast import ops
 from s2vfast.compat.freqmixformer import from_freqmixformer, is_unused, to_freqmixformer
 from s2vfast.compat.golden import relative, tensors, under
-from s2vfast.networks.freqmixformer import FreqMixFormer, FreqMixFormerConfig, SpatialMixing, cosine_transforms
+from s2vfast.networks.freqmixformer import FreqMixFormer, FreqMixFormerConfig, SpatialMixing
 from s2vfast.objectives.classify import Classify, ClassifyConfig
 
 _SPLIT = 13
@@ -72,7 +72,6 @@ def _model(golden: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Classif
     for module in network.modules():
         if isinstance(module, SpatialMixing):
             module.constant = constant
-            module.to_frequencies, module.to_joints = cosine_transforms(meta["V"])
     weights = {_own(name): value for name, value in from_freqmixformer(state).items()}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
     model.load_state_dict(weights | counters)

@@ -80,8 +80,8 @@ def import_checkpoint(
         "file": str(weights.path.resolve()),
         "sha256": weights.sha256,
         "naming": weights.naming.name,
-        "part": weights.role,
-        "place": weights.prefix,
+        "role": weights.role,
+        "prefix": weights.prefix,
     }
     summary = report.describe(weights, run_config, config_source, assumed) | {
         "run": str(out),
@@ -89,13 +89,13 @@ def import_checkpoint(
     }
     existed = out.exists()
     try:
-        rundir.create(out, run_config, where, {rundir.IMPORTED: about})
+        rundir.create(out, run_config, where, {rundir.IMPORTED: about}).close()
         files.write_json(out / REPORT, summary)
         tensors = {name: value.to(torch.float32) for name, value in weights.tensors.items()}
         checkpoint.save(out, 0, {"model": tensors}, {rundir.IMPORTED: about}, keep=1)
     except BaseException as error:
         # run.json would make half a run of what is left.
-        for name in (rundir.RUN, rundir.CONFIG, REPORT):
+        for name in (rundir.RUN, rundir.CONFIG, rundir.LOCK, REPORT):
             files.remove(out / name)
         shutil.rmtree(checkpoint.folder(out), ignore_errors=True)
         if not existed and out.is_dir() and not any(out.iterdir()):

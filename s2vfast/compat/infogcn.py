@@ -20,7 +20,7 @@ _GRAPH = {"norm": "attn.ln", "qk": "attn.to_qk", "batch_norm": "bn", "down.linea
 _LINEARS = ("fc", "fc_mu", "fc_logvar", "decoder")
 
 
-def from_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_infogcn(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under our names: ``encoder.*`` of the network, ``head.*`` of the objective.
 
     Args:
@@ -31,27 +31,26 @@ def from_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: a name that no parameter has, or one without the others of its tensor.
     """
     state, used = {}, set()
-    for name, parts, dim in _table(published):
+    for name, parts, how in _table(published):
         present = [part for part in parts if part in published]
         if not present:
             continue
         if len(present) < len(parts):
             raise errors.CheckpointError(f"{min(set(parts) - set(present))}: missing, though {present[0]} is there")
         used |= set(parts)
-        state[name] = _join([published[part] for part in parts], name, dim)
+        state[name] = _join([published[part] for part in parts], name, how)
     if unknown := sorted(set(published) - used):
         raise errors.CheckpointError(f"{unknown[0]}: no parameter of the published InfoGCN")
     return state
 
 
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_infogcn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The other way round; `CheckpointError` for a name that is not of this network."""
     published, used = {}, set()
-    for name, parts, dim in _table(state):
+    for name, parts, how in _table(state):
         if name in state:
             used.add(name)
-            for part, tensor in zip(parts, _split(state[name], name, len(parts), dim), strict=True):
-                published[part] = tensor
+            published |= dict(zip(parts, _split(state[name], name, len(parts), how), strict=True))
     if unknown := sorted(set(state) - used):
         raise errors.CheckpointError(f"{unknown[0]}: no parameter of InfoGCN")
     return published

@@ -23,8 +23,8 @@ def describe(
         assumed: fields of it that no weight shows, with where they are from.
 
     Returns:
-        Plain values: file, sha256, format, naming, part, place, student_place, sizes, config (what it was made from),
-        model, assumed, clips, mapped, left_out, missing, converted (dtype → tensors that became float32).
+        Plain values: file, sha256, format, naming, role, prefix, student_prefix, sizes, config (what it was made from),
+        model, assumed, clips, mapped, skipped, missing, converted (dtype → tensors that became float32).
     """
     dtypes = [str(value.dtype).removeprefix("torch.") for value in weights.tensors.values()]
     data, model = config.to_dict()["data"], config.to_dict()["model"]
@@ -33,9 +33,9 @@ def describe(
         "sha256": weights.sha256,
         "format": weights.format,
         "naming": weights.naming.name,
-        "part": weights.role,
-        "place": weights.prefix,
-        "student_place": weights.student_prefix,
+        "role": weights.role,
+        "prefix": weights.prefix,
+        "student_prefix": weights.student_prefix,
         "sizes": {name: value for name, value in asdict(weights.sizes).items() if name != "sources"},
         "model": {name: model[name] for name in ("dim", "heads", "depth", "mlp_ratio", "norm_eps")}
         | {"decoder_depth": config.objective.decoder_depth},
@@ -43,29 +43,29 @@ def describe(
         "assumed": assumed,
         "clips": {name: data[name] for name in _CLIPS},
         "mapped": [_mapped(tensor) for tensor in weights.mapped],
-        "left_out": [_skipped(tensor) for tensor in weights.skipped],
-        "missing": [{"ours": name, "then": then} for name, then in weights.missing.items()],
+        "skipped": [_skipped(tensor) for tensor in weights.skipped],
+        "missing": [{"name": name, "then": then} for name, then in weights.missing.items()],
         "converted": {name: dtypes.count(name) for name in sorted(set(dtypes)) if name != "float32"},
     }
 
 
 def text(summary: dict[str, Any]) -> str:
     """The report to read; equal lines of several blocks are one line with their numbers."""
-    under = f", under {summary['place']!r}" if summary["place"] else ""
-    if summary["student_place"] is not None:
-        under += f"; the student, under {summary['student_place']!r}, goes along"
-    lines = [f"{summary['file']} ({summary['format']}): {summary['naming']}, {_ROLES[summary['part']]}{under}", ""]
-    rows = [("theirs", "shape", "ours", "shape", "how")]
+    under = f", under {summary['prefix']!r}" if summary["prefix"] else ""
+    if summary["student_prefix"] is not None:
+        under += f"; the student, under {summary['student_prefix']!r}, goes along"
+    lines = [f"{summary['file']} ({summary['format']}): {summary['naming']}, {_ROLES[summary['role']]}{under}", ""]
+    rows = [("in the file", "shape", "in the run", "shape", "how")]
     for one in summary["mapped"]:
-        along = summary["student_place"] is not None and one["ours"].startswith("student.")
-        names = [name.removeprefix(summary["student_place" if along else "place"]) for name in one["theirs"]]
-        rows.append((_joined(names), _shape(one["their_shape"]), one["ours"], _shape(one["shape"]), one["how"]))
+        along = summary["student_prefix"] is not None and one["name"].startswith("student.")
+        names = [name.removeprefix(summary["student_prefix" if along else "prefix"]) for name in one["source_names"]]
+        rows.append((_joined(names), _shape(one["source_shape"]), one["name"], _shape(one["shape"]), one["how"]))
     lines += _table([rows[0], *_folded(rows[1:])])
-    lines += ["", f"{len(summary['mapped'])} parameters of ours. Left out of the file:"]
-    left_out = _folded([(one["theirs"], _shape(one["shape"]), one["why"]) for one in summary["left_out"]])
-    lines += _table(left_out) or ["  nothing"]
+    lines += ["", f"{len(summary['mapped'])} parameters of the run. Left out of the file:"]
+    skipped = _folded([(one["source_name"], _shape(one["shape"]), one["why"]) for one in summary["skipped"]])
+    lines += _table(skipped) or ["  nothing"]
     lines += ["", "Not in the file:"]
-    lines += _table([(one["ours"], one["then"]) for one in summary["missing"]])
+    lines += _table([(one["name"], one["then"]) for one in summary["missing"]])
     lines += ["", "What weights do not show:"]
     for name, value in summary["assumed"].items():
         odd = "published" in value and value["published"] != value["value"]
@@ -89,17 +89,17 @@ _ROLES = {
 
 def _mapped(tensor: MappedTensor) -> dict[str, Any]:
     return {
-        "ours": tensor.name,
+        "name": tensor.name,
         "shape": list(tensor.shape),
-        "theirs": list(tensor.source_names),
-        "their_shape": list(tensor.source_shape),
+        "source_names": list(tensor.source_names),
+        "source_shape": list(tensor.source_shape),
         "how": tensor.how,
     }
 
 
 def _skipped(tensor: SkippedTensor) -> dict[str, Any]:
     shape = None if tensor.shape is None else list(tensor.shape)
-    return {"theirs": tensor.source_name, "shape": shape, "why": tensor.why}
+    return {"source_name": tensor.source_name, "shape": shape, "why": tensor.why}
 
 
 def _shape(shape: list[int] | None) -> str:

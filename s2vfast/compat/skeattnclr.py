@@ -1,8 +1,8 @@
 """The published naming of SkeAttnCLR; tensors change their shape with it.
 
-ST-GCN is ``encoder_q.backbone``, the projector and the mask are ``encoder_q.neck``, the key encoder is ``encoder_k``. Its
-neck also holds a mask, both necks a second projector and both backbones a class layer: no loss reads them, and they are
-left out.
+ST-GCN is ``encoder_q.backbone``, projector and mask are ``encoder_q.neck``, the key encoder is ``encoder_k``. Its neck
+also holds a mask, both necks a second projector and both backbones a class layer: no loss reads them, and they are left
+out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _PARTS = (
     (r"encoder_k\.neck\.proj\.", "key_projector.", _MLP),
     (r"encoder_q\.neck\.", "mask.", _MASK),
     (r"predictor\.", "predictor_z.", _MLP),
-    (r"predictor_(s|ns)\.", r"predictor_\1.", _MLP),
+    (r"predictor_s\.", "predictor_s.", _MLP),
+    (r"predictor_ns\.", "predictor_ns.", _MLP),
     ("", "", ((r"queue_(z|s|ns)", r"queue_\1"), (r"queue_ptr_z", "oldest"))),
 )
 _UNREAD = re.compile(
@@ -51,7 +52,7 @@ _SHAPES: tuple[tuple[str, Callable[[Tensor, int], Tensor]], ...] = (
     (r"graph_conv\.bias", lambda t, subsets: t.unflatten(0, (subsets, -1))),
     (r"temporal\.weight", lambda t, _: t[..., 0].permute(2, 1, 0)),  # [D, C, kernel, 1] → [kernel, C, D]
     (r"shortcut\.weight", lambda t, _: t[:, :, 0, 0]),
-    (r"(projector|predictor_\w+)\.fc[12]\.weight", lambda t, _: t[:, :, 0]),
+    (r"(projector|key_projector|predictor_\w+)\.fc[12]\.weight", lambda t, _: t[:, :, 0]),
     (r"queue_\w+", lambda t, _: t.t()),
     (r"oldest", lambda t, _: t.reshape(())),
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +21,7 @@ import numpy as np
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.layout import Layout, get_layout
+from s2vfast.data.limits import MAX_REASON, NotRead
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.data.tracks import BodyCounts, arrange
@@ -25,7 +29,7 @@ from s2vfast.data.units import LIMITS, check_unit
 from s2vfast.errors import DataError
 
 CHUNK = 16  # recordings a task: small files cost more to hand over than to read
-MIN_FILES_FOR_WORKERS = 4096  # below that, starting processes takes longer than it saves
+MIN_FILES_FOR_WORKERS = 1024  # below that, starting processes takes longer than it saves
 
 
 @dataclass
@@ -216,7 +220,7 @@ def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int
             yield len(chunk), task(chunk)
         return
     # spawn: a fork of a process that has threads (torch has) may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         pending: deque[tuple[int, Future[Result]]] = deque()
         for chunk in chunks:
@@ -234,6 +238,18 @@ def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """A worker ends with the process that started it, also where that was killed; Ctrl-C is for that process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _cores() -> int:
@@ -258,6 +274,8 @@ class _Task:
                 recordings = self.read(item)
             except BrokenRecording as error:
                 recordings = [error]
+            except NotRead as error:
+                recordings = [BrokenRecording(error.path.name, error.reason)]
             except OSError as error:
                 file = Path(error.filename or str(item)).name
                 recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
@@ -304,7 +322,8 @@ class _Task:
 def _entry(error: BrokenRecording) -> dict[str, Any]:
     texts = {"name": error.name, "reason": error.reason, "file": error.file, "message": str(error)}
     # Half a character of a name, which may be what is wrong with it, can be printed as \udXXX only.
-    entry: dict[str, Any] = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
+    printed = {key: text[:MAX_REASON].encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
+    entry: dict[str, Any] = dict(printed)
     entry["kind"] = "broken"
     if error.line is not None:
         entry["line"] = error.line

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s2vfast.data.limits import MAX_JOINTS, MAX_LIST_BYTES, NotJson, describe, parse_json, read_plain
 from s2vfast.errors import DataError
 
 
@@ -116,12 +116,14 @@ class Layout:
             if isinstance(value, int) and not isinstance(value, bool) and (-1 if none else 0) <= value < len(joints):
                 return value
             allowed = f"0 to {len(joints) - 1}" + (" or -1" if none else "")
-            raise DataError(f"{where}: {fieldname}: {value!r} is no joint; give a name from joints or {allowed}")
+            raise DataError(
+                f"{where}: {fieldname}: {describe(value)} is no joint; give a name from joints or {allowed}"
+            )
 
         def pair(value: Any, fieldname: str) -> tuple[int, int]:
             ends = tuple(joint(item, fieldname) for item in _list(value, f"{where}: {fieldname}"))
             if len(ends) != 2 or ends[0] == ends[1]:
-                raise DataError(f"{where}: {fieldname}: expected two different joints, found {value!r}")
+                raise DataError(f"{where}: {fieldname}: expected two different joints, found {describe(value)}")
             return ends  # type: ignore[return-value]
 
         def tree(value: Any, fieldname: str) -> tuple[int, ...]:
@@ -138,13 +140,13 @@ class Layout:
 
         parents = tree(data["parents"], "parents")
         up = tuple(_list(data.get("up", (0.0, 1.0, 0.0)), f"{where}: up"))
-        if len(up) != 3 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in up):
-            raise DataError(f"{where}: up: expected three numbers, found {up!r}")
+        if len(up) != 3 or not all(type(x) in (int, float) and abs(x) <= 2 for x in up):
+            raise DataError(f"{where}: up: expected three numbers of a vector of length 1")
         length = math.sqrt(sum(x * x for x in up))
         if abs(length - 1.0) > 1e-3:
             raise DataError(f"{where}: up: expected a vector of length 1, found {up!r}")
         parts = data.get("parts", {})
-        if not isinstance(parts, dict):
+        if not isinstance(parts, dict) or len(parts) > MAX_JOINTS:
             raise DataError(f"{where}: parts: expected an object of body part: joints")
         builtin = LAYOUTS.get(name)
         facts = {}
@@ -190,7 +192,9 @@ def _mirrored_names(joints: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
-        raise DataError(f"{what}: expected a list, found {value!r}")
+        raise DataError(f"{what}: expected a list, found {describe(value)}")
+    if len(value) > MAX_JOINTS:
+        raise DataError(f"{what}: a list of {len(value):,}, {MAX_JOINTS:,} at most")
     return list(value)
 
 
@@ -289,7 +293,7 @@ def get_layout(name_or_path: str | Path) -> Layout:
             "write a file with name, joints, parents, root, torso and sides"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = parse_json(read_plain(path, MAX_LIST_BYTES))
+    except (OSError, NotJson) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     return Layout.from_dict(data, where=str(path))

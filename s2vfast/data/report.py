@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from s2vfast.data.limits import printable
 from s2vfast.data.store import HEADER, Store
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def show(store: Store | str | Path) -> str:
         lines.append(f"left out of sequences that were kept: {total:,} times in {len(store.notes):,} sequences")
         lines += [f"  {name}: {'; '.join(notes)}" for name, notes in list(store.notes.items())[:LISTED]]
         lines += _more(len(store.notes))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def check(path: str | Path) -> str:
@@ -89,7 +90,7 @@ def imported(report: ImportReport) -> str:
     lines += [f"tracks: {phrase}" for phrase in body_counts({"bodies": report.bodies})]
     if report.bodies_dropped:
         lines.append(f"left out of sequences that were kept: {report.bodies_dropped:,} (see `s2vfast data show`)")
-    return "\n".join(lines + _dropped(report.dropped))
+    return "\n".join(map(printable, lines + _dropped(report.dropped)))
 
 
 def _line(name: str, text: str) -> str:

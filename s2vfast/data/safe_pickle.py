@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from s2vfast.data.limits import describe, open_plain
 from s2vfast.errors import DataError
 
 MAX_INSTRUCTIONS = 50_000_000  # the pickles of NTU 120 have about 7 million; bounds the memory for small objects
@@ -41,12 +42,14 @@ def load_pickle(path: Path) -> Any:
         DataError: the file is damaged, or asks for anything else, which the message names.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             _scan(file, os.fstat(file.fileno()).st_size)
             file.seek(0)
             return _finish(_Unpickler(file).load())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except DataError:
+        raise
     except _Refused as error:
         raise DataError(f"{path}: refused: {error}") from error
     except Exception as error:  # what a damaged pickle raises has no common class
@@ -94,7 +97,7 @@ class _DType:
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?([fiu][248]|[iub]1)", code):
-            raise _Refused(f"numpy dtype {code!r}; only numbers are read")
+            raise _Refused(f"numpy dtype {describe(code)}; only numbers are read")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -176,7 +179,7 @@ class _Encode(_Name):
 
     def __call__(self, text: Any, encoding: Any) -> bytes:
         if not isinstance(text, str) or encoding != "latin1":
-            raise _Refused(f"_codecs.encode to {encoding!r}")
+            raise _Refused(f"_codecs.encode to {describe(encoding)}")
         return text.encode("latin1")
 
 
@@ -213,7 +216,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _finish(data: Any) -> Any:
-    """Put arrays in the place of their stand-ins, down to the depth that a dataset has."""
+    """Put arrays in the place of their stand-ins, down to the depth that a dataset has.
+
+    What stands in several places is walked once at each depth: else four levels of lists of one list would be N^4.
+    """
+    walked: dict[tuple[int, int], Any] = {}
 
     def walk(value: Any, depth: int) -> Any:
         if isinstance(value, _Array):
@@ -222,8 +229,11 @@ def _finish(data: Any) -> Any:
             return value.array
         if depth == 0 or not isinstance(value, (dict, list, tuple)):
             return value
-        if isinstance(value, dict):
-            return {key: walk(item, depth - 1) for key, item in value.items()}
-        return [walk(item, depth - 1) for item in value]
+        if (key := (id(value), depth)) not in walked:
+            if isinstance(value, dict):
+                walked[key] = {name: walk(item, depth - 1) for name, item in value.items()}
+            else:
+                walked[key] = [walk(item, depth - 1) for item in value]
+        return walked[key]
 
     return walk(data, 4)

@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +35,8 @@ from typing import Any
 import numpy as np
 
 from s2vfast.data.layout import Layout
+from s2vfast.data.limits import MAX_JSON_BYTES, NotJson, open_plain, parse_json, read_plain
+from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
 FORMAT = "s2vfast-store"
@@ -121,10 +125,14 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
-        """Open the store in folder ``path``; checks version, presence and sizes of the files, not their hashes.
+        """Open the store in folder ``path``.
+
+        Checks version, presence and sizes of the files, and that the tables fit each other, so that no number in them
+        can lead out of an array; neither their hashes nor the frames, which `verify` does.
 
         Raises:
-            DataError: no store there, made by another version, or a file is missing or of another size.
+            DataError: no store there, made by another version, a file that is missing, cannot be read or is of
+                another size, or tables that do not fit.
         """
         self = cls()
         self.path = Path(path)
@@ -135,7 +143,7 @@ class Store:
             )
         raw = read_bytes(header)
         self.fingerprint = hashlib.sha256(raw).hexdigest()
-        self.meta = meta = parse_json(raw, header)
+        self.meta = meta = _json(raw, header)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise DataError(f"{header}: not the header of a store")
         if meta.get("version") not in VERSIONS:
@@ -145,10 +153,10 @@ class Store:
             )
         if header_bytes(meta) != raw:
             raise DataError(f"{header}: damaged or edited by hand (its own hash does not match); import again")
+        with _naming(header):
+            self._check_meta()
         for name in self.files:
             file = self.path / name
-            if name not in meta.get("files", {}):
-                raise DataError(f"{header}: does not list {name}")
             if not file.is_file():
                 raise DataError(f"{file}: missing; the store is damaged, import again")
             if (size := file.stat().st_size) != meta["files"][name]["size"]:
@@ -156,10 +164,29 @@ class Store:
         self._load()
         return self
 
+    def _check_meta(self) -> None:
+        meta, where = self.meta, self.path / HEADER
+        for name in self.files:
+            if name not in meta["files"]:
+                raise DataError(f"{where}: does not list {name}")
+            _require(_is_count(meta["files"][name]["size"]), f"size of {name}")
+            _require(isinstance(meta["files"][name]["sha256"], str), f"hash of {name}")
+        _require(self.unit in LIMITS and self.dimensions in (2, 3), "unit or dimensions")
+        for name in ("sequences", "rows", "tracks"):
+            _require(_is_count(meta["counts"][name]) and meta["counts"][name] > 0, f"counts: {name}")
+        _require(meta["dtype"] in ("float32", "float16"), "dtype")
+        self.layout = Layout.from_dict(meta["layout"], where=str(where))
+        self.classes = list(meta["classes"])
+        _require(all(isinstance(name, str) for name in self.classes), "classes: expected texts")
+        _require(isinstance(meta["source"], dict), "source: expected an object")
+        lost = meta["names_missing_from_splits"]
+        _require(all(_is_count(n) for parts in lost.values() for n in parts.values()), "names_missing_from_splits")
+        _require(isinstance(meta["dropped"], list), "dropped: expected a list")
+        for entry in meta["dropped"]:
+            _require(isinstance(entry["name"], str) and isinstance(entry["reason"], str), "dropped: name and reason")
+
     def _load(self) -> None:
         meta = self.meta
-        self.layout = Layout.from_dict(meta["layout"], where=str(self.path / HEADER))
-        self.classes = list(meta["classes"])
         with _naming(self.path / "frames.npy") as path:
             self.frames = np.load(path, mmap_mode="r", allow_pickle=False)
             _expect(self.frames, (meta["counts"]["rows"], self.layout.num_joints, 3), meta["dtype"])
@@ -173,19 +200,29 @@ class Store:
                 _expect(self.confidence, (meta["counts"]["rows"], self.layout.num_joints), "float16")
         with _naming(self.path / "tracks.npy") as path:
             self.tracks = np.load(path, allow_pickle=False)
-            self.max_bodies = int(self.tracks["slot"].max()) + 1
             _expect(self.tracks, (meta["counts"]["tracks"],))
+            _check_tracks(self.tracks, meta["counts"]["sequences"], meta["counts"]["rows"])
+            self.max_bodies = int(self.tracks["slot"].max()) + 1
         with _naming(self.path / "sequences.npz") as path, np.load(path, allow_pickle=False) as table:
+            _expect(table["name"], (meta["counts"]["sequences"],))
             self.names = table["name"].tolist()
+            _require(all(isinstance(name, str) and name for name in self.names), "a sequence without a name")
+            _require(len(set(self.names)) == len(self.names), "two sequences of one name")
             columns = [table[name].astype(np.int64) for name in SEQUENCE_FIELDS]
             for column in columns:
                 _expect(column, (meta["counts"]["sequences"],))
                 column.setflags(write=False)
-        self.labels, self.subjects, self.views, self.repetitions, self.setups, self.total_frames = columns
+            self.labels, self.subjects, self.views, self.repetitions, self.setups, self.total_frames = columns
+            within = (self.labels >= -1) & (self.labels < len(self.classes))  # -1: without a label
+            _require(within.all(), "a label that is no class")
+            _require(((self.total_frames > 0) & (self.total_frames < 2**31)).all(), "a number of frames")
+            longest = np.zeros(len(self.names), dtype=np.int64)
+            np.maximum.at(longest, self.tracks["sequence"], self.tracks["count"])
+            _require((longest <= self.total_frames).all(), "a track longer than its sequence")
         with _naming(self.path / "splits.json") as path:
             self.splits = {
-                split: {part: np.asarray(ids, dtype=np.int64) for part, ids in members.items()}
-                for split, members in parse_json(read_bytes(path), path).items()
+                split: {part: _split_ids(ids, len(self.names)) for part, ids in members.items()}
+                for split, members in _json(read_bytes(path), path).items()
             }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -219,16 +256,20 @@ class Store:
     @cached_property
     def notes(self) -> dict[str, list[str]]:
         """Sequence name -> what was dropped from it and why."""
-        return parse_json(read_bytes(self.path / "notes.json"), self.path / "notes.json")
+        with _naming(self.path / "notes.json") as path:
+            notes = _json(read_bytes(path), path)
+            texts = itertools.chain.from_iterable(notes.values())
+            _require(all(isinstance(text, str) for text in texts), "expected lists of texts")
+            return notes
 
     def verify(self, progress: Callable[[str], None] | None = None) -> None:
-        """Compare every file with its SHA-256 in store.json.
+        """Compare every file with its SHA-256 in store.json, and look at every frame and its number.
 
         Args:
             progress: called with each file's name before it is read.
 
         Raises:
-            DataError: names the first file that differs.
+            DataError: names the first file that differs, or that holds what no store may.
         """
         for name in self.files:
             if progress is not None:
@@ -237,6 +278,18 @@ class Store:
                 raise DataError(f"{self.path / name}: damaged (its SHA-256 is not the one in {HEADER}); import again")
         if read_bytes(self.path / HEADER) != header_bytes(self.meta):
             raise DataError(f"{self.path / HEADER}: changed since the store was opened; import again")
+        with _naming(self.path / "frame_index.npy"):
+            first, last = self.tracks["row"], self.tracks["row"] + self.tracks["count"] - 1
+            ascends = np.ones(len(self.frame_index), dtype=bool)
+            ascends[1:] = self.frame_index[1:] > self.frame_index[:-1]
+            ascends[first] = self.frame_index[first] >= 0
+            _require(ascends.all(), "frame numbers of a track that do not ascend")
+            ends = self.frame_index[last] < self.total_frames[self.tracks["sequence"]]
+            _require(ends.all(), "a frame number beyond the end of its sequence")
+        with _naming(self.path / "frames.npy"):
+            for start in range(0, len(self.frames), 1 << 16):
+                _require(np.isfinite(self.frames[start : start + (1 << 16)]).all(), "a coordinate that is not finite")
+        self.notes  # noqa: B018 (reads and checks them)
 
     def track_table(self, bodies: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the first ``bodies`` tracks of every sequence lie in `frames`.
@@ -286,6 +339,8 @@ class Store:
         for track in self.tracks[first:last]:
             rows = slice(int(track["row"]), int(track["row"]) + int(track["count"]))
             at = self.frame_index[rows]
+            if at.min() < 0 or at.max() >= length:
+                raise DataError(f"{self.path}: sequence {index}: a frame number beyond its end; import again")
             clip[track["slot"], at] = self.frames[rows]
             present[track["slot"], at] = True
         return clip, present
@@ -295,7 +350,7 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
@@ -311,18 +366,18 @@ def header_bytes(meta: dict[str, Any]) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole small file."""
+    """A whole JSON file of a store."""
     try:
-        return path.read_bytes()
+        return read_plain(path, MAX_JSON_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def parse_json(raw: bytes, path: Path) -> Any:
+def _json(raw: bytes, path: Path) -> Any:
     """JSON, or a DataError that names the file."""
     try:
-        return json.loads(raw)
-    except ValueError as error:
+        return parse_json(raw)
+    except NotJson as error:
         raise DataError(f"{path}: damaged, not JSON ({error}); import again") from error
 
 
@@ -333,8 +388,42 @@ def _naming(path: Path) -> Iterator[Path]:
         yield path
     except DataError:
         raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); import again") from error
+
+
+def _require(fits: Any, what: str) -> None:
+    if not fits:
+        raise ValueError(what)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
+
+def _check_tracks(tracks: np.ndarray, sequences: int, rows: int) -> None:
+    """Raise ValueError unless tracks lie in `frames` one after another, those of a sequence together and counted."""
+    sequence, slot = tracks["sequence"].astype(np.int64), tracks["slot"].astype(np.int64)
+    row, count = tracks["row"].astype(np.int64), tracks["count"].astype(np.int64)
+    tracks["body"]  # it is there
+    _require(sequence[0] == 0 and sequence[-1] == sequences - 1, "sequences of tracks")
+    step = np.diff(sequence)
+    _require(((step == 0) | (step == 1)).all(), "sequences of tracks")
+    _require(slot[0] == 0 and (slot[1:] == np.where(step == 0, slot[:-1] + 1, 0)).all(), "slots of tracks")
+    _require(((count > 0) & (count <= rows)).all(), "counts of tracks")
+    end = np.cumsum(count)
+    _require(row[0] == 0 and (row[1:] == end[:-1]).all() and end[-1] == rows, "rows of tracks")
+
+
+def _split_ids(ids: Any, sequences: int) -> np.ndarray:
+    """int64, ascending, of a part of a split."""
+    array = np.asarray(ids, dtype=np.int64)
+    _require(array.ndim == 1 and all(type(number) is int for number in ids), "expected lists of sequence numbers")
+    within = len(array) == 0 or (array[0] >= 0 and array[-1] < sequences and (np.diff(array) > 0).all())
+    _require(within, "sequence numbers that do not ascend, or that no sequence has")
+    return array
 
 
 def _expect(array: np.ndarray, shape: tuple[int, ...], dtype: str | None = None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from s2vfast import files
 from s2vfast.data.layout import Layout
+from s2vfast.data.limits import MAX_CLASSES, MAX_NAME, describe
 from s2vfast.data.store import CONFIDENCE, FILES, FORMAT, HEADER, SEQUENCE_FIELDS, Sequence, hash_file, header_bytes
 from s2vfast.data.units import check_unit
 from s2vfast.errors import DataError
@@ -79,15 +80,17 @@ def write_store(
         raise DataError(f"dtype: expected float32 or float16, found {dtype!r}")
     if not overwrite and os.path.lexists(out):
         raise DataError(f"{out}: exists already; choose another place or allow overwriting")
-    if os.path.lexists(out) and not (out / HEADER).is_file():
+    if os.path.lexists(out) and not _is_store(out):
         raise DataError(f"{out}: exists and is not a store, so it is not overwritten")
     check_unit(unit, dimensions)
+    if len(classes) > MAX_CLASSES:
+        raise DataError(f"{len(classes):,} classes, {MAX_CLASSES:,} at most")
     for name in classes:
         check_text("class name", name)
     with _disk_errors(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         files.recover(out)
-        new = files.NewFolder(out)
+        new = files.NewFolder(out, may_replace=_is_store if overwrite else lambda path: False)
     writer = None
     try:
         with _disk_errors(out):
@@ -107,6 +110,13 @@ def write_store(
     return out
 
 
+def _is_store(path: Path) -> bool:
+    """Whether a folder holds the files of a store and nothing else: what may be deleted."""
+    if path.is_symlink() or not (path / HEADER).is_file():
+        return False
+    return {entry.name for entry in path.iterdir()} <= {HEADER, *FILES, CONFIDENCE}
+
+
 def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:
     """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``.
 
@@ -117,7 +127,7 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) 
     """
     name = sequence.name
     if not isinstance(name, str) or not name or "\0" in name:
-        raise DataError(f"sequence name {name!r}: expected a non-empty text")
+        raise DataError(f"sequence name {describe(name)}: expected a non-empty text")
     check_text("sequence name", name)
     if num_classes is not None and not 0 <= sequence.label < num_classes:
         raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}")
@@ -125,6 +135,7 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) 
         raise DataError(f"{name}: total_frames {sequence.total_frames}")
     for body in sequence.bodies:
         joints, at = np.asarray(body.joints), np.asarray(body.frame_index)
+        check_text(f"{name}, body", str(body.body_id))
         where = f"{name}, body {body.body_id}"
         if joints.ndim != 3 or joints.shape[1:] != (layout.num_joints, 3):
             expected = f"[frames, {layout.num_joints}, 3] for layout {layout.name}"
@@ -141,7 +152,9 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) 
 
 
 def check_text(what: str, text: str) -> None:
-    """Raise DataError if a text holds half a character, which nothing can print or write to a file."""
+    """Raise DataError if a name is too long, or holds half a character, which nothing can print or write to a file."""
+    if len(text) > MAX_NAME:
+        raise DataError(f"{what} {describe(text)}: {len(text):,} characters, {MAX_NAME} at most")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"{what} {text!a}: not a text, it holds half a character (a lone surrogate); rename it")
 
@@ -264,6 +277,8 @@ class _Writer:
         absent_names: dict[str, dict[str, int]] = {}
         for split, by_part in splits.items():
             check_text("split name", split)
+            for part in by_part:
+                check_text("part of a split", part)
             by_id[split] = {}
             for part, names in by_part.items():
                 part_names = set(names)

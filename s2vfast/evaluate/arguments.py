@@ -104,10 +104,13 @@ def _embed(parser: Any) -> None:
 
 def _predict(parser: Any) -> None:
     _run(parser)
-    parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with")
+    parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with; -: a frame a line")
     parser.add_argument("--format", help="name of a format; without it detected")
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
+    parser.add_argument("--window", type=int, help="frames of a window that slides over a sequence (default: all)")
+    parser.add_argument("--step", type=int, default=1, help="frames from one window to the next")
+    parser.add_argument("--smooth", type=float, default=0.0, help="share of the window before, in [0, 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a sequence")
 
 

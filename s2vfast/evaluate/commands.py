@@ -237,29 +237,49 @@ def export(options: Any) -> int:
 
 
 def predict(options: Any) -> int:
-    """``s2vfast predict``: 1 where a file was broken, 0 otherwise."""
-    from s2vfast.evaluate.predict import predict
+    """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
+    from s2vfast.evaluate.model import Model
+    from s2vfast.evaluate.predict import predict, predict_lines
 
+    sliding = {"window": options.window, "step": options.step, "smooth": options.smooth, "top": options.top}
+    if options.files == ["-"]:
+        stream = Model(options.run, options.device, _to_stderr).stream(**sliding)
+        predictions = predict_lines(stream, sys.stdin)
+    else:
+        predictions = predict(
+            options.run,
+            options.files,
+            format=options.format,
+            layout=options.layout,
+            device=options.device,
+            log=_to_stderr,
+            **sliding,
+        )
     code = 0
-    for prediction in predict(
-        options.run,
-        options.files,
-        format=options.format,
-        layout=options.layout,
-        top=options.top,
-        device=options.device,
-        log=_to_stderr,
-    ):
+    for prediction in predictions:
         if options.json:
-            print(json.dumps(prediction))
+            print(json.dumps(prediction), flush=True)
         elif "error" in prediction:
             _to_stderr(f"skipped: {prediction['error']}")
         else:
-            top = "   ".join(f"{name} {100 * value:.1f} %" for name, value in prediction["top"])
-            sequence = "" if prediction["sequence"] is None else f":{prediction['sequence']}"
-            print(f"{prediction['file']}{sequence}   {top}")
+            print(f"{_named(prediction)}   {_ranking(prediction['top'])}", flush=True)
         code = max(code, int("error" in prediction))
     return code
+
+
+def _named(prediction: dict[str, Any]) -> str:
+    """Which file, sequence and frames a prediction is of."""
+    if "frame" in prediction:
+        return f"frame {prediction['frame']}"
+    sequence = "" if prediction["sequence"] is None else f":{prediction['sequence']}"
+    frames = (
+        "" if "frames" not in prediction else f"   frames {prediction['frames'][0]} to {prediction['frames'][1] - 1}"
+    )
+    return f"{prediction['file']}{sequence}{frames}"
+
+
+def _ranking(top: list[list[Any]]) -> str:
+    return "   ".join(f"{name} {100 * value:.1f} %" for name, value in top)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from s2vfast import ops
 from s2vfast.config import Config
 from s2vfast.evaluate import features, finetune, runs
 from s2vfast.evaluate.checks import check_choice, whole_file
-from s2vfast.objectives.classify import Classify
+from s2vfast.objectives.classify import Supervised
 
 TARGETS = ("onnx", "torch")
 TOLERANCE = 1e-5
@@ -59,7 +59,7 @@ class _Classes(nn.Module):
 
     names = ("logits", "features")
 
-    def __init__(self, model: Classify) -> None:
+    def __init__(self, model: Supervised) -> None:
         super().__init__()
         self.model = model
 
@@ -97,7 +97,7 @@ def export(
     config, about = runs.read(run_dir)
     if to == "onnx":
         _require_packages()
-    if config.objective.name == "classify":
+    if finetune.has_classes(config):
         model, config, about = finetune.load_classifier(run_dir, log=log)
         network: nn.Module = _Classes(model)
     else:
@@ -143,6 +143,7 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
     return {
         "made_by": f"s2vfast {s2vfast.__version__}",
         "objective": config.objective.name,
+        "finetuned_from": finetune.origin(about),
         "step": about["step"],
         "layout": about["layout"],
         "classes": about["classes"] if "logits" in network.names else None,

@@ -17,6 +17,7 @@ from torch import Tensor
 import s2vfast.errors as errors
 from s2vfast.evaluate import runs
 from s2vfast.networks import Network, build_network
+from s2vfast.objectives import Objective, build_objective
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.feed import Recordings
@@ -67,6 +68,24 @@ def load_encoder(
     return encoder.eval().requires_grad_(False), config, step
 
 
+def load_objective(
+    run_dir: str | Path, *, untrained: bool = False, log: Callable[[str], object] = print
+) -> tuple[Objective, Config, int]:
+    """The objective of a run with all that it keeps; arguments, results and errors as of `load_encoder`."""
+    config, about = runs.read(run_dir)
+    objective, step = build_objective(config, runs.layout_of(about), about["classes"]), 0
+    if not untrained:
+        saved = runs.load_weights(run_dir, log)
+        step = saved.step
+        try:
+            objective.load_state_dict({name.removeprefix("student."): value for name, value in saved.weights.items()})
+        except RuntimeError as error:
+            raise errors.CheckpointError(
+                f"{saved.path}: not of this network: {' '.join(str(error).split())}"
+            ) from error
+    return objective.eval().requires_grad_(False), config, step
+
+
 def called(step: int, untrained: bool) -> str:
     """What to call the encoder of `load_encoder`; published weights that were imported have made no step here."""
     return "untrained encoder" if untrained else f"encoder of step {step}" if step else "imported encoder"
@@ -100,11 +119,6 @@ def check_pool(encoder: Network, pool: Pool) -> None:
             f"--pool: {pool} needs tokens of joints and segments, which {type(encoder).__name__} does not have; give "
             f"mean"
         )
-
-
-def head_pool(encoder: Network) -> Pool:
-    """The pooling that the head of `s2vfast.objectives.classify` sees."""
-    return "mean" if encoder.grid is None else "joint"
 
 
 def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
@@ -172,12 +186,14 @@ def extract(
     V, M = store.layout.num_joints, config.data.bodies
     result = torch.zeros(len(ids), feature_width(encoder, pool))
     with torch.no_grad():
-        empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
-        empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
+        some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
+        if some_absent:
+            empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
+            empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
             tracks = recordings.clips(batch_ids, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
-            if encoder.independent_tracks:
+            if some_absent:
                 present = recordings.present[batch_ids].flatten().to(device)  # [B * M]
                 pooled = empty.repeat(len(tracks), 1)
                 pooled[present] = pool_tracks(encoder(tracks[present]), encoder, pool)

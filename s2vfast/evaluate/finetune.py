@@ -19,10 +19,9 @@ import numpy as np
 from torch import Tensor, nn
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import finetune_config, runs
+from s2vfast.evaluate import features, finetune_config, runs
 from s2vfast.evaluate.finetune_config import FinetuneConfig
-from s2vfast.objectives import build_objective
-from s2vfast.objectives.classify import Classify
+from s2vfast.objectives.classify import Supervised
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.loop import run_steps
@@ -69,6 +68,14 @@ class Source:
     """Objective of the pretrained run."""
     labels: dict[str, Any] | None = None
     """Of a list of labels: percent, seed and number; None: all of them."""
+
+
+def origin(about: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run.json says that a run was fine-tuned from: objective, step, store, weights; None: it was not."""
+    source = about.get(runs.FINETUNE, {}).get("source")
+    if source is None or source["mode"] == "supervised":
+        return None
+    return {name: source[name] for name in ("objective", "step", "pretrained_on", "weights")}
 
 
 def digest(encoder: nn.Module) -> str:
@@ -140,10 +147,15 @@ def tune(
     return ranks.run_on_main_and_broadcast(lambda: summary.seconds)
 
 
+def has_classes(config: Config) -> bool:
+    """Whether a run of this config tells classes: its objective is a kind of `Supervised`."""
+    return issubclass(config.objective_class, Supervised)
+
+
 def require(run_dir: str | Path) -> dict[str, Any]:
     """What run.json says of a run that has classes; `CheckpointError` of any other."""
     config, about = runs.read(run_dir)
-    if config.objective.name != "classify":
+    if not has_classes(config):
         raise errors.CheckpointError(
             f"{run_dir}: a pretrained run, which has no classes; make one that has with "
             f"`s2vfast evaluate {run_dir} --protocol finetune --out DIR`"
@@ -153,21 +165,15 @@ def require(run_dir: str | Path) -> dict[str, Any]:
 
 def load_classifier(
     run_dir: str | Path, log: Callable[[str], object] = print
-) -> tuple[Classify, Config, dict[str, Any]]:
+) -> tuple[Supervised, Config, dict[str, Any]]:
     """The network of a run that has classes, on the CPU in evaluation mode, its config, and what run.json says.
 
     Raises:
         CheckpointError: no such run, or no intact checkpoint.
     """
     about = require(run_dir)
-    config, _ = runs.read(run_dir)
-    saved = runs.load_weights(run_dir, log)
-    model = build_objective(config, runs.layout_of(about), about["classes"])
-    try:
-        model.load_state_dict({name.removeprefix("student."): tensor for name, tensor in saved.weights.items()})
-    except RuntimeError as error:
-        raise errors.CheckpointError(f"{saved.path}: not of this network: {' '.join(str(error).split())}") from error
-    return model.eval().requires_grad_(False), config, {**about, "step": saved.step}
+    model, config, step = features.load_objective(run_dir, log=log)
+    return model, config, {**about, "step": step}
 
 
 def _begins(out: Path, config: Config, store: Store, description: dict[str, Any]) -> bool:

@@ -105,7 +105,7 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
         config,
         context.store,
         context.ids[1],
-        pool=features.head_pool(model.encoder),
+        pool=model.head_pool,
         batch=context.clips,
         device=context.device,
         ranks=context.ranks,

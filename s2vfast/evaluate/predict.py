@@ -1,29 +1,27 @@
-"""Raw files to classes, by a fine-tuned run: the same reading, checks and clips as an import and an evaluation.
+"""Raw files, or frames on standard input, to classes, by a run that has classes.
 
-What a file says of classes is not looked at: neither labels nor names that tell them need to be there.
+Reading, checks and clips are those of an import and an evaluation. What a file says of classes is not looked at:
+neither labels nor names that tell them need to be there.
 """
 
 from __future__ import annotations
 
 import itertools
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import s2vfast.errors as errors
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.store import Sequence as Recording
-from s2vfast.data.store import Store
-from s2vfast.data.store_writer import write_store
-from s2vfast.evaluate import features, finetune
 from s2vfast.evaluate.checks import check_counts
-from s2vfast.train.feed import Recordings
+from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
 
 _AT_ONCE = 256
 """Sequences that are read before they go through the network."""
@@ -36,49 +34,58 @@ def predict(
     format: str | None = None,
     layout: str | Path | None = None,
     top: int = 5,
+    window: int | None = None,
+    step: int = 1,
+    smooth: float = 0.0,
     device: str = "auto",
     log: Callable[[str], object] = print,
 ) -> Iterator[dict[str, Any]]:
     """The most probable classes of every sequence in some files, in their order.
 
     Args:
-        run_dir: a fine-tuned run's folder.
+        run_dir: folder of a run that has classes.
         files: raw files of one of the known formats.
         format: a name in `s2vfast.data.formats.FORMATS`; None: detected for each file.
-        layout: name or JSON file of the skeleton, for formats that have none of their own.
+        layout: name or JSON file of the skeleton, for formats that have none of their own; None: the run's.
         top: classes a sequence.
+        window: frames of a window that slides over each sequence; None: the whole sequence at once.
+        step: frames from one window to the next.
+        smooth: share of the probabilities that the window before has in these, in [0, 1).
         device: auto, cpu, cuda or cuda:N.
         log: told of what is odd.
 
     Yields:
         ``file``, ``sequence`` (its name, where a file holds several) and ``top``, a list of [class, probability], the
-        most probable first; or ``file`` and ``error`` for what cannot be read, or is not finite in the network. They
-        come as the files are read, so many at a time that memory holds them.
+        most probable first; with a window also ``frames``, its first and the one after its last. Or ``file`` and
+        ``error`` for what cannot be read, or is not finite in the network. They come as the files are read, so many at
+        a time that memory holds them.
 
     Raises:
-        CheckpointError: no fine-tuned run.
+        CheckpointError: no run that has classes.
         ConfigError: an impossible option.
     """
-    check_counts(top=top)
+    check_counts(top=top, step=step, **({} if window is None else {"window": window}))
+    check_smooth(smooth)
     if format is not None and format not in FORMATS:
         raise errors.ConfigError(f"--format: {format!r} is not one of {', '.join(FORMATS)}")
-    where = features.resolve_device(device)
-    model, config, about = finetune.load_classifier(run_dir, log=log)
-    model.to(where)
-    skeleton = Layout.from_dict(about["layout"])
+    model = Model(run_dir, device, log)
+    model.probabilities_of([])
     source_layout = None if layout is None else get_layout(layout)
 
     def predictions(waiting: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        readable = [entry for entry in waiting if "recording" in entry]
-        probabilities = iter(_probabilities(model, config, skeleton, [entry["recording"] for entry in readable], where))
+        recordings = [entry["recording"] for entry in waiting if "recording" in entry]
+        probabilities = iter(model.probabilities_of(recordings, strict=False))
+        before = None
         for entry in waiting:
             if "recording" in entry:
                 recording = entry.pop("recording")
-                values = next(probabilities).sort(descending=True, stable=True)
-                names = [about["classes"][i] for i in values.indices.tolist()[:top]]
+                values = next(probabilities)
+                if entry.pop("first", True):
+                    before = None
+                before = values = smoothed(values, before, smooth)
                 entry["sequence"] = recording.name if entry.pop("several") else None
-                entry["top"] = [list(pair) for pair in zip(names, values.values.tolist(), strict=False)]
-                if not values.values.isfinite().all():
+                entry["top"] = [list(pair) for pair in model.ranked(values, top)]
+                if not values.isfinite().all():
                     name = "" if entry["sequence"] is None else f" {entry['sequence']}:"
                     reason = (
                         f"the network's numbers of it are not finite; check its coordinates, and the loss of {run_dir}"
@@ -88,12 +95,79 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, skeleton):
-            waiting.append(entry)
-            if len(waiting) == _AT_ONCE:
+        for entry in _read(Path(file), format, source_layout, model.layout):
+            # The windows of a sequence stay together, as each is smoothed by the one before it.
+            waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
+            if len(waiting) >= _AT_ONCE:
                 yield from predictions(waiting)
                 waiting = []
     yield from predictions(waiting)
+
+
+def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Classes of frames that come as lines of text, each answered before the next is read.
+
+    A line is a frame: the coordinates of all joints, x y z after x y z, body after body, as JSON lists or as numbers
+    with spaces or commas between them. An empty line is a frame in which nobody is seen.
+
+    Args:
+        stream: what takes the frames.
+        lines: of text.
+
+    Yields:
+        ``file`` ("-"), ``frame`` (its number from 1) and ``top``, see `predict`; or ``file`` and ``error`` for a line
+        that is no frame, which is left out.
+    """
+    joints = stream.model.layout.num_joints
+    for number, line in enumerate(lines, 1):
+        try:
+            ranking = stream.push(_frame(line, joints))
+        except (errors.DataError, ValueError) as error:
+            expected = f"{3 * joints} finite numbers a body are expected ({joints} joints, x y z each)"
+            reason = str(error) if isinstance(error, errors.DataError) else f"{error}; {expected}"
+            yield {"file": "-", "error": f"standard input:{number}: {reason}"}
+            continue
+        if ranking is not None:
+            yield {"file": "-", "frame": number, "top": [list(pair) for pair in ranking]}
+
+
+def _frame(line: str, joints: int) -> np.ndarray | None:
+    """[M, V, 3] of a line; `ValueError` says why it is none."""
+    line = line.strip()
+    if not line:
+        return None
+    try:
+        values = json.loads(line) if line.startswith("[") else [float(part) for part in line.replace(",", " ").split()]
+        numbers = np.asarray(values, dtype=np.float64).reshape(-1)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("not the numbers of a frame") from None
+    if not len(numbers) or len(numbers) % (3 * joints):
+        raise ValueError(f"{len(numbers)} numbers")
+    if not (np.isfinite(numbers) & (np.abs(numbers) < 1e30)).all():
+        raise ValueError("a number that is not finite or too large")
+    return numbers.reshape(-1, joints, 3)
+
+
+def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str, Any]]:
+    """An entry's recording in windows, the last one at its end; those without a body are left out."""
+    recording: Recording = entry["recording"]
+    last = max(recording.total_frames - window, 0)
+    starts = list(range(0, last + 1, step))
+    if starts[-1] != last:
+        starts.append(last)
+    first = True
+    for start in starts:
+        stop = min(start + window, recording.total_frames)
+        bodies = []
+        for body in recording.bodies:
+            low, high = np.searchsorted(body.frame_index, [start, stop])
+            if np.asarray(body.joints[low:high]).any():
+                at = body.frame_index[low:high] - start
+                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high]))
+        if bodies:
+            part = replace(recording, total_frames=stop - start, bodies=bodies)
+            yield entry | {"recording": part, "frames": [start, stop], "first": first}
+            first = False
 
 
 def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
@@ -119,36 +193,3 @@ def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layou
     except (errors.DataError, OSError) as error:
         text = str(error) if isinstance(error, errors.DataError) else f"{path}: {error.strerror or error}"
         yield {"file": str(path), "error": text}
-
-
-def _probabilities(model: Any, config: Any, skeleton: Layout, recordings: list[Recording], device: torch.device) -> Any:
-    """float32 [n, classes] on the CPU; a row of what is not finite in the network is not finite."""
-    if not recordings:
-        return []
-    with tempfile.TemporaryDirectory(prefix="s2vfast-") as folder:
-        # Names may come twice, and labels of raw files are not those of the run.
-        plain = [
-            Recording(name=f"{number}", label=0, total_frames=recording.total_frames, bodies=recording.bodies)
-            for number, recording in enumerate(recordings)
-        ]
-        path = write_store(
-            Path(folder) / "store", plain, layout=skeleton, classes=["unknown"], splits={}, source={}, dropped=[]
-        )
-        store = Store.open(path)
-        recordings = Recordings(config, store, torch.device(device))
-
-        pool = features.head_pool(model.encoder)
-
-        def extract(ids: np.ndarray) -> torch.Tensor:
-            try:
-                return features.extract(
-                    model.encoder, config, store, ids, pool=pool, device=device, recordings=recordings
-                )
-            except errors.DataError:  # some are not finite; the others are to have their classes
-                if len(ids) > 1:
-                    return torch.cat([extract(one) for one in np.split(ids, len(ids))])
-                return torch.full((1, features.feature_width(model.encoder, pool)), torch.nan)
-
-        pooled = extract(np.arange(len(store), dtype=np.int64))
-        with torch.no_grad():
-            return torch.softmax(model.head(pooled.to(device)), dim=1).cpu()

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from s2vfast import errors
 from s2vfast.config import Config
 from s2vfast.data.layout import Layout
 from s2vfast.evaluate import finetune_config
@@ -30,7 +31,7 @@ class Weights:
 def read(run_dir: str | Path) -> tuple[Config, dict[str, Any]]:
     """A run's config, and what run.json says."""
     config, about = rundir.read_config(run_dir), rundir.read(run_dir)
-    if FINETUNE in about and config.objective.name != "classify":  # of version 0.1, which had no such objective
+    if FINETUNE in about and not config.objective_class.needs_labels:  # of version 0.1, which had no such objective
         about[FINETUNE]["source"]["objective"] = config.objective.name
         config = finetune_config.run_config(config, finetune_config.from_dict(about[FINETUNE]["recipe"]))
     return config, about
@@ -52,6 +53,9 @@ def load_weights(run_dir: str | Path, log: Callable[[str], object]) -> Weights:
         CheckpointError: no intact checkpoint.
     """
     saved = checkpoint.load_latest(run_dir, log=log, groups=("model",))
+    rundir.check_beginning(run_dir, rundir.read_config(run_dir), saved.meta)
+    if "model" not in saved.tensors:
+        raise errors.CheckpointError(f"{saved.path}: holds no weights of a model")
     model = saved.tensors["model"]
     if all(name.startswith(("encoder.", "head.")) for name in model):  # fine-tuned by version 0.1
         model = {f"student.{name}": tensor for name, tensor in model.items()}

@@ -64,12 +64,12 @@ class Block(nn.Module):
 
         Args:
             x: [N, L, D], the residual stream.
-            rows: int32 [N, M], the only tokens that are needed after attention; None for all.
+            rows: int32 [N, U], the only tokens that are needed after attention; None for all.
             factors: [N, 2] of x's dtype, what the two branches of each track are multiplied by (stochastic depth);
                 None for one.
 
         Returns:
-            [N, L, D] ([N, M, D] with ``rows``).
+            [N, L, D] ([N, U, D] with ``rows``).
         """
         N, L, D = x.shape
         norm2 = self.norm2
@@ -130,7 +130,7 @@ class BlockStack(nn.ModuleList):
 
         Args:
             x: [N, L, D].
-            rows: int32 [N, M], tokens needed of the last block; None for all.
+            rows: int32 [N, U], tokens needed of the last block; None for all.
         """
         for i, block in enumerate(self):
             x = block(x, rows if i + 1 == len(self) else None)

@@ -22,7 +22,7 @@ from s2vfast import ops
 from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
-from s2vfast.networks.base import Network, decays, register
+from s2vfast.networks.base import Network, register
 from s2vfast.networks.stem import Stem
 from s2vfast.networks.temporal import StridedLinear, TemporalBranches, frames_after, over_rows
 
@@ -63,8 +63,6 @@ class FreqMixFormerConfig:
     """Dilations of these convolutions, a branch each."""
     pool: int = option(3, ge=1)
     """Frames of the max pool over time; odd."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What weight decay acts on: weights of linear maps and convolutions, or ``all`` parameters (published)."""
 
 
 class SpatialMixing(nn.Module):
@@ -99,8 +97,8 @@ class SpatialMixing(nn.Module):
         to_frequencies, to_joints = cosine_transforms(joints)
         for name, buffer in (
             ("constant", maps.clone()),
-            ("to_frequencies", to_frequencies.float()),
-            ("to_joints", to_joints.float()),
+            ("to_frequencies", to_frequencies),
+            ("to_joints", to_joints),
             ("weights", weights),
         ):
             self.register_buffer(name, buffer, persistent=False)
@@ -110,7 +108,7 @@ class SpatialMixing(nn.Module):
         mixed = ops.joint_mix(self.linear(x), self.dynamic_maps(x), self.learned + self.constant)
         gate = 1.0 + torch.sigmoid(self.gate(mixed.mean((1, 2))[:, None]))  # [B, 1, C]
         residual = x if self.down is None else self.down(x)
-        return F.relu(over_rows(self.norm, mixed * gate[:, None]) + residual)
+        return (over_rows(self.norm, mixed * gate[:, None]) + residual).relu_()
 
     def dynamic_maps(self, x: Tensor) -> Tensor:
         """Maps of the clips, [B, subsets, units, V, V], half over joints and half over frequencies."""
@@ -119,7 +117,8 @@ class SpatialMixing(nn.Module):
         pooled = F.linear(x.mean(1), weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
         pooled = pooled.unflatten(1, (self.subsets, self.units, 2))
         joints = self._mixture(pooled, None)
-        frequencies = self._mixture(pooled @ self.to_frequencies.T, self.weights) @ self.to_joints.T
+        to_frequencies, to_joints = self.to_frequencies.to(x.dtype), self.to_joints.to(x.dtype)
+        frequencies = self._mixture(pooled @ to_frequencies.T, self.weights) @ to_joints.T
         return 0.5 * (joints + frequencies)
 
     def _halves(self, rows: Tensor) -> Tensor:
@@ -206,13 +205,11 @@ class Block(nn.Module):
         super().__init__()
         self.spatial = SpatialMixing(channels_in, channels, graphs, section)
         width = channels // (len(section.dilations) + 3)
-        others = [
+        more = [
             TemporalAttention(channels, width, stride, frames_after(frames, stride)),
             FrameGate(channels, width, stride),
         ]
-        self.temporal = TemporalBranches(
-            channels, width, section.kernel, section.dilations, stride, section.pool, others
-        )
+        self.temporal = TemporalBranches(channels, width, section.kernel, section.dilations, stride, section.pool, more)
         self.has_residual = residual
         changes = channels_in != channels or stride != 1
         self.residual = Projection(channels_in, channels, stride) if residual and changes else None
@@ -222,7 +219,7 @@ class Block(nn.Module):
         y = self.temporal(self.spatial(x))
         if self.has_residual:
             y = y + (x if self.residual is None else self.residual(x))
-        return F.relu(y)
+        return y.relu_()
 
 
 class Skip(nn.Module):
@@ -235,7 +232,7 @@ class Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T / frames, V, channels] of x [B, T, V, channels_in]."""
-        return F.relu(self.projection(x.unflatten(1, (-1, self.frames)).mean(2)))
+        return self.projection(x.unflatten(1, (-1, self.frames)).mean(2)).relu_()
 
 
 @register("freqmixformer")
@@ -330,10 +327,6 @@ class FreqMixFormer(Network):
         if first == "blocks":
             return int(remainder.partition(".")[0]) + 1
         return 0 if first == "stem" else self.depth + 1
-
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """As model.decay says."""
-        return self.section.decay == "all" or decays(name, parameter)
 
     def attention(self, clips: Tensor) -> Iterator[Tensor]:
         """How much of a joint each joint takes, [N, units, L, L], block after block.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s2vfast import ops
-from s2vfast.config.fields import option
+from s2vfast.config.fields import Section, option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
@@ -32,25 +32,25 @@ _DILATIONS = (1, 2)
 
 
 @dataclass
-class InfoGCNConfig:
+class InfoGCNConfig(Section):
     """Blocks of InfoGCN."""
 
-    channels: int = option(64, ge=1)
+    base: int = option(64, ge=1)
     """Width of the first stage; each stage after it is twice as wide and has half the frames."""
-    blocks: tuple[int, ...] = (3, 3, 3)
+    stages: tuple[int, ...] = (3, 3, 3)
     """Blocks of each stage."""
     heads: int = option(3, ge=1)
     """H: attention heads."""
     head_ratio: int = option(8, ge=1)
-    """Width of a block as a multiple of a head's queries and keys. Divides channels."""
+    """Width of a block as a multiple of a head's queries and keys. Divides base."""
     kernel: int = option(5, ge=1)
     """Frames that a dilated convolution looks at. Odd."""
     k: int = option(1, ge=0)
-    """The network sees (I - P^k) x: each joint without its k-th ancestor; those with fewer ancestors stay raw. 1: bones.
-    8: plain joints on NTU and NW-UCLA. 0, the default of the published code, shows nothing, and is refused."""
+    """The network sees (I - P^k) x: each joint without its k-th ancestor; those with fewer ancestors stay raw.
+    1: bones. 8: plain joints on NTU and NW-UCLA. 0, the default of the published code, shows nothing: it is refused."""
     graph: Literal["right", "published"] = "right"
-    """Whose edges k counts along. ``published`` has NW-UCLA's the other way round: the sum of a joint's k-th descendants
-    is subtracted, and 7 gives plain joints."""
+    """Whose edges k counts along. ``published`` has NW-UCLA's the other way round: the sum of a joint's k-th
+    descendants is subtracted, and 7 gives plain joints."""
     attention_init: Literal["linear", "published"] = "linear"
     """Where queries and keys start: as other linear maps do; or normal with deviation 1 (``published``), by which
     attention starts as nearly one joint with nearly no gradient."""
@@ -74,17 +74,17 @@ class InfoGCN(Network):
 
     def __init__(self, section: InfoGCNConfig, mode: Tensor, frames: int, bodies: int, channels: int = 3) -> None:
         super().__init__()
-        V, width = len(mode), section.channels
-        self.depth = sum(section.blocks)
+        V, width = len(mode), section.base
+        self.depth = sum(section.stages)
         self.stem = Stem(mode, bodies, channels, width)
         self.blocks = nn.ModuleList()
-        for stage, count in enumerate(section.blocks):
+        for stage, count in enumerate(section.stages):
             for i in range(count):
-                out, stride = section.channels * 2**stage, 2 if stage and i == 0 else 1
+                out, stride = section.base * 2**stage, 2 if stage and i == 0 else 1
                 self.blocks.append(Block(width, out, V, section, stride))
                 width = out
         self.width = width
-        stride = 2 ** (len(section.blocks) - 1)
+        stride = 2 ** (len(section.stages) - 1)
         # The last segment of a clip whose length is no multiple of the stride would be shorter than the others.
         self.grid = None if frames % stride else (frames // stride, V)
         self.segment_frames = None if frames % stride else stride
@@ -100,11 +100,11 @@ class InfoGCN(Network):
     def check(cls, config: Config, layout: Layout | None) -> None:
         """Whole heads and branches, and a mode that shows something."""
         model = config.model
-        if not model.blocks or min(model.blocks) < 1:
-            raise ConfigError(f"model.blocks: {list(model.blocks)}; a number above 0 for each stage is expected")
+        if not model.stages or min(model.stages) < 1:
+            raise ConfigError(f"model.stages: {list(model.stages)}; a number above 0 for each stage is expected")
         for name, divisor in (("head_ratio", model.head_ratio), ("branches of a temporal module", _BRANCHES)):
-            if model.channels % divisor:
-                raise ConfigError(f"model.channels: {model.channels} is no multiple of {divisor}, the {name}")
+            if model.base % divisor:
+                raise ConfigError(f"model.base: {model.base} is no multiple of {divisor}, the {name}")
         if model.kernel % 2 == 0:
             raise ConfigError(f"model.kernel: {model.kernel}; an odd number is expected")
         graph.check_generations(model.k)
@@ -112,7 +112,7 @@ class InfoGCN(Network):
     @classmethod
     def segments(cls, config: Config) -> int | None:
         """Frames that are left after the last stage, where they are whole segments."""
-        stride = 2 ** (len(config.model.blocks) - 1)
+        stride = 2 ** (len(config.model.stages) - 1)
         return None if config.data.frames % stride else config.data.frames // stride
 
     def tokens(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -160,7 +160,7 @@ class Block(nn.Module):
         self.graph = GraphAttention(width, out, joints, section)
         b = out // _BRANCHES
         self.temporal = TemporalBranches(
-            out, b, section.kernel, _DILATIONS, stride, others=[StridedLinear(out, b, stride)]
+            out, b, section.kernel, _DILATIONS, stride, more=[StridedLinear(out, b, stride)]
         )
         self.residual = None if width == out and stride == 1 else Projection(width, out)
 

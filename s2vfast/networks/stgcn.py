@@ -63,10 +63,11 @@ class GraphConv(nn.Module):
         T, N, V, _ = x.shape
         K, C, D = self.weight.shape
         # Neighbours first: they are fewer numbers than the K * D that would follow, and one product does the maps.
-        mixed = torch.matmul(graph.permute(2, 0, 1).reshape(V * K, V), x)  # [T, N, V * K, C]
+        neighbours = graph.permute(2, 0, 1).reshape(V * K, V)
+        mixed = torch.bmm(neighbours.expand(T * N, -1, -1), x.reshape(T * N, V, C))  # [T * N, V * K, C]
         y = mixed.view(T * N * V, K * C) @ self.weight.view(K * C, D)
         bias = graph.sum(1).t() @ self.bias  # [V, D]: of every joint another one, by its edges
-        return y.view(T, N, V, D) + bias
+        return y.view(T, N, V, D).add_(bias)
 
 
 class TemporalConv(nn.Module):
@@ -124,7 +125,7 @@ class Block(nn.Module):
         if keep is not None:
             y = y * keep
         if self.residual:
-            y = y + (x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x[:: self.stride])))
+            y.add_(x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x[:: self.stride])))
         return y.relu_()
 
 
@@ -211,18 +212,22 @@ class STGCN(Network):
         """
         if not self.dropout:
             return None
-        bits = next(bits for bits in range(1, 9) if bits == 8 or (self.dropout * 2**bits).is_integer())
+        bits = next(bits for bits in (1, 2, 4, 8) if bits == 8 or (self.dropout * 2**bits).is_integer())
         segments, joints = self.grid
         frames, shapes = segments * self.segment_frames, []
         for block in self.blocks:
             frames //= block.stride
             shapes.append((frames, joints, block.width))
         sizes = [math.prod(shape) for shape in shapes[1:]]
-        each = 32 // bits  # numbers a draw
-        words = draws(-(-sum(sizes) // each))  # int64 [N, words]
-        levels = torch.stack([(words >> bits * at & 2**bits - 1).to(torch.uint8) for at in range(each)], dim=-1)
-        keep = (levels.flatten(1)[:, : sum(sizes)] >= round(self.dropout * 2**bits)).to(torch.uint8)
-        return tuple(part.unflatten(1, shape) for part, shape in zip(keep.split(sizes, 1), shapes[1:], strict=True))
+        count = sum(sizes)
+        each = 8 // bits  # numbers a byte
+        words = draws(-(-count // (4 * each)))  # int64 [N, words]
+        numbers = (words - 2**31).to(torch.int32).view(torch.uint8)  # the same bits but one
+        if bits < 8:
+            numbers = torch.cat([numbers >> bits * at & 2**bits - 1 for at in range(each)], dim=1)
+        keep = numbers if bits == 1 else (numbers >= round(self.dropout * 2**bits)).to(torch.uint8)
+        parts = keep[:, :count].split(sizes, dim=1)
+        return tuple(part.unflatten(1, shape) for part, shape in zip(parts, shapes[1:], strict=True))
 
     def with_noise(self, clips: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """Tokens with dropout, what it keeps being `draw_noise`'s."""
@@ -247,7 +252,7 @@ class STGCN(Network):
         for number, block in enumerate(self.blocks):
             keep = None
             if noise is not None and number:
-                keep = noise[number - 1].transpose(0, 1).to(x.dtype) / (1.0 - self.dropout)
+                keep = noise[number - 1].transpose(0, 1).contiguous().to(x.dtype).mul_(1.0 / (1.0 - self.dropout))
             x = block(x, self.graph, keep)
             states.append(x)
         return states

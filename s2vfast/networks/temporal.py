@@ -6,7 +6,7 @@ product over rows, and batch norm looks at columns.
     x ─ 1x1 ─ BN ─ ReLU ─ (k, 1) convolution, dilation 1 ─┐
     x ─ 1x1 ─ BN ─ ReLU ─ (k, 1) convolution, dilation 2 ─┤
     x ─ 1x1 ─ BN ─ ReLU ─ (3, 1) max pool ────────────────┼─ concatenated ─ BN
-    x ─ others, one module each ──────────────────────────┘
+    x ─ more, one module each ───────────────────────────┘
 
 The 1x1 convolutions are one matrix and the norms one norm: a batch norm of several channels is one of each.
 """
@@ -43,7 +43,7 @@ class StridedLinear(nn.Linear):
 
 
 class TemporalBranches(nn.Module):
-    """Dilated convolutions over time, a max pool, and whatever ``others`` are, concatenated and normalised.
+    """Dilated convolutions over time, a max pool, and ``more`` branches, concatenated and normalised.
 
     Args:
         channels_in: C of the input.
@@ -52,7 +52,7 @@ class TemporalBranches(nn.Module):
         dilations: one convolution branch each.
         stride: of time.
         pool: frames of the max pool; odd.
-        others: further branches, modules of x [B, T, V, C] to [B, T', V, b].
+        more: further branches, modules of x [B, T, V, C] to [B, T', V, b].
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TemporalBranches(nn.Module):
         dilations: Sequence[int] = (1, 2),
         stride: int = 1,
         pool: int = 3,
-        others: Sequence[nn.Module] = (),
+        more: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.channels, self.kernel, self.dilations, self.stride, self.pool = channels, kernel, dilations, stride, pool
@@ -71,15 +71,15 @@ class TemporalBranches(nn.Module):
         self.expand_norm = nn.BatchNorm1d(channels * (len(dilations) + 1))
         self.weight = nn.Parameter(torch.empty(len(dilations), channels, channels, kernel))  # [K, out, in, k]
         self.bias = nn.Parameter(torch.empty(len(dilations), channels))
-        self.others = nn.ModuleList(others)
-        self.norm = nn.BatchNorm1d(channels * (len(dilations) + 1 + len(others)))
+        self.others = nn.ModuleList(more)
+        self.norm = nn.BatchNorm1d(channels * (len(dilations) + 1 + len(more)))
         bound = (channels * kernel) ** -0.5  # PyTorch's default of a convolution
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised branches [B, T', V, branches * b] of x [B, T, V, C], convolutions first, then pool and others."""
-        z = F.relu(over_rows(self.expand_norm, self.expand(x)))
+        """Normalised branches [B, T', V, branches * b] of x [B, T, V, C], convolutions first, then pool and more."""
+        z = over_rows(self.expand_norm, self.expand(x)).relu_()
         *rows, pooled = z.permute(0, 3, 1, 2).split(self.channels, dim=1)  # each [B, b, T, V]
         out = []
         for row, weight, bias, dilation in zip(rows, self.weight, self.bias, self.dilations, strict=True):

@@ -11,6 +11,7 @@ An objective is a class in a file of this folder, or of a plugin, under a name:
     class Contrast(Objective):
         Section = ContrastConfig
         views = 2
+        terms = ("similarity",)
 
         def __init__(self, encoder, config, classes):
             super().__init__(encoder)
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 from s2vfast.config.registry import OBJECTIVES
 from s2vfast.data.augment import Compose, ViewKey
+from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, NoFields, build_network
 from s2vfast.objectives.bodies import Bodies
 
@@ -194,6 +196,29 @@ class Objective(nn.Module):
     def check(cls, config: Config, layout: Layout | None) -> None:
         """Raise `ConfigError`, naming the field, where values do not fit together; ``layout`` may not be known yet."""
 
+    def check_declared(self) -> None:
+        """Raise `ConfigError` unless what the class declares is there: views, averages, what learns."""
+        name = type(self).__name__
+        if self.pipelines and len(self.pipelines) != self.views:
+            raise ConfigError(f"{name}.pipelines: {len(self.pipelines)} for {self.views} views; one a view is expected")
+        modules = dict(self.named_children())
+        for owner, attribute in (("evaluated", self.evaluated), *(("averages", key) for key in self.averages)):
+            if attribute not in modules:
+                raise ConfigError(f"{name}.{owner}: {attribute} is no module of its own; make it in __init__")
+        for average, followed in self.averages.items():
+            sides = [
+                {key: list(tensor.shape) for key, tensor in getattr(self, side).named_parameters()}
+                for side in (average, followed)
+            ]
+            if sides[0] != sides[1]:
+                raise ConfigError(
+                    f"{name}.averages: {average} has other parameters than {followed}, which it follows; make it with "
+                    f"average_of"
+                )
+        for key, parameter in self.named_parameters():
+            if not parameter.requires_grad and key.partition(".")[0] not in self.averages:
+                raise ConfigError(f"{name}: {key} has no gradient; what does not learn is a buffer, not a parameter")
+
     @classmethod
     def checkpoint_prefix(cls) -> str:
         """What the names of the evaluated network begin with in a checkpoint."""
@@ -249,6 +274,14 @@ class Objective(nn.Module):
             shared: what `shared` gave.
         """
         raise NotImplementedError(f"{type(self).__name__}.step_loss")
+
+    def token_weights(self, clips: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the objective looks at in clips [N, T, V, C], for pictures; None: there is nothing to show.
+
+        Returns:
+            Salience of each token, [N, L] in [0, 1], and the attention that it comes from, [N, H, L, L].
+        """
+        return None
 
     def warning(self, reported: dict[str, float]) -> str | None:
         """What to tell the user after a step with these terms and moments, once a run; None: nothing."""

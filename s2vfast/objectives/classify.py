@@ -77,7 +77,7 @@ class Head(nn.Module):
             float32 [B, classes].
         """
         x = pooled if dropout is None else pooled * dropout
-        return _linear(self.fc2, F.relu(self.norm(_linear(self.fc1, x))))
+        return operand_linear(self.fc2, F.relu(self.norm(operand_linear(self.fc1, x))))
 
 
 class LinearHead(nn.Linear):
@@ -95,7 +95,7 @@ class LinearHead(nn.Linear):
 
     def forward(self, pooled: Tensor, dropout: Tensor | None = None) -> Tensor:
         """Logits, arguments as of `Head`."""
-        return _linear(self, pooled if dropout is None else pooled * dropout)
+        return operand_linear(self, pooled if dropout is None else pooled * dropout)
 
 
 @dataclass(frozen=True)
@@ -107,54 +107,34 @@ class ClassifyInputs:
     dropout: Tensor | None  # float32 [n, features], factors of the head's inputs
 
 
-@register("classify")
-class Classify(Objective):
-    """A network, the published head, cross-entropy.
+class Supervised(Objective):
+    """A network, a head on what its tokens are pooled to, labels. A subclass makes the head and says what is lost.
 
     Args:
         encoder: the network.
-        options: the section.
+        head: features [B, F] to logits [B, classes], in evaluation mode.
+        features: F: the network's width, or that of every joint: means over all tokens, or over those of a joint.
         bodies: M, tracks a sample.
-        classes: names of the classes.
-        seed: of the head's first weights.
     """
 
-    Section = ClassifyConfig
     needs_labels = True
     terms = ("top1",)
 
-    def __init__(
-        self, encoder: Network, options: ClassifyConfig, bodies: int, classes: Sequence[str], seed: int = 0
-    ) -> None:
+    def __init__(self, encoder: Network, head: nn.Module, features: int, bodies: int) -> None:
         super().__init__(encoder)
-        self.options, self.bodies = options, bodies
-        joints = encoder.grid[1] if encoder.grid and options.head == "mlp" else 1
-        self.features = joints * encoder.width
-        """Numbers a sequence that the head sees: per-joint means, or one mean."""
-        self.head: Head | LinearHead
-        if options.head == "linear":
-            self.head = LinearHead(self.features, len(classes), seed)
-        else:
-            self.head = Head(self.features, options.hidden, len(classes), seed)
-        self.rates = drop_rates(encoder.depth, options.drop_path)
+        self.head, self.features, self.bodies = head, features, bodies
 
     @classmethod
-    def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> Classify:
+    def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> Supervised:
         """The objective of a config, as it stands before the first step."""
         if not classes:
             raise ConfigError(f"objective.name: {config.objective.name} needs a store with classes")
         return cls(build_network(config, layout), config.objective, config.data.bodies, classes, config.train.seed)
 
-    @classmethod
-    def check(cls, config: Config, layout: Layout | None) -> None:
-        """Stochastic depth of a network that has branches to leave out, and two samples for the batch norm."""
-        if config.objective.drop_path and not config.network_class.branches:
-            raise ConfigError(
-                f"objective.drop_path: {config.objective.drop_path}; model.name: {config.model.name} has no residual "
-                f"branches to leave out, give 0"
-            )
-        if config.train.batch < 2:
-            raise ConfigError(f"train.batch: {config.train.batch}; 2 or more is expected, for the head's batch norm")
+    @property
+    def head_pool(self) -> Literal["mean", "joint"]:
+        """What the head sees, as `s2vfast.evaluate.features` calls it."""
+        return "mean" if self.features == self.encoder.width else "joint"
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits [B, classes] of clips [B, M, T, V, C]."""
@@ -166,6 +146,46 @@ class Classify(Objective):
         joints = self.features // D
         # The batch is what is left over: an exported network takes any.
         return tokens.reshape(-1, bodies, L // joints, joints, D).mean(dim=(1, 2)).flatten(1)
+
+
+@register("classify")
+class Classify(Supervised):
+    """A network, the published head, cross-entropy.
+
+    Args:
+        encoder: the network.
+        options: the section.
+        bodies: M, tracks a sample.
+        classes: names of the classes.
+        seed: of the head's first weights.
+    """
+
+    Section = ClassifyConfig
+
+    def __init__(
+        self, encoder: Network, options: ClassifyConfig, bodies: int, classes: Sequence[str], seed: int = 0
+    ) -> None:
+        joints = encoder.grid[1] if encoder.grid and options.head == "mlp" else 1
+        features = joints * encoder.width
+        head: Head | LinearHead
+        if options.head == "linear":
+            head = LinearHead(features, len(classes), seed)
+        else:
+            head = Head(features, options.hidden, len(classes), seed)
+        super().__init__(encoder, head, features, bodies)
+        self.options = options
+        self.rates = drop_rates(encoder.depth, options.drop_path)
+
+    @classmethod
+    def check(cls, config: Config, layout: Layout | None) -> None:
+        """Stochastic depth of a network that has branches to leave out, and two samples for the batch norm."""
+        if config.objective.drop_path and not config.network_class.branches:
+            raise ConfigError(
+                f"objective.drop_path: {config.objective.drop_path}; model.name: {config.model.name} has no residual "
+                f"branches to leave out, give 0"
+            )
+        if config.train.batch < 2:
+            raise ConfigError(f"train.batch: {config.train.batch}; 2 or more is expected, for the head's batch norm")
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> ClassifyInputs:
         """Labels and drops."""
@@ -185,8 +205,12 @@ class Classify(Objective):
             tokens = self.encoder.with_drop_path(batch.clips, inputs.paths, self.rates)
         logits = self.head(self.pool(tokens, self.bodies).float(), inputs.dropout)
         loss = F.cross_entropy(logits, inputs.labels, label_smoothing=self.options.label_smoothing)
-        right = (logits.detach().argmax(dim=1) == inputs.labels).float().mean()
-        return Loss(loss, len(logits), terms={"top1": 100.0 * right})
+        return Loss(loss, len(logits), terms={"top1": top1(logits, inputs.labels)})
+
+
+def top1(logits: Tensor, labels: Tensor) -> Tensor:
+    """Per cent of the rows of logits [n, classes] whose largest is the label's."""
+    return 100.0 * (logits.detach().argmax(dim=1) == labels).float().mean()
 
 
 def drop_rates(depth: int, last: float) -> list[float]:
@@ -225,7 +249,7 @@ def draw_dropout(rate: float, seed: int, epoch: int, sample_ids: Tensor, feature
     return (draws >= rate) / (1.0 - rate)
 
 
-def _linear(linear: nn.Linear, x: Tensor) -> Tensor:
+def operand_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """In the dtype of the matrix, which may be narrower than the bias; the result is float32."""
     weight, bias = linear.weight, linear.bias
     return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)

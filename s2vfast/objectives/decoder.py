@@ -53,7 +53,7 @@ class Decoder(nn.Module):
     def forward(
         self, latent: Tensor, visible: Tensor, masked: Tensor | None = None, norm: nn.LayerNorm | None = None
     ) -> Tensor:
-        """Predictions: `predict` of the `stream`, whose arguments these are. [N, M, out], or [N, L, out]."""
+        """Predictions: `predict` of the `stream`, whose arguments these are. [N, U, out], or [N, L, out]."""
         return self.predict(self.stream(latent, visible, masked, norm), self.head)
 
     def stream(
@@ -64,13 +64,13 @@ class Decoder(nn.Module):
         Args:
             latent: [N, K, D], the encoder's output at the visible tokens.
             visible: int32 [N, K], their token ids.
-            masked: int32 [N, M], the tokens to predict; None for all L. The last block's MLP and the head see
+            masked: int32 [N, U], the tokens to predict; None for all L. The last block's MLP and the head see
                 only these.
             norm: a layer norm to apply to the latents first: with it they are the encoder's residual stream, and norm
                 and linear map are one operation.
 
         Returns:
-            [N, M, D], or [N, L, D].
+            [N, U, D], or [N, L, D].
         """
         weight, bias = self.embed.weight, self.embed.bias
         if norm is None:
@@ -82,5 +82,5 @@ class Decoder(nn.Module):
         return self.blocks(x, masked)
 
     def predict(self, x: Tensor, head: nn.Linear) -> Tensor:
-        """What a head (`head` or `auxiliary`) makes of the `stream`: [N, M, its width]."""
+        """What a head (`head` or `auxiliary`) makes of the `stream`: [N, U, its width]."""
         return ops.norm_linear(x, self.norm.weight, self.norm.bias, head.weight, head.bias, self.norm.eps)

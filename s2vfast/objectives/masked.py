@@ -11,7 +11,7 @@ An objective of this family says what the target is:
             return 3
 
         def target(self, clips, masked, bodies=None, empty=None):
-            return …  # [r * N, M, 3]
+            return …  # [r * N, U, 3]
 """
 
 from __future__ import annotations
@@ -157,12 +157,12 @@ class MaskedObjective(Objective):
 
         Args:
             clips: [N, T, V, C].
-            masked: int32 [r * N, M], the tokens to predict, mask after mask; None for all L.
+            masked: int32 [r * N, U], the tokens to predict, mask after mask; None for all L.
             bodies: which tracks are empty, where ``empty_bodies`` is ``share``.
             empty: what `empty_target` gave.
 
         Returns:
-            [r * N, M, width], or [N, L, width].
+            [r * N, U, width], or [N, L, width].
         """
         if self.target_name is None:
             raise NotImplementedError(f"{type(self).__name__}.target")
@@ -245,7 +245,7 @@ class MaskedObjective(Objective):
         with torch.no_grad():
             target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None, empty)
         stream = self.encoder.stream(clips.repeat(r, 1, 1, 1) if r > 1 else clips, visible)
-        stream = self.decoder.stream(stream, latent_tokens, masked, norm=self.encoder.final_norm)  # [r * N, M, D]
+        stream = self.decoder.stream(stream, latent_tokens, masked, norm=self.encoder.final_norm)  # [r * N, U, D]
         prediction = self.decoder.predict(stream, self.decoder.head)
         loss = _mean_squared_error(prediction, target, filled)
         if self.auxiliary is not None:
@@ -277,7 +277,7 @@ def build_decoder(config: Config, encoder: Network, out: int | None = None, auxi
 
 
 def _mean_squared_error(prediction: Tensor, target: Tensor, filled: Tensor | None) -> Tensor:
-    """Mean squared error of [N, M, D], of the rows ``filled`` where that is given."""
+    """Mean squared error of [N, U, D], of the rows ``filled`` where that is given."""
     if filled is None:
         return ops.masked_mse(prediction, target)
     # Rows beyond those with a body differ from nothing, and the mean is over the others.
@@ -286,7 +286,7 @@ def _mean_squared_error(prediction: Tensor, target: Tensor, filled: Tensor | Non
 
 
 def channel_moments(x: Tensor, filled: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Variance and mean over all tokens of each channel of [N, M, D], of the rows ``filled`` where that is given."""
+    """Variance and mean over all tokens of each channel of [N, U, D], of the rows ``filled`` where that is given."""
     x = x if x.dtype == torch.float64 else x.float()
     if filled is None:
         rows = x.reshape(-1, x.shape[-1])

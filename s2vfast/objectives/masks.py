@@ -31,7 +31,7 @@ class MaskBatch:
     """Which tokens of a batch are seen: masks_per_clip times N rows, mask after mask."""
 
     visible: Tensor  # int32 [r * N, K]
-    masked: Tensor  # int32 [r * N, M]
+    masked: Tensor  # int32 [r * N, U]
     latent_tokens: Tensor  # int32 [r * N, K], the tokens at which the decoder gets the latents
 
 
@@ -116,7 +116,7 @@ class MaskSampler:
     def sample_tokens(
         self, clips: Tensor, *, noise: Tensor | None = None, seed: int = 0, epoch: int = 0, ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """visible int32 [r * N, K] and masked int32 [r * N, M] of clips [N, T, V, C], r = masks_per_clip."""
+        """visible int32 [r * N, K] and masked int32 [r * N, U] of clips [N, T, V, C], r = masks_per_clip."""
         draws = {"noise": noise, "seed": seed, "epoch": epoch, "ids": ids}
         moving = self._moving(clips)
         if self.kind in TUBE_KINDS:

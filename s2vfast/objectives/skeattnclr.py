@@ -13,7 +13,7 @@ code's way.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,8 +36,10 @@ from s2vfast.reference import philox
 if TYPE_CHECKING:
     from s2vfast.config import Config
 
-NOISE, SWAP = 34, 35
+NOISE, SWAP = 36, 37
 """What the draws are for: streams of `s2vfast.reference.philox`."""
+KINDS = ("z", "s", "ns")
+"""Embeddings: of whole clips, salient, non-salient."""
 INIT_STD = 0.02
 """Of the maps beside the network (published)."""
 QUERY, MIXED, KEY = range(3)
@@ -180,10 +182,10 @@ class SkeAttnCLR(Objective):
         self.swap = Swap(options.swap_parts, options.swap_cells, cell, options.swap_block)
         self.projector = MLP(encoder.width, options.hidden, options.dim)
         self.mask = SaliencyMask(encoder.width, options.heads)
-        for name in ("z", "s", "ns"):
+        for name in KINDS:
             self.register_module(f"predictor_{name}", MLP(options.dim, options.hidden, options.dim))
         self.key_encoder, self.key_projector = self.average_of(encoder), self.average_of(self.projector)
-        for name in ("z", "s", "ns") if options.queues != "one" else ("z",):
+        for name in self._queues:
             self.register_buffer(f"queue_{name}", F.normalize(torch.randn(options.queue, options.dim), dim=1))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
 
@@ -218,7 +220,7 @@ class SkeAttnCLR(Objective):
             raise ConfigError(f"objective.swap_{str(error).removeprefix('swap.')}") from None
 
     def ema_decay(self, step: int, total_steps: int) -> float:
-        """m, from ``momentum`` at the first step to 1; the published code begins an epoch later and overruns the end."""
+        """m, from ``momentum`` at the first step to 1; the published code begins one epoch in and overruns the end."""
         return 1.0 - (1.0 - self.options.momentum) * (math.cos(math.pi * step / total_steps) + 1.0) / 2.0
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> Inputs:
@@ -285,30 +287,43 @@ class SkeAttnCLR(Objective):
         return queries, keys, mask
 
     def contrast(self, queries: Embeddings, keys: Embeddings) -> Loss:
-        """The losses of embeddings of length 1."""
-        options = self.options
-        # Changed below, before the gradient asks for what they were.
-        queues = {name: getattr(self, f"queue_{name}").clone() for name in ("z", "s", "ns") if self._reads(name)}
-        losses, accuracy = {}, None
+        """The loss of embeddings of length 1; keys go into the queue."""
+        losses, accuracy = self.losses(queries, keys)
+        self._enqueue(keys)
+        terms = {f"loss_{name}": value.detach() for name, value in losses.items()}
+        return Loss(self.total(losses), len(keys.z), terms={**terms, "accuracy": accuracy})
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """L_z + mu L_s + (1 - mu) L_ns."""
+        return losses["z"] + self.options.mu * losses["s"] + (1.0 - self.options.mu) * losses["ns"]
+
+    def losses(self, queries: Embeddings, keys: Embeddings) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses z, s and ns, and how often a whole clip's key is the most similar of all."""
+        # The queue changes before the gradient asks for it.
+        queues = {name: getattr(self, f"queue_{name}").clone() for name in KINDS if self._reads(name)}
+        losses, hits = {}, []
         for name, other in (("z", None), ("s", queries.ns), ("ns", queries.s)):
             embedding = getattr(queries, name)
-            negatives = queues.get(name, queues["z"])
-            logits = [(embedding * getattr(keys, name)).sum(1, keepdim=True), embedding @ negatives.t()]
+            logits = [
+                (embedding * getattr(keys, name)).sum(1, keepdim=True),
+                embedding @ queues.get(name, queues["z"]).t(),
+            ]
             if other is not None:
                 logits.append((embedding * other.detach()).sum(1, keepdim=True))
-            scores = torch.cat(logits, dim=1) / options.temperature
+            scores = torch.cat(logits, dim=1) / self.options.temperature
             losses[name] = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device))
-            if accuracy is None:
-                accuracy = (scores.detach().argmax(dim=1) == 0).float().mean()
-        self._enqueue(keys)
-        loss = losses["z"] + options.mu * losses["s"] + (1.0 - options.mu) * losses["ns"]
-        terms = {f"loss_{name}": value.detach() for name, value in losses.items()}
-        return Loss(loss, len(keys.z), terms={**terms, "accuracy": accuracy})
+            hits.append((scores.detach().argmax(dim=1) == 0).to(torch.float32).mean())
+        return losses, hits[0]
 
     def token_weights(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """How salient each token of clips [N, T, V, C] is, [N, L], and the attention that says so, [N, H, L, L]."""
         tokens = self.encoder(clips)
         return self.mask(tokens).mean(dim=2), self.mask.attention(tokens)
+
+    @property
+    def _queues(self) -> tuple[str, ...]:
+        """Kinds of keys that are kept."""
+        return KINDS[:1] if self.options.queues == "one" else KINDS
 
     def _reads(self, name: str) -> bool:
         return name == "z" or self.options.queues == "own"
@@ -317,7 +332,7 @@ class SkeAttnCLR(Objective):
     def _enqueue(self, keys: Embeddings) -> None:
         """The keys of all ranks in the place of the oldest."""
         count = self.options.queue
-        for name in ("z", "s", "ns") if self.options.queues != "one" else ("z",):
+        for name in self._queues:
             rows = self.ranks.all_gather(getattr(keys, name))
             at = (self.oldest + torch.arange(len(rows), device=rows.device)) % count
             getattr(self, f"queue_{name}").index_copy_(0, at, rows)

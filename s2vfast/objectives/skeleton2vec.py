@@ -121,12 +121,12 @@ class Skeleton2vec(MaskedObjective):
 
         Args:
             clips: [N, T, V, C].
-            masked: int32 [r * N, M], the tokens to predict, mask after mask; None for all L.
+            masked: int32 [r * N, U], the tokens to predict, mask after mask; None for all L.
             bodies: which tracks are empty, all of which then share what the teacher says of one.
             empty: float [1, L, D], what it says of one; None: it is asked.
 
         Returns:
-            [r * N, M, D], or [N, L, D].
+            [r * N, U, D], or [N, L, D].
         """
         rank, extra = None, 0 if empty is not None else 1
         # One row for the empty ones; without a second there is nothing to share.

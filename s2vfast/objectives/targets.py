@@ -23,11 +23,11 @@ def coordinates(clips: Tensor, masked: Tensor | None, segment_frames: int) -> Te
 
     Args:
         clips: [N, T, V, C], coordinates first.
-        masked: int32 [r * N, M], the tokens to predict, mask after mask; None for all L.
+        masked: int32 [r * N, U], the tokens to predict, mask after mask; None for all L.
         segment_frames: s, frames a token.
 
     Returns:
-        [r * N, M, s * 3] or [N, L, s * 3], a token's numbers frame by frame.
+        [r * N, U, s * 3] or [N, L, s * 3], a token's numbers frame by frame.
     """
     return _tokens(clips[..., :COORDINATES], masked, segment_frames)
 
@@ -37,12 +37,12 @@ def motion(clips: Tensor, masked: Tensor | None, segment_frames: int, eps: float
 
     Args:
         clips: [N, T, V, C], coordinates first.
-        masked: int32 [r * N, M], the tokens to predict, mask after mask; None for all L.
+        masked: int32 [r * N, U], the tokens to predict, mask after mask; None for all L.
         segment_frames: s, frames a token.
         eps: added to the variance, which is the unbiased one.
 
     Returns:
-        [r * N, M, s * 3] or [N, L, s * 3], a token's numbers frame by frame.
+        [r * N, U, s * 3] or [N, L, s * 3], a token's numbers frame by frame.
     """
     joints = clips[..., :COORDINATES]
     moved = torch.cat([joints[:, 1:] - joints[:, :-1], torch.zeros_like(joints[:, :1])], dim=1)

@@ -51,7 +51,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])  # [M, E]
+        rows = grad.reshape(-1, grad.shape[-1])  # [rows, E]
         by_x = _onednn(rows, weight.t(), None).view(x.shape) if need_x else None
         by_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
         return by_x, by_weight, rows.sum(0) if need_bias else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import _extension
+from s2vfast.errors import ShapeError
 from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, fake, operator, signed
 from s2vfast.ops._dispatch import register, require
@@ -246,37 +247,39 @@ def _triton_op(frames, frame_index, row, count, ids, *spec_and_draws):
 def _native_op(frames, frame_index, row, count, ids, *spec_and_draws):
     *spec, seed, epoch, training = spec_and_draws
     spec, (Q, bodies), joints = _spec(spec), row.shape, frames.shape[1]
-    if not ids.is_cuda and ids.numel():  # a look at a GPU's ids would wait for it
-        within = int(ids.min()) >= 0 and int(ids.max()) < Q
-        require(within, "clip_sample", "ids", f"numbers of sequences, 0 to {Q - 1}", ids.tolist())
     out = frames.new_empty((len(ids) * bodies, spec.frames, joints, spec.channels), dtype=torch.float32)
     names = ("frames", "frame_index", "row", "count", "ids")
     tensors = contiguous((frames, frame_index.int(), row.long(), count.int(), ids.long()))
-    _extension.load().clip_sample(
-        **_native.addresses(**dict(zip(names, tensors, strict=True)), out=out),
-        **_native.place(frames),
-        kind=_KINDS.index(frames.dtype),
-        samples=len(ids),
-        bodies=bodies,
-        joints=joints,
-        length=spec.frames,
-        crop=spec.sampling == "crop",
-        crop_min=spec.crop_min,
-        center=spec.center,
-        torso=spec.scale == "torso",
-        yaw=spec.align == "yaw",
-        rotate=list(spec.rotate),
-        scale_jitter=spec.scale_jitter,
-        velocity=spec.velocity,
-        root=spec.root,
-        # Joints that are not looked at may be those of another skeleton.
-        ends=list(spec.torso) if spec.scale == "torso" else [0, 0],
-        sides=list(spec.sides) if spec.align == "yaw" else [0, 0],
-        up=spec.up,
-        seed=seed % 2**64,
-        epoch=epoch,
-        training=training,
-    )
+    try:
+        _extension.load().clip_sample(
+            **_native.addresses(**dict(zip(names, tensors, strict=True)), out=out),
+            **_native.place(frames),
+            kind=_KINDS.index(frames.dtype),
+            samples=len(ids),
+            sequences=Q,
+            rows=len(frames),
+            bodies=bodies,
+            joints=joints,
+            length=spec.frames,
+            crop=spec.sampling == "crop",
+            crop_min=spec.crop_min,
+            center=spec.center,
+            torso=spec.scale == "torso",
+            yaw=spec.align == "yaw",
+            rotate=list(spec.rotate),
+            scale_jitter=spec.scale_jitter,
+            velocity=spec.velocity,
+            root=spec.root,
+            # Joints that are not looked at may be those of another skeleton.
+            ends=list(spec.torso) if spec.scale == "torso" else [0, 0],
+            sides=list(spec.sides) if spec.align == "yaw" else [0, 0],
+            up=spec.up,
+            seed=seed % 2**64,
+            epoch=epoch,
+            training=training,
+        )
+    except ValueError as error:  # ids or tables that would lead out of the frames
+        raise ShapeError(str(error)) from None
     return out
 
 

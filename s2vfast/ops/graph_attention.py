@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from s2vfast import _extension
+from s2vfast.ops import _native
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.graph_attention import graph_attention as _reference
 
@@ -42,7 +47,86 @@ def _torch(x: Tensor, qk: Tensor, topology: Tensor, weight: Tensor, bias: Tensor
     maps = torch.softmax(q @ k.transpose(-1, -2) * qk.shape[-1] ** -0.5, -1) * topology
     mixed = maps.flatten(1, 2) @ x  # [F, H * V, C]
     mixed = mixed.unflatten(1, (-1, V)).transpose(1, 2).flatten(2)  # [F, V, H * C]
-    return torch.nn.functional.linear(mixed, weight.transpose(0, 1).flatten(1), bias)
+    return torch.nn.functional.linear(mixed, _matrix(weight), bias)
 
 
-_op = register("graph_attention", reference=_reference, torch=_torch)
+def _mixed(x: Tensor, qk: Tensor, topology: Tensor) -> Tensor:
+    """[F, V, H * C], what the linear maps of the heads see."""
+    F, V, C = x.shape
+    H = len(topology)
+    mixed = x.new_empty((F, V, H * C))
+    addresses = _native.addresses(x=x, qk=qk, topology=topology, mixed=mixed)
+    _extension.load().graph_attention(**_sizes(x, qk), **addresses, **_native.place(x))
+    return mixed
+
+
+def _sizes(x: Tensor, qk: Tensor) -> dict[str, int]:
+    F, V, C = x.shape
+    return {"frames": F, "joints": V, "channels": C, "heads": qk.shape[3], "width": qk.shape[4]}
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """[E, H * C] of [H, E, C]."""
+    return weight.transpose(0, 1).flatten(1)
+
+
+@operator("graph_attention_native(Tensor x, Tensor qk, Tensor topology, Tensor weight, Tensor? bias) -> Tensor")
+def _native_op(x, qk, topology, weight, bias):
+    return torch.nn.functional.linear(_mixed(*contiguous((x, qk, topology))), _matrix(weight), bias)
+
+
+@fake(_native_op)
+def _(x, qk, topology, weight, bias):
+    return x.new_empty((*x.shape[:2], weight.shape[1]))
+
+
+@operator(
+    "graph_attention_native_backward(Tensor grad, Tensor x, Tensor qk, Tensor topology, Tensor weight) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+def _native_backward(grad, x, qk, topology, weight):
+    grad, x, qk, topology = contiguous((grad, x, qk, topology))
+    H, E, C = weight.shape
+    rows = grad.view(-1, E)
+    # Mixed channels are three times as many as x, and cheap to make again.
+    mixed = _mixed(x, qk, topology).view(-1, H * C)
+    d_weight = (rows.T @ mixed).view(E, H, C).transpose(0, 1).contiguous()
+    d_mixed = torch.mm(rows, _matrix(weight), out=mixed)
+    parts = _extension.load().graph_attention_parts(len(x))
+    d_x, d_qk, d_topology = torch.empty_like(x), torch.empty_like(qk), x.new_empty((parts, *topology.shape))
+    _extension.load().graph_attention_backward(
+        **_sizes(x, qk),
+        **_native.addresses(x=x, qk=qk, topology=topology, grad=d_mixed, d_x=d_x, d_qk=d_qk, d_topology=d_topology),
+        **_native.place(x),
+    )
+    return d_x, d_qk, d_topology.sum(0), d_weight
+
+
+@fake(_native_backward)
+def _(grad, *tensors):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.has_bias = inputs[4] is not None
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return *_native_backward(upstream, *ctx.saved_tensors), upstream.sum((0, 1)) if ctx.has_bias else None
+
+
+differentiate(_native_op, _gradients, _save)
+
+
+def _on_cpu(x: Tensor, *_: Any) -> list[str]:
+    return ["it is compiled for CPUs alone"] if x.is_cuda else []
+
+
+_op = register(
+    "graph_attention",
+    reference=_reference,
+    torch=_torch,
+    native=_native_op,
+    reasons={"native": _native.reasons(_on_cpu, floats=(torch.float32,))},
+)

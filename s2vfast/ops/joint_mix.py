@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from s2vfast import _extension
+from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import contiguous, differentiate, fake, operator, present
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.joint_mix import joint_mix as _reference
 
@@ -43,14 +50,97 @@ def _torch(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
         static = static[:, [c % groups for c in range(C)]]
         groups = C
     x = x.unflatten(3, (subsets, C))
-    sources = x.unflatten(4, (units, -1)).permute(0, 4, 3, 2, 1, 5)  # [B, U, I, V, T, C / U]
+    width = C // units
+    sources = x.unflatten(4, (units, width)).permute(0, 4, 3, 2, 1, 5)  # [B, U, I, V, T, width]
     maps = dynamic.to(x.dtype).permute(0, 2, 4, 1, 3).reshape(B, units, V, subsets * V)
-    out = (maps @ sources.reshape(B, units, subsets * V, -1)).unflatten(3, (T, -1))  # [B, U, V, T, C / U]
+    out = (maps @ sources.reshape(B, units, subsets * V, T * width)).unflatten(3, (T, width))  # [B, U, V, T, width]
     out = out.permute(0, 3, 2, 1, 4).reshape(B, T, V, C)
-    sources = x.unflatten(4, (-1, groups)).permute(5, 3, 2, 0, 1, 4)  # [R, I, V, B, T, C / R]
+    width = C // groups
+    sources = x.unflatten(4, (width, groups)).permute(5, 3, 2, 0, 1, 4)  # [R, I, V, B, T, width]
     maps = static.to(x.dtype).permute(1, 3, 0, 2).reshape(groups, V, subsets * V)
-    fixed = (maps @ sources.reshape(groups, subsets * V, -1)).unflatten(2, (B, T, -1))  # [R, V, B, T, C / R]
-    return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)
+    fixed = (maps @ sources.reshape(groups, subsets * V, B * T * width)).unflatten(2, (B, T, width))
+    return out + fixed.permute(2, 3, 1, 4, 0).reshape(B, T, V, C)  # of [R, V, B, T, width]
 
 
-_op = register("joint_mix", reference=_reference, torch=_torch)
+def _sizes(x: Tensor, dynamic: Tensor, static: Tensor) -> dict[str, int]:
+    B, T, V, width = x.shape
+    _, subsets, units = dynamic.shape[:3]
+    counts = {"subsets": subsets, "units": units, "groups": static.shape[1]}
+    return {"tracks": B, "frames": T, "joints": V, "channels": width // subsets, **counts}
+
+
+@operator("joint_mix_native(Tensor x, Tensor dynamic, Tensor static) -> Tensor")
+def _native_op(x, dynamic, static):
+    x, dynamic, static = contiguous((x, dynamic, static))
+    sizes = _sizes(x, dynamic, static)
+    out = x.new_empty((*x.shape[:3], sizes["channels"]))
+    addresses = _native.addresses(x=x, dynamic=dynamic, constant=static, out=out)
+    _extension.load().joint_mix(**sizes, **addresses, **_native.place(x))
+    return out
+
+
+@operator("joint_mix_triton(Tensor x, Tensor dynamic, Tensor static) -> Tensor")
+def _triton_op(*tensors):
+    return _triton.kernels("joint_mix").forward(*contiguous(tensors))
+
+
+@fake(_native_op)
+@fake(_triton_op)
+def _(x, dynamic, static):
+    return x.new_empty((*x.shape[:3], x.shape[3] // dynamic.shape[1]))
+
+
+_BACKWARD = "(Tensor grad, Tensor x, Tensor dynamic, Tensor static, bool need_x, bool need_maps) -> Tensor[]"
+
+
+@operator(f"joint_mix_native_backward{_BACKWARD}")
+def _native_backward(grad, x, dynamic, static, need_x, need_maps):
+    grad, x, dynamic, static = contiguous((grad, x, dynamic, static))
+    outputs = {"d_x": torch.empty_like(x)} if need_x else {}
+    if need_maps:
+        outputs |= {"d_dynamic": torch.empty_like(dynamic), "d_constant": x.new_empty((len(x), *static.shape))}
+    _extension.load().joint_mix_backward(
+        **_sizes(x, dynamic, static),
+        **_native.addresses(x=x, dynamic=dynamic, constant=static, grad=grad, **outputs),
+        **_native.place(x),
+    )
+    if need_maps:
+        outputs["d_constant"] = outputs["d_constant"].sum(0)
+    return list(outputs.values())
+
+
+@operator(f"joint_mix_triton_backward{_BACKWARD}")
+def _triton_backward(grad, x, dynamic, static, *needs):
+    return present(_triton.kernels("joint_mix").backward(*contiguous((grad, x, dynamic, static)), *needs))
+
+
+@fake(_native_backward)
+@fake(_triton_backward)
+def _(grad, x, dynamic, static, need_x, need_maps):
+    by_x = [x.new_empty(x.shape)] if need_x else []
+    return by_x + [maps.new_empty(maps.shape) for maps in (dynamic, static) if need_maps]
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, upstream: Tensor, backward: Any) -> tuple[Tensor | None, ...]:
+    need_x, need_dynamic, need_static = ctx.needs_input_grad
+    gradients = backward(upstream, *ctx.saved_tensors, need_x, need_dynamic or need_static)
+    by_x = gradients[0] if need_x else None
+    return by_x, gradients[-2] if need_dynamic else None, gradients[-1] if need_static else None
+
+
+differentiate(_native_op, partial(_gradients, backward=_native_backward), _save)
+differentiate(_triton_op, partial(_gradients, backward=_triton_backward), _save)
+
+
+_op = register(
+    "joint_mix",
+    reference=_reference,
+    torch=_torch,
+    triton=_triton_op,
+    native=_native_op,
+    reasons={"triton": _triton.reasons(), "native": _native.reasons(floats=(torch.float32,), cuda=False)},
+)

@@ -18,8 +18,8 @@ def masked_mse(prediction: Tensor, target: Tensor, *, impl: str | None = None) -
     """Mean over all numbers of the squared difference.
 
     Args:
-        prediction: [N, M, D], at the masked tokens.
-        target: [N, M, D].
+        prediction: [N, U, D], at the masked tokens.
+        target: [N, U, D].
         impl: implementation; None: see `use_impl`.
 
     Returns:

@@ -26,13 +26,13 @@ def teacher_target(
 
     Args:
         hidden: outputs of the last k blocks, each [N, L, D].
-        masked: int32 [N, M] token ids whose targets are wanted; None for all L.
+        masked: int32 [N, U] token ids whose targets are wanted; None for all L.
         norm: ``instance`` (over the tokens of a track, per channel) or ``layer`` (over the channels of a token).
         eps: added to variances.
         impl: implementation; None: see `use_impl`.
 
     Returns:
-        [N, M, D], without gradient.
+        [N, U, D], without gradient.
     """
     require(len(hidden) > 0, "teacher_target", "hidden", "at least one state", "none")
     for state in hidden:
@@ -53,7 +53,7 @@ def _torch(hidden: list[Tensor], masked: Tensor | None, norm: str, eps: float) -
         else:
             total.add_(F.layer_norm(state, (D,), eps=eps))
     if masked is not None:  # once at the end: most tokens are wanted
-        total = total.gather(1, masked.long()[..., None].expand(-1, -1, D))  # [N, M, D]
+        total = total.gather(1, masked.long()[..., None].expand(-1, -1, D))  # [N, U, D]
     return F.layer_norm(total / len(hidden), (D,), eps=eps)
 
 

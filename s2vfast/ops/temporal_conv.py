@@ -66,7 +66,7 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, dilat
         spectrum = (forward @ x.reshape(T, R * C)).view(products, R, C)
         weights = (taps @ weight.reshape(K, C * D)).view(products, C, D)
         y = (back @ torch.bmm(spectrum, weights).view(products, R * D)).view(steps, R, D)
-        return y if bias is None else y + bias
+        return y if bias is None else y.add_(bias)
     pad = K // 2 * dilation
     padded = F.pad(x, (0, 0, 0, 0, pad, pad))
     stop = stride * (steps - 1) + 1

@@ -1,4 +1,4 @@
-"""Graph attention of InfoGCN: joints of a frame attend to one another, and a shared topology weighs what they attend to.
+"""Graph attention: joints of a frame attend to one another, and a shared topology weighs what they attend to.
 
 InfoGCN (Chi et al., CVPR 2022), section 4.2. There are no values: what is mixed are the channels themselves, and every
 head has a linear map of its own.
@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 def graph_attention(x: Tensor, qk: Tensor, topology: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """out[f, i] = bias + sum over heads h of W_h (sum over joints j of topology[h, i, j] softmax_j(q k / sqrt(d)) x[f, j]).
+    """out[f, i] = bias + sum over heads h of W_h (sum over joints j of topology[h, i, j] * map[f, h, i, j] * x[f, j]).
+
+    map[f, h, i] is the softmax over j of q[f, i, h] k[f, j, h] / sqrt(d).
 
     Args:
         x: [F, V, C], joints of frames.

@@ -32,6 +32,7 @@ class GraphAttention(nn.Module):
         self.attn.to_qk = nn.Linear(width, 2 * heads * self.head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, T, V] to [N, C', T', V]."""
         N, C, T, V = x.shape
         normed = self.attn.ln(x.permute(0, 2, 3, 1).reshape(N * T, V, C))
         q, k = self.attn.to_qk(normed).unflatten(2, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
@@ -54,6 +55,7 @@ class Conv(nn.Module):
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, T, V] to [N, C', T', V]."""
         return self.bn(self.conv(x))
 
 
@@ -75,6 +77,7 @@ class Temporal(nn.Module):
         self.branches.append(nn.Sequential(nn.Conv2d(width, b, 1, (stride, 1)), nn.BatchNorm2d(b)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, T, V] to [N, C', T', V]."""
         return torch.relu(torch.cat([branch(x) for branch in self.branches], 1))
 
 
@@ -89,6 +92,7 @@ class Block(nn.Module):
         self.residual = nn.Identity() if plain else Conv(width, out, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, T, V] to [N, C', T', V]."""
         return torch.relu(self.tcn(self.agcn(x)) + self.residual(x))
 
 

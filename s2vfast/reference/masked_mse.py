@@ -9,8 +9,8 @@ def masked_mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over all numbers of the squared difference.
 
     Args:
-        prediction: [N, M, D], at the masked tokens.
-        target: [N, M, D].
+        prediction: [N, U, D], at the masked tokens.
+        target: [N, U, D].
 
     Returns:
         A scalar.

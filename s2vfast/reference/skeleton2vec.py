@@ -42,11 +42,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Output:
-    """What one step computes, for N tracks of L tokens, K of them visible, M masked."""
+    """What one step computes, for N tracks of L tokens, K of them visible, U masked."""
 
     loss: Tensor
     visible: Tensor  # int32 [N, K]
-    masked: Tensor  # int32 [N, M]
+    masked: Tensor  # int32 [N, U]
     latent: Tensor  # [N, K, D], the student's encoder output
     prediction: Tensor  # [N, L, D]
     target: Tensor  # [N, L, D]

@@ -11,12 +11,12 @@ def teacher_target(hidden: list[Tensor], masked: Tensor | None, norm: str = "ins
 
     Args:
         hidden: outputs of the last k blocks, each [N, L, D].
-        masked: int32 [N, M] token ids whose targets are wanted; None for all L.
+        masked: int32 [N, U] token ids whose targets are wanted; None for all L.
         norm: ``instance`` (over the tokens of a track, per channel) or ``layer`` (over the channels of a token).
         eps: added to variances.
 
     Returns:
-        [N, M, D].
+        [N, U, D].
     """
     dim = {"instance": 1, "layer": 2}[norm]
     total = torch.zeros_like(hidden[0])

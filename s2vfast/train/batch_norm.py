@@ -99,7 +99,9 @@ def synchronise_batch_norm(module: nn.Module, ranks: Ranks) -> None:
     """Let all batch norms of a module see the rows of all ranks; of one rank, they stay PyTorch's."""
     if ranks.world_size == 1:
         return
+    # A norm that stands in two places stays one.
+    over_ranks: dict[nn.Module, RankBatchNorm] = {}
     for owner in list(module.modules()):
-        for name, part in owner.named_children():
+        for name, part in owner._modules.items():
             if isinstance(part, _BatchNorm) and not isinstance(part, RankBatchNorm):
-                setattr(owner, name, RankBatchNorm(part, ranks))
+                setattr(owner, name, over_ranks.setdefault(part, RankBatchNorm(part, ranks)))

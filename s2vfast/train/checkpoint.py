@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,15})")  # as `_path` writes them, and no other
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def steps(run_dir: str | Path) -> list[int]:
     checkpoints = folder(run_dir)
     if not checkpoints.is_dir():
         return []
-    names = (entry.name for entry in checkpoints.iterdir() if entry.is_dir())
-    return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+    matches = (_STEP.fullmatch(entry.name) for entry in checkpoints.iterdir() if entry.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def clean(run_dir: str | Path) -> None:
@@ -197,7 +199,10 @@ def _read(path: Path, step: int, groups: tuple[str, ...] | None) -> Checkpoint:
                 raise _Damaged(f"{name} has {len(content)} bytes, {entry['bytes']} are expected")
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise _Damaged(f"{name} is not what was written: its SHA-256 differs")
-            tensors[group] = safetensors.torch.load(content)
+            try:
+                tensors[group] = safetensors.torch.load(content)
+            except Exception as error:  # what a damaged header raises has no common class
+                raise _Damaged(f"{name} is no safetensors file ({error})") from error
     return Checkpoint(step, tensors, manifest["meta"], path)
 
 
@@ -207,10 +212,12 @@ def _read_manifest(path: Path, step: int) -> dict[str, Any]:
         raise _Damaged(f"{MANIFEST} is empty")
     try:
         manifest = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Damaged(f"{MANIFEST} is no JSON") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _digest(manifest):
         raise _Damaged(f"{MANIFEST} is not what was written: its SHA-256 differs")
+    if not _is_manifest(manifest):
+        raise _Damaged(f"{MANIFEST} is no manifest")
     if manifest["format"] != FORMAT:
         raise errors.CheckpointError(
             f"{path}: format {manifest['format']}, this version of s2vfast reads format {FORMAT}"
@@ -218,6 +225,16 @@ def _read_manifest(path: Path, step: int) -> dict[str, Any]:
     if manifest["step"] != step:
         raise _Damaged(f"{MANIFEST} is of step {manifest['step']}")
     return manifest
+
+
+def _is_manifest(manifest: Mapping[str, Any]) -> bool:
+    entries, meta = manifest.get("files"), manifest.get("meta")
+    if not isinstance(entries, dict) or not isinstance(meta, dict) or not {"format", "step"} <= manifest.keys():
+        return False
+    return all(
+        re.fullmatch(r"\w+\.safetensors", name) and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+        for name, entry in entries.items()
+    )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -134,7 +134,7 @@ class Feed:
     ) -> None:
         self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
         ids = torch.from_numpy(store.select(config.data.split, "train") if ids is None else ids)
-        self._labels = torch.from_numpy(store.labels) if objective.needs_labels else None
+        self._labels = _readable(store.labels) if objective.needs_labels else None
         if self._labels is not None:
             ids = ids[self._labels[ids] >= 0]
         batch, accumulate = config.train.batch, config.train.accumulate
@@ -246,9 +246,10 @@ class Feed:
 def micro_batches_for(config: Config, objective: Objective, clips: int, device: torch.device) -> int:
     """Micro-batches for ``clips`` clips: one on a GPU; on a CPU the fewest whose widest activations fit into a cache.
 
-    One for batch norm, whose statistics would be those of less than the batch.
+    One for batch norm, whose statistics would be those of less than the batch, and for losses that compare the samples
+    of a batch.
     """
-    if device.type != "cpu" or has_batch_norm(objective):
+    if device.type != "cpu" or objective.gathers or has_batch_norm(objective):
         return 1
     masks = config.mask.masks_per_clip if config.mask else 1
     each = config.data.bodies * masks * objective.encoder.activation_numbers() * 4  # bytes of a clip

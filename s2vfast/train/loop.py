@@ -141,12 +141,10 @@ def run_steps(
 
         def claim() -> None:
             """Make the run's folder where it is to begin, and keep others out of it."""
-            if begin:
-                rundir.create(run, config, store, description)
-            stack.enter_context(rundir.lock(run))
+            stack.enter_context(rundir.create(run, config, store, description) if begin else rundir.lock(run))
 
         ranks.run_on_main_and_broadcast(claim)
-        loop = _Loop(run, config, trainer, ranks, stop, stack, notes, stream, tensorboard, command)
+        loop = _Loop(run, config, trainer, ranks, stop, stack, notes, stream, tensorboard, command, store.fingerprint)
         if profile:
             loop.profile(profile)
         return loop.run()
@@ -211,6 +209,7 @@ class _Loop:
         stream: IO[str] | None,
         tensorboard: bool,
         command: str,
+        fingerprint: str | None,
     ) -> None:
         self.path, self.config, self.trainer, self.ranks, self.stop = run, config, trainer, ranks, stop
         self.command = command
@@ -222,6 +221,7 @@ class _Loop:
             self.progress = progress.Silent()
         for note in [*notes, *trainer.notes]:
             self.progress.message(note)
+        self.fingerprint = fingerprint
         size = ranks.run_on_main_and_broadcast(self._restore)
         if ranks.world_size > 1:
             trainer.broadcast()
@@ -309,6 +309,7 @@ class _Loop:
         if self.records:
             # The lines first: a checkpoint that is there must find all lines that were written before it.
             meta = {"engine": self.trainer.meta(), "metrics_bytes": self.records.metrics.sync()}
+            meta[rundir.BEGINNING] = rundir.describe_beginning(self.config, self.fingerprint)
             state, keep = self.trainer.state(), self.config.checkpoint.keep
             if self.trainer.step == self.total and self.config.checkpoint.final == "weights":
                 state, keep = {"model": state["model"]}, 1
@@ -321,6 +322,7 @@ class _Loop:
         if not checkpoint.steps(self.path):
             return 0
         latest = checkpoint.load_latest(self.path, log=lambda line: self.progress.message(f"warning: {line}"))
+        rundir.check_beginning(self.path, self.config, latest.meta)
         for moved in checkpoint.set_aside(self.path, after=latest.step):
             self.progress.message(f"{moved}: what is left of a damaged checkpoint; it may be removed")
         # A kill may have come between a save and the removal of what it made superfluous.

@@ -19,9 +19,13 @@ import s2vfast.errors as errors
 from s2vfast import files, presets
 from s2vfast.config import Config
 from s2vfast.train import checkpoint
+from s2vfast.train.resume import RESUME_INEXACT, RESUME_SAFE
 
 CONFIG = "config.yaml"
 RUN = "run.json"
+LOCK = ".lock"
+BEGINNING = "beginning"
+"""What a checkpoint's meta calls what its run began with."""
 METRICS = "metrics.jsonl"
 THROUGHPUT = "throughput.jsonl"
 IMPORTED = "imported"
@@ -51,7 +55,7 @@ def check_free(run_dir: str | Path) -> None:
             )
 
 
-def create(run_dir: str | Path, config: Config, store: Any, description: dict[str, Any] | None = None) -> None:
+def create(run_dir: str | Path, config: Config, store: Any, description: dict[str, Any] | None = None) -> IO:
     """Make the folder with ``config.yaml`` and ``run.json``; where that fails, nothing of it stays.
 
     Args:
@@ -61,29 +65,76 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
             None for path and fingerprint.
         description: What else ``run.json`` is to hold.
 
+    Returns:
+        What `lock` returns: the folder is this process's own before anything is written.
+
     Raises:
+        CheckpointError: Another process has begun a run there meanwhile.
         TrainingError: The folder cannot be written.
     """
     path = Path(run_dir)
-    new_folders = []
+    new_folders: list[Path] = []
+    claim, free = None, False
     try:
         for parent in [*reversed(path.parents), path]:
             if not parent.exists():
-                parent.mkdir()
-                new_folders.append(parent)
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    parent.mkdir()
+                    new_folders.append(parent)
+        claim = lock(path)
+        check_free(path)
+        free = True
         checkpoint.clean(path)
         write_config(path, config)
         files.write_json(path / RUN, _description(store) | (description or {}))
-    except OSError as error:
-        for name in (RUN, CONFIG):
+        return claim
+    except BaseException as error:
+        for name in (RUN, CONFIG, LOCK) if free else ():
             files.remove(path / name)
+        if claim is not None:
+            claim.close()
         for parent in reversed(new_folders):
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        raise errors.TrainingError(
-            f"{path}: the run's folder cannot be written: {error.strerror or error}; correct that or name another "
-            f"folder with --out"
-        ) from error
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def check_beginning(run_dir: str | Path, config: Config, meta: dict[str, Any]) -> None:
+    """Raise `CheckpointError` where config.yaml or run.json is not what a checkpoint's run began with.
+
+    Args:
+        run_dir: A run's folder.
+        config: What its config.yaml says.
+        meta: Of the checkpoint; one of version 0.1 does not say what its run began with.
+    """
+    if (beginning := meta.get(BEGINNING)) is None:
+        return
+    current = describe_beginning(config, read(run_dir)["store"]["fingerprint"])
+    changes = [
+        f"{name} is {current['config'][name]!r} and was {value!r}"
+        for name, value in beginning["config"].items()
+        if name in current["config"] and current["config"][name] != value
+    ]
+    if changes:
+        raise errors.CheckpointError(
+            f"{Path(run_dir) / CONFIG}: edited since the run began: {'; '.join(changes)}. Its weights depend on that: "
+            f"put it back, or begin another run"
+        )
+    if current["store"] != beginning["store"]:
+        raise errors.CheckpointError(
+            f"{Path(run_dir) / RUN}: edited since the run began: the store's fingerprint is {current['store']} and was "
+            f"{beginning['store']}; put it back"
+        )
+
+
+def describe_beginning(config: Config, fingerprint: str | None) -> dict[str, Any]:
+    """What a checkpoint says of its run's beginning: all that its bits depend on, as JSON reads it back."""
+    tree = json.loads(json.dumps(config.to_dict()))
+    fields = {f"{section}.{name}": value for section, content in tree.items() for name, value in content.items()}
+    changeable = (*RESUME_SAFE, *RESUME_INEXACT)
+    return {"config": {name: fields[name] for name in fields if name not in changeable}, "store": fingerprint}
 
 
 def read_config(run_dir: str | Path) -> Config:
@@ -156,8 +207,26 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
 
 
 def lock(run_dir: str | Path) -> IO:
-    """Keep other processes from training in this folder until the returned file is closed."""
-    file = open(Path(run_dir) / RUN, "rb")  # noqa: SIM115 - it stays open for as long as the run lasts
+    """Keep other processes from training in this folder until the returned file is closed.
+
+    What is locked is a file of its own, which nothing replaces: run.json is a new file whenever it is written.
+
+    Raises:
+        CheckpointError: another process holds it.
+        TrainingError: the folder cannot be written.
+    """
+    path = Path(run_dir) / LOCK
+    try:
+        while True:
+            file = open(path, "ab")  # noqa: SIM115 - it stays open for as long as the run lasts
+            if _locked(file, run_dir) and _is_open(file, path):
+                return file
+            file.close()
+    except OSError as error:
+        raise _unwritable(Path(run_dir), error) from error
+
+
+def _locked(file: IO, run_dir: str | Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -165,7 +234,22 @@ def lock(run_dir: str | Path) -> IO:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             file.close()
             raise errors.CheckpointError(f"{run_dir}: another process is training in this folder") from error
-    return file
+    return True
+
+
+def _is_open(file: IO, path: Path) -> bool:
+    """Whether ``path`` is still the file that is open: who failed to begin a run may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unwritable(path: Path, error: OSError) -> errors.TrainingError:
+    return errors.TrainingError(
+        f"{path}: the run's folder cannot be written: {error.strerror or error}; correct that or name another "
+        f"folder with --out"
+    )
 
 
 class JsonLines:
@@ -227,7 +311,7 @@ class JsonLines:
 
 
 def _leftover(name: str) -> bool:
-    return name == CONFIG or name.startswith(files.TEMPORARY)
+    return name in (CONFIG, LOCK) or name.startswith(files.TEMPORARY)
 
 
 def _description(store: Any) -> dict[str, Any]:

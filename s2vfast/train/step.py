@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from s2vfast.config import OptimConfig
+from s2vfast.errors import ConfigError
 from s2vfast.objectives.base import Loss, MicroBatch, Objective
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.optim import FlatOptimizer
@@ -119,7 +120,13 @@ class Step:
             torch.stack([loss, norm, stop, *reported, *losses], out=self.report)
 
     def _terms(self, output: Loss) -> list[Tensor]:
-        return [output.terms[name] for name in self.objective.terms]
+        names = self.objective.terms
+        if set(output.terms) != set(names):
+            raise ConfigError(
+                f"{type(self.objective).__name__}.terms: {', '.join(names) or 'none'} declared, and the loss has "
+                f"{', '.join(output.terms) or 'none'}"
+            )
+        return [output.terms[name] for name in names]
 
     def _rows(self) -> Tensor | None:
         """Loss, weight, terms and moments of every micro-batch of every rank, cleared; None where there is one."""

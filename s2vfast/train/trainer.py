@@ -102,7 +102,9 @@ class Trainer:
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
-        self.objective = build_objective(config, store.layout, store.classes).train()
+        self.objective = build_objective(config, store.layout, store.classes)
+        self.objective.check_declared()
+        self.objective.train()
         if initial is not None:
             _start_from(self.objective, initial)
         self.objective.to(self.device)

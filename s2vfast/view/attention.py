@@ -48,6 +48,8 @@ class Content:
     """The one that is chosen first."""
     body: int
     """Its body."""
+    salience: np.ndarray | None = None
+    """float32 [M, L] in [0, 1]: what the objective looks at; None: it has no such thing."""
     unit: str = "m"
     """Of the recordings' coordinates."""
 
@@ -117,22 +119,35 @@ def collect(
     index = source.find(store, which)
     encoder, config, step = features.load_encoder(run, untrained=untrained, log=log)
     M = source.body_count(store, config, index)
-    clips = source.make_clips(store, config, np.array([index]))[:M]  # [M, T, V, C]
-    layers = encoder.attention(clips)
+    # Absent bodies too, without which some networks cannot tell which body is which.
+    tracks = source.make_clips(store, config, np.array([index]))
+    layers, salience = encoder.attention(tracks), None
+    if layers is None:
+        objective, _, _ = features.load_objective(run, untrained=untrained, log=log)
+        with torch.no_grad():
+            weights = objective.token_weights(tracks[:M])
+        if weights is not None:
+            salience, layers = weights[0].numpy(), iter(weights[1:])
     if layers is None or encoder.grid is None:
         raise errors.ConfigError(
             f"{run}: model.name: {config.model.name} has no attention of joints and segments to show; "
             f"`s2vfast view neighbours` and `view map` show its features"
         )
     with torch.no_grad():
-        tokens = F.normalize(encoder(clips), dim=-1)  # [M, L, D]
+        tokens = F.normalize(encoder(tracks)[:M], dim=-1)  # [M, L, D]
         similarity = tokens @ tokens.transpose(1, 2)
         attention: dict[tuple[int, int | None], np.ndarray] = {}
-        for number, weights in enumerate(layers):  # [M, H, L, L]
+        for number, weights in enumerate(layers):
+            weights = weights[:M]  # [M, H, L, L]
             if number == 0:
                 size = weights[:, 0].numel()
                 initial_layer, layers_shown = shown_layers(
-                    encoder.depth, weights.shape[1], size, budget - size // 2, block, head
+                    1 if salience is not None else encoder.depth,
+                    weights.shape[1],
+                    size,
+                    budget - size // 2,
+                    block,
+                    head,
                 )
             for layer, h in layers_shown:
                 if layer == number:
@@ -155,6 +170,7 @@ def collect(
         initial_layer,
         token,
         body,
+        salience,
         store.unit,
     )
 
@@ -196,6 +212,7 @@ def write(content: Content, out: str | Path) -> Path:
         "attention": [
             {"block": block, "head": head, **row_wise(weights)} for (block, head), weights in content.attention.items()
         ],
+        "salience": None if content.salience is None else page.quantised(content.salience, 8),
         "token": content.token,
         "body": content.body,
     }
@@ -217,29 +234,31 @@ def row_wise(weights: np.ndarray) -> dict[str, Any]:
 
 
 def draw(content: Content, out: str | Path) -> Path:
-    """Draw similarity and attention of the chosen token, in the block and head asked for, as a PNG."""
+    """Draw similarity and attention of the chosen token, in the block and head asked for, and salience, as a PNG."""
     layout, S, V = content.layout, content.segments, content.layout.num_joints
     block, head = content.initial_layer
     segment, joint = divmod(content.token, V)
     of = f"{pictures.spoken(layout.joints[joint])}, segment {segment + 1}"
     heads = "mean over heads" if head is None else f"head {head + 1}"
-    panels = (
+    panels = [
         (f"cosine similarity to {of}", content.similarity[content.body, content.token], "similarity"),
         (
             f"attention of {of}\nblock {block + 1}, {heads}",
             content.attention[block, head][content.body, content.token],
             "weight",
         ),
-    )
-    figure = pictures.figure(11, 0.17 * V + 1.6)
-    axes = figure.subplots(1, 4, width_ratios=[3.4, 1.6, 3.4, 1.6])
+    ]
+    if content.salience is not None:
+        panels.append(("salience of tokens, mean over channels", content.salience[content.body], "salience"))
+    figure = pictures.figure(5.5 * len(panels), 0.17 * V + 1.6)
+    axes = figure.subplots(1, 2 * len(panels), width_ratios=[3.4, 1.6] * len(panels))
     frame = segment * content.segment_frames + content.segment_frames // 2
     seen = content.seen[content.body, frame]
     points = pictures.flat(content.coordinates[content.body, frame], layout)  # [V, 2]
-    pictures.same_scale([axes[1], axes[3]], points[seen])
+    pictures.same_scale(list(axes[1::2]), points[seen])
     for i, (title, values, label) in enumerate(panels):
         values = values.reshape(S, V)
-        colours = {"cmap": "viridis", "vmin": values.min() if i == 0 else 0, "vmax": values.max()}
+        colours = {"cmap": "viridis", "vmin": 0 if i == 1 else values.min(), "vmax": values.max()}
         pictures.grid(axes[2 * i], values, layout, label, **colours)
         axes[2 * i].plot(segment, joint, "s", markersize=7, markerfacecolor="none", markeredgecolor="red")
         axes[2 * i].set_title(title, fontsize=8)

@@ -29,12 +29,12 @@ def operations(device):
     for number, (op, gain) in enumerate(GAINS.items()):
         for shape in ("nwucla", "ntu"):
             for impl, ratio in (("triton" if cuda else "native", gain), ("torch", 1.0), ("reference", 0.4)):
-                row = {"stem": op, "impl": impl, "shape": shape, "sizes": SIZES, "pass": "forward", "state": "warm"}
+                row = {"op": op, "impl": impl, "shape": shape, "sizes": SIZES, "pass": "forward", "state": "warm"}
                 row |= {"dtype": "bfloat16" if cuda else "float32", "threads": device["threads"]}
                 row |= {**times((10.0 + number) / ratio), "gflop": 74.0 * (op != "tube_mask"), "gexp": 0.0, "gb": 0.2}
                 rows.append(row | {"bound": "matmul", "roofline": 0.4, "ratio": ratio})
     why = "does not agree with the reference at ntu: output 0 is off by 0.02 where 0.01 is allowed"
-    return [*rows, {"stem": "attention", "impl": "sdpa math", "refused": why}]
+    return [*rows, {"op": "attention", "impl": "sdpa math", "refused": why}]
 
 
 def step(impl, p50, clips=2, sweep="main", **more):
@@ -71,7 +71,7 @@ def static():
     rows = []
     for arch in (80, 90):
         for dtype in ("float32", "bfloat16"):
-            row = {"stem": "attention", "kernel": "forward", "arch": arch, "dtype": dtype, "shapes": ["ntu"]}
+            row = {"op": "attention", "kernel": "forward", "arch": arch, "dtype": dtype, "shapes": ["ntu"]}
             row |= {"registers": 120 + arch, "spills": 0, "shared": 65536, "instructions": {"HMMA": 64}}
             rows.append(
                 row | {"options": {"BLOCK_M": 128}, "wrong": ["it spills"] * (arch == 90 and dtype != "float32")}

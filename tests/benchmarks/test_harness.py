@@ -213,17 +213,17 @@ def test_a_run_writes_rows_of_the_schema(tmp_path, quick, capsys):
     arguments = ["masked_mse", "tube_mask", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]
     assert run.main(arguments) == 0
     record = _results.read(tmp_path / "cpu/ops.json")
-    assert {(row["stem"], row["impl"]) for row in record["rows"]} >= {("masked_mse", "torch"), ("tube_mask", "torch")}
-    assert {row["pass"] for row in record["rows"] if row["stem"] == "masked_mse"} == set(cases.PASSES)
+    assert {(row["op"], row["impl"]) for row in record["rows"]} >= {("masked_mse", "torch"), ("tube_mask", "torch")}
+    assert {row["pass"] for row in record["rows"] if row["op"] == "masked_mse"} == set(cases.PASSES)
     assert "x torch" in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_not_timed_and_the_exit_code_says_so(tmp_path, quick, broken, capsys):
     arguments = ["masked_mse", "mask_fill", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)]
     assert run.main(arguments) == 1
-    rows = [row for row in _results.read(tmp_path / "cpu/ops.json")["rows"] if row["stem"] == "masked_mse"]
+    rows = [row for row in _results.read(tmp_path / "cpu/ops.json")["rows"] if row["op"] == "masked_mse"]
     assert [row["impl"] for row in rows] == ["torch"]
-    assert set(rows[0]) == {"stem", "impl", "refused"}
+    assert set(rows[0]) == {"op", "impl", "refused"}
     assert "does not agree with the reference at tiny: " in rows[0]["refused"]
     assert "NOT TIMED: does not agree" in capsys.readouterr().out
 
@@ -256,7 +256,7 @@ def test_a_run_that_is_stopped_loses_nothing(tmp_path, quick, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.main(["mask_fill", "masked_mse", "--shape", "tiny", "--seconds", "0", "--out", str(tmp_path)])
     assert [file.name for file in (tmp_path / "cpu").iterdir()] == ["ops.json.partial"]
-    assert {row["stem"] for row in _results.read(tmp_path / "cpu/ops.json.partial")["rows"]} == {"mask_fill"}
+    assert {row["op"] for row in _results.read(tmp_path / "cpu/ops.json.partial")["rows"]} == {"mask_fill"}
 
 
 def test_rows_are_held_to_the_most_the_device_did(tmp_path, monkeypatch, quick):

@@ -102,7 +102,7 @@ def test_what_was_refused_is_no_figure(folder):
     records = everything()
     rows = [row for record in records for row in record["rows"]]
     for number, row in enumerate(rows):
-        if row.get("stem") == "tube_mask" or row.get("impl") == "reference" or row.get("what") == "clip_sample":
+        if row.get("op") == "tube_mask" or row.get("impl") == "reference" or row.get("what") == "clip_sample":
             row.update(refused=f"it is | wrong: {number}", p50=987654.0, ratio=876543.0, registers=765432)
     reasons = [row["refused"] for row in rows if "refused" in row]
     text, readme, last = folder(records).pages()

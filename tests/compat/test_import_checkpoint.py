@@ -255,7 +255,8 @@ def test_the_report_names_every_tensor(tmp_path, store, cli):
     code, out, err = cli(f"{line} {tmp_path}/a --json")
     assert (code, err) == (0, [])
     told = json.loads(out)
-    named = {name for one in told["mapped"] for name in one["theirs"]} | {one["theirs"] for one in told["left_out"]}
+    named = {name for one in told["mapped"] for name in one["source_names"]}
+    named |= {one["source_name"] for one in told["skipped"]}
     assert {f"model.sd.{name}" for name in content["model"]["sd"]} <= named
     assert {"model.sd.cls_head.weight", "optimizer", "epoch", "scale", "model.args", "model.name"} <= named
 
@@ -268,7 +269,7 @@ def test_the_report_names_every_tensor(tmp_path, store, cli):
     assert "model.sd.ema.model.decoder.layers.0-1.norm1.weight [16] a teacher has no decoder here" in spaced
     assert "model.sd.cls_head.weight [2] as asked" in spaced
     # Folded as they are, the lines are as many parameters as there are.
-    table = out[: out.index("parameters of ours")].splitlines()[3:-2]
+    table = out[: out.index("parameters of the run")].splitlines()[3:-2]
     blocks = sum(int(m[2]) - int(m[1]) + 1 if (m := re.search(r"blocks\.(\d)-(\d)\.", row)) else 1 for row in table)
     assert blocks == len(told["mapped"])
 
@@ -276,7 +277,7 @@ def test_the_report_names_every_tensor(tmp_path, store, cli):
 def test_arguments_are_ignored_and_said(tmp_path, store):
     path = write(tmp_path / "x.pth", mae(model("mamp"), seed=np.int64(3), nested=argparse.Namespace(a=1)))
     told = compat.import_checkpoint(path, tmp_path / "run", store=store)
-    assert {"theirs": "args", "shape": None, "why": "beside the weights: argparse.Namespace"} in told["left_out"]
+    assert {"source_name": "args", "shape": None, "why": "beside the weights: argparse.Namespace"} in told["skipped"]
     assert "args" in report.text(told)
 
 
@@ -301,7 +302,7 @@ def test_a_safetensors_file_with_a_prefix(tmp_path, store):
     told = compat.import_checkpoint(
         write(tmp_path / "x.safetensors", weights, "safetensors"), tmp_path / "run", store=store, heads=2
     )
-    assert (told["format"], told["part"], told["place"]) == ("safetensors", "teacher", "teacher.")
+    assert (told["format"], told["role"], told["prefix"]) == ("safetensors", "teacher", "teacher.")
     encoder, _, _ = features.load_encoder(tmp_path / "run")
     with torch.no_grad():
         assert torch.equal(encoder(clips()), made.teacher(clips()))

@@ -167,7 +167,7 @@ def test_two_of_one_name_and_empty_ones(tmp_path):
         ({"annotations": [{"frame_dir": "a"}]}, "no annotation has a 'keypoint' array"),
         ({"annotations": [annotation("a", 0)], "split": [1]}, "'split': expected a dict"),
         ({"annotations": [annotation("a", 0)], "split": {"x_train": "a"}}, "'split' 'x_train': expected a list"),
-        ({"annotations": [annotation("a", 5)], "classes": ["b"]}, "'classes': expected a list of at least 6 names"),
+        ({"annotations": [annotation("a", 5)], "classes": ["b"]}, "'classes': expected a list of 6 to 10,000 names"),
         (
             {"annotations": [annotation("a", 0)], "classes": ["b\udfff"]},
             "data.pkl: class name 'b\\udfff': not a text, it holds half a character",

@@ -1,6 +1,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,3 +236,52 @@ def test_errors_of_the_producer_pass_as_they_are(tmp_path):
     with pytest.raises(FileNotFoundError, match="input.txt"):
         write(tmp_path / "store", broken())
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_appears_at_out_meanwhile_is_never_deleted(tmp_path, overwrite, kind):
+    out = tmp_path / "store"
+
+    def sequences():
+        yield Sequence("s0", 0, 6, [body([0, 1])])
+        if kind == "folder":
+            out.mkdir()
+            (out / "thesis.tex").write_text("years of work")
+        elif kind == "file":
+            out.write_text("years of work")
+        else:
+            out.symlink_to(tmp_path)
+
+    with pytest.raises(DataError, match="something else has this name by now"):
+        write(out, sequences(), overwrite=overwrite)
+    assert os.listdir(tmp_path) == ["store"]
+    if kind != "link":
+        assert (out / "thesis.tex" if kind == "folder" else out).read_text() == "years of work"
+
+
+def test_a_store_with_other_files_in_it_is_not_overwritten(tmp_path):
+    example(tmp_path / "store")
+    (tmp_path / "store" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="exists and is not a store"):
+        example(tmp_path / "store", overwrite=True)
+    assert (tmp_path / "store" / "thesis.tex").exists()
+
+
+def test_overwriting_does_not_follow_what_was_exchanged_between_look_and_rename(tmp_path, monkeypatch):
+    example(tmp_path / "store")
+    real = os.rename
+
+    def exchange(source, target):
+        if str(source) == str(tmp_path / "store"):
+            monkeypatch.setattr(os, "rename", real)
+            shutil.rmtree(source)
+            os.mkdir(source)
+            (tmp_path / "store" / "thesis.tex").write_text("years of work")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "rename", exchange)
+    with pytest.raises(DataError, match="something else has this name by now"):
+        example(tmp_path / "store", overwrite=True)
+    assert (tmp_path / "store" / "thesis.tex").read_text() == "years of work"
+    assert os.listdir(tmp_path) == ["store"]

@@ -88,6 +88,9 @@ def test_a_fine_tuned_run_without_s2vfast(tuned, store, tmp_path, to, batch):
     assert metadata["layout"]["joints"] == ["hip", "neck", "head", "left", "right"]
     assert metadata["input"]["shape"] == ["batch", 2, 12, 5, 3]
     assert metadata["clip"]["frames"] == 12
+    origin = metadata["finetuned_from"]
+    assert (metadata["objective"], origin["objective"], origin["step"]) == ("classify", "skeleton2vec", 30)
+    assert origin["pretrained_on"]["fingerprint"] == store.fingerprint
     assert any("take 12 frames" in line for line in metadata["prepare"])
 
 
@@ -104,7 +107,7 @@ def test_a_pretrained_encoder_without_s2vfast(run, store, tmp_path, to):
     whole = features.extract(encoder, config, store, np.arange(3))  # the published pooling
     np.testing.assert_allclose(pooled, whole.numpy(), atol=1e-5)
     assert metadata["classes"] is None
-    assert metadata["step"] == 30
+    assert (metadata["step"], metadata["finetuned_from"]) == (30, None)
 
 
 def test_other_numbers_are_not_written(run, tmp_path, monkeypatch):

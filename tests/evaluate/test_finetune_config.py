@@ -4,8 +4,10 @@ import pytest
 
 import s2vfast.errors as errors
 from s2vfast.config import Config
-from s2vfast.evaluate import finetune_config
+from s2vfast.config.registry import OBJECTIVES
+from s2vfast.evaluate import finetune, finetune_config
 from s2vfast.evaluate.finetune_config import FinetuneConfig
+from s2vfast.objectives.classify import Classify
 
 
 def test_configs():
@@ -56,3 +58,12 @@ def test_the_run_of_a_recipe():
         assert name in renamed or fields[name] == value, name
     assert finetune_config.run_config(source, options).train.batch == 32
     assert (source.data.split, source.objective.name) == ("a", "skeleton2vec")  # the source's is left alone
+
+
+def test_a_kind_of_classify_has_classes():
+    OBJECTIVES.register("kind")(type("Kind", (Classify,), {"__module__": __name__}))
+    try:
+        trees = {name: {"objective": {"name": name}} for name in ("kind", "classify", "mamp")}
+        assert [finetune.has_classes(Config.from_dict(tree)) for tree in trees.values()] == [True, True, False]
+    finally:
+        del OBJECTIVES._classes["kind"]

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+import s2vfast
 import s2vfast.errors as errors
+from s2vfast import cli
 from s2vfast.config import Config
 from s2vfast.data import Store
 from s2vfast.data.importer import import_dataset
-from s2vfast.evaluate import finetune, finetune_config, protocols
+from s2vfast.evaluate import features, finetune, finetune_config, protocols
 from s2vfast.evaluate import predict as prediction
 from s2vfast.evaluate.predict import predict
 from s2vfast.networks import build_network
@@ -180,3 +182,105 @@ def test_another_skeleton_is_an_error_of_the_file(place, tmp_path):
     file.write_bytes(pickle.dumps({"split": {"train": ["a"], "test": []}, "annotations": annotations}))
     (found,) = predict(place / "tuned", [file], layout="kinect_v2")
     assert "its layout is kinect_v2; the run was made with kinect_v1 (20 joints)" in found["error"]
+
+
+def arrays(store):
+    return [store.sequence(number)[0] for number in range(len(store))]
+
+
+def test_arrays_have_the_features_and_classes_of_an_evaluation(place):
+    store = Store.open(place / "store")
+    ids = np.arange(len(store))
+    for run in ("run", "tuned"):
+        encoder, config, _ = features.load_encoder(place / run)
+        model = s2vfast.load(place / run)
+        expected = features.extract(encoder, config, store, ids, pool="joint_time").numpy()
+        np.testing.assert_array_equal(model.encode(arrays(store), pool="joint_time"), expected)
+    found = [entry["top"] for entry in predict(place / "tuned", [place / "raw" / f"{n}.json" for n in store.names])]
+    rankings = model.predict(map(torch.from_numpy, arrays(store)))
+    assert [[list(pair) for pair in ranking] for ranking in rankings] == found
+    np.testing.assert_allclose(model.probabilities(arrays(store)).sum(1), 1.0, rtol=1e-6)
+    assert model.classes == store.classes
+
+    unseen = arrays(store)[0].copy()
+    unseen[0, :, 5] = 0.0
+    as_nan = np.where(unseen == 0.0, np.nan, unseen)
+    np.testing.assert_array_equal(model.encode([unseen]), model.encode([as_nan]))
+    assert (model.encode([unseen]) != model.encode(arrays(store)[:1])).any()
+
+
+WRONG_ARRAYS = {
+    "joints": (np.ones((4, 19, 3)), "a sequence: numbers [frames, 20, 3] or [bodies, frames, 20, 3] are expected"),
+    "text": (np.full((4, 20, 3), "x"), "a sequence: numbers"),
+    "nobody": (np.zeros((4, 20, 3)), "a sequence: no body in any frame"),
+    "infinite": (np.full((4, 20, 3), np.inf), "a sequence, body 0: frame 0, joint 0 is not a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ARRAYS)
+def test_wrong_arrays_are_named(place, name):
+    array, message = WRONG_ARRAYS[name]
+    with pytest.raises(errors.DataError) as caught:
+        s2vfast.load(place / "tuned").encode([array])
+    assert str(caught.value).startswith(message)
+
+
+def test_a_window_slides_over_a_sequence(place):
+    """Each window is what it is by itself, smoothed by the one before it; the last one ends with the sequence."""
+    store = Store.open(place / "store")
+    number = int(np.argmax(store.total_frames))
+    total, file = int(store.total_frames[number]), place / "raw" / f"{store.names[number]}.json"
+    found = list(predict(place / "tuned", [file, file], window=8, step=3, smooth=0.5, top=10))
+    starts = [*range(0, total - 8, 3), total - 8]
+    assert [entry["frames"] for entry in found] == 2 * [[start, start + 8] for start in starts]
+    array = store.sequence(number)[0]
+    each = s2vfast.load(place / "tuned").probabilities([array[:, start : start + 8] for start in starts])
+    before = each[0]
+    for entry, probabilities in zip(found[: len(starts)], each, strict=True):
+        before = 0.5 * before + 0.5 * probabilities
+        assert dict(entry["top"]) == pytest.approx(dict(zip(store.classes, before, strict=True)), abs=1e-6)
+    assert [entry["top"] for entry in found[: len(starts)]] == [entry["top"] for entry in found[len(starts) :]]
+    short = list(predict(place / "tuned", [file], window=1000))
+    assert short[0]["frames"] == [0, total]
+    assert short[0]["top"] == next(predict(place / "tuned", [file]))["top"]
+
+
+def test_frames_come_on_standard_input(place, capsys, monkeypatch):
+    store = Store.open(place / "store")
+    array = store.sequence(0)[0]
+    frames = [np.array2string(frame.ravel(), max_line_width=10**6, separator=" ")[1:-1] for frame in array[0][:3]]
+    frames += [json.dumps(frame.tolist()) for frame in array[0][3:5]]
+    lines = ["", *frames[:2], "1 2 3", "[1, [2", *frames[2:], "nan " * 60]
+    monkeypatch.setattr("sys.stdin", iter(lines))
+    assert cli.main(f"predict {place}/tuned - --window 4 --step 2 --json".split()) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wrong = [entry["error"] for entry in found if "error" in entry]
+    expected = "60 finite numbers a body are expected (20 joints, x y z each)"
+    assert wrong == [
+        f"standard input:4: 3 numbers; {expected}",
+        f"standard input:5: not the numbers of a frame; {expected}",
+        f"standard input:9: a number that is not finite or too large; {expected}",
+    ]
+    looks = [entry for entry in found if "top" in entry]
+    assert [entry["frame"] for entry in looks] == [2, 6, 8]
+    whole = np.concatenate([np.zeros_like(array[:1, :1]), array[:1, :5]], axis=1)
+    model = s2vfast.load(place / "tuned")
+    for entry, stop in zip(looks, (2, 4, 6), strict=True):
+        ranking = model.predict([whole[:, max(stop - 4, 0) : stop]])[0]
+        assert [name for name, _ in entry["top"]] == [name for name, _ in ranking]
+        assert dict(entry["top"]) == pytest.approx(dict(ranking), abs=1e-5)
+
+
+def test_a_stream_refuses(place):
+    with pytest.raises(errors.CheckpointError, match="a pretrained run, which has no classes"):
+        s2vfast.load(place / "run").stream()
+    model = s2vfast.load(place / "tuned")
+    for options, message in (({"smooth": 1.0}, "smooth: 1.0; a number in"), ({"window": 0}, "window: 0; 1 or more")):
+        with pytest.raises(errors.ConfigError, match=message):
+            model.stream(**options)
+    stream = model.stream(step=1)
+    assert stream.push(None) is None
+    assert stream.push(np.full((20, 3), np.nan)) is None
+    assert len(stream.push(np.ones((20, 3)))) == 5
+    with pytest.raises(errors.DataError, match=r"a frame: numbers \[20, 3\] or \[bodies, 20, 3\] are expected"):
+        stream.push(np.ones((19, 3)))

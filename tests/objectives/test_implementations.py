@@ -22,7 +22,7 @@ CHOICES = [
     if not (ops.availability("cpu")["masked_mse" if name == "triton" else "tube_mask"][name])
 ]
 NATIVE = ",".join(
-    ["torch", *(f"{stem}=native" for stem, can in sorted(ops.availability("cpu").items()) if not can["native"])]
+    ["torch", *(f"{op}=native" for op, can in sorted(ops.availability("cpu").items()) if not can["native"])]
 )
 
 

@@ -226,7 +226,7 @@ def test_the_number_of_threads_does_not_matter():
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_ids_of_no_sequence_are_refused(wrong):
     given = dataset([9, 30, 61, 17])
-    with pytest.raises(errors.ShapeError, match="clip_sample: ids: expected numbers of sequences, 0 to 3"):
+    with pytest.raises(errors.ShapeError, match="clip_sample: ids has a number that is no sequence's"):
         clip_sample(*given, torch.tensor([0, wrong]), ClipSpec(frames=8), impl="native")
 
 
@@ -279,3 +279,15 @@ def test_torso_and_sides_are_means_over_the_frames_that_have_them(impl):
     spec = dataclasses.replace(spec, frames=30)
     clip = clip_sample(lacking, index, row, count, ids, spec, training=False, impl=impl)
     torch.testing.assert_close(clip[0, 10:], whole[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("table", "number"),
+    [("row", 10**12), ("row", -1), ("row", 113), ("row", 2**63 - 1), ("count", 2**31 - 1), ("count", 0), ("count", -5)],
+)
+def test_tables_that_lead_out_of_the_frames_are_refused(table, number):
+    frames, index, row, count = dataset([9, 30, 61, 17])
+    {"row": row, "count": count}[table][1, 0] = number
+    with pytest.raises(errors.ShapeError, match="row and count of a track are not within the frames"):
+        clip_sample(frames, index, row, count, torch.tensor([0, 1]), ClipSpec(frames=8), impl="native")
+    clip_sample(frames, index, row, count, torch.tensor([0, 2]), ClipSpec(frames=8), impl="native")

@@ -30,6 +30,7 @@ CASES = {
     "mlp without LayerScale": ("mlp", {"gamma": None}, 1, 3),
     "mlp without norm": ("mlp", {"gamma": None, "norm_weight": None, "norm_bias": None}, 1, 3),
     "mask_fill": ("mask_fill", {}, 1, 2),
+    "joint_mix": ("joint_mix", {}, 1, 4),
     "teacher_target": ("teacher_target", {}, 2, None),
     "teacher_target of layer norms": ("teacher_target", {"norm": "layer"}, 1, None),
     "masked_mse": ("masked_mse", {}, 2, 1),

@@ -117,3 +117,14 @@ def test_it_takes_over_parameters_buffers_and_names():
     torch.testing.assert_close(network.eval()(x), plain.eval()(x))  # alone: nobody is asked
     with pytest.raises(ValueError, match="expected 2 dimensions or more, got 1"):
         network[2](torch.randn(C))
+
+
+def test_a_norm_in_two_places_stays_one():
+    network = nn.Module()
+    network.first = network.second = nn.BatchNorm1d(C)
+    network.inner = nn.Sequential(network.first)
+    names = [name for name, _ in network.named_parameters()]
+    synchronise_batch_norm(network, Ranks(0, 2, 0))
+    assert isinstance(network.first, RankBatchNorm)
+    assert network.first is network.second is network.inner[0]
+    assert [name for name, _ in network.named_parameters()] == names

@@ -46,7 +46,14 @@ def test_a_run_leaves_what_was_promised(tmp_path, start, tiny_config, tiny_store
     run = tmp_path / "a/b/run"
     summary = start(run)
     assert (summary.step, summary.total_steps, summary.signal, summary.finished) == (12, 12, None, True)
-    assert sorted(os.listdir(run)) == ["checkpoints", "config.yaml", "metrics.jsonl", "run.json", "throughput.jsonl"]
+    assert sorted(os.listdir(run)) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "run.json",
+        "throughput.jsonl",
+    ]
     assert checkpoint.steps(run) == [10, 12]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 4, 6, 8, 10, 12]

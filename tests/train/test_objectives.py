@@ -1,6 +1,7 @@
 """What holds for the training of every objective, and of a fourth that this file brings along."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from s2vfast.config import Config
 from s2vfast.config.registry import OBJECTIVES
 from s2vfast.data.store import Store
 from s2vfast.data.synth import generate
+from s2vfast.errors import ConfigError
 from s2vfast.evaluate.protocols import evaluate
 from s2vfast.objectives.masked import MaskedObjective
 from s2vfast.train import checkpoint
@@ -131,3 +133,53 @@ def test_only_a_teacher_can_collapse(tiny_config, tiny_store):
     }
     assert said.pop("skeleton2vec").startswith("the teacher has collapsed: its targets vary by 0 over tokens")
     assert set(said.values()) == {None}
+
+
+def _same(objective):
+    objective.decoder_average = objective.decoder
+
+
+def _other(objective):
+    objective.decoder_average = objective.average_of(objective.encoder)
+
+
+def _frozen(objective):
+    objective.decoder.mask_token.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("declared", "change", "message"),
+    [
+        ({"averages": {"decoder_average": "decoder"}}, None, "averages: decoder_average is no module of its own"),
+        ({"averages": {"decoder_average": "decoder"}}, _same, "averages: decoder_average is no module of its own"),
+        ({"averages": {"decoder_average": "decoder"}}, _other, "decoder_average has other parameters than decoder"),
+        ({"evaluated": "teacher"}, None, "evaluated: teacher is no module of its own"),
+        ({"pipelines": (None, None)}, None, "pipelines: 2 for 1 views"),
+        ({}, _frozen, "decoder.mask_token has no gradient; what does not learn is a buffer"),
+    ],
+)
+def test_what_is_declared_must_be_there(declared, change, message, tiny_config, tiny_store, monkeypatch):
+    build = Toy.build.__func__
+
+    def changed(cls, *arguments):
+        objective = build(cls, *arguments)
+        if change is not None:
+            change(objective)
+        return objective
+
+    monkeypatch.setattr(Toy, "build", classmethod(changed))
+    for name, value in declared.items():
+        monkeypatch.setattr(Toy, name, value)
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config_of(tiny_config, "toy"), Store.open(tiny_store))
+
+
+@pytest.mark.parametrize("terms", [("similarity",), ()])
+def test_terms_are_those_that_are_declared(terms, tiny_config, tiny_store, monkeypatch):
+    trainer = Trainer(config_of(tiny_config, "toy"), Store.open(tiny_store))
+    forward = trainer.objective.step_loss
+    found = {} if terms else {"similarity": torch.zeros(())}
+    monkeypatch.setattr(trainer.step_fn, "_loss", lambda *a: replace(forward(*a), terms=found))
+    monkeypatch.setattr(trainer.objective, "terms", terms)
+    with pytest.raises(ConfigError, match=r"Toy.terms: (similarity|none) declared, and the loss has (similarity|none)"):
+        trainer.run_step()

@@ -247,6 +247,28 @@ class Trim(Augmentation):
         return replace(trimmed, clips=trimmed.clips.masked_fill(~trimmed.in_length, 0.0))
 
 
+@register_augmentation("pad", stream=32)
+@dataclass(frozen=True)
+class Pad(Augmentation):
+    """All frames as they were recorded, then zeros up to a number of frames; what is longer is cut at its end."""
+
+    frames: int = 300
+    """Frames that come out."""
+
+    def __post_init__(self) -> None:
+        self.require(self.frames >= 1, "frames", "1 or more")
+
+    def __call__(self, batch: ViewBatch) -> ViewBatch:
+        """Draws: none."""
+        missing = max(0, self.frames - batch.clips.shape[2])
+        clips = torch.nn.functional.pad(batch.clips[:, :, : self.frames], (0, 0, 0, 0, 0, missing))
+        return replace(batch, clips=clips, lengths=batch.lengths.clamp(max=self.frames))
+
+    def frames_out(self, frames: int) -> int:
+        """The field ``frames``."""
+        return self.frames
+
+
 def sliding_windows(length: int, width: int = 7, stride: int = 7, dilation: int = 2) -> list[list[int]]:
     """Hi-TRS's windows of a clip: frame numbers in the clip with width // 2 · dilation zero frames put at both ends.
 

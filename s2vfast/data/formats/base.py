@@ -17,8 +17,6 @@ MAX_METRES = 20.0
 """Largest believable coordinate of a depth camera's recording; the Kinects see no farther than 8 m."""
 MAX_PIXELS = 1e5
 """Largest believable coordinate of a 2D pose."""
-MAX_FRAMES = 1_000_000
-"""Longest believable recording: 9 hours at 30 frames a second."""
 
 
 class BrokenRecording(DataError):
@@ -78,15 +76,3 @@ def find_absurd(joints: np.ndarray, limit: float) -> tuple[int, int, str] | None
     if not np.isfinite(value):
         return row, joint, f"joint {joint}: {coordinate} is {value}, not a finite number"
     return row, joint, f"joint {joint}: {coordinate} is {value:g}, absurd (more than {limit:g} from the camera)"
-
-
-def whole_number(text: bytes, what: str, file: str, line: int, low: int, high: int) -> int:
-    """A whole number in [low, high], or BrokenRecording."""
-    try:
-        value = int(text)
-    except ValueError:
-        excerpt = text[:40].decode("utf-8", "replace").strip()
-        raise BrokenRecording(file, f"{what}: expected a whole number, found {excerpt!r}", line) from None
-    if not low <= value <= high:
-        raise BrokenRecording(file, f"{what}: {value}, expected {low} to {high}", line)
-    return value

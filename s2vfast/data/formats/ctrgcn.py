@@ -9,7 +9,9 @@ else "default". Arrays are streamed out of the zip archive, one sequence at a ti
 from __future__ import annotations
 
 import contextlib
+import lzma
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,22 +23,23 @@ import numpy as np
 
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.limits import FREE_EXPANSION, MAX_CLASSES, MAX_EXPANSION, MAX_FRAMES, MAX_SEQUENCES, open_plain
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
 
 BODIES, JOINTS = 2, 25
-MAX_FRAMES = 100_000
-MAX_SEQUENCES = 10_000_000
 PARTS = ("train", "test")
 
 
 def detect(src: Path) -> bool:
     """A .npz file with x_train or x_test."""
-    if not src.is_file() or src.suffix != ".npz" or not zipfile.is_zipfile(src):
+    if not src.is_file() or src.suffix != ".npz":
         return False
-    with zipfile.ZipFile(src) as archive:
-        return not {"x_train.npy", "x_test.npy"}.isdisjoint(archive.namelist())
+    try:
+        return not {"x_train.npy", "x_test.npy"}.isdisjoint(_names(src))
+    except DataError:
+        return True  # `open_source` says what is wrong with it
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -45,7 +48,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     Raises:
         DataError: an array is missing or of another shape.
     """
-    if not src.is_file() or not zipfile.is_zipfile(src):
+    if not src.is_file():
         raise DataError(f"{src}: expected one .npz file")
     labels: dict[str, np.ndarray] = {}
     classes = 1
@@ -70,8 +73,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
 
 def _split_parts(src: Path) -> list[str]:
     """The parts that there are, or the first."""
-    with zipfile.ZipFile(src) as archive:
-        return [part for part in PARTS if f"x_{part}.npy" in archive.namelist()] or [PARTS[0]]
+    return [part for part in PARTS if f"x_{part}.npy" in _names(src)] or [PARTS[0]]
 
 
 def split_name(stem: str) -> str:
@@ -117,19 +119,41 @@ def _items(src: Path, labels: dict[str, np.ndarray]) -> Iterator[tuple[str, int,
                     raise DataError(f"{src}: x_{part}: ends in sequence {number} of {count} (cut off?)")
                 name = f"{part}_{number:06d}"
                 yield name, int(labels[part][number]), np.frombuffer(data, dtype=dtype).reshape(frames, width)
+            if member.read(1):  # at the end of a member its checksum is looked at
+                raise DataError(f"{src}: x_{part}: more data than {count} sequences")
 
 
 @contextlib.contextmanager
 def _member(src: Path, name: str) -> Iterator[IO[bytes]]:
     """One array of the archive, as a stream of its .npy bytes."""
+    with _damage(f"{src}: {name}"), os.fdopen(open_plain(src), "rb") as file, zipfile.ZipFile(file) as archive:
+        members = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
+        if len(members) != 1:
+            raise DataError(f"{src}: {'two arrays' if members else 'no array'} {name}")
+        (info,) = members
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{src}: {name}: compressed by another method than np.savez_compressed's")
+        if info.file_size > FREE_EXPANSION + MAX_EXPANSION * info.compress_size:
+            raise DataError(f"{src}: {name}: {info.compress_size:,} bytes that become {info.file_size:,}: refused")
+        with archive.open(info) as member:
+            yield member
+
+
+def _names(src: Path) -> list[str]:
+    """What an archive holds; DataError where it is none."""
+    with _damage(str(src)), os.fdopen(open_plain(src), "rb") as file, zipfile.ZipFile(file) as archive:
+        return archive.namelist()
+
+
+@contextlib.contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """One line for what zipfile and its decompressors raise."""
     try:
-        with zipfile.ZipFile(src) as archive:
-            if f"{name}.npy" not in archive.namelist():
-                raise DataError(f"{src}: no array {name}")
-            with archive.open(f"{name}.npy") as member:
-                yield member
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{src}: {name}: damaged ({error})") from error
+        yield
+    except DataError:
+        raise
+    except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: damaged ({error})") from error
 
 
 def _header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -148,7 +172,7 @@ def _header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
 def _skeletons_header(member: IO[bytes], where: str) -> tuple[tuple[int, int, int], np.dtype]:
     shape, dtype = _header(member, where)
     width = BODIES * JOINTS * 3
-    if len(shape) != 3 or shape[2] != width or shape[1] > MAX_FRAMES or shape[0] > MAX_SEQUENCES or min(shape) < 0:
+    if len(shape) != 3 or shape[2] != width or not 1 <= shape[1] <= MAX_FRAMES or not 0 <= shape[0] <= MAX_SEQUENCES:
         raise DataError(f"{where}: shape {list(shape)}, expected [n, T, {width}]")
     if dtype.kind != "f":
         raise DataError(f"{where}: expected floating-point numbers, found {dtype}")
@@ -160,17 +184,19 @@ def _labels(src: Path, part: str) -> tuple[np.ndarray, int]:
     name = f"{src}: y_{part}"
     with _member(src, f"y_{part}") as member:
         shape, dtype = _header(member, name)
-        if dtype.kind not in "iufb" or len(shape) not in (1, 2) or not 0 <= min(shape) <= max(shape) <= MAX_SEQUENCES:
+        if dtype.kind not in "iufb" or len(shape) not in (1, 2) or not 0 <= shape[0] <= MAX_SEQUENCES:
             raise DataError(f"{name}: {dtype} {list(shape)}, expected one-hot rows or numbers")
+        if shape[1:] and not 1 <= shape[1] <= MAX_CLASSES:
+            raise DataError(f"{name}: {shape[1]} columns, expected 1 to {MAX_CLASSES:,}")
         size = math.prod(shape) * dtype.itemsize
-        data = member.read(size)  # no more than there is
+        data = member.read(size + 1)  # no more than there is; past the end, so that the checksum is looked at
     if len(data) != size:
-        raise DataError(f"{name}: {len(data)} bytes for shape {list(shape)} (cut off?)")
+        raise DataError(f"{name}: {len(data)} bytes or more for shape {list(shape)} (cut off?)")
     y = np.frombuffer(data, dtype=dtype).reshape(shape)
-    if y.ndim == 1:
-        labels = y.astype(np.int64)
-        if (labels != y).any() or (labels < 0).any():
-            raise DataError(f"{name}: expected whole numbers from 0")
+    if y.ndim == 1 or y.shape[1] == 1:
+        y = y.reshape(-1)
+        if not ((y >= 0) & (y < MAX_CLASSES)).all() or (labels := y.astype(np.int64)).tolist() != y.tolist():
+            raise DataError(f"{name}: expected whole numbers from 0 to below {MAX_CLASSES:,}")
         return labels, int(labels.max(initial=-1)) + 1
-    one_hot = (y != 0).sum(axis=1) == 1
+    one_hot = ((y != 0).sum(axis=1) == 1) & ((y == 1).sum(axis=1) == 1)
     return np.where(one_hot, y.argmax(axis=1), -1), y.shape[1]

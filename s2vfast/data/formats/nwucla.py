@@ -11,7 +11,6 @@ whose numbers have holes. Splits:
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.limits import MAX_TEXT_BYTES, NotJson, describe, parse_json, read_plain
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -40,6 +40,7 @@ ACTIONS = {
 """Action number -> class name, in the order of the labels."""
 
 JOINTS = 20
+_NUMBERS = {int, float}
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
 _PATTERN = "a[0-9][0-9]_s[0-9][0-9]_e[0-9][0-9]_v[0-9][0-9].json"
 
@@ -92,12 +93,10 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     if labelled and name is None:
         raise BrokenRecording(path.name, "the name is not aAA_sSS_eEE_vVV")
     try:
-        data = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise BrokenRecording(path.name, f"not JSON: {error.msg}", error.lineno) from None
-    except (ValueError, RecursionError) as error:
-        raise BrokenRecording(path.name, f"not JSON: {error}") from None
-    if not isinstance(data, dict) or not {"skeletons", *(["label"] if labelled else [])} <= data.keys():
+        data = parse_json(read_plain(path, MAX_TEXT_BYTES))
+    except NotJson as error:
+        raise BrokenRecording(path.name, f"not JSON: {error}", error.line) from None
+    if not isinstance(data, dict) or not {"skeletons", *(["file_name", "label"] if labelled else [])} <= data.keys():
         expected = "file_name, skeletons and label" if labelled else "skeletons"
         raise BrokenRecording(path.name, f"expected an object with {expected}")
     labels = _labels(name, data, path) if labelled else {"label": -1}
@@ -109,12 +108,12 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
 def _labels(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, int]:
     """What the name and the label say: label, subject, view and repetition."""
     action, performer, repetition, camera = map(int, name.groups())
-    if data.get("file_name", path.stem) != path.stem:
-        raise BrokenRecording(path.name, f"file_name inside is {data['file_name']!r}")
+    if data["file_name"] != path.stem:
+        raise BrokenRecording(path.name, f"file_name inside is {describe(data['file_name'])}")
     label, actions = data["label"], list(ACTIONS)
-    if not isinstance(label, int) or not 1 <= label <= len(actions) or actions[label - 1] != action:
+    if type(label) is not int or not 1 <= label <= len(actions) or actions[label - 1] != action:
         expected = actions.index(action) + 1 if action in actions else "none (no such action)"
-        raise BrokenRecording(path.name, f"label {label!r}, expected {expected} for action a{action:02d}")
+        raise BrokenRecording(path.name, f"label {describe(label)}, expected {expected} for action a{action:02d}")
     return {"label": label - 1, "subject": performer, "view": camera, "repetition": repetition}
 
 
@@ -124,17 +123,14 @@ def _joints(frames: Any, file: str) -> np.ndarray:
         raise BrokenRecording(file, "skeletons is no list")
     if not frames:
         return np.zeros((0, JOINTS, 3), dtype=np.float32)
-    try:
-        joints = np.array(frames, dtype=np.float64)
-        if joints.shape == (len(frames), JOINTS, 3):
-            return joints
-    except (ValueError, TypeError, OverflowError):
-        pass
     for number, frame in enumerate(frames):
-        try:
-            shape = np.array(frame, dtype=np.float64).shape
-        except (ValueError, TypeError, OverflowError):
-            raise BrokenRecording(file, f"frame {number}: not {JOINTS} joints of three numbers") from None
-        if shape != (JOINTS, 3):
-            raise BrokenRecording(file, f"frame {number}: shape {list(shape)}, expected [{JOINTS}, 3]")
-    raise BrokenRecording(file, f"skeletons is not [T][{JOINTS}][3]")
+        if not isinstance(frame, list) or len(frame) != JOINTS:
+            count = len(frame) if isinstance(frame, list) else "no list of"
+            raise BrokenRecording(file, f"frame {number}: {count} joints, expected {JOINTS}")
+        # Of numbers alone: numpy would take "1" and true for 1.
+        if not all(isinstance(xyz, list) and len(xyz) == 3 and _NUMBERS.issuperset(map(type, xyz)) for xyz in frame):
+            raise BrokenRecording(file, f"frame {number}: not {JOINTS} joints of three numbers")
+    try:
+        return np.array(frames, dtype=np.float64)
+    except OverflowError:  # a whole number beyond a float's range
+        raise BrokenRecording(file, "a number beyond any coordinate") from None

@@ -13,21 +13,22 @@ cross-subject.txt there is no xsub, because the names of part 1 do not tell the 
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from s2vfast.data.formats.base import MAX_METRES, BrokenRecording, Source, find_absurd, whole_number
+from s2vfast.data.formats.base import MAX_METRES, BrokenRecording, Source, find_absurd
+from s2vfast.data.formats.text import parse_pkummd, split_lines, whole_number
 from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.limits import MAX_LIST_BYTES, MAX_TEXT_BYTES, open_plain, read_plain
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
 
-JOINTS = 25
 CLASSES = 51
-NUMBERS = 2 * JOINTS * 3
 VIEWS = {"L": 1, "M": 2, "R": 3}
 _NAME = re.compile(r"(?:A(\d{2,3})N\d{2,3}|\d{4})-([LMR])")
 _IN_LIST = re.compile(r"\b(?:A\d{2,3}N\d{2,3}|\d{4})-[LMR]\b")
@@ -51,9 +52,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
             raise DataError(f"{src}: expected a folder of skeleton files and label files")
         skeletons[src.stem] = src
     for path in sorted(src.rglob("*-[LMR].txt")):
-        if not _NAME.fullmatch(path.stem):
+        if not _NAME.fullmatch(path.stem) or path.is_dir():
             continue
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             first = file.readline(100_000)
         if not first.strip():
             empty.append(path)
@@ -109,7 +110,7 @@ def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
         return None
     by_part: dict[str, set[str]] = {"train": set(), "test": set()}
     part = None
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_plain(path, MAX_LIST_BYTES).decode("utf-8", "replace").splitlines():
         start = line.strip().lower()
         if start.startswith("train"):
             part = "train"
@@ -136,11 +137,11 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
     path, label_path = item
     if labelled and label_path is None:
         raise BrokenRecording(path.name, "no label file of this name")
-    frames = parse(path.read_bytes(), path.name)  # [F, 2, V, 3]
+    frames = parse_pkummd(read_plain(path, MAX_TEXT_BYTES), path.name)  # [F, 2, V, 3]
     if label_path is None:
         return [_action(path, path.stem, frames, 0, len(frames))]
     sequences: list[Sequence | BrokenRecording] = []
-    for number, line in enumerate(label_path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_plain(label_path, MAX_TEXT_BYTES), label_path.name), start=1):
         if not line.strip():
             continue
         name = f"{path.stem}.{number:03d}"
@@ -184,20 +185,3 @@ def _label(line: bytes, path: Path, number: int, frames: int, labelled: bool = T
         raise BrokenRecording(file, f"action in frames {start} to {stop} of a recording of {frames}", number)
     notes = [] if stop <= frames else [f"label ends at frame {stop}, the recording at {frames}: cut there"]
     return action - 1, start, min(stop, frames), notes
-
-
-def parse(data: bytes, file: str) -> np.ndarray:
-    """The numbers of a skeleton file, float64 [F, 2, V, 3]; NaN and Inf are let through here and refused by action."""
-    lines = data.splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    values = np.empty((len(lines), NUMBERS))
-    for at, line in enumerate(lines):
-        fields = line.split()
-        if len(fields) != NUMBERS:
-            raise BrokenRecording(file, f"expected {NUMBERS} numbers, found {len(fields)}", at + 1)
-        try:
-            values[at] = [float(field) for field in fields]
-        except ValueError as error:
-            raise BrokenRecording(file, f"not a number ({error})", at + 1) from None
-    return values.reshape(-1, 2, JOINTS, 3)

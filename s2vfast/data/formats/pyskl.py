@@ -29,6 +29,7 @@ import numpy as np
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import Splits, check_text
@@ -36,6 +37,7 @@ from s2vfast.data.units import LIMITS, guess_unit
 from s2vfast.errors import DataError
 
 LAYOUT_BY_JOINTS = {layout.num_joints: layout for layout in LAYOUTS.values()}
+MAX_NAMELESS = 1000  # annotations that are reported one by one
 _PART = re.compile(r"(?:(?P<split>.+?)[_-])?(?P<part>train|val|test)(?P<fold>\d*)")
 
 
@@ -60,6 +62,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     annotations = data["annotations"]
     if not annotations:
         raise DataError(f"{src}: 'annotations' is empty")
+    _check_annotations(annotations, src)
     first = next((a["keypoint"] for a in annotations if _has_array(a)), None)
     if first is None:
         raise DataError(f"{src}: no annotation has a 'keypoint' array [M, T, V, C] with C 2 or 3")
@@ -78,7 +81,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     unit, unit_reason = guess_unit(sizes, first.shape[3])
     if first.shape[3] == 2:
         notes.append("2 coordinates a joint: z set to 0")
-    splits, split_notes = _splits(data.get("split") or {}, src) if labelled else ({}, [])
+    splits, split_notes = _splits(data.get("split"), src) if labelled else ({}, [])
     return Source(
         layout=layout,
         classes=_classes(data.get("classes"), annotations, src) if labelled else [],
@@ -109,15 +112,15 @@ def read_annotation(
         raise BrokenRecording(file, "an annotation without 'frame_dir'")
     label = annotation.get("label") if labelled else -1
     if labelled and not _is_label(label):
-        raise BrokenRecording(file, f"label {label!r}, expected a whole number from 0", name=name)
+        raise BrokenRecording(file, f"label {describe(label)}, expected a whole number from 0", name=name)
     if not _has_array(annotation):
         raise BrokenRecording(file, "no 'keypoint' array [M, T, V, C] with C 2 or 3", name=name)
     keypoint = annotation["keypoint"]  # [M, T, V, C]
     if keypoint.shape[3] != channels:
         raise BrokenRecording(file, f"{keypoint.shape[3]} coordinates, the others have {channels}", name=name)
     frames = annotation.get("total_frames", keypoint.shape[1])
-    if frames != keypoint.shape[1]:
-        raise BrokenRecording(file, f"total_frames {frames!r}, keypoint has {keypoint.shape[1]}", name=name)
+    if type(frames) is not int or frames != keypoint.shape[1]:
+        raise BrokenRecording(file, f"total_frames {describe(frames)}, keypoint has {keypoint.shape[1]}", name=name)
     joints = np.zeros((*keypoint.shape[:3], 3), dtype=np.float64 if keypoint.itemsize == 8 else np.float32)
     joints[..., :channels] = keypoint
     score = annotation.get("keypoint_score")
@@ -138,6 +141,18 @@ def read_annotation(
     return [sequence]
 
 
+def _check_annotations(annotations: list[Any], src: Path) -> None:
+    """Raise DataError unless they are what their file has bytes for: one object may stand in a pickle many times."""
+    if (nameless := sum(not _name(annotation) for annotation in annotations)) > MAX_NAMELESS:
+        raise DataError(f"{src}: {nameless:,} annotations are no dicts with a text 'frame_dir'")
+    dicts = [id(annotation) for annotation in annotations if isinstance(annotation, dict)]
+    if len(set(dicts)) != len(dicts):
+        raise DataError(f"{src}: one annotation stands in 'annotations' more than once")
+    size = sum(annotation["keypoint"].nbytes for annotation in annotations if _has_array(annotation))
+    if size > src.stat().st_size + FREE_EXPANSION:
+        raise DataError(f"{src}: its annotations share arrays: {size:,} bytes of keypoints in a smaller file")
+
+
 def _name(annotation: Any) -> str:
     name = annotation.get("frame_dir") if isinstance(annotation, dict) else None
     return name if isinstance(name, str) else ""
@@ -145,19 +160,23 @@ def _name(annotation: Any) -> str:
 
 def _has_array(annotation: Any) -> bool:
     array = annotation.get("keypoint") if isinstance(annotation, dict) else None
-    return isinstance(array, np.ndarray) and array.ndim == 4 and array.shape[3] in (2, 3) and array.dtype.kind == "f"
+    if not isinstance(array, np.ndarray) or array.ndim != 4 or array.dtype.kind != "f":
+        return False
+    bodies, frames, joints, channels = array.shape
+    return bodies <= MAX_BODIES and frames <= MAX_FRAMES and 1 <= joints <= MAX_JOINTS and channels in (2, 3)
 
 
 def _is_label(label: Any) -> bool:
-    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 100_000
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES
 
 
 def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
     labels = [a["label"] for a in annotations if isinstance(a, dict) and _is_label(a.get("label"))]
     count = max(labels, default=-1) + 1
     if value is not None:
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(value) < count:
-            raise DataError(f"{src}: 'classes': expected a list of at least {count} names")
+        fits = isinstance(value, list) and count <= len(value) <= MAX_CLASSES
+        if not fits or not all(isinstance(name, str) for name in value):
+            raise DataError(f"{src}: 'classes': expected a list of {count} to {MAX_CLASSES:,} names")
         for name in value:
             check_text(f"{src}: class name", name)
         return value
@@ -167,18 +186,20 @@ def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
 
 
 def _splits(value: Any, src: Path) -> tuple[Splits, list[str]]:
-    if not isinstance(value, dict):
-        raise DataError(f"{src}: 'split': expected a dict of name: list of frame_dir")
+    if value is None:
+        return {}, []
+    if not isinstance(value, dict) or len(value) > MAX_SPLITS:
+        raise DataError(f"{src}: 'split': expected a dict of name: list of frame_dir, {MAX_SPLITS} lists at most")
     splits: Splits = {}
     notes = []
     for key, names in value.items():
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{src}: 'split' {key!r}: expected a list of frame_dir")
-        match = _PART.fullmatch(str(key))
+            raise DataError(f"{src}: 'split' {describe(key)}: expected a list of frame_dir")
+        match = _PART.fullmatch(key) if isinstance(key, str) else None
         if match is None:
-            notes.append(f"split list {key!r} left out: its name does not end in train, val or test")
+            notes.append(f"split list {describe(key)} left out: its name does not end in train, val or test")
             continue
-        check_text(f"{src}: split list", str(key))
+        check_text(f"{src}: split list", key)
         splits.setdefault((match["split"] or "default") + match["fold"], {})[match["part"]] = list(names)
     for by_part in splits.values():
         if "val" in by_part and "test" not in by_part:

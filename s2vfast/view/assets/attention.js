@@ -6,13 +6,16 @@ const scene = readScene(DATA.scene, layout);
 const above = unpack(DATA.similarity); // [M, L * (L - 1) / 2]
 const attention = DATA.attention.map((entry) =>
   ({ ...entry, weights: unpack(entry.weights), largest: unpack(entry.largest) }));
+const salience = DATA.salience && unpack(DATA.salience); // [M, L]
 const now = { body: DATA.body, joint: DATA.token % V, segment: Math.floor(DATA.token / V), what: 0 };
 
 const measures = [
   "cosine similarity of features",
   ...attention.map(({ block, head }) =>
     `attention, block ${block + 1}, ${head === null ? "mean over heads" : `head ${head + 1}`}`),
+  ...(salience ? ["salience, whichever token is chosen"] : []),
 ];
+const isSalience = () => now.what > attention.length;
 
 function similarity(body, i, j) {
   if (i === j) return 1;
@@ -22,6 +25,7 @@ function similarity(body, i, j) {
 
 function value(joint, segment) {
   const [from, to] = [now.segment * V + now.joint, segment * V + joint];
+  if (isSalience()) return salience[now.body * L + to];
   if (now.what === 0) return similarity(now.body, from, to);
   const { weights, largest } = attention[now.what - 1];
   const row = now.body * L + from;
@@ -37,6 +41,7 @@ function range() {
       high = Math.max(high, value(joint, segment));
     }
   }
+  if (isSalience()) return { low, high, text: "salience, between 0 and 1" };
   return { low: now.what ? 0 : low, high, text: now.what ? "attention weight (a row sums to 1)" : "cosine similarity" };
 }
 let limits = range();

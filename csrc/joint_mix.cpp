@@ -1,0 +1,142 @@
+// joint_mix on the host: tracks are shared out over threads, channels over vector lanes.
+#include "joint_mix.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "joint_mix.cuh"
+#include "parallel.h"
+
+namespace s2v {
+namespace {
+
+constexpr int kLanes = 8;  // channels in a register
+
+// Calls tile<frames, joints>(t, w) for tiles that cover all frames and joints; `rows` stands for frames.
+template <class Full, class Narrow, class Short, class One>
+S2V_HD void cover(int32_t rows, int32_t joints, const Full& full, const Narrow& narrow, const Short& brief,
+                  const One& one) {
+  const int32_t even_rows = rows / kMixFrames * kMixFrames, even_joints = joints / kMixJoints * kMixJoints;
+  for (int32_t t = 0; t < even_rows; t += kMixFrames) {
+    for (int32_t w = 0; w < even_joints; w += kMixJoints) full(t, w);
+    for (int32_t w = even_joints; w < joints; ++w) narrow(t, w);
+  }
+  for (int32_t t = even_rows; t < rows; ++t) {
+    for (int32_t w = 0; w < even_joints; w += kMixJoints) brief(t, w);
+    for (int32_t w = even_joints; w < joints; ++w) one(t, w);
+  }
+}
+
+#define S2V_COVER(rows, joints, kWidth, name, ...)                                                      \
+  cover(                                                                                                \
+      rows, joints, [&](int32_t a, int32_t b) { name<kWidth, kMixFrames, kMixJoints>(__VA_ARGS__); },   \
+      [&](int32_t a, int32_t b) { name<kWidth, kMixFrames, 1>(__VA_ARGS__); },                          \
+      [&](int32_t a, int32_t b) { name<kWidth, 1, kMixJoints>(__VA_ARGS__); },                          \
+      [&](int32_t a, int32_t b) { name<kWidth, 1, 1>(__VA_ARGS__); })
+
+template <int kWidth>
+S2V_HD void forward_channels(const JointMixShape& shape, const JointMixCall& call, int64_t b, int32_t begin,
+                             int32_t end, float* maps) {
+  const float* x = call.x + b * shape.out_numbers() * shape.subsets;
+  float* out = call.out + b * shape.out_numbers();
+  for (int32_t c = begin; c < end; c += kWidth) {
+    joint_mix_maps<kWidth>(shape, call.dynamic + b * shape.subsets * shape.units * shape.square(), call.constant, c,
+                           maps);
+    S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_tile, shape, x + c, maps, a, b, out + c);
+  }
+}
+
+template <int kWidth>
+S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackwardCall& call, int64_t b, int32_t begin,
+                              int32_t end, float* maps) {
+  const int64_t dynamic = b * shape.subsets * shape.units * shape.square();
+  const float* x = call.x + b * shape.out_numbers() * shape.subsets;
+  const float* grad = call.grad + b * shape.out_numbers();
+  for (int32_t c = begin; c < end; c += kWidth) {
+    if (call.d_x != nullptr) {
+      float* d_x = call.d_x + b * shape.out_numbers() * shape.subsets;
+      joint_mix_maps<kWidth>(shape, call.dynamic + dynamic, call.constant, c, maps);
+      for (int32_t i = 0; i < shape.subsets; ++i)
+        S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_grad_tile, shape, grad + c, maps, i, a, b, d_x + c);
+    }
+    if (call.d_dynamic != nullptr) {
+      for (int32_t i = 0; i < shape.subsets; ++i)
+        S2V_COVER(shape.joints, shape.joints, kWidth, joint_mix_map_tile, shape, x + c, grad + c, i, a, b, maps);
+      joint_mix_add_maps<kWidth>(shape, maps, c, call.d_dynamic + dynamic,
+                                 call.d_constant + b * shape.subsets * shape.groups * shape.square());
+    }
+  }
+}
+
+S2V_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& call, float* maps, int64_t begin,
+                              int64_t end) {
+  const int32_t full = shape.channels / kLanes * kLanes;
+  for (int64_t b = begin; b < end; ++b) {
+    forward_channels<kLanes>(shape, call, b, 0, full, maps);
+    forward_channels<1>(shape, call, b, full, shape.channels, maps);
+  }
+}
+S2V_CLONES void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, float* maps,
+                               int64_t begin, int64_t end) {
+  const int32_t full = shape.channels / kLanes * kLanes;
+  for (int64_t b = begin; b < end; ++b) {
+    backward_channels<kLanes>(shape, call, b, 0, full, maps);
+    backward_channels<1>(shape, call, b, full, shape.channels, maps);
+  }
+}
+
+void require(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+template <class Call>
+JointMixShape checked(const Call& call) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  require(call.tracks >= 0 && call.frames >= 0 && call.joints >= 0 && call.channels >= 0, "joint_mix: a negative size");
+  require(call.subsets >= 1 && call.units >= 1 && call.groups >= 1, "joint_mix: subsets, units, groups >= 1");
+  require(call.frames <= most && call.joints <= most && call.channels <= most && call.subsets <= most &&
+              call.units <= most && call.groups <= most,
+          "joint_mix: a size of 2**31 or more");
+  require(call.channels % call.units == 0, "joint_mix: channels is no multiple of units");
+  const JointMixShape shape = {call.tracks, int32_t(call.frames), int32_t(call.joints), int32_t(call.channels),
+                               int32_t(call.subsets), int32_t(call.units), int32_t(call.groups)};
+  require((call.x != nullptr && call.dynamic != nullptr && call.constant != nullptr) ||
+              shape.tracks * shape.out_numbers() == 0,
+          "joint_mix: x, dynamic or constant is a null pointer");
+  return shape;
+}
+
+int64_t map_numbers(const JointMixShape& shape) { return shape.subsets * shape.square() * kLanes; }
+
+}  // namespace
+
+void joint_mix(const JointMixCall& call, int threads) {
+  const JointMixShape shape = checked(call);
+  if (shape.tracks * shape.out_numbers() == 0) return;
+  require(call.out != nullptr, "joint_mix: out is a null pointer");
+  parallel_for(shape.tracks, 1, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> maps(map_numbers(shape));
+    forward_range(shape, call, maps.data(), begin, end);
+  });
+}
+
+void joint_mix_backward(const JointMixBackwardCall& call, int threads) {
+  const JointMixShape shape = checked(call);
+  require((call.d_dynamic != nullptr) == (call.d_constant != nullptr) || shape.tracks * shape.square() == 0,
+          "joint_mix: give d_dynamic and d_constant, or neither");
+  if (call.d_dynamic != nullptr) {
+    const int64_t maps = shape.tracks * shape.subsets * shape.square();
+    std::fill_n(call.d_dynamic, maps * shape.units, 0.0f);
+    std::fill_n(call.d_constant, maps * shape.groups, 0.0f);
+  }
+  if (shape.tracks * shape.out_numbers() == 0) return;
+  require(call.grad != nullptr, "joint_mix: grad is a null pointer");
+  parallel_for(shape.tracks, 1, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> maps(map_numbers(shape));
+    backward_range(shape, call, maps.data(), begin, end);
+  });
+}
+
+}  // namespace s2v

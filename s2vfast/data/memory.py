@@ -1,0 +1,63 @@
+"""Sequences in memory, where clips can be made of them as of a store's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from s2vfast.data.layout import Layout
+from s2vfast.data.store import Sequence
+from s2vfast.data.store_writer import check_sequence
+from s2vfast.errors import DataError
+
+
+class MemoryStore:
+    """What `s2vfast.train.feed.Recordings` asks of a store, of sequences that are no store's. Labels are not looked at.
+
+    Args:
+        sequences: each with a body in at least one frame.
+        layout: the skeleton; every body has its V joints.
+
+    Raises:
+        DataError: a sequence that a store could not hold, or without a body in any frame.
+    """
+
+    path = Path("memory")
+
+    def __init__(self, sequences: Iterable[Sequence], layout: Layout) -> None:
+        self.layout = layout
+        self.names: list[str] = []
+        frames, index, self._tracks = [], [], []
+        rows = 0
+        for number, sequence in enumerate(sequences):
+            check_sequence(sequence, layout, None)
+            slot = 0
+            for body in sequence.bodies:
+                joints = np.asarray(body.joints, dtype=np.float32)
+                present = joints.any(axis=(1, 2))
+                if not present.any():
+                    continue
+                frames.append(joints[present])
+                index.append(np.asarray(body.frame_index, dtype=np.int32)[present])
+                self._tracks.append((number, slot, rows, len(index[-1])))
+                rows, slot = rows + len(index[-1]), slot + 1
+            if slot == 0:
+                raise DataError(f"{sequence.name}: no body in any frame")
+            self.names.append(sequence.name)
+        self.frames = np.concatenate([*frames, np.zeros((0, layout.num_joints, 3), np.float32)])
+        """float32 [R, V, 3]."""
+        self.frame_index = np.concatenate([*index, np.zeros(0, np.int32)])
+        """int32 [R]."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def track_table(self, bodies: int) -> tuple[np.ndarray, np.ndarray]:
+        """As of `s2vfast.data.store.Store.track_table`."""
+        row, count = np.zeros((len(self), bodies), np.int64), np.zeros((len(self), bodies), np.int32)
+        for sequence, slot, first, length in self._tracks:
+            if slot < bodies:
+                row[sequence, slot], count[sequence, slot] = first, length
+        return row, count

@@ -1,0 +1,218 @@
+"""A run's network for sequences in memory: their features, and, of a run that has classes, their classes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import s2vfast.errors as errors
+from s2vfast.data.layout import Layout
+from s2vfast.data.memory import MemoryStore
+from s2vfast.data.store import Body
+from s2vfast.data.store import Sequence as Recording
+from s2vfast.evaluate import features, finetune, runs
+from s2vfast.evaluate.checks import check_counts
+from s2vfast.train.feed import Recordings
+
+Ranking = list[tuple[str, float]]
+"""(class, probability), the most probable first."""
+
+
+class Model:
+    """A pretrained, fine-tuned or supervised run, ready for arrays.
+
+    A sequence is an array [T, V, 3] of one body or [M, T, V, 3] of M, the main one first: T frames, the V joints of
+    `layout` in its order, coordinates of the unit that the run was trained on. NumPy or PyTorch; zeros and NaN are
+    joints that were not seen. Clips are made of it as evaluation makes them.
+
+    Args:
+        run_dir: the run's folder.
+        device: auto, cpu, cuda or cuda:N.
+        log: told of damaged checkpoints that were passed over.
+
+    Raises:
+        CheckpointError: no run there, or no intact checkpoint.
+    """
+
+    def __init__(self, run_dir: str | Path, device: str = "auto", log: Callable[[str], object] = print) -> None:
+        self.run_dir, self.device = Path(run_dir), features.resolve_device(device)
+        self.config, about = runs.read(run_dir)
+        self.layout: Layout = runs.layout_of(about)
+        """The skeleton."""
+        self.classes: list[str] | None = None
+        """Names of the classes; None of a pretrained run."""
+        self._classifier = None
+        if finetune.has_classes(self.config):
+            self._classifier, _, about = finetune.load_classifier(run_dir, log=log)
+            self._encoder, self.classes = self._classifier.encoder, list(about["classes"])
+            self._classifier.to(self.device)
+        else:
+            self._encoder, _, _ = features.load_encoder(run_dir, log=log)
+
+    def encode(self, sequences: Iterable[Any], pool: features.Pool = "mean") -> np.ndarray:
+        """Features of sequences: float32 [n, F], those that the probes of an evaluation see.
+
+        Args:
+            sequences: arrays, see the class.
+            pool: as of `s2vfast.evaluate.features.pool_tracks`.
+
+        Raises:
+            DataError: an array of another shape, without a body, or whose features are not finite.
+        """
+        return self._features(list(map(self.recording, sequences)), pool).numpy()
+
+    def probabilities(self, sequences: Iterable[Any]) -> np.ndarray:
+        """Of every class: float32 [n, classes], a row a sequence; arguments and errors as of `encode`."""
+        return self.probabilities_of(list(map(self.recording, sequences))).numpy()
+
+    def predict(self, sequences: Iterable[Any], top: int = 5) -> list[Ranking]:
+        """The ``top`` most probable classes of each sequence; arguments and errors as of `encode`."""
+        check_counts(top=top)
+        return [self.ranked(row, top) for row in self.probabilities_of(list(map(self.recording, sequences)))]
+
+    def stream(self, window: int | None = None, step: int = 1, smooth: float = 0.0, top: int = 5) -> Stream:
+        """Classes of frames as they come, see `Stream`."""
+        return Stream(self, window, step, smooth, top)
+
+    def recording(self, sequence: Any) -> Recording:
+        """An array as a recording; recordings as they are."""
+        if isinstance(sequence, Recording):
+            return sequence
+        array = np.asarray(sequence.cpu() if isinstance(sequence, Tensor) else sequence)
+        V = self.layout.num_joints
+        if array.ndim not in (3, 4) or array.shape[-2:] != (V, 3) or array.dtype.kind not in "fiu":
+            raise errors.DataError(
+                f"a sequence: numbers [frames, {V}, 3] or [bodies, frames, {V}, 3] are expected for layout "
+                f"{self.layout.name}, found {array.dtype} {list(array.shape)}"
+            )
+        array = np.nan_to_num(array[None] if array.ndim == 3 else array, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        at = np.arange(array.shape[1], dtype=np.int32)
+        bodies = [Body(str(slot), at, joints.astype(np.float32)) for slot, joints in enumerate(array)]
+        return Recording(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
+
+    def ranked(self, probabilities: Tensor, top: int) -> Ranking:
+        """The ``top`` most probable classes of a row [classes]."""
+        values = probabilities.sort(descending=True, stable=True)
+        names = [self.classes[i] for i in values.indices.tolist()[:top]]
+        return list(zip(names, values.values.tolist(), strict=False))
+
+    def probabilities_of(self, recordings: Sequence[Recording], strict: bool = True) -> Tensor:
+        """float32 [n, classes] on the CPU.
+
+        Args:
+            recordings: of the run's layout.
+            strict: False: a row is not finite where the network's numbers are not, in place of an error for all.
+        """
+        if self._classifier is None:
+            raise errors.CheckpointError(
+                f"{self.run_dir}: a pretrained run, which has no classes; make one that has with "
+                f"`s2vfast evaluate {self.run_dir} --protocol finetune --out DIR`"
+            )
+        pooled = self._features(recordings, self._classifier.head_pool, strict)
+        with torch.no_grad():
+            return torch.softmax(self._classifier.head(pooled.to(self.device)), dim=1).cpu()
+
+    def _features(self, recordings: Sequence[Recording], pool: features.Pool, strict: bool = True) -> Tensor:
+        store = MemoryStore(recordings, self.layout)
+        if not len(store):
+            return torch.zeros(0, features.feature_width(self._encoder, pool))
+        clips = Recordings(self.config, store, self.device)
+
+        def extract(ids: np.ndarray) -> Tensor:
+            try:
+                return features.extract(
+                    self._encoder, self.config, store, ids, pool=pool, device=self.device, recordings=clips
+                )
+            except errors.DataError:
+                if strict:
+                    raise
+                if len(ids) > 1:  # some are not finite; the others are to have their features
+                    return torch.cat([extract(one) for one in np.split(ids, len(ids))])
+                return torch.full((1, features.feature_width(self._encoder, pool)), torch.nan)
+
+        return extract(np.arange(len(store), dtype=np.int64))
+
+
+class Stream:
+    """Frames one after the other to classes: a window over the newest of them, looked at every so many frames.
+
+    Args:
+        model: of a run that has classes.
+        window: frames that are looked at; None: as many as a clip has. Fewer where fewer have come.
+        step: frames from one look to the next.
+        smooth: share of the probabilities that the look before has in these, in [0, 1).
+        top: classes to name.
+
+    Raises:
+        ConfigError: an impossible number.
+        CheckpointError: a run without classes.
+    """
+
+    def __init__(
+        self, model: Model, window: int | None = None, step: int = 1, smooth: float = 0.0, top: int = 5
+    ) -> None:
+        window = model.config.data.frames if window is None else window
+        check_counts(window=window, step=step, top=top)
+        check_smooth(smooth)
+        model.probabilities_of([])
+        self.model, self.step, self.smooth, self.top = model, step, smooth, top
+        self.frames = 0
+        """Frames that have come."""
+        self._window: deque[np.ndarray | None] = deque(maxlen=window)
+        self._before: Tensor | None = None
+
+    def push(self, frame: Any) -> Ranking | None:
+        """Take the next frame.
+
+        Args:
+            frame: [V, 3] of one body, [M, V, 3] of M, or None where nobody is seen.
+
+        Returns:
+            Classes, where it is time to look and the window holds a body; else None.
+
+        Raises:
+            DataError: a frame of another shape.
+        """
+        self._window.append(None if frame is None else self._checked(frame))
+        self.frames += 1
+        seen = [entry for entry in self._window if entry is not None and np.nan_to_num(entry).any()]
+        if self.frames % self.step or not seen:
+            return None
+        bodies = max(len(entry) for entry in seen)
+        array = np.zeros((bodies, len(self._window), self.model.layout.num_joints, 3), np.float32)
+        for number, entry in enumerate(self._window):
+            if entry is not None:
+                array[: len(entry), number] = entry
+        probabilities = self.model.probabilities_of([self.model.recording(array)])[0]
+        self._before = smoothed(probabilities, self._before, self.smooth)
+        return self.model.ranked(self._before, self.top)
+
+    def _checked(self, frame: Any) -> np.ndarray:
+        array, V = np.asarray(frame.cpu() if isinstance(frame, Tensor) else frame), self.model.layout.num_joints
+        if array.ndim not in (2, 3) or array.shape[-2:] != (V, 3) or array.dtype.kind not in "fiu":
+            raise errors.DataError(
+                f"a frame: numbers [{V}, 3] or [bodies, {V}, 3] are expected for layout {self.model.layout.name}, "
+                f"found {array.dtype} {list(array.shape)}"
+            )
+        return array[None] if array.ndim == 2 else array
+
+
+def smoothed(probabilities: Tensor, before: Tensor | None, smooth: float) -> Tensor:
+    """smooth * before + (1 - smooth) * probabilities; where nothing was before, the probabilities."""
+    return probabilities if before is None else smooth * before + (1.0 - smooth) * probabilities
+
+
+def check_smooth(smooth: float) -> None:
+    """Raise `ConfigError` unless ``smooth`` is in [0, 1)."""
+    if not 0 <= smooth < 1:
+        raise errors.ConfigError(f"smooth: {smooth}; a number in [0, 1) is expected")
+
+
+load = Model
+"""``s2vfast.load(RUN)``: a `Model`."""

@@ -1,0 +1,120 @@
+"""Methods from one command to the next: pretraining, a kill, ranks, evaluation, export, pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from s2vfast import cli
+from s2vfast.data.synth import generate
+
+STEPS = 6
+COMMON = (
+    f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.frames 16 --data.bodies 2 --optim.warmup_epochs 0 "
+    "--checkpoint.every 2 --train.log_every 1 --train.threads 1 --train.device cpu"
+)
+METHODS = {
+    "skeattnclr": "--config nwucla_skeattnclr --model.channels [8,8,16] --model.strides [1,2,2] --model.dropout 0.5 "
+    "--objective.queue 16 --objective.dim 8 --objective.hidden 16",
+}
+STATE = {
+    "skeattnclr": {"student.queue_z", "student.oldest", "key_encoder.norm.running_mean", "key_projector.fc1.weight"}
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods") / "store"
+    generate(folder, subjects=2, views=1, repetitions=1)
+    return folder
+
+
+def words(method, store, out, ranks=1):
+    line = f"-m s2vfast pretrain {METHODS[method]} {COMMON} --data {store} --data.split xsub --out {out}".split()
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, "-W", "ignore", *(launcher if ranks > 1 else []), *line]
+
+
+def run(command):
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, store):
+    out = store.parent / request.param
+    assert cli.main(words(request.param, store, out)[5:]) == 0
+    return request.param, out
+
+
+def test_state_is_saved(trained):
+    method, out = trained
+    assert STATE[method] <= weights(out).keys()
+    assert len(metrics(out)) == STEPS
+
+
+def test_a_killed_run_ends_at_the_same_bytes(trained, store):
+    method, out = trained
+    killed = out.with_name(f"{method}-killed")
+    process = subprocess.Popen(
+        words(method, store, killed), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
+    while not (killed / "checkpoints" / "step-00000002").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert cli.main(["pretrain", "--resume", "--out", str(killed)]) == 0
+    assert (killed / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+    resumed, straight = weights(killed), weights(out)
+    assert resumed.keys() == straight.keys()
+    assert all(resumed[name].equal(straight[name]) for name in straight)
+
+
+def test_two_ranks_are_one(trained, store):
+    method, out = trained
+    run(words(method, store, out.with_name(f"{method}-ranks"), ranks=2))
+    for one, two in zip(metrics(out), metrics(out.with_name(f"{method}-ranks")), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    one, two = weights(out), weights(out.with_name(f"{method}-ranks"))
+    assert max(float((one[name].double() - two[name].double()).abs().max()) for name in one) < 1e-3
+
+
+def call(capsys, *line):
+    code = cli.main([str(word) for word in line])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def test_it_is_evaluated_and_exported(trained, capsys, tmp_path):
+    _, out = trained
+    options = "--epochs 2 --lists 1 --percents 50 --finetune.epochs 1 --finetune.hidden 8 --device cpu --json".split()
+    results = json.loads(call(capsys, "evaluate", out, "--protocol", "all", *options).splitlines()[-1])["results"]
+    assert set(results) == {"linear", "knn", "retrieval", "finetune", "supervised", "semi"}
+    call(capsys, "export", out, "--to", "onnx", "--out", tmp_path / "network.onnx")
+    assert (tmp_path / "network.onnx").stat().st_size > 0
+
+
+def test_it_is_drawn(trained, store, capsys, tmp_path):
+    _, out = trained
+    for view, which in (("map", ["--method", "pca", "--device", "cpu"]), ("attention", ["0"])):
+        page, picture = tmp_path / f"{view}.html", tmp_path / f"{view}.png"
+        call(capsys, "view", view, out, store, *which, "--out", page, "--png", picture)
+        assert page.stat().st_size > 0
+        assert picture.stat().st_size > 0
