@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from s2vfast.data import report
 from s2vfast.data.importer import import_dataset
 from s2vfast.data.layout import get_layout
 from s2vfast.data.store import Body, Store
 from s2vfast.data.tracks import STILL, arrange, motion, plausible_motion, wide_share
+from s2vfast.ops import ClipSpec, clip_sample
 
 from .ntu_files import person
 
@@ -155,3 +157,20 @@ def test_units_of_what_people_bring(tmp_path, name, unit, dimensions):
     assert any(f"unit {unit} taken" in note for note in summary.notes)
     assert summary.dropped == []
     assert f"{unit}, {dimensions} coordinates" in report.show(store)
+
+
+@needs_cases
+@pytest.mark.parametrize(("clean", "faulty"), [("root_full", "root_missing"), ("ghost_none", "ghost_half")])
+@pytest.mark.parametrize("center", ["first", "frame"])
+def test_neighbours_survive_what_trackers_do(tmp_path, clean, faulty, center):
+    """1-NN of raw clips loses at most 2 points."""
+    accuracy = []
+    for name in (clean, faulty):
+        _, store = import_case(tmp_path / name, f"{name}.pkl")
+        tables = [torch.from_numpy(np.array(x)) for x in (store.frames, store.frame_index, *store.track_table(1))]
+        spec = ClipSpec(frames=16, center=center, root=store.layout.root)
+        x = clip_sample(*tables, torch.arange(len(store)), spec, training=False).flatten(1)
+        train, test = (store.select("default", part) for part in ("train", "test"))
+        nearest = torch.cdist(x[test], x[train]).argmin(dim=1).numpy()
+        accuracy.append((store.labels[train][nearest] == store.labels[test]).mean())
+    assert accuracy[1] >= accuracy[0] - 0.02
