@@ -188,7 +188,7 @@ def _mean(values: Tensor, seen: Tensor) -> Tensor:
 
 
 def _transform(x: Tensor, seen: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
-    """Scale and turn [B, M, T, V, 3] by the measures of the main body, seen [B, T, V], and, in training, by u [B, 6]."""
+    """Scale and turn [B, M, T, V, 3] by the measures of the main body, seen [B, T, V], and, in training, u [B, 6]."""
     main = x[:, 0]  # [B, T, V, 3]
     turn = torch.eye(3, device=x.device).expand(x.shape[0], 3, 3)
     if spec.align == "yaw":
