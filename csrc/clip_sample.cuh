@@ -36,7 +36,7 @@ struct ClipScratch {
   int32_t* lower;   // [T] chosen frames of the main body
   float* weight;    // [T] of the frame after it
   int64_t* from;    // [2, T] rows of a body for these and the next frames; -1: not there
-  uint64_t* order;  // [T + 1] draws to be ranked
+  uint64_t* order;  // [T + 1] draws to be ranked; then the frame whose root centres a frame
 };
 
 S2V_HD int32_t draw_below(uint32_t word, int32_t limit) { return int32_t((uint64_t(word) * uint64_t(limit)) >> 32); }
@@ -155,7 +155,7 @@ template <class T, class Lanes>
 S2V_HD void clip_matrix(const ClipSampleSpec& spec, const T* __restrict__ frames, const int64_t* __restrict__ from,
                         const float* __restrict__ weight, const float* u, const Lanes& lanes, float* matrix) {
   const int32_t T_ = spec.length;
-  float length = 0.0f;
+  float length = 0.0f, trunks = 0.0f, lines = 0.0f;  // sums over the frames that have both ends, and their numbers
   Point side = {0.0f, 0.0f, 0.0f};
   if (spec.torso || spec.yaw) {
     for (int32_t t = lanes.first(); t < T_; t += lanes.step()) {
@@ -163,16 +163,23 @@ S2V_HD void clip_matrix(const ClipSampleSpec& spec, const T* __restrict__ frames
         return clip_blended(frames, from[t], from[T_ + t], weight[t], spec.joints, j);
       };
       if (spec.torso) {  // a difference: where the clip is centred does not matter
-        const Point trunk = joint(spec.upper) - joint(spec.lower);
-        length += sqrtf(trunk.x * trunk.x + trunk.y * trunk.y + trunk.z * trunk.z);
+        const Point upper = joint(spec.upper), lower = joint(spec.lower), trunk = upper - lower;
+        if (upper.seen() && lower.seen()) {
+          length += sqrtf(trunk.x * trunk.x + trunk.y * trunk.y + trunk.z * trunk.z);
+          trunks += 1.0f;
+        }
       }
       if (spec.yaw) {
-        const Point across = joint(spec.left) - joint(spec.right);
-        side = {side.x + across.x, side.y + across.y, side.z + across.z};
+        const Point left = joint(spec.left), right = joint(spec.right), across = left - right;
+        if (left.seen() && right.seen()) {
+          side = {side.x + across.x, side.y + across.y, side.z + across.z};
+          lines += 1.0f;
+        }
       }
     }
-    length = lanes.sum(length) / float(T_);
-    side = {lanes.sum(side.x) / float(T_), lanes.sum(side.y) / float(T_), lanes.sum(side.z) / float(T_)};
+    length = lanes.sum(length) / fmaxf(lanes.sum(trunks), 1.0f);
+    lines = fmaxf(lanes.sum(lines), 1.0f);
+    side = {lanes.sum(side.x) / lines, lanes.sum(side.y) / lines, lanes.sum(side.z) / lines};
   }
   float factor = spec.torso && length > 1e-6f ? 1.0f / length : 1.0f;
   float turn[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1};
@@ -226,7 +233,32 @@ S2V_HD void clip_item(const ClipSampleSpec& spec, const T* __restrict__ frames, 
   lanes.sync();
 
   float matrix[9];
-  const Point origin = clip_point(frames, row[0], joints, spec.root);
+  const auto root = [&](int32_t t) {
+    const int64_t at = row[0] + scratch.lower[t];
+    const int64_t next = scratch.lower[t] + 1 < count[0] ? at + 1 : row[0] + count[0] - 1;
+    return clip_blended(frames, at, next, scratch.weight[t], joints, spec.root);
+  };
+  Point origin = {0.0f, 0.0f, 0.0f};
+  if (spec.center == kCenterFirst) {
+    origin = clip_point(frames, row[0], joints, spec.root);
+    if (!origin.seen()) {  // the earliest frame of the clip that has the root
+      int32_t earliest = -1;
+      for (int32_t t = 0; t < length; ++t)
+        if ((earliest < 0 || scratch.lower[t] < scratch.lower[earliest]) && root(t).seen()) earliest = t;
+      if (earliest >= 0) origin = root(earliest);
+    }
+  } else if (spec.center == kCenterFrame) {
+    for (int32_t t = lanes.first(); t < length; t += lanes.step()) {
+      int32_t nearest = t;
+      for (int32_t apart = 0; apart < length; ++apart) {
+        if (t - apart >= 0 && root(t - apart).seen()) nearest = t - apart;
+        else if (t + apart < length && root(t + apart).seen()) nearest = t + apart;
+        else continue;
+        break;
+      }
+      scratch.order[t] = uint64_t(nearest);
+    }
+  }
   const int64_t values = int64_t(length) * joints;
   const int32_t channels = spec.velocity != 0.0f ? 6 : 3;
   for (int32_t m = 0; m < spec.bodies; ++m) {
@@ -246,9 +278,7 @@ S2V_HD void clip_item(const ClipSampleSpec& spec, const T* __restrict__ frames, 
       if (spec.center == kCenterFirst) {
         point = point - origin;
       } else if (spec.center == kCenterFrame) {
-        const int64_t at = row[0] + scratch.lower[t];
-        const int64_t next = scratch.lower[t] + 1 < count[0] ? at + 1 : row[0] + count[0] - 1;
-        point = point - clip_blended(frames, at, next, weight, joints, spec.root);
+        point = point - root(int32_t(scratch.order[t]));
       }
       return Point{point.x * matrix[0] + point.y * matrix[1] + point.z * matrix[2],
                    point.x * matrix[3] + point.y * matrix[4] + point.z * matrix[5],

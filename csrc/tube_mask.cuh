@@ -114,10 +114,16 @@ S2V_HD void tube_mask_item(const TubeMaskShape& shape, const T* __restrict__ cli
     for (int32_t j = lanes.first(); j < joints; j += lanes.step()) token_sum[j] = T(0);
     for (int32_t f = 0; f < frames; ++f) {
       const T* __restrict__ frame = motion + f * row;
+      const T* __restrict__ place = here + f * row;
       for (int32_t j = lanes.first(); j < joints; j += lanes.step()) {
         T sum = token_sum[j];
-        for (int32_t c = 0; c < channels; ++c) sum += frame[j * channels + c];
-        token_sum[j] = sum;
+        bool seen = false, seen_after = false;  // zeros are a joint that was not seen, which does not move
+        for (int32_t c = 0; c < channels; ++c) {
+          sum += frame[j * channels + c];
+          seen |= place[j * channels + c] != T(0);
+          seen_after |= place[row + j * channels + c] != T(0);
+        }
+        token_sum[j] = seen & seen_after ? sum : token_sum[j];
       }
     }
     lanes.sync();

@@ -104,6 +104,25 @@ def joint_at(frames_ptr, lower, upper, weight, joint, inside, V: tl.constexpr, C
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _smaller(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def nearest(good, t, BLOCK: tl.constexpr):
+    """The nearest place of ``good`` [BLOCK] of every place t, the earlier of two; t where there is none."""
+    before = tl.associative_scan(tl.where(good, t, -BLOCK), 0, _larger)
+    after = tl.associative_scan(tl.where(good, t, 2 * BLOCK), 0, _smaller, reverse=True)
+    at = tl.where(t - before <= after - t, before, after)
+    return tl.where((at >= 0) & (at < BLOCK), at, t)
+
+
+@triton.jit
 def sincos(angle):
     """Sine and cosine in float64, better than float32 needs, for angles up to thousands of turns.
 

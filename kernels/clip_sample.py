@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s2vfast.kernels._clip import binned, column, cropped, find, joint_at, seen, sincos
+from s2vfast.kernels._clip import binned, column, cropped, find, joint_at, nearest, seen, sincos
 from s2vfast.kernels._launch import cdiv, configuration, launch, next_power_of_2
 from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.reference import philox
@@ -100,10 +100,21 @@ def _picks_kernel(
                 tl.load(root_ptr + 1).to(tl.float32),
                 tl.load(root_ptr + 2).to(tl.float32),
             )
+            # Where the first frame lacks the root, the earliest frame of the clip that has it.
+            missing = inside & (seen(x, y, z) == 0)
+            rx, ry, rz = joint_at(frames_ptr, row0, row1, weight, ROOT, missing, V, CROP)
+            order = tl.where(missing & seen(rx, ry, rz), lower.to(tl.int64) * T_BLOCK + t, 0x7FFFFFFFFFFFFFFF)
+            earliest = (order == tl.min(order, axis=0)) & missing & seen(rx, ry, rz)
+            # One summand is not zero at most, and it is added to zeros.
+            x += tl.sum(tl.where(earliest, rx, 0.0), axis=0)
+            y += tl.sum(tl.where(earliest, ry, 0.0), axis=0)
+            z += tl.sum(tl.where(earliest, rz, 0.0), axis=0)
             i = tl.arange(0, 4)
             tl.store(offsets_ptr + sequence * 3 + i, column(x, y, z), mask=i < 3)
         elif CENTER == "frame":
             x, y, z = joint_at(frames_ptr, row0, row1, weight, ROOT, inside, V, CROP)
+            at = nearest(inside & seen(x, y, z), t, T_BLOCK)
+            x, y, z = tl.gather(x, at, 0), tl.gather(y, at, 0), tl.gather(z, at, 0)
             out_ptr = offsets_ptr + (sequence * T + t) * 3
             tl.store(out_ptr, x, mask=inside)
             tl.store(out_ptr + 1, y, mask=inside)
@@ -116,7 +127,9 @@ def _picks_kernel(
                 bx, by, bz = joint_at(frames_ptr, row0, row1, weight, UPPER, inside, V, CROP)
                 dx, dy, dz = (bx - x) - (ax - x), (by - y) - (ay - y), (bz - z) - (az - z)
                 torso = tl.sqrt_rn(dx * dx + dy * dy + dz * dz)
-                mean = tl.div_rn(tl.sum(tl.where(inside, torso, 0.0), axis=0), float(T))
+                both = inside & seen(ax, ay, az) & seen(bx, by, bz)
+                number = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
+                mean = tl.div_rn(tl.sum(tl.where(both, torso, 0.0), axis=0), number)
                 factor = tl.where(mean > 1e-6, 1.0 / mean.to(tl.float64), factor)
             # The columns of the matrix that turns a joint: first the yaw, then the random rotation.
             c0, c1, c2 = column(1.0, 0.0, 0.0), column(0.0, 1.0, 0.0), column(0.0, 0.0, 1.0)
@@ -132,9 +145,11 @@ def _picks_kernel(
             if YAW:
                 lx, ly, lz = joint_at(frames_ptr, row0, row1, weight, LEFT, inside, V, CROP)
                 rx, ry, rz = joint_at(frames_ptr, row0, row1, weight, RIGHT, inside, V, CROP)
-                side_x = tl.div_rn(tl.sum(tl.where(inside, (lx - x) - (rx - x), 0.0), axis=0), float(T))
-                side_y = tl.div_rn(tl.sum(tl.where(inside, (ly - y) - (ry - y), 0.0), axis=0), float(T))
-                side_z = tl.div_rn(tl.sum(tl.where(inside, (lz - z) - (rz - z), 0.0), axis=0), float(T))
+                both = inside & seen(lx, ly, lz) & seen(rx, ry, rz)
+                number = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
+                side_x = tl.div_rn(tl.sum(tl.where(both, (lx - x) - (rx - x), 0.0), axis=0), number)
+                side_y = tl.div_rn(tl.sum(tl.where(both, (ly - y) - (ry - y), 0.0), axis=0), number)
+                side_z = tl.div_rn(tl.sum(tl.where(both, (lz - z) - (rz - z), 0.0), axis=0), number)
                 a = side_y if UP == 0 else side_x
                 b = side_y if UP == 2 else side_z
                 size = tl.sqrt_rn(a * a + b * b)

@@ -73,9 +73,14 @@ def _forward_kernel(
             # The last frame of the clip has no successor: its motion is 0.
             moves = real & (frame + 1 < frames)
             here = clip_ptr + frame * ROW + joint * CHANNELS
+            moved, seen, seen_after = token, joint < 0, joint < 0
             for c in tl.static_range(CHANNELS):
-                after = tl.load(here + (ROW + c), mask=moves, other=0.0)
-                token += tl.abs(after - tl.load(here + c, mask=moves, other=0.0))
+                now, after = tl.load(here + c, mask=moves, other=0.0), tl.load(here + (ROW + c), mask=moves, other=0.0)
+                seen |= now != 0.0
+                seen_after |= after != 0.0
+                moved += tl.abs(after - now)
+            # Zeros are a joint that was not seen, which does not move.
+            token = tl.where(seen & seen_after, moved, token)
         intensity += tl.div_rn(token, float(SEGMENT_FRAMES * CHANNELS))
     intensity = tl.div_rn(intensity, float(TUBE_LEN))
 

@@ -29,6 +29,16 @@ def _add_import(parser: Any) -> None:
         "--on_error", "--on-error", choices=("skip", "fail"), default="skip", help="on a broken recording"
     )
     parser.add_argument("--workers", type=int, help="processes that read; without it chosen")
+    parser.add_argument(
+        "--unit", help="of the coordinates: m, mm, px or normalised; without it the format's, or guessed"
+    )
+    parser.add_argument(
+        "--min_confidence",
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        help="joints that the detector was less sure of count as not seen",
+    )
     _add_out(parser)
 
 
@@ -59,6 +69,8 @@ def _import(options: Any) -> int:
             on_error=options.on_error,
             workers=options.workers,
             dtype=options.dtype,
+            unit=options.unit,
+            min_confidence=options.min_confidence,
             overwrite=options.overwrite,
             progress=counter,
         )

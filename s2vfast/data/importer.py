@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
-from s2vfast.data.store import Sequence, Store
+from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
+from s2vfast.data.tracks import BodyCounts, arrange
+from s2vfast.data.units import LIMITS, check_unit
 from s2vfast.errors import DataError
 
 CHUNK = 16  # recordings a task: small files cost more to hand over than to read
@@ -45,6 +47,8 @@ class ImportReport:
     """name, reason, kind ("broken" or "empty"), and file and line where known; in the order of the store."""
     notes: list[str] = field(default_factory=list)
     """What was converted or left out for the whole dataset."""
+    bodies: dict[str, int] = field(default_factory=dict)
+    """Counts of `s2vfast.data.tracks.BodyCounts` that are not 0."""
     bodies_dropped: int = 0
     """Notes on single sequences, most of them bodies left out."""
 
@@ -60,10 +64,14 @@ class _Tally:
 
     zero_joints: int = 0
     repeated_frames: int = 0
+    unsure_joints: int = 0
+    bodies: BodyCounts = field(default_factory=BodyCounts)
 
     def add(self, other: _Tally) -> None:
         self.zero_joints += other.zero_joints
         self.repeated_frames += other.repeated_frames
+        self.unsure_joints += other.unsure_joints
+        self.bodies.add(other.bodies)
 
 
 Result = tuple["list[Sequence | dict[str, Any]]", _Tally]
@@ -78,6 +86,8 @@ def import_dataset(
     on_error: Literal["skip", "fail"] = "skip",
     workers: int | None = None,
     dtype: str = "float32",
+    unit: str | None = None,
+    min_confidence: float = 0.0,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
@@ -94,6 +104,8 @@ def import_dataset(
         on_error: ``skip`` leaves a broken recording out and reports it, ``fail`` stops at the first.
         workers: processes that read; 0 reads in this one, None chooses by the number of files and cores.
         dtype: of coordinates on disk, "float32" or "float16".
+        unit: m, mm, px or normalised; None: the format's, or guessed by the size of bodies, with a note that says why.
+        min_confidence: joints that the detector was less sure of were not seen.
         overwrite: replace an existing store.
         progress: called with (items done, items) now and then.
 
@@ -114,18 +126,27 @@ def import_dataset(
     source = FORMATS[name].open_source(src, layout)
     if layout is not None and layout != source.layout:
         raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {layout.name}")
+    if unit is not None:
+        check_unit(unit, source.dimensions)
+        if not source.unit_reason and unit != source.unit:
+            raise DataError(f"{src}: --unit {unit}: format {name} is in {source.unit}")
+        source.unit, source.limit = unit, LIMITS[unit]
+    elif source.unit_reason:
+        source.notes.append(f"unit {source.unit} taken: {source.unit_reason}; --unit says it")
 
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
     write_store(
         out,
-        _collect(source, workers, on_error, dropped, about, progress),
+        _collect(source, workers, on_error, dropped, about, progress, min_confidence),
         layout=source.layout,
         classes=source.classes,
         splits=lambda infos: _whole_splits(source.splits(infos), infos, about["notes"]),
         source=about,
         dropped=dropped,
         dtype=dtype,
+        unit=source.unit,
+        dimensions=source.dimensions,
         overwrite=overwrite,
     )
     store = Store.open(out)
@@ -138,6 +159,7 @@ def import_dataset(
         splits={split: {part: len(ids) for part, ids in by_part.items()} for split, by_part in store.splits.items()},
         dropped=store.dropped,
         notes=list(about["notes"]),
+        bodies=dict(about.get("bodies", {})),
         bodies_dropped=sum(map(len, store.notes.values())),
     )
 
@@ -158,9 +180,10 @@ def _collect(
     dropped: list[dict[str, Any]],
     about: dict[str, Any],
     progress: Callable[[int, int], None] | None,
+    min_confidence: float,
 ) -> Iterator[Sequence]:
     """The good sequences, in order; the others go to ``dropped``, counts to ``about``."""
-    task = _Task(source.read, source.layout, len(source.classes), source.limit)
+    task = _Task(source.read, source.layout, len(source.classes), source.limit, min_confidence)
     names: set[str] = set()
     total = _Tally()
     done = 0
@@ -180,6 +203,10 @@ def _collect(
         if progress is not None:
             progress(done, source.total)
     about["zero_joints"], about["repeated_frames"] = total.zero_joints, total.repeated_frames
+    if total.unsure_joints:
+        about["unsure_joints"] = total.unsure_joints
+    if bodies := {key: value for key, value in asdict(total.bodies).items() if value}:
+        about["bodies"] = bodies
 
 
 def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int, Result]]:
@@ -237,6 +264,7 @@ class _Task:
     layout: Layout
     classes: int | None
     limit: float
+    min_confidence: float = 0.0
 
     def __call__(self, chunk: list[Any]) -> Result:
         out: list[Sequence | dict[str, Any]] = []
@@ -259,6 +287,7 @@ class _Task:
             return _entry(entry)
         for body in entry.bodies:
             where = f"body {body.body_id}"
+            self.blank(body, tally)
             if body.joints.ndim == 3 and (absurd := find_absurd(body.joints, self.limit)):
                 row, _, reason = absurd
                 return _entry(BrokenRecording(entry.name, f"{where}, frame {body.frame_index[row]}, {reason}"))
@@ -267,6 +296,8 @@ class _Task:
         except DataError as error:
             reason = str(error).removeprefix(entry.name).lstrip(":, ")
             return _entry(BrokenRecording(entry.name, reason))
+        entry.bodies, counts = arrange(entry.bodies, self.layout, entry.total_frames, entry.notes)
+        tally.bodies.add(counts)
         if not any(body.joints.any() for body in entry.bodies):
             reason = "; ".join(["no body in any frame", *entry.notes])
             return {"name": entry.name, "reason": reason, "kind": "empty"}
@@ -276,6 +307,16 @@ class _Task:
             tally.repeated_frames += int((present[1:] == present[:-1]).all(axis=(1, 2)).sum())
             body.joints = body.joints.astype(np.float32, copy=False)
         return entry
+
+    def blank(self, body: Body, tally: _Tally) -> None:
+        """A joint with a NaN, and one that the detector was not sure of, becomes zeros: it was not seen."""
+        missing = np.isnan(body.joints).any(axis=-1)  # [n, V]
+        if self.min_confidence > 0.0 and body.confidence is not None and body.confidence.shape == missing.shape:
+            unsure = body.confidence < self.min_confidence
+            tally.unsure_joints += int((unsure & body.joints.any(axis=-1)).sum())
+            missing |= unsure
+        if missing.any():
+            body.joints = np.where(missing[..., None], 0.0, body.joints)
 
 
 def _entry(error: BrokenRecording) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2vfast.data.limits import printable
-from s2vfast.data.store import FILES, HEADER, Store
+from s2vfast.data.store import HEADER, Store
 
 if TYPE_CHECKING:
     from s2vfast.data.importer import ImportReport
@@ -33,11 +33,13 @@ def show(store: Store | str | Path) -> str:
         _line("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints"),
         _line("sequences", f"{len(store):,}"),
         _line("rows", f"{len(store.frames):,} frames of bodies, {store.frames.dtype}, {size / 1e6:,.1f} MB in all"),
+        _line("unit", f"{store.unit}, {store.dimensions} coordinates a joint{_confidence(store)}"),
         _line("length", _lengths(store.total_frames)),
         _line("bodies", _bodies(store)),
         _line("gaps", _gaps(store)),
         _line("people", _people(store)),
     ]
+    lines += [_line("tracks", phrase) for phrase in body_counts(source)]
     if oddities := _oddities(source):
         lines.append(_line("oddities", oddities))
     lines += [_line("note", note) for note in source.get("notes", ())]
@@ -71,7 +73,7 @@ def check(path: str | Path) -> str:
     store.verify()
     size = sum(entry["size"] for entry in store.meta["files"].values())
     return (
-        f"{store.path}: intact, {len(FILES) + 1} files, {size / 1e6:,.1f} MB, "
+        f"{store.path}: intact, {len(store.files) + 1} files, {size / 1e6:,.1f} MB, "
         f"{len(store):,} sequences, {len(store.frames):,} rows, identity {store.fingerprint[:16]} ({HEADER})"
     )
 
@@ -85,6 +87,7 @@ def imported(report: ImportReport) -> str:
     for split, by_part in report.splits.items():
         lines.append(f"split {split}: " + ", ".join(f"{part} {count:,}" for part, count in by_part.items()))
     lines += [f"note: {note}" for note in report.notes]
+    lines += [f"tracks: {phrase}" for phrase in body_counts({"bodies": report.bodies})]
     if report.bodies_dropped:
         lines.append(f"left out of sequences that were kept: {report.bodies_dropped:,} (see `s2vfast data show`)")
     return "\n".join(map(printable, lines + _dropped(report.dropped)))
@@ -109,7 +112,44 @@ def _gaps(store: Store) -> str:
     _, count = store.track_table(1)
     absent = store.total_frames - count[:, 0]
     gaps = int((absent > 0).sum())
-    return f"main body absent in {int(absent.sum()):,} frames of {gaps:,} sequences" if gaps else "none in main bodies"
+    if not gaps:
+        return "none in main bodies"
+    share = absent.sum() / max(int(store.total_frames.sum()), 1)
+    return f"main body absent in {int(absent.sum()):,} frames of {gaps:,} sequences, {share:.1%} of all frames"
+
+
+def body_counts(source: dict[str, Any]) -> list[str]:
+    """What `s2vfast.data.tracks` did at import, a phrase each; empty where it changed nothing."""
+    counts = source.get("bodies") or {}
+    phrases = []
+    if joined := counts.get("joined"):
+        phrases.append(f"joined in {joined:,} sequences, where one ended as another began")
+    if reranked := counts.get("reranked"):
+        phrases.append(f"re-ranked in {reranked:,} sequences: the main body is not the file's first")
+    if ghosts := counts.get("ghosts"):
+        phrases.append(f"{ghosts:,} dropped as no people, in {counts['ghost_sequences']:,} sequences")
+    return phrases
+
+
+def main_bodies(store: Store, bodies: int) -> list[str]:
+    """What a run on ``store`` with ``bodies`` bodies a sequence leaves out, a sentence each; empty where nothing."""
+    _, count = store.track_table(1)
+    absent = int((store.total_frames - count[:, 0]).sum())
+    sentences = []
+    if absent:
+        share = absent / max(int(store.total_frames.sum()), 1)
+        sentences.append(f"the main body lacks {share:.1%} of the frames; clips are made of the others")
+    more = store.tracks["slot"] >= bodies
+    if more.any():
+        sequences = len(np.unique(store.tracks["sequence"][more]))
+        sentences.append(
+            f"{int(more.sum()):,} bodies beyond data.bodies = {bodies} are left out, in {sequences:,} sequences"
+        )
+    return sentences
+
+
+def _confidence(store: Store) -> str:
+    return "" if store.confidence is None else f", with confidences (mean {store.confidence.mean(dtype=float):.2f})"
 
 
 def _people(store: Store) -> str:
@@ -124,6 +164,8 @@ def _oddities(source: dict[str, Any]) -> str:
         phrases.append(f"{zero:,} joints at exactly (0, 0, 0)")
     if repeats := source.get("repeated_frames"):
         phrases.append(f"{repeats:,} frames equal to the one before")
+    if unsure := source.get("unsure_joints"):
+        phrases.append(f"{unsure:,} joints below the confidence asked for")
     return ", ".join(phrases)
 
 

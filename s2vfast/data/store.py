@@ -3,12 +3,17 @@
 A store is a folder::
 
     store.json       version, layout, classes, counts, source, what was dropped and why, size and SHA-256 of the rest
-    frames.npy       float32 or float16 [R, V, 3]: the frames of all tracks, one after another, metres
+    frames.npy       float32 or float16 [R, V, 3]: the frames of all tracks, one after another; a joint of zeros was not
+                     seen, and z is 0 in recordings of 2 coordinates
     frame_index.npy  int32 [R]: the frame of its sequence that a row was recorded in
     tracks.npy       one record a track: sequence, slot (0 is the main body), first row, rows, body id
     sequences.npz    name, label, subject, view, repetition, setup, total_frames of every sequence
     splits.json      split -> part -> sequence numbers
     notes.json       sequence name -> what was dropped from it and why
+    confidence.npy   float16 [R, V]: how sure the detector was of a joint; only where a recording tells
+
+store.json has "unit" and "dimensions" where they are not metres and 3; such a store, and one with confidences, is of
+version 2, so that a program that would take pixels for metres refuses it. Version 1 is everything else.
 
 A body that vanishes and returns is one track whose frame numbers skip: nothing is filled in or glued together.
 `s2vfast.data.store_writer.write_store` makes stores.
@@ -31,12 +36,14 @@ import numpy as np
 
 from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_JSON_BYTES, NotJson, open_plain, parse_json, read_plain
+from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
 FORMAT = "s2vfast-store"
-VERSION = 1
+VERSIONS = (1, 2)
 HEADER = "store.json"
 FILES = ("frames.npy", "frame_index.npy", "tracks.npy", "sequences.npz", "splits.json", "notes.json")
+CONFIDENCE = "confidence.npy"
 SEQUENCE_FIELDS = ("label", "subject", "view", "repetition", "setup", "total_frames")
 
 
@@ -49,7 +56,9 @@ class Body:
     frame_index: np.ndarray
     """int32 [n], ascending: the frames of the sequence that the body was seen in."""
     joints: np.ndarray
-    """float32 [n, V, 3], metres."""
+    """float32 [n, V, 3], in the store's unit; zeros where a joint was not seen."""
+    confidence: np.ndarray | None = None
+    """float32 [n, V], how sure the detector was; None where it does not tell."""
 
 
 @dataclass
@@ -107,6 +116,8 @@ class Store:
     """Memory-mapped [R, V, 3]."""
     frame_index: np.ndarray
     """Memory-mapped int32 [R]."""
+    confidence: np.ndarray | None
+    """Memory-mapped float16 [R, V]; None where the recordings do not tell."""
     tracks: np.ndarray
     """Structured: sequence, slot, row, count, body."""
     splits: dict[str, dict[str, np.ndarray]]
@@ -135,15 +146,16 @@ class Store:
         self.meta = meta = _json(raw, header)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise DataError(f"{header}: not the header of a store")
-        if meta.get("version") != VERSION:
+        if meta.get("version") not in VERSIONS:
+            numbers = " and ".join(map(str, VERSIONS))
             raise DataError(
-                f"{header}: store version {meta.get('version')}, this program reads {VERSION}; import again"
+                f"{header}: store version {meta.get('version')}, this program reads {numbers}; import again"
             )
         if header_bytes(meta) != raw:
             raise DataError(f"{header}: damaged or edited by hand (its own hash does not match); import again")
         with _naming(header):
             self._check_meta()
-        for name in FILES:
+        for name in self.files:
             file = self.path / name
             if not file.is_file():
                 raise DataError(f"{file}: missing; the store is damaged, import again")
@@ -154,11 +166,12 @@ class Store:
 
     def _check_meta(self) -> None:
         meta, where = self.meta, self.path / HEADER
-        for name in FILES:
+        for name in self.files:
             if name not in meta["files"]:
                 raise DataError(f"{where}: does not list {name}")
             _require(_is_count(meta["files"][name]["size"]), f"size of {name}")
             _require(isinstance(meta["files"][name]["sha256"], str), f"hash of {name}")
+        _require(self.unit in LIMITS and self.dimensions in (2, 3), "unit or dimensions")
         for name in ("sequences", "rows", "tracks"):
             _require(_is_count(meta["counts"][name]) and meta["counts"][name] > 0, f"counts: {name}")
         _require(meta["dtype"] in ("float32", "float16"), "dtype")
@@ -180,6 +193,11 @@ class Store:
         with _naming(self.path / "frame_index.npy") as path:
             self.frame_index = np.load(path, mmap_mode="r", allow_pickle=False)
             _expect(self.frame_index, (meta["counts"]["rows"],), "int32")
+        self.confidence = None
+        if CONFIDENCE in self.files:
+            with _naming(self.path / CONFIDENCE) as path:
+                self.confidence = np.load(path, mmap_mode="r", allow_pickle=False)
+                _expect(self.confidence, (meta["counts"]["rows"], self.layout.num_joints), "float16")
         with _naming(self.path / "tracks.npy") as path:
             self.tracks = np.load(path, allow_pickle=False)
             _expect(self.tracks, (meta["counts"]["tracks"],))
@@ -215,6 +233,22 @@ class Store:
         return len(self.names)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the store's files beside store.json."""
+        listed = self.meta.get("files")
+        return (*FILES, CONFIDENCE) if isinstance(listed, dict) and CONFIDENCE in listed else FILES
+
+    @property
+    def unit(self) -> str:
+        """Of the coordinates: m, mm, px or normalised."""
+        return self.meta.get("unit", "m")
+
+    @property
+    def dimensions(self) -> int:
+        """Coordinates that were recorded of a joint, 2 or 3; with 2, z is 0 everywhere."""
+        return self.meta.get("dimensions", 3)
+
+    @property
     def dropped(self) -> list[dict[str, Any]]:
         """Sequences that were left out when the store was made: name, reason, and file and line where known."""
         return self.meta["dropped"]
@@ -237,7 +271,7 @@ class Store:
         Raises:
             DataError: names the first file that differs, or that holds what no store may.
         """
-        for name in FILES:
+        for name in self.files:
             if progress is not None:
                 progress(name)
             if hash_file(self.path / name) != self.meta["files"][name]["sha256"]:

@@ -14,7 +14,8 @@ import numpy as np
 from s2vfast import files
 from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_CLASSES, MAX_NAME, describe
-from s2vfast.data.store import FILES, FORMAT, HEADER, SEQUENCE_FIELDS, VERSION, Sequence, hash_file, header_bytes
+from s2vfast.data.store import CONFIDENCE, FILES, FORMAT, HEADER, SEQUENCE_FIELDS, Sequence, hash_file, header_bytes
+from s2vfast.data.units import check_unit
 from s2vfast.errors import DataError
 
 HEADER_BYTES = 128  # space for the .npy header, written last because the number of rows is known last
@@ -43,6 +44,8 @@ def write_store(
     source: dict[str, Any],
     dropped: list[dict[str, Any]],
     dtype: str = "float32",
+    unit: str = "m",
+    dimensions: int = 3,
     overwrite: bool = False,
 ) -> Path:
     """Write a store; the numbers of sequences follow the order in which they come.
@@ -61,6 +64,8 @@ def write_store(
         dropped: sequences left out before this call, each with at least "name" and "reason". Like ``source`` it is
             read after the last sequence was taken, so a producer may add to it while it runs.
         dtype: "float32" or "float16" on disk.
+        unit: of the coordinates, a key of `s2vfast.data.units.LIMITS`.
+        dimensions: recorded coordinates of a joint, 2 (z is 0) or 3.
         overwrite: replace an existing store.
 
     Returns:
@@ -77,6 +82,7 @@ def write_store(
         raise DataError(f"{out}: exists already; choose another place or allow overwriting")
     if os.path.lexists(out) and not _is_store(out):
         raise DataError(f"{out}: exists and is not a store, so it is not overwritten")
+    check_unit(unit, dimensions)
     if len(classes) > MAX_CLASSES:
         raise DataError(f"{len(classes):,} classes, {MAX_CLASSES:,} at most")
     for name in classes:
@@ -94,7 +100,7 @@ def write_store(
             with _disk_errors(out):
                 writer.add(sequence)
         with _disk_errors(out):
-            writer.finish(splits, source, list(dropped))
+            writer.finish(splits, source, list(dropped), unit, dimensions)
             new.commit()
     except BaseException:  # also Ctrl-C: nothing half-written stays
         if writer is not None:
@@ -108,7 +114,7 @@ def _is_store(path: Path) -> bool:
     """Whether a folder holds the files of a store and nothing else: what may be deleted."""
     if path.is_symlink() or not (path / HEADER).is_file():
         return False
-    return {entry.name for entry in path.iterdir()} <= {HEADER, *FILES}
+    return {entry.name for entry in path.iterdir()} <= {HEADER, *FILES, CONFIDENCE}
 
 
 def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:
@@ -134,6 +140,8 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) 
         if joints.ndim != 3 or joints.shape[1:] != (layout.num_joints, 3):
             expected = f"[frames, {layout.num_joints}, 3] for layout {layout.name}"
             raise DataError(f"{where}: joints of shape {list(joints.shape)}, expected {expected}")
+        if body.confidence is not None and body.confidence.shape != joints.shape[:2]:
+            raise DataError(f"{where}: confidence {list(body.confidence.shape)}, expected {list(joints.shape[:2])}")
         if at.shape != joints.shape[:1]:
             raise DataError(f"{where}: {at.size} frame numbers for {len(joints)} frames")
         if not np.isfinite(joints).all():
@@ -164,6 +172,7 @@ class _Writer:
         self.dropped: list[dict[str, Any]] = []
         self.frames: BinaryIO = open(folder / "frames.npy", "wb")  # noqa: SIM115 (closed by finish or abandon)
         self.index: BinaryIO = open(folder / "frame_index.npy", "wb")  # noqa: SIM115
+        self.confidence: BinaryIO | None = None  # made by the first body that has some
         for file in (self.frames, self.index):
             file.write(bytes(HEADER_BYTES))
 
@@ -185,6 +194,7 @@ class _Writer:
             joints, at = joints[present], np.asarray(body.frame_index, dtype="<i4")[present]
             self.frames.write(np.ascontiguousarray(joints, dtype=self.dtype.newbyteorder("<")).data)
             self.index.write(np.ascontiguousarray(at).data)
+            self._add_confidence(None if body.confidence is None else body.confidence[present], count)
             self.tracks.append((len(self.info), slot, self.rows, count, str(body.body_id)))
             self.rows += count
             slot += 1
@@ -198,11 +208,26 @@ class _Writer:
         if notes:
             self.notes[name] = notes
 
+    def _add_confidence(self, confidence: np.ndarray | None, count: int) -> None:
+        """Of the next ``count`` rows; 1 where a body has none among others that do."""
+        joints = self.layout.num_joints
+        if confidence is not None and self.confidence is None:
+            self.confidence = open(self.folder / CONFIDENCE, "wb")  # noqa: SIM115
+            self.confidence.write(bytes(HEADER_BYTES))
+            ones = np.ones(joints, "<f2").tobytes()
+            for _ in range(self.rows):
+                self.confidence.write(ones)
+        if self.confidence is not None:
+            values = np.ones((count, joints)) if confidence is None else confidence
+            self.confidence.write(np.ascontiguousarray(np.clip(values, -6e4, 6e4), dtype="<f2").data)
+
     def finish(
         self,
         splits: Splits | Callable[[list[SequenceInfo]], Splits],
         source: dict[str, Any],
         dropped: list[dict[str, Any]],
+        unit: str,
+        dimensions: int,
     ) -> None:
         dropped = dropped + self.dropped
         if not self.info:
@@ -211,6 +236,8 @@ class _Writer:
         joints = self.layout.num_joints
         _finish_npy(self.frames, self.dtype.newbyteorder("<"), (self.rows, joints, 3))
         _finish_npy(self.index, np.dtype("<i4"), (self.rows,))
+        if self.confidence is not None:
+            _finish_npy(self.confidence, np.dtype("<f2"), (self.rows, joints))
         longest = max(1, max(len(track[-1]) for track in self.tracks))
         record = [("sequence", "<i4"), ("slot", "<i2"), ("row", "<i8"), ("count", "<i4"), ("body", f"<U{longest}")]
         with open(self.folder / "tracks.npy", "wb") as file:
@@ -222,13 +249,17 @@ class _Writer:
         _write_json(self.folder / "splits.json", by_id)
         _write_json(self.folder / "notes.json", self.notes)
         file_entries = {}
-        for name in FILES:
+        for name in FILES if self.confidence is None else (*FILES, CONFIDENCE):
             path = self.folder / name
             files.sync(path)
             file_entries[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+        facts = {
+            name: value for name, value, usual in (("unit", unit, "m"), ("dimensions", dimensions, 3)) if value != usual
+        }
         meta = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 2 if facts or self.confidence is not None else 1,
+            **facts,
             "layout": self.layout.to_dict(),
             "classes": list(self.classes),
             "counts": {"sequences": len(self.info), "rows": self.rows, "tracks": len(self.tracks)},
@@ -260,7 +291,7 @@ class _Writer:
         return by_id, absent_names
 
     def abandon(self) -> None:
-        for file in (self.frames, self.index):
+        for file in (self.frames, self.index, *((self.confidence,) if self.confidence is not None else ())):
             with contextlib.suppress(OSError, ValueError):  # closing flushes, which fails again on a full disk
                 file.close()
 

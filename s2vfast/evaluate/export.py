@@ -150,11 +150,11 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
         "input": {"name": "clips", "dtype": "float32", "shape": ["batch", *shape]},
         "outputs": list(network.names),
         "clip": clip,
-        "prepare": _preparation(config, about["layout"]),
+        "prepare": _preparation(config, about["layout"], about.get("unit") or "m"),
     }
 
 
-def _preparation(config: Config, layout: dict[str, Any]) -> list[str]:
+def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]:
     """How evaluation makes a clip of a recording, a line a step."""
     data, joints = config.data, layout["joints"]
     root = joints[layout["root"]]
@@ -163,7 +163,7 @@ def _preparation(config: Config, layout: dict[str, Any]) -> list[str]:
     else:
         picks = "evenly over the whole recording, both ends included, interpolated linearly"
     lines = [
-        f"joints in metres, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
+        f"joints in {'metres' if unit == 'm' else unit}, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
         "drop frames in which every joint of the main body is zero",
         f"take {data.frames} frames: {picks}",
     ]

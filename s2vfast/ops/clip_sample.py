@@ -96,11 +96,14 @@ def _torch(
         x = torch.where(seen0 & seen1, between, torch.where(seen0 | (w == 0), x, x1))
     seen = (x != 0).any(-1, keepdim=True)
 
+    main_seen, root = seen[:, 0, ..., 0], x[:, 0, :, spec.root]  # [B, T, V], [B, T, 3]
     if spec.center == "first":
-        x = x - frames[row[:, 0], spec.root].float()[:, None, None, None]
+        first = frames[row[:, 0], spec.root].float()  # [B, 3]
+        earliest = _earliest(root, main_seen[:, :, spec.root], lower)
+        x = x - torch.where((first != 0).any(-1, keepdim=True), first, earliest)[:, None, None, None]
     elif spec.center == "frame":
-        x = x - x[:, :1, :, spec.root : spec.root + 1]
-    x = _transform(x, spec, u if training else None)
+        x = x - _nearest(root, main_seen[:, :, spec.root])[:, None, :, None]
+    x = _transform(x, main_seen, spec, u if training else None)
     x = torch.where(seen, x, 0.0)
     if spec.velocity:
         step = torch.zeros_like(x)
@@ -161,12 +164,36 @@ def body_rows(frames: Tensor, frame_index: Tensor, row: Tensor, count: Tensor, l
     return torch.stack(bodies, dim=1)
 
 
-def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
-    """Scale and turn [B, M, T, V, 3] by the main body's measures and, in training, the draws u [B, 6]."""
+def _earliest(root: Tensor, seen: Tensor, lower: Tensor) -> Tensor:
+    """The root [B, T, 3] in the earliest frame that has it: [B, 3]; zeros where none has."""
+    T = root.shape[1]
+    order = lower * T + torch.arange(T, device=root.device)
+    at = torch.where(seen, order, torch.iinfo(torch.int64).max).argmin(dim=1)
+    return root.gather(1, at[:, None, None].expand(-1, 1, 3))[:, 0]
+
+
+def _nearest(root: Tensor, seen: Tensor) -> Tensor:
+    """The root [B, T, 3] with the nearest frame's that has it where it is missing; zeros where none has."""
+    T = root.shape[1]
+    t = torch.arange(T, device=root.device)
+    before = torch.where(seen, t, -T).cummax(dim=1).values
+    after = torch.where(seen, t, 2 * T).flip(1).cummin(dim=1).values.flip(1)
+    at = torch.where(t - before <= after - t, before, after)
+    return root.gather(1, (at % T)[..., None].expand(-1, -1, 3))
+
+
+def _mean(values: Tensor, seen: Tensor) -> Tensor:
+    """Mean over the frames of [B, T, n] that were seen: [B, n]; zeros where none was."""
+    return torch.where(seen[..., None], values, 0.0).sum(dim=1) / seen.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _transform(x: Tensor, seen: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
+    """Scale and turn [B, M, T, V, 3] by the measures of the main body, seen [B, T, V], and, in training, u [B, 6]."""
     main = x[:, 0]  # [B, T, V, 3]
     turn = torch.eye(3, device=x.device).expand(x.shape[0], 3, 3)
     if spec.align == "yaw":
-        side = (main[:, :, spec.sides[0]] - main[:, :, spec.sides[1]]).mean(dim=1)  # [B, 3]
+        both = seen[:, :, spec.sides[0]] & seen[:, :, spec.sides[1]]
+        side = _mean(main[:, :, spec.sides[0]] - main[:, :, spec.sides[1]], both)  # [B, 3]
         a, b = (axis for axis in range(3) if axis != spec.up)
         size = torch.sqrt(side[:, a] ** 2 + side[:, b] ** 2)
         turns = size >= 1e-6
@@ -180,7 +207,9 @@ def _transform(x: Tensor, spec: ClipSpec, u: Tensor | None) -> Tensor:
         turn = rotation(angles) @ turn
     factor = torch.ones(x.shape[0], device=x.device)
     if spec.scale == "torso":
-        length = (main[:, :, spec.torso[1]] - main[:, :, spec.torso[0]]).square().sum(-1).sqrt().mean(dim=1)
+        both = seen[:, :, spec.torso[0]] & seen[:, :, spec.torso[1]]
+        torso = (main[:, :, spec.torso[1]] - main[:, :, spec.torso[0]]).square().sum(-1, keepdim=True).sqrt()
+        length = _mean(torso, both)[:, 0]
         factor = torch.where(length > 1e-6, 1.0 / length.clamp(min=1e-6), 1.0)
     if u is not None:
         factor = factor * (1.0 + spec.scale_jitter * (2.0 * u[:, SIZE] - 1.0))

@@ -59,6 +59,11 @@ def clip_sample(
     A frame counts where the main body (slot 0) has a row. Another body is looked up by its frame number and is zero
     where it was not seen; a joint of zeros is a missing joint and stays zero.
 
+    A missing joint measures nothing. Centred by frame, the root's place is that of the nearest frame of the clip that
+    has it, the earlier of two; centred first, where the recording's first frame lacks it, that of the earliest frame of
+    the clip that has it. The torso's length and the line of the sides are means over the frames that have both ends. A
+    clip without the root is not moved, without a torso not scaled, without a side not turned.
+
     Args:
         frames: [R, V, 3], rows of all tracks, metres; any float dtype.
         frame_index: int32 [R], a row's frame number in its sequence, ascending in a track.
@@ -143,16 +148,21 @@ def _clip(
     x = torch.stack(bodies)  # [M, T, V, 3]
     seen = (x != 0).any(dim=-1, keepdim=True)  # [M, T, V, 1]
 
+    main_seen = seen[0, ..., 0]  # [T, V]
+    root = x[0, :, spec.root]  # [T, 3]
     if spec.center == "first":
-        x = x - frames[int(row[0]), spec.root].float()
+        first = frames[int(row[0]), spec.root].float()
+        x = x - (first if first.any() else _earliest(root, main_seen[:, spec.root], lower))
     elif spec.center == "frame":
-        x = x - x[:1, :, spec.root : spec.root + 1]
+        x = x - _nearest(root, main_seen[:, spec.root])[:, None]
     main = x[0]
     if spec.scale == "torso":
-        length = (main[:, spec.torso[1]] - main[:, spec.torso[0]]).square().sum(-1).sqrt().mean()
+        both = main_seen[:, spec.torso[0]] & main_seen[:, spec.torso[1]]
+        length = _mean((main[:, spec.torso[1]] - main[:, spec.torso[0]]).square().sum(-1).sqrt(), both)
         x = x / length if length > 1e-6 else x
     if spec.align == "yaw":
-        x = _face_forward(x, main[:, spec.sides[0]] - main[:, spec.sides[1]], spec.up)
+        both = main_seen[:, spec.sides[0]] & main_seen[:, spec.sides[1]]
+        x = _face_forward(x, _mean(main[:, spec.sides[0]] - main[:, spec.sides[1]], both), spec.up)
     if training:
         u = philox.uniform(_clip_draws(sample, seed, epoch))
         angles = (2.0 * u[ANGLE : ANGLE + 3] - 1.0) * torch.tensor(spec.rotate)
@@ -181,10 +191,29 @@ def _blend(x0: Tensor, x1: Tensor, weight: Tensor) -> Tensor:
     return torch.where(seen0 & seen1, between, alone)
 
 
-def _face_forward(x: Tensor, side: Tensor, up: int) -> Tensor:
+def _earliest(root: Tensor, seen: Tensor, lower: Tensor) -> Tensor:
+    """The root [T, 3] in the clip's earliest frame that has it: [3]; zeros where none has."""
+    frames = [t for t in range(len(root)) if seen[t]]
+    return root[min(frames, key=lambda t: int(lower[t]))] if frames else torch.zeros(3)
+
+
+def _nearest(root: Tensor, seen: Tensor) -> Tensor:
+    """The root [T, 3] with the nearest frame's that has it where it is missing; zeros where none has."""
+    frames = [t for t in range(len(root)) if seen[t]]
+    if not frames:
+        return torch.zeros_like(root)
+    return torch.stack([root[min(frames, key=lambda other, t=t: abs(other - t))] for t in range(len(root))])
+
+
+def _mean(values: Tensor, seen: Tensor) -> Tensor:
+    """Mean over the frames [T, ...] that were seen; zeros where none was."""
+    number = int(seen.sum())
+    return values[seen].sum(dim=0) / number if number else torch.zeros(values.shape[1:])
+
+
+def _face_forward(x: Tensor, mean: Tensor, up: int) -> Tensor:
     """Turn about the vertical until the mean line from right to left lies along the first horizontal axis."""
     a, b = (axis for axis in range(3) if axis != up)
-    mean = side.mean(dim=0)
     size = torch.sqrt(mean[a] ** 2 + mean[b] ** 2)
     if size < 1e-6:
         return x

@@ -23,7 +23,8 @@ def tube_mask(
     """Choose the visible joints of every tube: those with the lowest noise + weighted motion.
 
     The order of every sum is fixed (frames, then channels; segments of a tube), and each operation rounds by itself in
-    the clips' dtype, so that all implementations choose the same tokens. Equal scores: the lower joint stays.
+    the clips' dtype, so that all implementations choose the same tokens. Equal scores: the lower joint stays. A joint
+    whose numbers are all zero in a frame was not seen there: it does not move from or to that frame.
 
     Args:
         clips: [N, T, V, C], float32 or float64.
@@ -82,7 +83,8 @@ def tube_scores(
     noise = noise.to(clips.dtype)
 
     motion = torch.zeros_like(clips)
-    motion[:, :-1] = (clips[:, 1:] - clips[:, :-1]).abs()
+    seen = (clips != 0).any(-1, keepdim=True)
+    motion[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], (clips[:, 1:] - clips[:, :-1]).abs(), 0.0)
     motion = motion.reshape(N, tubes, tube_len, segment_frames, V, C)
     token = torch.zeros(N, tubes, tube_len, V, dtype=clips.dtype, device=clips.device)
     for f in range(segment_frames):

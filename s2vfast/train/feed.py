@@ -15,6 +15,7 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.augment import ViewKey
 from s2vfast.data.clips import clip_spec, shown, view_steps, whole_recordings
+from s2vfast.data.report import main_bodies
 from s2vfast.data.store import Store
 from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
 from s2vfast.reference import philox
@@ -50,13 +51,18 @@ class Recordings:
 
     def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
         self.device, self.bodies = device, config.data.bodies
-        self.spec, self._steps = clip_spec(config.data, store.layout), view_steps(config.data, store.layout)
+        self.spec, self._steps = (
+            clip_spec(config.data, store.layout, store.dimensions),
+            view_steps(config.data, store.layout),
+        )
         self._data, self.layout = config.data, store.layout
         row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
         self._longest = int(count[:, 0].max())
         self.present = count > 0
         """bool [Q, M], on the host: which bodies a sequence has."""
-        on_host, self.note = _stays_on_host(resident, store.frames.nbytes, device)
+        on_host, note = _stays_on_host(resident, store.frames.nbytes, device)
+        self.notes = [*main_bodies(store, self.bodies), *([note] if note else [])]
+        """What there is to say about the bodies and about where the recordings lie."""
         self.source = torch.device("cpu") if on_host else device
         try:
             tables = _readable(store.frames), torch.from_numpy(store.frame_index), row, count

@@ -327,6 +327,7 @@ def _description(store: Any) -> dict[str, Any]:
             "path": None if store.path is None else str(Path(store.path).resolve()),
             "fingerprint": store.fingerprint,
         },
+        "unit": getattr(store, "unit", None),  # imported weights come without recordings
         "layout": store.layout.to_dict(),
         "classes": list(store.classes),
         "versions": {

@@ -141,8 +141,7 @@ class Trainer:
     @property
     def notes(self) -> list[str]:
         """What there is to say about how the run is done."""
-        note = self.feed.recordings.note
-        return [note] if note else []
+        return list(self.feed.recordings.notes)
 
     def run_step(self) -> StepResult | None:
         """Start the next step.

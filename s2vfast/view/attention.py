@@ -50,6 +50,8 @@ class Content:
     """Its body."""
     salience: np.ndarray | None = None
     """float32 [M, L] in [0, 1]: what the objective looks at; None: it has no such thing."""
+    unit: str = "m"
+    """Of the recordings' coordinates."""
 
     @property
     def segments(self) -> int:
@@ -169,6 +171,7 @@ def collect(
         token,
         body,
         salience,
+        store.unit,
     )
 
 
@@ -201,7 +204,7 @@ def write(content: Content, out: str | Path) -> Path:
     above = content.similarity[:, rows, columns]  # [M, L * (L - 1) / 2]
     data: dict[str, Any] = {
         "name": content.name,
-        "layout": source.layout_entry(content.layout, source.clip_unit(content.config)),
+        "layout": source.layout_entry(content.layout, source.clip_unit(content.config, content.unit)),
         "segments": content.segments,
         "segment_frames": content.segment_frames,
         "scene": source.scene(content.coordinates, content.seen),

@@ -49,6 +49,8 @@ class Content:
     """bool [n, F, V]."""
     about: str
     """What was mapped, and how."""
+    unit: str = "m"
+    """Of the recordings' coordinates."""
 
 
 def collect(
@@ -137,6 +139,7 @@ def collect(
         clips,
         seen,
         f"{encoded}, {pool} features, transform {transform}, {count} sequences of {whence}",
+        store.unit,
     )
 
 
@@ -185,7 +188,7 @@ def style(label: int) -> tuple[int, int]:
 def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
     data: dict[str, Any] = {
-        "layout": source.layout_entry(content.layout),
+        "layout": source.layout_entry(content.layout, content.unit),
         "names": content.names,
         "classes": content.classes,
         "part_names": content.part_names,

@@ -47,6 +47,8 @@ class Content:
     decides: bool
     """Whether it does."""
     draws: list[Draw]
+    unit: str = "m"
+    """Of the recordings' coordinates."""
 
     @property
     def segments(self) -> int:
@@ -118,6 +120,7 @@ def collect(
         SEGMENT_MOTION if model.sampler.kind == "motion_token" else FRAME_MOTION,
         model.sampler.kind == "motion_token" or model.sampler.motion_weight > 0,
         draws,
+        store.unit,
     )
 
 
@@ -181,7 +184,7 @@ def write(content: Content, out: str | Path) -> Path:
     visible = int(content.draws[0].visible[0, 0].sum())
     data: dict[str, Any] = {
         "name": content.name,
-        "layout": source.layout_entry(content.layout, source.clip_unit(config)),
+        "layout": source.layout_entry(content.layout, source.clip_unit(config, content.unit)),
         "segments": S,
         "segment_frames": s,
         "motion": content.motion,
@@ -216,7 +219,7 @@ def draw(content: Content, out: str | Path) -> Path:
     picked = np.unique(np.linspace(0, S - 1, min(S, 6)).round().astype(int))
     figure = pictures.figure(4.6 + 1.1 * len(picked), 0.17 * content.layout.num_joints + 1.4)
     axes = figure.subplots(1, 1 + len(picked), width_ratios=[4.6] + [1.1] * len(picked))
-    unit = source.clip_unit(content.config)
+    unit = source.clip_unit(content.config, content.unit)
     label = f"motion ({unit} a {'segment' if content.motion == SEGMENT_MOTION else 'frame'})"
     pictures.grid(axes[0], first.motion[0], content.layout, label, vmin=0, vmax=first.motion[0].max() or 1)
     at = np.argwhere(first.visible[0, 0])  # segment, joint

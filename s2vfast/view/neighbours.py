@@ -29,7 +29,7 @@ class Item:
     right: bool
     """Whether it has the query's class."""
     coordinates: np.ndarray
-    """float32 [M, F, V, 3], metres."""
+    """float32 [M, F, V, 3], in the store's unit."""
     seen: np.ndarray
     """bool [M, F, V]."""
     every: int
@@ -45,6 +45,8 @@ class Content:
     neighbours: list[Item]
     about: str
     """What was compared."""
+    unit: str = "m"
+    """Of the recordings' coordinates."""
 
 
 def collect(
@@ -108,6 +110,7 @@ def collect(
         _item(store, index, index, None),
         [_item(store, int(candidates[i]), index, float(similarity[i])) for i in nearest],
         f"{encoded}, {pool} features, transform {transform}, {len(candidates)} sequences of {split}/{part}",
+        store.unit,
     )
 
 
@@ -122,7 +125,7 @@ def _item(store: Any, index: int, query: int, similarity: float | None) -> Item:
 def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
     data: dict[str, Any] = {
-        "layout": source.layout_entry(content.layout),
+        "layout": source.layout_entry(content.layout, content.unit),
         "items": [
             {
                 "name": item.name,

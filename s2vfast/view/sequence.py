@@ -20,11 +20,13 @@ class Content:
     class_name: str
     layout: Layout
     coordinates: np.ndarray
-    """float32 [M, F, V, 3], metres; M at most 2."""
+    """float32 [M, F, V, 3], in `unit`; M at most 2."""
     seen: np.ndarray
     """bool [M, F, V]."""
     facts: list[tuple[str, str | int]]
     """What is known of it."""
+    unit: str = "m"
+    """Of the recordings' coordinates."""
 
 
 def collect(store_path: str | Path, which: str) -> Content:
@@ -53,14 +55,14 @@ def collect(store_path: str | Path, which: str) -> Content:
     facts += [("frames", len(seen[0])), ("bodies", int((store.tracks["sequence"] == index).sum()))]
     facts += [("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints")]
     facts += [("note", note) for note in store.notes.get(name, ())]
-    return Content(name, class_name, store.layout, coordinates, seen, facts)
+    return Content(name, class_name, store.layout, coordinates, seen, facts, store.unit)
 
 
 def write(content: Content, out: str | Path) -> Path:
     """Write the page."""
     data: dict[str, Any] = {
         "name": content.name,
-        "layout": source.layout_entry(content.layout),
+        "layout": source.layout_entry(content.layout, content.unit),
         "scene": source.scene(content.coordinates, content.seen),
         "facts": content.facts,
     }
@@ -73,6 +75,6 @@ def draw(content: Content, out: str | Path, pictures_shown: int = 8) -> Path:
     figure = pictures.figure(1.3 * len(frames) + 0.6, 2.6)
     axes = figure.subplots(1, len(frames), squeeze=False)[0]
     pictures.strip(list(axes), content.coordinates, content.seen, content.layout, frames)
-    pictures.scale_bar(axes[0], "m")
+    pictures.scale_bar(axes[0], content.unit)
     figure.suptitle(pictures.plain(f"{content.name}: {content.class_name}"), fontsize=10)
     return pictures.save(figure, out)

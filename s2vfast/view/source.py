@@ -57,7 +57,7 @@ def recorded(store: Store, index: int) -> tuple[np.ndarray, np.ndarray]:
     """A sequence on its full time line.
 
     Returns:
-        (coordinates float32 [M, F, V, 3], metres; seen bool [M, F, V]), M at most `BODIES`. Stores write a
+        (coordinates float32 [M, F, V, 3], in the store's unit; seen bool [M, F, V]), M at most `BODIES`. Stores write a
         joint that was not seen as zeros.
     """
     clip, present = store.sequence(index)
@@ -100,9 +100,9 @@ def seen_in(coordinates: np.ndarray, root: int) -> np.ndarray:
     return seen
 
 
-def clip_unit(config: Config) -> str:
-    """What a unit of a clip's coordinates is."""
-    return "torso lengths" if config.data.scale == "torso" else "m"
+def clip_unit(config: Config, recorded_unit: str) -> str:
+    """What a unit of a clip's coordinates is, of recordings in ``recorded_unit``."""
+    return "torso lengths" if config.data.scale == "torso" else recorded_unit
 
 
 def basis(up: tuple[float, float, float]) -> np.ndarray:
@@ -114,7 +114,7 @@ def basis(up: tuple[float, float, float]) -> np.ndarray:
     return np.stack([np.cross(ahead, upward), upward, -ahead])
 
 
-def layout_entry(layout: Layout, unit: str = "m") -> dict[str, Any]:
+def layout_entry(layout: Layout, unit: str) -> dict[str, Any]:
     """What a page needs of a skeleton's layout."""
     return {
         "joints": list(layout.joints),

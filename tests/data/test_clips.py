@@ -8,7 +8,7 @@ import torch
 
 from s2vfast.config import Config
 from s2vfast.data.augment import Compose, ViewKey
-from s2vfast.data.clips import view_steps
+from s2vfast.data.clips import clip_spec, view_steps
 from s2vfast.data.layout import get_layout
 from s2vfast.data.store import Store
 from s2vfast.data.streams import Stream
@@ -108,3 +108,10 @@ def test_steps_are_plain_data_of_a_config():
     settings = config(train_steps=TRAIN, test_steps=TEST, stream="motion")
     assert Config.from_dict(settings.to_dict()) == settings
     assert replace(settings.data, stream="joint") != settings.data
+
+
+def test_recordings_of_two_coordinates_turn_in_their_plane():
+    data, layout = Config().data, get_layout("coco")
+    with pytest.raises(ConfigError, match="turn in their plane alone"):
+        clip_spec(replace(data, rotate=(0.1, 0.0, 0.0)), layout, 2)
+    assert clip_spec(replace(data, rotate=(0.0, 0.0, 0.4)), layout, 2).rotate == (0.0, 0.0, 0.4)

@@ -26,7 +26,7 @@ def load(folder, data, **more):
 def test_ntu_in_three_dimensions(tmp_path, dtype):
     one, two = annotation(dtype=dtype), annotation("S002C001P007R001A001", 0, (1, 7, 25, 3), dtype)
     one["keypoint"][0, 4:6] = 0  # a gap
-    one["keypoint"][1, 3:] = 0
+    one["keypoint"][1, 7:] = 0
     two["img_shape"], two["original_shape"] = (1080, 1920), (1080, 1920)
     split = {"xsub_train": [one["frame_dir"]], "xsub_val": [two["frame_dir"], "S001C001P001R001A001"]}
     report, store = load(tmp_path, {"split": split, "annotations": [two, one]})
@@ -41,7 +41,7 @@ def test_ntu_in_three_dimensions(tmp_path, dtype):
     assert store.layout.name == "kinect_v2"
     clip, present = store.sequence(0)
     np.testing.assert_array_equal(clip, one["keypoint"].astype(np.float32))
-    assert present.sum(axis=1).tolist() == [8, 3]
+    assert present.sum(axis=1).tolist() == [8, 7]
     assert store.frame_index[:8].tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
 
 
@@ -119,7 +119,7 @@ def with_value(value, dtype=np.float32):
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (with_value(np.nan), "body 1, frame 3, joint 7: z is nan, not a finite number"),
+        (with_value(np.inf), "body 1, frame 3, joint 7: z is inf, not a finite number"),
         (with_value(np.inf, np.float16), "body 1, frame 3, joint 7: z is inf, not a finite number"),
         (with_value(1e300, np.float64), "body 1, frame 3, joint 7: z is 1e+300, absurd"),
         (with_value(-21), "body 1, frame 3, joint 7: z is -21, absurd (more than 20 from"),

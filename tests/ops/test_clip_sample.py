@@ -230,6 +230,57 @@ def test_ids_of_no_sequence_are_refused(wrong):
         clip_sample(*given, torch.tensor([0, wrong]), ClipSpec(frames=8), impl="native")
 
 
+@pytest.mark.parametrize("sampling", ["bins", "crop"])
+@pytest.mark.parametrize("center", ["first", "frame"])
+def test_missing_joints_measure_nothing(impl, center, sampling):
+    """Root, torso and sides that are missing in some frames, in the first, or in all."""
+    frames, index, row, count = dataset([9, 20, 40, 12], second=False)
+    for sequence, missing in ((1, slice(0, 4)), (2, slice(0, 40, 3)), (3, slice(None))):
+        first, length = int(row[sequence, 0]), int(count[sequence, 0])
+        for joint in (1, 2, 4):
+            frames[first : first + length][missing, joint] = 0.0
+    spec = dataclasses.replace(
+        FULL, center=center, sampling=sampling, rotate=(0.0,) * 3, scale_jitter=0.0, velocity=0.0
+    )
+    ids = torch.arange(4)
+    for training in (True, False):
+        expected = reference(frames, index, row, count, ids, spec, seed=4, training=training)
+        actual = clip_sample(frames, index, row, count, ids, spec, seed=4, training=training, impl=impl)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-5)
+        assert torch.equal(actual == 0, expected == 0)
+
+
+@pytest.mark.parametrize("center", ["first", "frame"])
+def test_a_missing_root_moves_nobody(impl, center):
+    """A body that stands still in (300, 400, 0): without its root in frames 0, 1 and 5 the clip is the same."""
+    frames = torch.tensor([[300.0, 400.0, 0.0], [310.0, 420.0, 0.0]]).expand(8, 2, 3).clone()
+    table = torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), 8, dtype=torch.int32)
+    frames[[0, 1, 5], 0] = 0.0
+    clip = clip_sample(
+        frames,
+        torch.arange(8, dtype=torch.int32),
+        *table,
+        torch.tensor([0]),
+        ClipSpec(frames=8, center=center),
+        training=False,
+        impl=impl,
+    )
+    assert clip[0, :, 1].tolist() == [[10.0, 20.0, 0.0]] * 8
+    assert not clip[0, :, 0].any()
+
+
+def test_torso_and_sides_are_means_over_the_frames_that_have_them(impl):
+    frames, index, row, count = dataset([30], V=5, second=False)
+    spec = dataclasses.replace(PLAIN, frames=20, scale="torso", align="yaw", torso=(0, 2), sides=(3, 4))
+    ids = torch.tensor([0])
+    whole = clip_sample(frames[10:], index[10:], row, torch.full_like(count, 20), ids, spec, training=False, impl=impl)
+    lacking = frames.clone()
+    lacking[:10, [0, 4]] = 0.0
+    spec = dataclasses.replace(spec, frames=30)
+    clip = clip_sample(lacking, index, row, count, ids, spec, training=False, impl=impl)
+    torch.testing.assert_close(clip[0, 10:], whole[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("table", "number"),
     [("row", 10**12), ("row", -1), ("row", 113), ("row", 2**63 - 1), ("count", 2**31 - 1), ("count", 0), ("count", -5)],

@@ -161,3 +161,20 @@ def test_refuses_ids_of_another_shape():
         tube_mask(clips, **options)
     with pytest.raises(errors.ShapeError, match="tube_mask: ids"):
         tube_mask(clips, **options, ids=torch.arange(3))
+
+
+def test_a_missing_joint_does_not_move(impl):
+    """Joint 2 is missing in every other frame, 300 from the origin where it is seen; joint 0 moves a little."""
+    clips = torch.full((1, 8, 4, 3), 300.0)
+    clips[0, ::2, 2] = 0.0
+    clips[0, ::2, 0] += 1.0
+    visible, _ = tube_mask(
+        clips,
+        segment_frames=4,
+        tube_len=2,
+        keep=3,
+        motion_weight=1.0,
+        noise=torch.zeros(1, 1, 4),
+        impl=impl,
+    )
+    assert visible[0].tolist() == [1, 2, 3, 5, 6, 7]

@@ -51,6 +51,12 @@ class Source:
     """Items may be read by other processes: ``read`` must be a function of a module."""
     limit: float = MAX_METRES
     """Largest believable absolute coordinate, in the format's units."""
+    unit: str = "m"
+    """Of the coordinates, a key of `s2vfast.data.units.LIMITS`."""
+    unit_reason: str = ""
+    """Why that unit, where it is a guess; empty where the format says so."""
+    dimensions: int = 3
+    """Recorded coordinates of a joint; with 2, z is 0."""
     notes: list[str] = field(default_factory=list)
     """Said in the report: what was converted or left out for the whole dataset."""
     labelled: bool = True

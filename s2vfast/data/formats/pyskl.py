@@ -8,8 +8,9 @@
      'classes': [names],     # may be left out
      'layout': {...}}        # may be left out: the fields of s2vfast.data.layout.Layout
 
-C is 3 (metres) or 2 (pixels, z becomes 0). Frames in which a body is all zero are gaps. The skeleton is the one that
-``--layout`` names, else the pickle's own, else by V: 25 kinect_v2, 20 kinect_v1, 17 coco. Names like NTU's tell setup,
+C is 3 or 2 (z becomes 0). A joint of zeros or NaN was not seen; 'keypoint_score' [M, T, V], where there is one, is the
+confidence. Frames in which no joint of a body was seen are gaps. The skeleton is the one that ``--layout`` names,
+ else the pickle's own, else by V: 25 kinect_v2, 20 kinect_v1, 17 coco. Names like NTU's tell setup,
 camera, performer and replication. Split lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split X;
 without X the split is called "default", and a number at the end goes to the split (``train2``: split "default2"). Where
 a split has both val and test, val stays a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no
@@ -25,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from s2vfast.data.formats.base import MAX_METRES, MAX_PIXELS, BrokenRecording, Source
+from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import Splits, check_text
+from s2vfast.data.units import LIMITS, guess_unit
 from s2vfast.errors import DataError
 
 LAYOUT_BY_JOINTS = {layout.num_joints: layout for layout in LAYOUTS.values()}
@@ -75,8 +77,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
                 "(name, joints, parents, root, torso, sides)"
             )
         notes.append(f"layout {layout.name} taken for {first.shape[2]} joints")
-    flat = first.shape[3] == 2
-    if flat:
+    sizes = (a["keypoint"] for a in annotations[:: max(1, len(annotations) // 100)] if _has_array(a))
+    unit, unit_reason = guess_unit(sizes, first.shape[3])
+    if first.shape[3] == 2:
         notes.append("2 coordinates a joint: z set to 0")
     splits, split_notes = _splits(data.get("split"), src) if labelled else ({}, [])
     return Source(
@@ -87,7 +90,10 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         read=partial(read_annotation, file=src.name, channels=first.shape[3], labelled=labelled),
         splits=lambda infos: splits,
         parallel=False,
-        limit=MAX_PIXELS if flat else MAX_METRES,
+        limit=LIMITS[unit],
+        unit=unit,
+        unit_reason=unit_reason,
+        dimensions=first.shape[3],
         notes=notes + split_notes,
         labelled=labelled,
     )
@@ -117,11 +123,16 @@ def read_annotation(
         raise BrokenRecording(file, f"total_frames {describe(frames)}, keypoint has {keypoint.shape[1]}", name=name)
     joints = np.zeros((*keypoint.shape[:3], 3), dtype=np.float64 if keypoint.itemsize == 8 else np.float32)
     joints[..., :channels] = keypoint
+    score = annotation.get("keypoint_score")
+    if score is not None and (not isinstance(score, np.ndarray) or score.shape != keypoint.shape[:3]):
+        raise BrokenRecording(file, f"'keypoint_score': expected an array {list(keypoint.shape[:3])}", name=name)
     bodies = []
     for body, track in enumerate(joints):  # [T, V, 3]
         present = track.any(axis=(1, 2))
         if present.any():
             bodies.append(Body(str(body), np.flatnonzero(present).astype(np.int32), track[present]))
+            if score is not None:
+                bodies[-1].confidence = np.nan_to_num(score[body, present].astype(np.float32))
     fields = parse_name(name) if labelled else None
     sequence = Sequence(name, int(label), keypoint.shape[1], bodies)
     if fields is not None:
