@@ -174,7 +174,7 @@ def hitrs(size: Size) -> tuple[Step, Step]:
     collated = reference.Batch(
         padded(drawn["masked"]),
         padded(clips),
-        padded(drawn["chosen"]),
+        padded(drawn["selected"]),
         starts[:, None] * section.stride + model.encoder.offsets,
         starts >= counts[:, None] - 1,
         (counts - 1)[:, None] * section.stride + model.encoder.offsets,

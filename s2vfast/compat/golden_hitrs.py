@@ -78,7 +78,7 @@ def _inputs(
     """What the file's collated batch is here: its clips have the empty frames at both ends."""
     pad = model.encoder.pad
     masked, clean = (clips[name][:, pad:] for name in ("masked", "org"))
-    chosen = torch.tensor(golden["batch/mask_seq_mask"][:, pad:, :, 0] > 0, device=clean.device)
+    selected = torch.tensor(golden["batch/mask_seq_mask"][:, pad:, :, 0] > 0, device=clean.device)
     steps = torch.arange(clean.shape[1], device=clean.device)
     seen = steps < torch.tensor(meta["lengths"], device=clean.device)[:, None]
     counts = {i: window_count(length, model.encoder.section) for i, length in enumerate(meta["lengths"])}
@@ -91,7 +91,7 @@ def _inputs(
         tuple(map(int, np.flatnonzero(permutation != np.arange(len(permutation)))))
         for permutation in golden["batch/permute_v"]
     ]
-    return model.arrange(clean, masked, seen, chosen, counts, pairs, exchanges)
+    return model.arrange(clean, masked, seen, selected, counts, pairs, exchanges)
 
 
 def _outputs(

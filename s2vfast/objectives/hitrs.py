@@ -45,7 +45,7 @@ class HiTRSLossConfig(Section):
     future: float = option(1.0, ge=0)
     """Weight of the last window's embedding, which is told from those of other videos."""
     mask: float = option(0.15, ge=0, le=1)
-    """Share of the joints that are chosen. Of these 80 % are put at (1, 1, 1), 10 % where another joint of another
+    """Share of the joints that are selected. Of these 80 % are put at (1, 1, 1), 10 % where another joint of another
     frame is, and 10 % stay."""
     pose_scale: float = option(10.0, gt=0)
     """Factor of coordinates, in metres, before the smooth L1 loss."""
@@ -59,7 +59,7 @@ class HiTRSInputs:
 
     rows: Tensor  # [F, V, C], masked
     packing: Packing  # windows: those of videos, P as they are, P swapped; videos: U as they are, U exchanged
-    masked: Tensor  # int64 [K]: chosen joints, numbered in (F + 1) * V
+    masked: Tensor  # int64 [K]: selected joints, numbered in (F + 1) * V
     joints: Tensor  # [K, C], where they are
     pairs: Tensor  # int64 [2 * P]: windows, as they are and swapped
     future: Tensor  # int64 [U]: windows
@@ -118,13 +118,13 @@ class HiTRSLoss(Objective):
         seen = seen & torch.tensor([count >= _LEAST for count in counts], device=seen.device)[:, None]
         tracks = seen.any(1).nonzero()[:, 0].tolist()
         ids = philox.track_ids(draw.sample_ids.to(clips.device), encoder.bodies)
-        masked, chosen = self.mask(clips, seen, draw.seed, draw.epoch, ids)
+        masked, selected = self.mask(clips, seen, draw.seed, draw.epoch, ids)
         bits = philox.random_bits(draw.seed, draw.epoch, ids, ORDERS, 3)
         orders = bits[:, 2].tolist()
         return {
             "masked": masked,
             "seen": seen,
-            "chosen": chosen,
+            "selected": selected,
             "counts": {track: counts[track] for track in tracks},
             "pairs": self.pairs(clips, seen, lengths, bits),
             # Two windows are exchanged, though they touch.
@@ -132,11 +132,11 @@ class HiTRSLoss(Objective):
         }
 
     def mask(self, clips: Tensor, seen: Tensor, seed: int, epoch: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Masked clips, and which joints of frames were chosen, bool [N, T, V].
+        """Masked clips, and which joints of frames were selected, bool [N, T, V].
 
         Args:
             clips: [N, T, V, C].
-            seen: bool [N, T], the frames whose joints may be chosen.
+            seen: bool [N, T], the frames whose joints may be selected.
             seed: of the draws.
             epoch: of the draws.
             ids: int64 [N], of the tracks.
@@ -144,7 +144,7 @@ class HiTRSLoss(Objective):
         N, T, V, _ = clips.shape
         bits = philox.random_bits(seed, epoch, ids, MASK, 2 * T * V).view(N, 2, T, V)
         share, kind = self.options.mask, philox.uniform(bits[:, 0])
-        chosen = (kind < share) & seen[..., None]
+        selected = (kind < share) & seen[..., None]
         # Another joint of another of the frames where the body is seen.
         count, at = seen.sum(1), torch.argsort((~seen).to(torch.uint8), dim=1, stable=True)  # [N], [N, T]
         others = (count - 1).clamp(min=1)[:, None, None]
@@ -154,9 +154,9 @@ class HiTRSLoss(Objective):
         frame = torch.gather(at, 1, frame.flatten(1)).view(N, T, V)
         joint = (torch.arange(V, device=clips.device) + 1 + other % (V - 1)) % V
         swapped = clips[torch.arange(N, device=clips.device)[:, None, None], frame, joint]
-        masked = torch.where((chosen & (kind < 0.8 * share))[..., None], _MASK_VALUE, clips)
-        moved = chosen & (kind >= 0.8 * share) & (kind < 0.9 * share)
-        return torch.where(moved[..., None], swapped, masked), chosen
+        masked = torch.where((selected & (kind < 0.8 * share))[..., None], _MASK_VALUE, clips)
+        moved = selected & (kind >= 0.8 * share) & (kind < 0.9 * share)
+        return torch.where(moved[..., None], swapped, masked), selected
 
     def pairs(self, clips: Tensor, seen: Tensor, lengths: Tensor, draws: Tensor) -> list[tuple[int, int, int, int]]:
         """(track, first frame in the padded clip, two places in the window) of tracks that have a window that moves.
@@ -190,7 +190,7 @@ class HiTRSLoss(Objective):
         clips: Tensor,
         masked: Tensor,
         seen: Tensor,
-        chosen: Tensor,
+        selected: Tensor,
         counts: dict[int, int],
         pairs: list[tuple[int, int, int, int]],
         exchanges: list[tuple[int, int]],
@@ -201,7 +201,7 @@ class HiTRSLoss(Objective):
             clips: [N, T, V, C].
             masked: [N, T, V, C].
             seen: bool [N, T], frames that are there.
-            chosen: bool [N, T, V], joints whose coordinates are to be told.
+            selected: bool [N, T, V], joints whose coordinates are to be told.
             counts: windows of each track that is looked at, the last of which is the future.
             pairs: as `HiTRSLoss.pairs` gives them.
             exchanges: two windows of each of the tracks in ``counts``.
@@ -236,7 +236,7 @@ class HiTRSLoss(Objective):
             window_frames(number, of_pairs, at, swapped, encoder.pad),
         ]
         groups, order = grouped([*videos, *exchanged], device)
-        chosen_rows = chosen.flatten(0, 1)[frames]
+        chosen_rows = selected.flatten(0, 1)[frames]
         return HiTRSInputs(
             masked.flatten(0, 1)[frames],
             Packing(frames, torch.cat(windows), groups, order),
@@ -248,7 +248,7 @@ class HiTRSLoss(Objective):
         )
 
     def outputs(self, inputs: HiTRSInputs) -> dict[str, Tensor]:
-        """Embeddings of each level (``frames``, ``windows``, ``videos``), what the heads make of them, and ``target``."""
+        """Embeddings of each level by name, what the heads make of them, and ``target``."""
         frames = self.encoder.frames(inputs.rows, inputs.packing)
         windows = self.encoder.windows(frames, inputs.packing)
         videos = self.encoder.videos(windows, inputs.packing)

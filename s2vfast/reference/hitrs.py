@@ -23,7 +23,7 @@ class Batch:
 
     masked: Tensor  # [N, T, V, C]
     original: Tensor  # [N, T, V, C]
-    chosen: Tensor  # bool [N, T, V]
+    selected: Tensor  # bool [N, T, V]
     windows: Tensor  # int64 [W, w], the visible windows of the longest clip
     padded: Tensor  # bool [N, W], windows that a clip does not have
     last: Tensor  # int64 [N, w], each clip's future window
@@ -99,7 +99,7 @@ def losses(
     """The four losses: ``pose``, ``clip``, ``video``, ``future``."""
     x = frames(state, batch.masked, heads)
     N = len(x)
-    pose = pose_scale * linear(state, "s_pose_reg", x)[batch.chosen]
+    pose = pose_scale * linear(state, "s_pose_reg", x)[batch.selected]
     pairs = clips(state, x, batch.pairs, heads)[batch.valid]
     windows = clips(state, x, batch.windows.expand(N, -1, -1), heads)
     exchanged = torch.stack([windows[i, batch.permutation[i]] for i in range(N)])
@@ -110,7 +110,7 @@ def losses(
     prediction = linear(state, "v_ft_reg", original)
     similarity = F.normalize(prediction, dim=-1) @ F.normalize(target, dim=-1).T / temperature
     return {
-        "pose": F.smooth_l1_loss(pose, pose_scale * batch.original[batch.chosen]),
+        "pose": F.smooth_l1_loss(pose, pose_scale * batch.original[batch.selected]),
         "clip": F.cross_entropy(linear(state, "c_motion_cls", pairs).flatten(0, 1), labels.repeat(len(pairs))),
         "video": F.cross_entropy(linear(state, "v_motion_cls", videos).flatten(0, 1), labels.repeat(N)),
         "future": F.cross_entropy(similarity, torch.arange(N, device=x.device)),
