@@ -201,8 +201,8 @@ def _scores(encoder: HiTRS, golden: Mapping[str, np.ndarray], dtype: torch.dtype
     """Of both bodies' windows, as the file holds them: the mean embedding, then a linear map."""
     windows = torch.tensor(golden["finetune/joint_seq"]).to(device, dtype).permute(0, 3, 1, 2, 4, 5)
     N, M, count, width = windows.shape[:4]
-    there = torch.tensor(golden["finetune/w_pad_mask"][..., :count] == 0).flatten(0, 1)  # [N * M, count]
-    videos = [(row * count + mask.nonzero()[:, 0]).tolist() for row, mask in enumerate(there)]
+    real = torch.tensor(golden["finetune/w_pad_mask"][..., :count] == 0).flatten(0, 1)  # [N * M, count]
+    videos = [(row * count + mask.nonzero()[:, 0]).tolist() for row, mask in enumerate(real)]
     rows = windows.flatten(0, 3)
     frames = torch.arange(1, len(rows) + 1, device=device).view(-1, width)
     groups, order = grouped(videos, torch.device(device))

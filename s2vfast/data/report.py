@@ -114,8 +114,8 @@ def _gaps(store: Store) -> str:
     gaps = int((absent > 0).sum())
     if not gaps:
         return "none in main bodies"
-    share = absent.sum() / max(int(store.total_frames.sum()), 1)
-    return f"main body absent in {int(absent.sum()):,} frames of {gaps:,} sequences, {share:.1%} of all frames"
+    fraction = absent.sum() / max(int(store.total_frames.sum()), 1)
+    return f"main body absent in {int(absent.sum()):,} frames of {gaps:,} sequences, {fraction:.1%} of all frames"
 
 
 def body_counts(source: dict[str, Any]) -> list[str]:
@@ -136,9 +136,9 @@ def main_bodies(store: Store, bodies: int) -> list[str]:
     _, count = store.track_table(1)
     absent = int((store.total_frames - count[:, 0]).sum())
     sentences = []
-    if absent:
-        share = absent / max(int(store.total_frames.sum()), 1)
-        sentences.append(f"the main body lacks {share:.1%} of the frames; clips are made of the others")
+    fraction = absent / max(int(store.total_frames.sum()), 1)
+    if fraction >= 0.05:
+        sentences.append(f"the main body lacks {fraction:.1%} of the frames; clips are made of the others")
     more = store.tracks["slot"] >= bodies
     if more.any():
         sequences = len(np.unique(store.tracks["sequence"][more]))

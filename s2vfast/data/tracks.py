@@ -146,7 +146,7 @@ def _ghosts(ranked: list[Body], layout: Layout, size: float) -> dict[int, str]:
     longest = max(len(track.frame_index) for track in ranked)
     wide = [wide_share(track, layout) for track in ranked]
     moves = [plausible_motion(track) for track in ranked]
-    upright = max((move for move, share in zip(moves, wide, strict=True) if share <= SPREAD_SHARE), default=0.0)
+    upright = max((move for move, fraction in zip(moves, wide, strict=True) if fraction <= SPREAD_SHARE), default=0.0)
     still = [motion(track) < STILL * size for track in ranked]
     reasons = {}
     for at, track in enumerate(ranked):
@@ -224,11 +224,11 @@ def _variances(body: Body) -> tuple[float, float]:
     seen = x.any(axis=2)  # [n, V]
     number = seen.sum(axis=0)  # [V]
     mean = x.sum(axis=0) / np.maximum(number, 1)[:, None]  # zeros where unseen add nothing
-    spread = (((x - mean) ** 2).sum(axis=2) * seen).sum(axis=0) / np.maximum(number, 1)  # [V]
+    variance = (((x - mean) ** 2).sum(axis=2) * seen).sum(axis=0) / np.maximum(number, 1)  # [V]
     pairs = seen[1:] & seen[:-1] & (np.diff(body.frame_index) == 1)[:, None]  # [n - 1, V]
     jumps = (((x[1:] - x[:-1]) ** 2).sum(axis=2) * pairs).sum(axis=0) / np.maximum(pairs.sum(axis=0), 1)
     joints = max(int((number > 0).sum()), 1)
-    return float(spread.sum() / joints), float(jumps.sum() / 2 / joints)
+    return float(variance.sum() / joints), float(jumps.sum() / 2 / joints)
 
 
 def _rows(body: Body, rows: np.ndarray) -> np.ndarray | None:

@@ -139,7 +139,9 @@ def _require_packages() -> None:
 def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: list[int]) -> dict[str, Any]:
     """What one needs to know to use the file."""
     data = config.to_dict()["data"]
-    clip = {name: data[name] for name in ("bodies", "frames", "sampling", "center", "scale", "align", "velocity")}
+    clip = {
+        name: data[name] for name in ("bodies", "frames", "sampling", "center", "scale", "align", "stream", "velocity")
+    }
     return {
         "made_by": f"s2vfast {s2vfast.__version__}",
         "objective": config.objective.name,
@@ -157,16 +159,24 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
 def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]:
     """How evaluation makes a clip of a recording, a line a step."""
     data, joints = config.data, layout["joints"]
-    root = joints[layout["root"]]
+    root, unit = joints[layout["root"]], "metres" if unit == "m" else unit
+    lines = [
+        f"joints in {unit}, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
+        "drop frames in which every joint of the main body is zero",
+    ]
+    shown = [] if data.stream == "joint" else [f"the stream {data.stream} of the joints (s2vfast.data.streams)"]
+    if data.velocity:
+        shown.append(
+            f"append the difference to the next frame times {data.velocity:g} (6 channels; 0 in the last frame)"
+        )
+    if data.test_steps:
+        steps = [f"step of s2vfast.data.augment: {json.dumps(step)}" for step in data.test_steps]
+        return [*lines, *steps, *shown]
     if data.sampling == "bins":
         picks = "the middle one of each of equal bins; of a shorter recording all frames, wrapping round"
     else:
         picks = "evenly over the whole recording, both ends included, interpolated linearly"
-    lines = [
-        f"joints in {'metres' if unit == 'm' else unit}, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
-        "drop frames in which every joint of the main body is zero",
-        f"take {data.frames} frames: {picks}",
-    ]
+    lines.append(f"take {data.frames} frames: {picks}")
     if data.center != "none":
         when = "the recording's first kept frame" if data.center == "first" else "every frame"
         lines.append(f"subtract the main body's {root} of {when}")
@@ -176,11 +186,7 @@ def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]
     if data.align == "yaw":
         lines.append(f"turn about the vertical {layout['up']} so that the main body faces the same way on average")
     lines.append("joints that were zero stay zero")
-    if data.velocity:
-        lines.append(
-            f"append the difference to the next frame times {data.velocity:g} (6 channels; 0 in the last frame)"
-        )
-    return [*lines, "exactly: s2vfast.ops.clip_sample with training=False, s2vfast/reference/clip_sample.py"]
+    return [*lines, *shown, "exactly: s2vfast.ops.clip_sample with training=False, s2vfast/reference/clip_sample.py"]
 
 
 @contextlib.contextmanager

@@ -121,12 +121,12 @@ def grouped(videos: Sequence[Sequence[int]], device: torch.device) -> tuple[tupl
     by_count: dict[int, list[int]] = {}
     for number, video in enumerate(videos):
         by_count.setdefault(len(video), []).append(number)
-    place = [0] * len(videos)
+    row_of = [0] * len(videos)
     turn = [number for count in sorted(by_count) for number in by_count[count]]
     for position, number in enumerate(turn):
-        place[number] = position
+        row_of[number] = position
     groups = tuple(torch.tensor([videos[i] for i in by_count[count]], device=device) for count in sorted(by_count))
-    return groups, torch.tensor(place, device=device)
+    return groups, torch.tensor(row_of, device=device)
 
 
 class Block(nn.Module):
@@ -369,8 +369,8 @@ class HiTRS(Network):
         span = (section.window - 1) * section.dilation + 1
         within = starts + span <= length + 2 * self.pad
         needed = starts - section.stride + span < self.pad + length
-        there = (within | needed | (starts == 0)).expand(N, -1)
-        mask = F.pad(there, (0, 1), value=True)[:, None, None]
+        is_window = (within | needed | (starts == 0)).expand(N, -1)
+        mask = F.pad(is_window, (0, 1), value=True)[:, None, None]
 
         def attend(qkv: Tensor) -> Tensor:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)

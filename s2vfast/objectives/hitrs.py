@@ -143,19 +143,19 @@ class HiTRSLoss(Objective):
         """
         N, T, V, _ = clips.shape
         bits = philox.random_bits(seed, epoch, ids, MASK, 2 * T * V).view(N, 2, T, V)
-        share, kind = self.options.mask, philox.uniform(bits[:, 0])
-        selected = (kind < share) & seen[..., None]
+        rate, kind = self.options.mask, philox.uniform(bits[:, 0])
+        selected = (kind < rate) & seen[..., None]
         # Another joint of another of the frames where the body is seen.
         count, at = seen.sum(1), torch.argsort((~seen).to(torch.uint8), dim=1, stable=True)  # [N], [N, T]
-        others = (count - 1).clamp(min=1)[:, None, None]
-        other = philox.randint(bits[:, 1], others * (V - 1))
+        other_frames = (count - 1).clamp(min=1)[:, None, None]
+        other = philox.randint(bits[:, 1], other_frames * (V - 1))
         rank = (seen.cumsum(1) - 1)[..., None]
         frame = (rank + 1 + other // (V - 1)) % count.clamp(min=1)[:, None, None]
         frame = torch.gather(at, 1, frame.flatten(1)).view(N, T, V)
         joint = (torch.arange(V, device=clips.device) + 1 + other % (V - 1)) % V
         swapped = clips[torch.arange(N, device=clips.device)[:, None, None], frame, joint]
-        masked = torch.where((selected & (kind < 0.8 * share))[..., None], _MASK_VALUE, clips)
-        moved = selected & (kind >= 0.8 * share) & (kind < 0.9 * share)
+        masked = torch.where((selected & (kind < 0.8 * rate))[..., None], _MASK_VALUE, clips)
+        moved = selected & (kind >= 0.8 * rate) & (kind < 0.9 * rate)
         return torch.where(moved[..., None], swapped, masked), selected
 
     def pairs(self, clips: Tensor, seen: Tensor, lengths: Tensor, draws: Tensor) -> list[tuple[int, int, int, int]]:
@@ -219,29 +219,29 @@ class HiTRSLoss(Objective):
             other[one], other[two] = other[two], other[one]
             exchanged.append(other)
             future.append(first + count - 1)
-        places = []
+        positions = []
         for _, _, one, two in pairs:
-            place = list(range(section.window))
-            place[one], place[two] = place[two], place[one]
-            places.append(place)
+            order = list(range(section.window))
+            order[one], order[two] = order[two], order[one]
+            positions.append(order)
 
         def index(values: list) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=device)
 
         of_pairs, at = index([pair[0] for pair in pairs]), index([pair[1] for pair in pairs])
-        swapped = offsets[index(places).view(-1, section.window)]
+        swapped = offsets[index(positions).view(-1, section.window)]
         windows = [
             window_frames(number, index(of_windows), index(starts), offsets, encoder.pad),
             window_frames(number, of_pairs, at, offsets, encoder.pad),
             window_frames(number, of_pairs, at, swapped, encoder.pad),
         ]
         groups, order = grouped([*videos, *exchanged], device)
-        chosen_rows = selected.flatten(0, 1)[frames]
+        selected_rows = selected.flatten(0, 1)[frames]
         return HiTRSInputs(
             masked.flatten(0, 1)[frames],
             Packing(frames, torch.cat(windows), groups, order),
-            chosen_rows.flatten().nonzero()[:, 0] + clips.shape[2],
-            clips.flatten(0, 1)[frames][chosen_rows],
+            selected_rows.flatten().nonzero()[:, 0] + clips.shape[2],
+            clips.flatten(0, 1)[frames][selected_rows],
             len(starts) + torch.arange(2 * len(pairs), device=device),
             index(future),
             index(list(counts)),

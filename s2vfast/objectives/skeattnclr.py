@@ -193,8 +193,8 @@ class SkeAttnCLR(Objective):
     def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> SkeAttnCLR:
         """The objective of a config, as it stands before the first step."""
         objective = cls(build_network(config, layout), config.objective, config.data.bodies, layout)
-        beside = ("projector", "mask", "predictor_z", "predictor_s", "predictor_ns")
-        for name in beside:
+        modules = ("projector", "mask", "predictor_z", "predictor_s", "predictor_ns")
+        for name in modules:
             initialise(getattr(objective, name), INIT_STD)
         if config.objective.key_start == "independent":
             # Drawn from the objective's own seed: other weights than the network's.
@@ -269,7 +269,7 @@ class SkeAttnCLR(Objective):
             bodies: which tracks hold one, where empty ones are dropped.
         """
         pool = _Pool(self.bodies, bodies, has_body(query) if bodies is not None else None)
-        whole = self.predictor_z(self.projector(pool(self._tokens(self.encoder, query, noise[QUERY], bodies))))
+        clip = self.predictor_z(self.projector(pool(self._tokens(self.encoder, query, noise[QUERY], bodies))))
         tokens = self._tokens(self.encoder, mixed, noise[MIXED], bodies)
         mask = self.mask(tokens)
         everything, salient = pool(tokens), pool(tokens * mask)
@@ -278,7 +278,7 @@ class SkeAttnCLR(Objective):
         salient, remainder = self.projector(salient), self.projector(everything - salient)
         with torch.no_grad():
             self.predictor_z(unused)
-        queries = Embeddings(whole, self.predictor_s(salient), self.predictor_ns(remainder))
+        queries = Embeddings(clip, self.predictor_s(salient), self.predictor_ns(remainder))
         with torch.no_grad():
             tokens = self._tokens(self.key_encoder, key, noise[KEY], bodies)
             weights = mask if self.options.key_mask == "query" else self.mask(tokens)
