@@ -26,9 +26,10 @@ from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
 
 BODIES, JOINTS = 2, 25
+NOT_ONE_HOT = -2
 MAX_FRAMES = 100_000
 MAX_SEQUENCES = 10_000_000
-PARTS = ("train", "test")
+PARTS = ("train", "val", "test")
 
 
 def detect(src: Path) -> bool:
@@ -48,12 +49,18 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if not src.is_file() or not zipfile.is_zipfile(src):
         raise DataError(f"{src}: expected one .npz file")
     labels: dict[str, np.ndarray] = {}
-    classes = 1
-    for part in PARTS if labelled else _split_parts(src):
+    classes = 0
+    notes: list[str] = []
+    names = _names(src)
+    parts = [part for part in PARTS if f"x_{part}" in names] or [PARTS[0]]
+    for part in parts:
         with _member(src, f"x_{part}") as member:
             shape, _ = _skeletons_header(member, f"{src}: x_{part}")
-        labels[part], count = _labels(src, part) if labelled else (np.full(shape[0], -1), 0)
+        labels[part], count = _labels(src, part, names) if labelled else (np.full(shape[0], -1), 0)
         classes = max(classes, count)
+        if labelled and f"y_{part}" not in names:
+            labels[part] = np.full(shape[0], -1)
+            notes.append(f"no y_{part}: its sequences have no labels")
         if len(labels[part]) != shape[0]:
             raise DataError(f"{src}: {shape[0]} sequences in x_{part} but {len(labels[part])} labels in y_{part}")
     return Source(
@@ -64,14 +71,18 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         read=partial(read_row, file=src.name, labelled=labelled),
         splits=partial(splits, split=split_name(src.stem)),
         parallel=False,
+        notes=notes,
         labelled=labelled,
     )
 
 
-def _split_parts(src: Path) -> list[str]:
-    """The parts that there are, or the first."""
-    with zipfile.ZipFile(src) as archive:
-        return [part for part in PARTS if f"x_{part}.npy" in archive.namelist()] or [PARTS[0]]
+def _names(src: Path) -> set[str]:
+    """The names of the arrays that there are."""
+    try:
+        with zipfile.ZipFile(src) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{src}: damaged ({error})") from error
 
 
 def split_name(stem: str) -> str:
@@ -83,7 +94,11 @@ def split_name(stem: str) -> str:
 
 def splits(infos: list[SequenceInfo], split: str) -> Splits:
     """One split, by the array that a sequence comes from."""
-    return {split: {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}}
+    by_part = {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}
+    by_part = {part: names for part, names in by_part.items() if names}
+    if "val" in by_part and "test" not in by_part:
+        by_part["test"] = by_part.pop("val")
+    return {split: by_part}
 
 
 def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True) -> list[Sequence | BrokenRecording]:
@@ -93,8 +108,8 @@ def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True
         BrokenRecording: the label is not one class.
     """
     name, label, numbers = item
-    if labelled and label < 0:
-        raise BrokenRecording(file, "the label is not one-hot", name=name)
+    if labelled and label == NOT_ONE_HOT:
+        raise BrokenRecording(file, "the label is not one-hot (exactly one 1, zeros elsewhere)", name=name)
     bodies_first = numbers.reshape(-1, BODIES, JOINTS, 3).transpose(1, 0, 2, 3)  # [M, T, V, 3]
     present = bodies_first.any(axis=(2, 3))  # [M, T]
     frames = int(np.flatnonzero(present.any(axis=0)).max(initial=-1)) + 1
@@ -155,8 +170,10 @@ def _skeletons_header(member: IO[bytes], where: str) -> tuple[tuple[int, int, in
     return shape, dtype
 
 
-def _labels(src: Path, part: str) -> tuple[np.ndarray, int]:
-    """(label per sequence, -1 where a row is not one-hot; number of classes)."""
+def _labels(src: Path, part: str, names: set[str]) -> tuple[np.ndarray, int]:
+    """(label per sequence, NOT_ONE_HOT where a row is none; number of classes)."""
+    if f"y_{part}" not in names:
+        return np.empty(0, dtype=np.int64), 0
     name = f"{src}: y_{part}"
     with _member(src, f"y_{part}") as member:
         shape, dtype = _header(member, name)
@@ -167,10 +184,12 @@ def _labels(src: Path, part: str) -> tuple[np.ndarray, int]:
     if len(data) != size:
         raise DataError(f"{name}: {len(data)} bytes for shape {list(shape)} (cut off?)")
     y = np.frombuffer(data, dtype=dtype).reshape(shape)
-    if y.ndim == 1:
-        labels = y.astype(np.int64)
-        if (labels != y).any() or (labels < 0).any():
-            raise DataError(f"{name}: expected whole numbers from 0")
+    if y.ndim == 1 or y.shape[1] == 1:  # a column holds numbers: one-hot rows of one class would all be 1
+        y = y.reshape(-1)
+        with np.errstate(invalid="ignore"):
+            labels = y.astype(np.int64)
+        if (labels != y).any() or (labels < -1).any():
+            raise DataError(f"{name}: expected whole numbers from 0, or -1 where a sequence has no label")
         return labels, int(labels.max(initial=-1)) + 1
-    one_hot = (y != 0).sum(axis=1) == 1
-    return np.where(one_hot, y.argmax(axis=1), -1), y.shape[1]
+    one_hot = ((y == 1).sum(axis=1) == 1) & ((y != 0).sum(axis=1) == 1)
+    return np.where(one_hot, y.argmax(axis=1), NOT_ONE_HOT), y.shape[1]
