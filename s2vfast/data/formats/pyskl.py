@@ -12,9 +12,9 @@ C is 3 (metres) or 2 (pixels, z becomes 0). Frames in which a body is all zero a
 ``--layout`` names, else the pickle's own, else by V and C: 25 of 3 kinect_v2, 20 of 3 kinect_v1,
 17 of 2 coco; any other has to be named. A list of annotations, one annotation, and a folder with one list a part
 (``train.pkl``, ``val.pkl``) are read too. An annotation without a label, or with -1, has none. Names like NTU's tell
-setup, camera, performer and replication. Split lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split
-X; without X the split is called "default", and a number at the end goes to the split (``train2``: split "default2"). Where
-a split has both val and test, val stays a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no
+setup, camera, performer and replication. Split lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of
+split X; without X the split is called "default", and a number at the end goes to the split (``train2``: split
+"default2"). Where a split has both val and test, val stays a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no
 code and makes no array larger than itself.
 """
 
