@@ -14,8 +14,8 @@ C is 3 (metres) or 2 (pixels, z becomes 0). Frames in which a body is all zero a
 (``train.pkl``, ``val.pkl``) are read too. An annotation without a label, or with -1, has none. Names like NTU's tell
 setup, camera, performer and replication. Split lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of
 split X; without X the split is called "default", and a number at the end goes to the split (``train2``: split
-"default2"). Where a split has both val and test, val stays a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no
-code and makes no array larger than itself.
+"default2"). Where a split has both val and test, val stays a part of its own.
+The pickle is read by `s2vfast.data.safe_pickle`: it runs no code and makes no array larger than itself.
 """
 
 from __future__ import annotations
