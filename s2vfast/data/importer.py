@@ -45,6 +45,8 @@ class ImportReport:
     """split -> part -> sequences."""
     dropped: list[dict[str, Any]]
     """name, reason, kind ("broken" or "empty"), and file and line where known; in the order of the store."""
+    unlabelled: int = 0
+    """Sequences without a label."""
     notes: list[str] = field(default_factory=list)
     """What was converted or left out for the whole dataset."""
     bodies: dict[str, int] = field(default_factory=dict)
@@ -120,7 +122,7 @@ def import_dataset(
     if on_error not in ("skip", "fail"):
         raise DataError(f"on_error {on_error!r}: expected skip or fail")
     if os.path.lexists(out) and not overwrite:  # said before the work, not after it
-        raise DataError(f"{out}: exists already; choose another place or allow overwriting")
+        raise DataError(f"{out}: exists already; choose another place or allow overwriting (--overwrite)")
     name = format if format is not None else detect_format(src)
     layout = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
     source = FORMATS[name].open_source(src, layout)
@@ -158,6 +160,7 @@ def import_dataset(
         classes=len(store.classes),
         splits={split: {part: len(ids) for part, ids in by_part.items()} for split, by_part in store.splits.items()},
         dropped=store.dropped,
+        unlabelled=int((store.labels < 0).sum()),
         notes=list(about["notes"]),
         bodies=dict(about.get("bodies", {})),
         bodies_dropped=sum(map(len, store.notes.values())),

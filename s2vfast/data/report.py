@@ -51,9 +51,11 @@ def show(store: Store | str | Path) -> str:
         lines.append(f"  {split:<12}{counts}")
     lines.append(f"  {'all':<12}train {len(store):,}")
     lines += ["", f"classes ({len(store.classes)})"]
-    counts = np.bincount(store.labels, minlength=len(store.classes))
-    width = max(map(len, store.classes))
+    counts = np.bincount(store.labels[store.labels >= 0], minlength=len(store.classes))
+    width = max(map(len, store.classes), default=0)
     lines += [f"  {name:<{width}} {count:>7,}" for name, count in zip(store.classes, counts, strict=True)]
+    if unlabelled := int((store.labels < 0).sum()):
+        lines.append(f"  without a label: {unlabelled:,}")
     lines += ["", *_dropped(store.dropped)]
     if store.notes:
         total = sum(map(len, store.notes.values()))
@@ -86,6 +88,8 @@ def imported(report: ImportReport) -> str:
     ]
     for split, by_part in report.splits.items():
         lines.append(f"split {split}: " + ", ".join(f"{part} {count:,}" for part, count in by_part.items()))
+    if report.unlabelled:
+        lines.append(f"without a label: {report.unlabelled:,} sequences")
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"tracks: {phrase}" for phrase in body_counts({"bodies": report.bodies})]
     if report.bodies_dropped:

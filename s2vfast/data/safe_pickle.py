@@ -30,7 +30,7 @@ _ALLOWED = frozenset(
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
     EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
-    GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
+    GLOBAL STACK_GLOBAL REDUCE BUILD EMPTY_SET ADDITEMS FROZENSET""".split()
 )
 _MEMO_WRITES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
@@ -93,11 +93,11 @@ def _scan(file: BinaryIO, size: int) -> None:
 
 
 class _DType:
-    """Stands for a numpy dtype: numbers and booleans only."""
+    """Stands for a numpy dtype: numbers, booleans and texts only."""
 
     def __init__(self, code: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?([fiu][248]|[iub]1)", code):
-            raise _Refused(f"numpy dtype {describe(code)}; only numbers are read")
+        if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?([fiu][248]|[iub]1|[US]\d{1,6})", code):
+            raise _Refused(f"numpy dtype {describe(code)}; only numbers and texts are read")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -194,6 +194,26 @@ class _MakeEmptyBytes(_Name):
         return b""
 
 
+class _MakeDict(_Name):
+    """OrderedDict and defaultdict come out as plain dicts; what they are made with is a list of pairs or a factory."""
+
+    __slots__ = ()
+
+    def __call__(self, *arguments: Any) -> dict[Any, Any]:
+        return dict(arguments[0]) if arguments and isinstance(arguments[0], (list, tuple)) else {}
+
+
+class _MakeSet(_Name):
+    """A set of texts or numbers, as protocols before 4 write it: made of a list."""
+
+    __slots__ = ()
+
+    def __call__(self, members: Any = ()) -> set[Any]:
+        if not isinstance(members, (list, tuple)):
+            raise _Refused("a set that is not made of a list")
+        return set(members)
+
+
 _NDARRAY = _Name()
 _NAMES: dict[tuple[str, str], _Name] = {
     ("numpy", "ndarray"): _NDARRAY,
@@ -202,6 +222,12 @@ _NAMES: dict[tuple[str, str], _Name] = {
     ("__builtin__", "bytes"): _MakeEmptyBytes(),
     ("builtins", "bytes"): _MakeEmptyBytes(),
 }
+for _builtins in ("builtins", "__builtin__"):
+    _NAMES[_builtins, "set"] = _NAMES[_builtins, "frozenset"] = _MakeSet()
+    for _factory in ("list", "dict", "int"):  # of a defaultdict; called it makes nothing
+        _NAMES[_builtins, _factory] = _Name()
+for _kind in ("OrderedDict", "defaultdict"):
+    _NAMES["collections", _kind] = _MakeDict()
 for _core in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
     _NAMES[f"{_core}.multiarray", "_reconstruct"] = _MakeArray()
     _NAMES[f"{_core}.multiarray", "scalar"] = _MakeScalar()
@@ -227,7 +253,7 @@ def _finish(data: Any) -> Any:
             if value.array is None:
                 raise _Refused("numpy array without contents")
             return value.array
-        if depth == 0 or not isinstance(value, (dict, list, tuple)):
+        if depth == 0 or not isinstance(value, (dict, list, tuple, set, frozenset)):
             return value
         if (key := (id(value), depth)) not in walked:
             if isinstance(value, dict):

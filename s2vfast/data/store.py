@@ -44,6 +44,7 @@ VERSIONS = (1, 2)
 HEADER = "store.json"
 FILES = ("frames.npy", "frame_index.npy", "tracks.npy", "sequences.npz", "splits.json", "notes.json")
 CONFIDENCE = "confidence.npy"
+NO_LABEL = "no label"
 SEQUENCE_FIELDS = ("label", "subject", "view", "repetition", "setup", "total_frames")
 
 
@@ -63,12 +64,12 @@ class Body:
 
 @dataclass
 class Sequence:
-    """One labelled recording: what a format reads and `write_store` takes."""
+    """One recording: what a format reads and `write_store` takes."""
 
     name: str
     """Unique in a store."""
     label: int
-    """Class number, from 0; -1 where a recording without a label is asked for, as a store never holds it."""
+    """Class number, from 0; -1 where the recording has none."""
     total_frames: int
     """Length of the recording, frames without a body included."""
     bodies: list[Body]
@@ -252,6 +253,11 @@ class Store:
     def dropped(self) -> list[dict[str, Any]]:
         """Sequences that were left out when the store was made: name, reason, and file and line where known."""
         return self.meta["dropped"]
+
+    def class_name(self, index: int) -> str:
+        """The class of a sequence by its number; "no label" where it has none."""
+        label = int(self.labels[index])
+        return self.classes[label] if label >= 0 else NO_LABEL
 
     @cached_property
     def notes(self) -> dict[str, list[str]]:

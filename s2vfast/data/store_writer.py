@@ -57,7 +57,7 @@ def write_store(
         out: the store's folder, which must not exist unless ``overwrite``.
         sequences: taken one at a time, never all in memory.
         layout: the skeleton; every body has its V joints.
-        classes: class names; labels count into them.
+        classes: class names; labels count into them, -1 is a sequence without a label.
         splits: split -> part -> sequence names, or a function that makes it from the sequences that were kept.
             Names that are not in the store are left out and counted in store.json.
         source: where the data came from, as JSON. Part of the store's identity: no dates, no absolute paths.
@@ -79,7 +79,7 @@ def write_store(
     if dtype not in ("float32", "float16"):
         raise DataError(f"dtype: expected float32 or float16, found {dtype!r}")
     if not overwrite and os.path.lexists(out):
-        raise DataError(f"{out}: exists already; choose another place or allow overwriting")
+        raise DataError(f"{out}: exists already; choose another place or allow overwriting (--overwrite)")
     if os.path.lexists(out) and not _is_store(out):
         raise DataError(f"{out}: exists and is not a store, so it is not overwritten")
     check_unit(unit, dimensions)
@@ -129,8 +129,8 @@ def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) 
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"sequence name {describe(name)}: expected a non-empty text")
     check_text("sequence name", name)
-    if num_classes is not None and not 0 <= sequence.label < num_classes:
-        raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}")
+    if num_classes is not None and not -1 <= sequence.label < num_classes:
+        raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}, or -1 where it has none")
     if not 0 <= sequence.total_frames < 2**31:
         raise DataError(f"{name}: total_frames {sequence.total_frames}")
     for body in sequence.bodies:

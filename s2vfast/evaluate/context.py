@@ -280,11 +280,19 @@ class EvalContext:
 
 
 def _part_ids(store: Store, split: str, train_part: str, test_part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sequence numbers of both parts, neither of them empty, without a sequence in common."""
+    """Numbers of the labelled sequences of both parts, neither of them empty, without a sequence in common."""
     ids = tuple(store.select(split, part) for part in (train_part, test_part))
     for part, part_ids in zip((train_part, test_part), ids, strict=True):
         if not len(part_ids):
             raise errors.DataError(f"{store.path}: part {part!r} of split {split!r} has no sequence")
+    labelled = tuple(part_ids[store.labels[part_ids] >= 0] for part_ids in ids)
+    for part, part_ids in zip((train_part, test_part), labelled, strict=True):
+        if not len(part_ids):
+            raise errors.DataError(
+                f"{store.path}: no sequence of part {part!r} of split {split!r} has a label, and an accuracy needs "
+                f"them; pretrain, embed, view and predict work without"
+            )
+    ids = labelled
     shared = len(np.intersect1d(*ids))
     if shared:
         raise errors.DataError(

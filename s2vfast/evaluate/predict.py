@@ -17,6 +17,7 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.formats.base import UnknownLayout
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.store import Sequence as Recording
@@ -173,7 +174,11 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
 def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""
     try:
-        source = FORMATS[format or detect_format(path)].open_source(path, layout, labelled=False)
+        module = FORMATS[format or detect_format(path)]
+        try:
+            source = module.open_source(path, layout, labelled=False)
+        except UnknownLayout:  # the run knows
+            source = module.open_source(path, skeleton, labelled=False)
         if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "

@@ -158,7 +158,7 @@ def collect(
     body, token = _first_token(coordinates, encoder.segment_frames, store.layout, joint, segment)
     return Content(
         store.names[index],
-        store.classes[store.labels[index]],
+        store.class_name(index),
         store.layout,
         config,
         encoder.segment_frames,

@@ -11,7 +11,7 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.layout import Layout
-from s2vfast.data.store import Store
+from s2vfast.data.store import NO_LABEL, Store
 from s2vfast.evaluate import features, knn
 from s2vfast.view import page, pictures, source
 
@@ -127,12 +127,13 @@ def collect(
     encoded = features.called(step, untrained)
     whence = split if parts == ("all",) else f"{split}/{'+'.join(parts)}"
     count = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
+    unlabelled = store.labels[ids] < 0
     return Content(
         [store.names[i] for i in ids],
-        store.labels[ids],
+        np.where(unlabelled, len(store.classes), store.labels[ids]),
         number,
         tuple(parts),
-        list(store.classes),
+        [*store.classes, *([NO_LABEL] if unlabelled.any() else [])],
         store.layout,
         points,
         axes,

@@ -113,7 +113,7 @@ def collect(
     draws = [_draw(store, config, model, index, M, number) for number in range(epoch, epoch + epochs)]
     return Content(
         store.names[index],
-        store.classes[store.labels[index]],
+        store.class_name(index),
         store.layout,
         config,
         model.sampler.segment_frames,

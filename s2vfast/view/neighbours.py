@@ -117,8 +117,8 @@ def collect(
 def _item(store: Any, index: int, query: int, similarity: float | None) -> Item:
     coordinates, seen = source.recorded(store, index)
     every = -(-coordinates.shape[1] // FRAMES)
-    right = store.labels[index] == store.labels[query]
-    name, class_name = store.names[index], store.classes[store.labels[index]]
+    right = store.labels[index] == store.labels[query] >= 0
+    name, class_name = store.names[index], store.class_name(index)
     return Item(name, class_name, similarity, bool(right), coordinates[:, ::every], seen[:, ::every], every)
 
 

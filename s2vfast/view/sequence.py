@@ -42,7 +42,7 @@ def collect(store_path: str | Path, which: str) -> Content:
     store = source.open_store(store_path)
     index = source.find(store, which)
     coordinates, seen = source.recorded(store, index)
-    name, class_name = store.names[index], store.classes[store.labels[index]]
+    name, class_name = store.names[index], store.class_name(index)
     facts: list[tuple[str, str | int]] = [("name", name), ("class", class_name), ("number", index)]
     for what, column in (
         ("subject", store.subjects),

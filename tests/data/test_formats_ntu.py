@@ -145,9 +145,9 @@ def test_a_body_twice_in_a_frame_is_counted_once(tmp_path):
     assert sequence.notes == [f"body {IDS[0]}: twice in frame 5, the second left out"]
 
 
-@pytest.mark.parametrize("name", ["kick", "S001C001P001R001A000", "S001C001P001R001A121", "S01C001P001R001A001"])
-def test_names_must_tell_the_action(tmp_path, name):
-    with pytest.raises(BrokenRecording, match="the name is not SsssCcccPpppRrrrAaaa"):
+@pytest.mark.parametrize("name", ["S001C001P001R001A000", "S001C001P001R001A121"])
+def test_names_must_tell_a_possible_action(tmp_path, name):
+    with pytest.raises(BrokenRecording, match=r"the name says action \d+, expected 1 to 120"):
         ntu.read_file(recording(tmp_path, frames_of((IDS[0], 0, person(3)), total=3), name=name))
 
 

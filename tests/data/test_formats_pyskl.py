@@ -65,7 +65,7 @@ HAND = {"joints": ["wrist", "thumb", "finger"], "parents": [-1, 0, 0], "root": 0
 
 def test_any_skeleton_with_a_layout(tmp_path):
     data = {"annotations": [annotation("a", 1, (1, 5, 3, 3))], "classes": ["rest", "wave", "point"]}
-    with pytest.raises(DataError, match="skeletons of 3 joints; give their layout with --layout FILE.json"):
+    with pytest.raises(DataError, match="skeletons of 3 joints with 3 coordinates each, which the file does not name"):
         load(tmp_path, data)
     (tmp_path / "hand.json").write_text(json.dumps({"name": "hand", **HAND}))
     report, store = load(tmp_path, data, layout=tmp_path / "hand.json")
@@ -123,16 +123,19 @@ def with_value(value, dtype=np.float32):
         (with_value(np.inf, np.float16), "body 1, frame 3, joint 7: z is inf, not a finite number"),
         (with_value(1e300, np.float64), "body 1, frame 3, joint 7: z is 1e+300, absurd"),
         (with_value(-21), "body 1, frame 3, joint 7: z is -21, absurd (more than 20 from"),
-        (annotation("bad", -1), "label -1, expected a whole number from 0"),
+        (annotation("bad", -2), "label -2, expected a whole number from 0"),
         (annotation("bad", 1.5), "label 1.5, expected a whole number from 0"),
         (annotation("bad", True), "label True, expected"),
         (annotation("bad", 0, (2, 10, 20, 3)), "body 0: joints of shape [10, 20, 3], expected [frames, 25, 3]"),
         (annotation("bad", 0, (2, 10, 25, 2)), "2 coordinates, the others have 3"),
-        (annotation("bad", 0, (2, 10, 25, 4)), "no 'keypoint' array [M, T, V, C] with C 2 or 3"),
-        (annotation("bad", 0, dtype=np.int32), "no 'keypoint' array"),
+        (
+            annotation("bad", 0, (2, 10, 25, 4)),
+            "'keypoint' has shape [2, 10, 25, 4], expected [M, T, V, C] with C 2 or 3",
+        ),
+        (annotation("bad", 0, dtype=bool), "'keypoint' holds bool, expected numbers"),
         (annotation("bad", 0, total_frames=9), "total_frames 9, keypoint has 10"),
-        ({"frame_dir": "bad", "label": 0}, "no 'keypoint' array"),
-        ({"label": 0}, "an annotation without 'frame_dir'"),
+        ({"frame_dir": "bad", "label": 0}, "no 'keypoint', expected an array"),
+        ({"label": 0}, "no 'keypoint', expected an array"),
         ("text", "an annotation without 'frame_dir'"),
     ],
 )
@@ -164,7 +167,7 @@ def test_two_of_one_name_and_empty_ones(tmp_path):
     [
         (7, "expected a dict with 'annotations'"),
         ({"annotations": []}, "'annotations' is empty"),
-        ({"annotations": [{"frame_dir": "a"}]}, "no annotation has a 'keypoint' array"),
+        ({"annotations": [{"frame_dir": "a"}]}, "no annotation can be used; the first: no 'keypoint'"),
         ({"annotations": [annotation("a", 0)], "split": [1]}, "'split': expected a dict"),
         ({"annotations": [annotation("a", 0)], "split": {"x_train": "a"}}, "'split' 'x_train': expected a list"),
         ({"annotations": [annotation("a", 5)], "classes": ["b"]}, "'classes': expected a list of 6 to 10,000 names"),

@@ -51,7 +51,7 @@ def set_joints(b):
     ("sequence", "message"),
     [
         (Sequence("a", 2, 3, [body([0])]), "a: label 2, expected 0 to 1"),
-        (Sequence("a", -1, 3, [body([0])]), "a: label -1"),
+        (Sequence("a", -2, 3, [body([0])]), "a: label -2"),
         (Sequence("", 0, 3, [body([0])]), "expected a non-empty text"),
         (Sequence("a", 0, 3, [bad(set_nan)]), "a, body 1: frame 1, joint 1 is not a finite number"),
         (Sequence("a", 0, 3, [bad(set_inf)]), "a, body 1: frame 2, joint 0 is not a finite number"),

@@ -1,4 +1,4 @@
-"""What every format gives without labels and without names that tell them, where an import refuses the same."""
+"""What every format gives without labels and without names that tell them: read for a prediction, and imported."""
 
 import json
 import pickle
@@ -6,9 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
+from s2vfast.data import report
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.importer import import_dataset, read_checked
+from s2vfast.data.store import Store
 from s2vfast.errors import DataError
+from s2vfast.evaluate import context
 
 from .ntu_files import IDS, frames_of, person, skeleton_text
 
@@ -85,8 +88,6 @@ def test_recordings_without_labels(tmp_path, make):
     for sequence, joints in zip(sequences, expected.values(), strict=True):
         assert (sequence.label, sequence.subject, sequence.view, sequence.repetition, sequence.setup) == (-1,) * 5
         np.testing.assert_allclose(sequence.bodies[0].joints, joints, atol=1e-6)
-    with pytest.raises(DataError):
-        import_dataset(src, tmp_path / "store")
 
 
 def test_what_else_is_wrong_is_still_wrong(tmp_path):
@@ -104,3 +105,31 @@ def test_what_else_is_wrong_is_still_wrong(tmp_path):
     np.savez(tmp_path / "a.npz", x=1)
     with pytest.raises(DataError, match="no array x_train"):
         FORMATS["ctrgcn"].open_source(tmp_path / "a.npz", None, labelled=False)
+
+
+@pytest.mark.parametrize("make", [ntu, nwucla, pyskl, ctrgcn], ids=lambda f: f.__name__)
+def test_recordings_without_labels_are_imported(tmp_path, make):
+    (tmp_path / "src").mkdir()
+    src, expected = make(tmp_path / "src")
+    imported = import_dataset(src, tmp_path / "store")
+    store = Store.open(imported.store)
+    assert sorted(store.names) == sorted(expected)
+    assert (store.labels == -1).all()
+    assert imported.unlabelled == len(store)
+    assert f"without a label: {len(store)} sequences" in report.imported(imported)
+    assert f"without a label: {len(store)}" in report.show(imported.store)
+    assert store.class_name(0) == "no label"
+
+
+def test_an_accuracy_needs_labels_and_a_few_are_used(tmp_path):
+    keypoint = coordinates(1, 7, 25, 3)
+    labels = {"a": 0, "b": None, "c": -1, "d": np.int64(1), "e": np.array(1), "f": None}
+    items = [{"frame_dir": name, "label": label, "keypoint": keypoint} for name, label in labels.items()]
+    split = {"x_train": ["a", "b"], "x_test": ["c", "d", "e"], "y_train": ["a"], "y_test": ["f"]}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"annotations": items, "split": split}))
+    store = Store.open(import_dataset(tmp_path / "a.pkl", tmp_path / "store").store)
+    assert store.labels.tolist() == [0, -1, -1, 1, 1, -1]
+    train, test = context._part_ids(store, "x", "train", "test")
+    assert (train.tolist(), test.tolist()) == ([0], [3, 4])
+    with pytest.raises(DataError, match="no sequence of part 'test' of split 'y' has a label, and an accuracy needs"):
+        context._part_ids(store, "y", "train", "test")

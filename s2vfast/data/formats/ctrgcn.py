@@ -29,7 +29,8 @@ from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
 
 BODIES, JOINTS = 2, 25
-PARTS = ("train", "test")
+NOT_ONE_HOT = -2
+PARTS = ("train", "val", "test")
 
 
 def detect(src: Path) -> bool:
@@ -51,12 +52,18 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if not src.is_file():
         raise DataError(f"{src}: expected one .npz file")
     labels: dict[str, np.ndarray] = {}
-    classes = 1
-    for part in PARTS if labelled else _split_parts(src):
+    classes = 0
+    notes: list[str] = []
+    names = {name.removesuffix(".npy") for name in _names(src)}
+    parts = [part for part in PARTS if f"x_{part}" in names] or [PARTS[0]]
+    for part in parts:
         with _member(src, f"x_{part}") as member:
             shape, _ = _skeletons_header(member, f"{src}: x_{part}")
-        labels[part], count = _labels(src, part) if labelled else (np.full(shape[0], -1), 0)
+        labels[part], count = _labels(src, part, names) if labelled else (np.full(shape[0], -1), 0)
         classes = max(classes, count)
+        if labelled and f"y_{part}" not in names:
+            labels[part] = np.full(shape[0], -1)
+            notes.append(f"no y_{part}: its sequences have no labels")
         if len(labels[part]) != shape[0]:
             raise DataError(f"{src}: {shape[0]} sequences in x_{part} but {len(labels[part])} labels in y_{part}")
     return Source(
@@ -67,13 +74,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         read=partial(read_row, file=src.name, labelled=labelled),
         splits=partial(splits, split=split_name(src.stem)),
         parallel=False,
+        notes=notes,
         labelled=labelled,
     )
-
-
-def _split_parts(src: Path) -> list[str]:
-    """The parts that there are, or the first."""
-    return [part for part in PARTS if f"x_{part}.npy" in _names(src)] or [PARTS[0]]
 
 
 def split_name(stem: str) -> str:
@@ -85,7 +88,11 @@ def split_name(stem: str) -> str:
 
 def splits(infos: list[SequenceInfo], split: str) -> Splits:
     """One split, by the array that a sequence comes from."""
-    return {split: {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}}
+    by_part = {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}
+    by_part = {part: names for part, names in by_part.items() if names}
+    if "val" in by_part and "test" not in by_part:
+        by_part["test"] = by_part.pop("val")
+    return {split: by_part}
 
 
 def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True) -> list[Sequence | BrokenRecording]:
@@ -95,8 +102,8 @@ def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True
         BrokenRecording: the label is not one class.
     """
     name, label, numbers = item
-    if labelled and label < 0:
-        raise BrokenRecording(file, "the label is not one-hot", name=name)
+    if labelled and label == NOT_ONE_HOT:
+        raise BrokenRecording(file, "the label is not one-hot (exactly one 1, zeros elsewhere)", name=name)
     bodies_first = numbers.reshape(-1, BODIES, JOINTS, 3).transpose(1, 0, 2, 3)  # [M, T, V, 3]
     present = bodies_first.any(axis=(2, 3))  # [M, T]
     frames = int(np.flatnonzero(present.any(axis=0)).max(initial=-1)) + 1
@@ -179,8 +186,10 @@ def _skeletons_header(member: IO[bytes], where: str) -> tuple[tuple[int, int, in
     return shape, dtype
 
 
-def _labels(src: Path, part: str) -> tuple[np.ndarray, int]:
-    """(label per sequence, -1 where a row is not one-hot; number of classes)."""
+def _labels(src: Path, part: str, names: set[str]) -> tuple[np.ndarray, int]:
+    """(label per sequence, NOT_ONE_HOT where a row is none; number of classes)."""
+    if f"y_{part}" not in names:
+        return np.empty(0, dtype=np.int64), 0
     name = f"{src}: y_{part}"
     with _member(src, f"y_{part}") as member:
         shape, dtype = _header(member, name)
@@ -193,10 +202,10 @@ def _labels(src: Path, part: str) -> tuple[np.ndarray, int]:
     if len(data) != size:
         raise DataError(f"{name}: {len(data)} bytes or more for shape {list(shape)} (cut off?)")
     y = np.frombuffer(data, dtype=dtype).reshape(shape)
-    if y.ndim == 1 or y.shape[1] == 1:
+    if y.ndim == 1 or y.shape[1] == 1:  # a column holds numbers: one-hot rows of one class would all be 1
         y = y.reshape(-1)
-        if not ((y >= 0) & (y < MAX_CLASSES)).all() or (labels := y.astype(np.int64)).tolist() != y.tolist():
-            raise DataError(f"{name}: expected whole numbers from 0 to below {MAX_CLASSES:,}")
+        if not ((y >= -1) & (y < MAX_CLASSES)).all() or (labels := y.astype(np.int64)).tolist() != y.tolist():
+            raise DataError(f"{name}: expected whole numbers from 0 to below {MAX_CLASSES:,}, or -1 for no label")
         return labels, int(labels.max(initial=-1)) + 1
     one_hot = ((y != 0).sum(axis=1) == 1) & ((y == 1).sum(axis=1) == 1)
-    return np.where(one_hot, y.argmax(axis=1), -1), y.shape[1]
+    return np.where(one_hot, y.argmax(axis=1), NOT_ONE_HOT), y.shape[1]

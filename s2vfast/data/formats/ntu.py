@@ -20,6 +20,7 @@ from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.text import parse_ntu as parse
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_TEXT_BYTES, read_plain
+from s2vfast.data.scan import scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -31,7 +32,7 @@ XSUB120_TRAIN |= {85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103}
 XVIEW_TRAIN = frozenset((2, 3))
 """Cameras that train (official x-view split of NTU RGB+D 60). x-set of 120 trains on even setups."""
 
-_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
+_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 
 
 class Name(NamedTuple):
@@ -52,23 +53,24 @@ def parse_name(name: str) -> Name | None:
 
 def detect(src: Path) -> bool:
     """A ``.skeleton`` file or a folder with one somewhere below."""
-    return src.suffix == ".skeleton" if src.is_file() else any(src.rglob("*.skeleton"))
+    return src.suffix.lower() == ".skeleton" if src.is_file() else bool(scan(src, ".skeleton")[0])
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
     """All ``.skeleton`` files below ``src``, in the order of their names. The layout is always kinect_v2."""
-    files = [src] if src.is_file() else sorted(src.rglob("*.skeleton"), key=lambda path: (path.stem, path))
+    files, notes = scan(src, ".skeleton")
     if not files:
         raise DataError(f"{src}: no .skeleton files below")
     actions = [name.action for file in files if (name := parse_name(file.stem))]
-    classes = 120 if max(actions, default=1) > 60 else 60
+    classes = (120 if max(actions) > 60 else 60) if actions else 0
     return Source(
         layout=LAYOUTS["kinect_v2"],
         classes=[f"A{action:03d}" for action in range(1, classes + 1)],
         items=files,
         total=len(files),
         read=partial(read_file, labelled=labelled),
-        splits=splits60 if classes == 60 else splits120,
+        splits=splits120 if classes == 120 else splits60,
+        notes=notes,
         labelled=labelled,
     )
 
@@ -95,17 +97,17 @@ def _split(infos: list[SequenceInfo], trains: list[bool]) -> dict[str, list[str]
 
 
 def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecording]:
-    """One recording with all its tracks; without ``labelled`` under any name.
+    """One recording with all its tracks; a name of another kind tells no label.
 
     Raises:
         BrokenRecording: file, line and reason.
     """
     name = parse_name(path.stem)
-    if labelled and (name is None or not 1 <= name.action <= 120):
-        raise BrokenRecording(path.name, "the name is not SsssCcccPpppRrrrAaaa with an action from 1 to 120")
+    if labelled and name is not None and not 1 <= name.action <= 120:
+        raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
     frames, tracks, notes = parse(read_plain(path, MAX_TEXT_BYTES), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
-    if labelled:
+    if labelled and name is not None:
         sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera
         sequence.repetition, sequence.setup = name.replication, name.setup
     return [sequence]

@@ -21,6 +21,7 @@ import numpy as np
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_TEXT_BYTES, NotJson, describe, parse_json, read_plain
+from s2vfast.data.scan import scan
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -42,24 +43,22 @@ ACTIONS = {
 JOINTS = 20
 _NUMBERS = {int, float}
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
-_PATTERN = "a[0-9][0-9]_s[0-9][0-9]_e[0-9][0-9]_v[0-9][0-9].json"
 
 
 def detect(src: Path) -> bool:
     """A folder with aAA_sSS_eEE_vVV.json files, one such file, or a .json file with ``"skeletons"`` near its start."""
-    if src.is_file() and src.suffix == ".json" and not _NAME.fullmatch(src.stem):
+    if src.is_file() and src.suffix.lower() == ".json" and not _NAME.fullmatch(src.stem):
         with contextlib.suppress(OSError), src.open("rb") as file:
             return b'"skeletons"' in file.read(4096)
         return False
     if src.is_file():
-        return src.suffix == ".json"
-    return any(src.rglob(_PATTERN))
+        return src.suffix.lower() == ".json"
+    return bool(scan(src, ".json", _is_named)[0])
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
     """All recordings below ``src``, in the order of their names. The layout is always kinect_v1."""
-    pattern = _PATTERN if labelled else "*.json"
-    files = [src] if src.is_file() else sorted(src.rglob(pattern), key=lambda path: (path.stem, path))
+    files, notes = scan(src, ".json", _is_named if labelled else lambda path: True)
     if not files:
         raise DataError(f"{src}: no files named {'aAA_sSS_eEE_vVV' if labelled else '*'}.json below")
     return Source(
@@ -69,8 +68,13 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         total=len(files),
         read=partial(read_file, labelled=labelled),
         splits=splits,
+        notes=notes,
         labelled=labelled,
     )
+
+
+def _is_named(path: Path) -> bool:
+    return _NAME.fullmatch(path.stem) is not None
 
 
 def splits(infos: list[SequenceInfo]) -> Splits:
@@ -84,14 +88,13 @@ def splits(infos: list[SequenceInfo]) -> Splits:
 
 
 def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecording]:
-    """One recording; without ``labelled`` of any name, and nothing but its skeletons is looked at.
+    """One recording; of one whose name is not aAA_sSS_eEE_vVV, and without ``labelled``, only the skeletons are read.
 
     Raises:
         BrokenRecording: not such a file, or a label that does not fit its name.
     """
     name = _NAME.fullmatch(path.stem)
-    if labelled and name is None:
-        raise BrokenRecording(path.name, "the name is not aAA_sSS_eEE_vVV")
+    labelled = labelled and name is not None
     try:
         data = parse_json(read_plain(path, MAX_TEXT_BYTES))
     except NotJson as error:

@@ -68,7 +68,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if not skeletons:
         raise DataError(f"{src}: no skeleton files named like 0002-L.txt below")
     lists = {key: _find_list(src, file) for key, file in (("xsub", "cross-subject.txt"), ("xview", "cross-view.txt"))}
-    notes = []
+    notes = [] if labels else ["no label files: every recording is one sequence without a label"]
     if lists["xview"] is None:
         notes.append("no cross-view.txt: split xview made from the names, cameras M and R train, L is the test")
     if lists["xsub"] is None:
@@ -78,7 +78,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         classes=[f"action {number}" for number in range(1, CLASSES + 1)],
         items=[(skeletons[name], labels.get(name)) for name in sorted(skeletons)],
         total=len(skeletons),
-        read=partial(read_recording, labelled=labelled),
+        read=partial(read_recording, labelled=labelled and bool(labels)),
         splits=partial(splits, lists=lists),
         notes=notes,
         labelled=labelled,

@@ -9,12 +9,14 @@
      'layout': {...}}        # may be left out: the fields of s2vfast.data.layout.Layout
 
 C is 3 or 2 (z becomes 0). A joint of zeros or NaN was not seen; 'keypoint_score' [M, T, V], where there is one, is the
-confidence. Frames in which no joint of a body was seen are gaps. The skeleton is the one that ``--layout`` names,
- else the pickle's own, else by V: 25 kinect_v2, 20 kinect_v1, 17 coco. Names like NTU's tell setup,
-camera, performer and replication. Split lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split X;
-without X the split is called "default", and a number at the end goes to the split (``train2``: split "default2"). Where
-a split has both val and test, val stays a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no
-code and makes no array larger than itself.
+confidence. Frames in which no joint of a body was seen are gaps. The skeleton is the one that ``--layout`` names, else
+the pickle's own, else by V and C: 25 of 3 kinect_v2, 20 of 3 kinect_v1, 17 of 2 coco; any other has to be named. A list
+of annotations, one annotation, and a folder with one list a part (``train.pkl``, ``val.pkl``) are read too. An
+annotation without a label, or with -1, has none. Names like NTU's tell setup, camera, performer and replication. Split
+lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split X; without X the split is called "default",
+and a number at the end goes to the split (``train2``: split "default2"). Where a split has both val and test, val stays
+a part of its own. The pickle is read by `s2vfast.data.safe_pickle`: it runs no code and makes no array larger than
+itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.base import BrokenRecording, Source, UnknownLayout
 from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
@@ -36,14 +38,47 @@ from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.data.units import LIMITS, guess_unit
 from s2vfast.errors import DataError
 
-LAYOUT_BY_JOINTS = {layout.num_joints: layout for layout in LAYOUTS.values()}
+# 17 joints in three dimensions may be COCO's or Human3.6M's, 25 in two Kinect's or OpenPose's: these are asked for.
+LAYOUT_BY_SHAPE = {(25, 3): "kinect_v2", (20, 3): "kinect_v1", (17, 2): "coco"}
+SUFFIXES = (".pkl", ".pickle")
 MAX_NAMELESS = 1000  # annotations that are reported one by one
 _PART = re.compile(r"(?:(?P<split>.+?)[_-])?(?P<part>train|val|test)(?P<fold>\d*)")
 
 
 def detect(src: Path) -> bool:
-    """A file named .pkl or .pickle."""
-    return src.is_file() and src.suffix in (".pkl", ".pickle")
+    """A file named .pkl or .pickle, or a folder that holds such files, named after their parts, and no arrays."""
+    if src.is_file():
+        return src.suffix.lower() in SUFFIXES
+    return bool(_part_files(src)) and not any(src.glob("*.npy"))
+
+
+def _part_files(src: Path) -> dict[str, Path]:
+    """Split list -> pickle, of a folder of pickles named like train.pkl, ntu_val.pkl or xsub_test.pkl."""
+    paths = sorted(path for path in src.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return {path.stem: path for path in paths if _PART.fullmatch(path.stem)}
+
+
+def _load_folder(src: Path) -> dict[str, Any]:
+    """The lists of a folder's pickles as one dataset, with a split by file."""
+    annotations, lists = [], {}
+    for key, path in _part_files(src).items():
+        data = load_pickle(path)
+        if not isinstance(data, list):
+            raise DataError(f"{path}: expected a list of annotations, as every pickle of a folder is one part")
+        _name_all(data, path.stem)
+        annotations += data
+        # One split whatever the files are called: h_train and h_val, or train and val.
+        lists[_PART.fullmatch(key)["part"]] = [_name(annotation) for annotation in data]
+    if not annotations:
+        raise DataError(f"{src}: no pickles named like train.pkl and val.pkl")
+    return {"annotations": annotations, "split": lists}
+
+
+def _name_all(annotations: list[Any], stem: str) -> None:
+    """Name the annotations without a frame_dir after their file and their number."""
+    for number, annotation in enumerate(annotations):
+        if isinstance(annotation, dict) and not annotation.get("frame_dir"):
+            annotation["frame_dir"] = stem if len(annotations) == 1 else f"{stem}_{number:06d}"
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -52,9 +87,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     Raises:
         DataError: refused or damaged, not such a dictionary, or a skeleton that needs a layout.
     """
-    if not src.is_file():
-        raise DataError(f"{src}: expected one pickle file")
-    data = load_pickle(src)
+    data = load_pickle(src) if src.is_file() else _load_folder(src)
+    if isinstance(data, dict) and "keypoint" in data:  # one annotation, as demo scripts write it
+        data = [data]
     if isinstance(data, list):
         data = {"annotations": data}
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
@@ -62,23 +97,26 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     annotations = data["annotations"]
     if not annotations:
         raise DataError(f"{src}: 'annotations' is empty")
+    _name_all(annotations, src.stem)
     _check_annotations(annotations, src)
-    first = next((a["keypoint"] for a in annotations if _has_array(a)), None)
+    keypoints = (_keypoint(annotation) for annotation in annotations)
+    first = next((keypoint for keypoint in keypoints if isinstance(keypoint, np.ndarray)), None)
     if first is None:
-        raise DataError(f"{src}: no annotation has a 'keypoint' array [M, T, V, C] with C 2 or 3")
+        raise DataError(f"{src}: no annotation can be used; the first: {_keypoint(annotations[0])}")
     notes: list[str] = []
     if layout is None and data.get("layout") is not None:
         layout = Layout.from_dict(data["layout"], where=f"{src}: layout")
     if layout is None:
-        layout = LAYOUT_BY_JOINTS.get(first.shape[2])
-        if layout is None:
-            raise DataError(
-                f"{src}: skeletons of {first.shape[2]} joints; give their layout with --layout FILE.json "
+        if first.shape[2:] not in LAYOUT_BY_SHAPE:
+            raise UnknownLayout(
+                f"{src}: skeletons of {first.shape[2]} joints with {first.shape[3]} coordinates each, which the file "
+                f"does not name; give their layout with --layout, one of {', '.join(LAYOUTS)} or FILE.json "
                 "(name, joints, parents, root, torso, sides)"
             )
+        layout = LAYOUTS[LAYOUT_BY_SHAPE[first.shape[2:]]]
         notes.append(f"layout {layout.name} taken for {first.shape[2]} joints")
-    sizes = (a["keypoint"] for a in annotations[:: max(1, len(annotations) // 100)] if _has_array(a))
-    unit, unit_reason = guess_unit(sizes, first.shape[3])
+    some = map(_keypoint, annotations[:: max(1, len(annotations) // 100)])
+    unit, unit_reason = guess_unit((array for array in some if isinstance(array, np.ndarray)), first.shape[3])
     if first.shape[3] == 2:
         notes.append("2 coordinates a joint: z set to 0")
     splits, split_notes = _splits(data.get("split"), src) if labelled else ({}, [])
@@ -110,12 +148,13 @@ def read_annotation(
     name = _name(annotation)
     if not name:
         raise BrokenRecording(file, "an annotation without 'frame_dir'")
-    label = annotation.get("label") if labelled else -1
-    if labelled and not _is_label(label):
-        raise BrokenRecording(file, f"label {describe(label)}, expected a whole number from 0", name=name)
-    if not _has_array(annotation):
-        raise BrokenRecording(file, "no 'keypoint' array [M, T, V, C] with C 2 or 3", name=name)
-    keypoint = annotation["keypoint"]  # [M, T, V, C]
+    label = _label(annotation) if labelled else -1
+    if label is None:
+        reason = f"label {describe(annotation['label'])}, expected a whole number from 0, or none"
+        raise BrokenRecording(file, reason, name=name)
+    keypoint = _keypoint(annotation)  # [M, T, V, C]
+    if isinstance(keypoint, str):
+        raise BrokenRecording(file, keypoint, name=name)
     if keypoint.shape[3] != channels:
         raise BrokenRecording(file, f"{keypoint.shape[3]} coordinates, the others have {channels}", name=name)
     frames = annotation.get("total_frames", keypoint.shape[1])
@@ -134,7 +173,7 @@ def read_annotation(
             if score is not None:
                 bodies[-1].confidence = np.nan_to_num(score[body, present].astype(np.float32))
     fields = parse_name(name) if labelled else None
-    sequence = Sequence(name, int(label), keypoint.shape[1], bodies)
+    sequence = Sequence(name, label, keypoint.shape[1], bodies)
     if fields is not None:
         sequence.subject, sequence.view = fields.performer, fields.camera
         sequence.repetition, sequence.setup = fields.replication, fields.setup
@@ -148,8 +187,10 @@ def _check_annotations(annotations: list[Any], src: Path) -> None:
     dicts = [id(annotation) for annotation in annotations if isinstance(annotation, dict)]
     if len(set(dicts)) != len(dicts):
         raise DataError(f"{src}: one annotation stands in 'annotations' more than once")
-    size = sum(annotation["keypoint"].nbytes for annotation in annotations if _has_array(annotation))
-    if size > src.stat().st_size + FREE_EXPANSION:
+    keypoints = (annotation.get("keypoint") for annotation in annotations if isinstance(annotation, dict))
+    size = sum(keypoint.nbytes for keypoint in keypoints if isinstance(keypoint, np.ndarray))
+    paths = [src] if src.is_file() else _part_files(src).values()
+    if size > sum(path.stat().st_size for path in paths) + FREE_EXPANSION:
         raise DataError(f"{src}: its annotations share arrays: {size:,} bytes of keypoints in a smaller file")
 
 
@@ -158,21 +199,39 @@ def _name(annotation: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _has_array(annotation: Any) -> bool:
-    array = annotation.get("keypoint") if isinstance(annotation, dict) else None
-    if not isinstance(array, np.ndarray) or array.ndim != 4 or array.dtype.kind != "f":
-        return False
-    bodies, frames, joints, channels = array.shape
-    return bodies <= MAX_BODIES and frames <= MAX_FRAMES and 1 <= joints <= MAX_JOINTS and channels in (2, 3)
+def _keypoint(annotation: Any) -> np.ndarray | str:
+    """The coordinates [M, T, V, C] of an annotation, or why there are none. [T, V, C] is one body."""
+    if not isinstance(annotation, dict) or "keypoint" not in annotation:
+        return "no 'keypoint', expected an array [M, T, V, C] with C 2 or 3"
+    try:
+        array = np.asarray(annotation["keypoint"])
+    except ValueError:
+        return "'keypoint' is a list whose rows differ in length, expected an array [M, T, V, C]"
+    if array.dtype.kind not in "fiu":
+        return f"'keypoint' holds {array.dtype}, expected numbers"
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[3] not in (2, 3):
+        return f"'keypoint' has shape {list(array.shape)}, expected [M, T, V, C] with C 2 or 3"
+    bodies, frames, joints, _ = array.shape
+    if bodies > MAX_BODIES or frames > MAX_FRAMES or not 1 <= joints <= MAX_JOINTS:
+        limits = f"{MAX_BODIES:,} bodies, {MAX_FRAMES:,} frames and {MAX_JOINTS:,} joints"
+        return f"'keypoint' has shape {list(array.shape)}; {limits} are read at most"
+    return array
 
 
-def _is_label(label: Any) -> bool:
-    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < MAX_CLASSES
+def _label(annotation: Any) -> int | None:
+    """The label, -1 where there is none, None where it is something else."""
+    label = annotation.get("label") if isinstance(annotation, dict) else None
+    if isinstance(label, np.ndarray) and label.size == 1 and label.dtype.kind in "iu":
+        label = int(label.reshape(()))
+    if label is None:
+        return -1
+    return label if isinstance(label, int) and not isinstance(label, bool) and -1 <= label < MAX_CLASSES else None
 
 
 def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
-    labels = [a["label"] for a in annotations if isinstance(a, dict) and _is_label(a.get("label"))]
-    count = max(labels, default=-1) + 1
+    labels = (_label(annotation) for annotation in annotations)
+    count = max((label for label in labels if label is not None), default=-1) + 1
     if value is not None:
         fits = isinstance(value, list) and count <= len(value) <= MAX_CLASSES
         if not fits or not all(isinstance(name, str) for name in value):
@@ -193,6 +252,8 @@ def _splits(value: Any, src: Path) -> tuple[Splits, list[str]]:
     splits: Splits = {}
     notes = []
     for key, names in value.items():
+        if isinstance(names, np.ndarray) and names.ndim == 1:
+            names = names.tolist()
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise DataError(f"{src}: 'split' {describe(key)}: expected a list of frame_dir")
         match = _PART.fullmatch(key) if isinstance(key, str) else None
