@@ -15,7 +15,8 @@ PY ?= $(BIN)/python
 OUT ?= benchmarks/results/local
 # More words for pip, for instance --find-links FOLDER.
 PIP_ARGS ?=
-PYTEST_ARGS ?=
+# A worker a core, four at most; a file's tests stay together, as they share what they set up. -n 0: all in one process.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := install
 .PHONY: install demo test lint bench fuzz gpu clean clean-all

@@ -128,8 +128,8 @@ def _picks_kernel(
                 dx, dy, dz = (bx - x) - (ax - x), (by - y) - (ay - y), (bz - z) - (az - z)
                 torso = tl.sqrt_rn(dx * dx + dy * dy + dz * dz)
                 both = inside & seen(ax, ay, az) & seen(bx, by, bz)
-                number = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
-                mean = tl.div_rn(tl.sum(tl.where(both, torso, 0.0), axis=0), number)
+                frames_with = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
+                mean = tl.div_rn(tl.sum(tl.where(both, torso, 0.0), axis=0), frames_with)
                 factor = tl.where(mean > 1e-6, 1.0 / mean.to(tl.float64), factor)
             # The columns of the matrix that turns a joint: first the yaw, then the random rotation.
             c0, c1, c2 = column(1.0, 0.0, 0.0), column(0.0, 1.0, 0.0), column(0.0, 0.0, 1.0)
@@ -146,10 +146,10 @@ def _picks_kernel(
                 lx, ly, lz = joint_at(frames_ptr, row0, row1, weight, LEFT, inside, V, CROP)
                 rx, ry, rz = joint_at(frames_ptr, row0, row1, weight, RIGHT, inside, V, CROP)
                 both = inside & seen(lx, ly, lz) & seen(rx, ry, rz)
-                number = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
-                side_x = tl.div_rn(tl.sum(tl.where(both, (lx - x) - (rx - x), 0.0), axis=0), number)
-                side_y = tl.div_rn(tl.sum(tl.where(both, (ly - y) - (ry - y), 0.0), axis=0), number)
-                side_z = tl.div_rn(tl.sum(tl.where(both, (lz - z) - (rz - z), 0.0), axis=0), number)
+                frames_with = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
+                side_x = tl.div_rn(tl.sum(tl.where(both, (lx - x) - (rx - x), 0.0), axis=0), frames_with)
+                side_y = tl.div_rn(tl.sum(tl.where(both, (ly - y) - (ry - y), 0.0), axis=0), frames_with)
+                side_z = tl.div_rn(tl.sum(tl.where(both, (lz - z) - (rz - z), 0.0), axis=0), frames_with)
                 a = side_y if UP == 0 else side_x
                 b = side_y if UP == 2 else side_z
                 size = tl.sqrt_rn(a * a + b * b)

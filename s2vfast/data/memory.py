@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +17,19 @@ class MemoryStore:
     """What `s2vfast.train.feed.Recordings` asks of a store, of sequences that are no store's. Labels are not looked at.
 
     Args:
-        sequences: each with a body in at least one frame.
+        sequences: Q of them, each with a body in at least one frame.
         layout: the skeleton; every body has its V joints.
 
     Raises:
         DataError: a sequence that a store could not hold, or without a body in any frame.
     """
 
-    path = Path("memory")
+    path, unit, dimensions = Path("memory"), "m", 3
 
-    def __init__(self, sequences: Iterable[Sequence], layout: Layout) -> None:
+    def __init__(self, sequences: Collection[Sequence], layout: Layout) -> None:
         self.layout = layout
         self.names: list[str] = []
-        frames, index, self._tracks = [], [], []
+        frames, index, tracks = [], [], []
         rows = 0
         for number, sequence in enumerate(sequences):
             check_sequence(sequence, layout, None)
@@ -41,11 +41,15 @@ class MemoryStore:
                     continue
                 frames.append(joints[present])
                 index.append(np.asarray(body.frame_index, dtype=np.int32)[present])
-                self._tracks.append((number, slot, rows, len(index[-1])))
+                tracks.append((number, slot, rows, len(index[-1])))
                 rows, slot = rows + len(index[-1]), slot + 1
             if slot == 0:
                 raise DataError(f"{sequence.name}: no body in any frame")
             self.names.append(sequence.name)
+        self.tracks = np.array(tracks, [("sequence", "i4"), ("slot", "i2"), ("row", "i8"), ("count", "i4")])
+        """Structured, as a store's."""
+        self.total_frames = np.array([sequence.total_frames for sequence in sequences], np.int64)
+        """int64 [Q]."""
         self.frames = np.concatenate([*frames, np.zeros((0, layout.num_joints, 3), np.float32)])
         """float32 [R, V, 3]."""
         self.frame_index = np.concatenate([*index, np.zeros(0, np.int32)])
@@ -57,7 +61,7 @@ class MemoryStore:
     def track_table(self, bodies: int) -> tuple[np.ndarray, np.ndarray]:
         """As of `s2vfast.data.store.Store.track_table`."""
         row, count = np.zeros((len(self), bodies), np.int64), np.zeros((len(self), bodies), np.int32)
-        for sequence, slot, first, length in self._tracks:
+        for sequence, slot, first, length in self.tracks.tolist():
             if slot < bodies:
                 row[sequence, slot], count[sequence, slot] = first, length
         return row, count

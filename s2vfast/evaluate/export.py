@@ -164,14 +164,14 @@ def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]
         f"joints in {unit}, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
         "drop frames in which every joint of the main body is zero",
     ]
-    shown = [] if data.stream == "joint" else [f"the stream {data.stream} of the joints (s2vfast.data.streams)"]
+    views = [] if data.stream == "joint" else [f"the stream {data.stream} of the joints (s2vfast.data.streams)"]
     if data.velocity:
-        shown.append(
+        views.append(
             f"append the difference to the next frame times {data.velocity:g} (6 channels; 0 in the last frame)"
         )
     if data.test_steps:
         steps = [f"step of s2vfast.data.augment: {json.dumps(step)}" for step in data.test_steps]
-        return [*lines, *steps, *shown]
+        return [*lines, *steps, *views]
     if data.sampling == "bins":
         picks = "the middle one of each of equal bins; of a shorter recording all frames, wrapping round"
     else:
@@ -186,7 +186,7 @@ def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]
     if data.align == "yaw":
         lines.append(f"turn about the vertical {layout['up']} so that the main body faces the same way on average")
     lines.append("joints that were zero stay zero")
-    return [*lines, *shown, "exactly: s2vfast.ops.clip_sample with training=False, s2vfast/reference/clip_sample.py"]
+    return [*lines, *views, "exactly: s2vfast.ops.clip_sample with training=False, s2vfast/reference/clip_sample.py"]
 
 
 @contextlib.contextmanager

@@ -199,6 +199,14 @@ def interpolate(clip, length, bits):
     return out
 
 
+def pad(clip, frames):
+    """The clip's frames, then zeros up to ``frames``; what is longer is cut."""
+    out = np.zeros((clip.shape[0], frames, *clip.shape[2:]), clip.dtype)
+    shorter = min(frames, clip.shape[1])
+    out[:, :shorter] = clip[:, :shorter]
+    return out
+
+
 def trim(clip, length, bits, most):
     """Without round(u · length) frames at start and end; returns the clip and its new length."""
     cut = round(length * uniform(bits[0], 0, most))

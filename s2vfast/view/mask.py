@@ -154,7 +154,8 @@ def motion_of(coordinates: np.ndarray, segment_frames: int) -> np.ndarray:
     """
     M, T, V, _ = coordinates.shape
     step = np.zeros_like(coordinates)
-    step[:, :-1] = np.abs(np.diff(coordinates, axis=1))
+    seen = (coordinates != 0).any(-1, keepdims=True)  # a joint of zeros was not seen and does not move
+    step[:, :-1] = np.where(seen[:, 1:] & seen[:, :-1], np.abs(np.diff(coordinates, axis=1)), 0.0)
     return step.reshape(M, T // segment_frames, segment_frames, V, 3).mean(axis=(2, 4))
 
 

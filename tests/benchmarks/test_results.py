@@ -130,7 +130,9 @@ def test_percentiles_are_those_of_the_times():
 
 def test_what_auto_prefers_was_measured_to_be_faster():
     """Over all shapes and passes of the committed results, by the geometric mean."""
-    rows = _results.read(_results.RESULTS / "cpu/ops.json")["rows"]
+    rows = [
+        row for name in ("ops", "joint_mix") for row in _results.read(_results.RESULTS / f"cpu/{name}.json")["rows"]
+    ]
     for op, (first, *_) in PREFERENCE["cpu"].items():
         ratios = [row["ratio"] for row in rows if row["op"] == op and row["impl"] == first and "ratio" in row]
         assert statistics.geometric_mean(ratios) > 1.0, f"{op}: {first} is not faster than torch"

@@ -103,6 +103,7 @@ CASES = {
     ),
     "sample_frames evenly": ({"even": True}, 0, lambda x, n, d: reference.even_frames(x, n, 52)),
     "interpolate": ({}, 1, lambda x, n, d: reference.interpolate(x, n, d)),
+    "pad": ({"frames": 40}, 0, lambda x, n, d: reference.pad(x, 40)),
     "trim": ({"most": 0.9}, 2, lambda x, n, d: reference.trim(x, n, d, 0.9)[0]),
     "centre": ({}, 0, each(lambda x, d: reference.centre(x, 1, False, False))),
     "centre every body and frame": (
@@ -144,7 +145,7 @@ def test_a_step_is_its_reference(case):
     if name == "trim":
         remaining = [reference.trim(c.numpy(), n, d, 0.9)[1] for c, n, d in zip(clips, LENGTHS, draws, strict=True)]
     else:
-        remaining = LENGTHS if output.shape[2] == 30 else [output.shape[2]] * len(LENGTHS)
+        remaining = LENGTHS if output.shape[2] == 30 or name == "pad" else [output.shape[2]] * len(LENGTHS)
     assert after.tolist() == list(remaining)
 
 

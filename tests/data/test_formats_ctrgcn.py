@@ -145,7 +145,7 @@ def test_a_cut_or_damaged_archive_is_named(tmp_path):
     np.savez_compressed(tmp_path / "whole.npz", **arrays())
     data = bytearray((tmp_path / "whole.npz").read_bytes())
     (tmp_path / "cut.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match="cut.npz: x_train: damaged .File is not a zip file"):
+    with pytest.raises(DataError, match="cut.npz: damaged .File is not a zip file"):
         import_dataset(tmp_path / "cut.npz", tmp_path / "store", format="ctrgcn")
     for at in range(200, 20_000, 1999):
         (tmp_path / "bad.npz").write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])

@@ -207,7 +207,7 @@ def cli(*words, **options):
 
 def test_names_are_printed_in_ascii_where_a_terminal_has_no_more(tmp_path):
     (tmp_path / "a.pkl").write_bytes(
-        pickle.dumps({"annotations": [annotation("走\x1b[31m", label=-1), annotation("b")]})
+        pickle.dumps({"annotations": [annotation("走\x1b[31m", label="x"), annotation("b")]})
     )
     env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = cli("data", "import", tmp_path / "a.pkl", "--out", tmp_path / "store", env=env)

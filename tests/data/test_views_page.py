@@ -37,6 +37,8 @@ def test_the_examples_run():
 @pytest.mark.parametrize("number", range(len(blocks("yaml"))))
 def test_a_published_view_makes_clips(number):
     steps = yaml.safe_load(blocks("yaml")[number])
+    if isinstance(steps, dict):  # a config's section, whose training steps these are
+        steps = steps["data"]["train_steps"]
     layout = LAYOUTS["kinect_v1" if "joint: spine," in blocks("yaml")[number] else "kinect_v2"]
     view = Compose(steps, layout)
     clips = torch.randn(3, 2, 96, layout.num_joints, 3)

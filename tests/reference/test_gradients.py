@@ -1,5 +1,7 @@
 """The references' gradients against finite differences: what every other gradient is measured against."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ SMALL = Shape(N=2, S=2, V=3, s=2, D=6, H=2, E=5, keep=1)
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in WITHOUT_GRADIENT])
 def test_gradcheck(op):
-    given = inputs(op, SMALL, dtype=torch.float64)
+    given = inputs(op, replace(SMALL, D=8) if op == "joint_mix" else SMALL, dtype=torch.float64)
     floating = {n: v.double() for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
     rest = {n: v for n, v in given.items() if n not in floating}
 

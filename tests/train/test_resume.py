@@ -120,7 +120,7 @@ def contents(run):
 
 def test_the_uninterrupted_run_is_what_we_think(whole):
     steps = [f"checkpoints/step-000000{step}/{name}" for step in (22, 24) for name in FILES]
-    assert sorted(whole) == sorted([*steps, "config.yaml", "metrics.jsonl"])
+    assert sorted(whole) == sorted([*steps, ".lock", "config.yaml", "metrics.jsonl"])
     assert len(whole["metrics.jsonl"].splitlines()) == STEPS
 
 

@@ -115,8 +115,8 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
             )
         layout = LAYOUTS[LAYOUT_BY_SHAPE[first.shape[2:]]]
         notes.append(f"layout {layout.name} taken for {first.shape[2]} joints")
-    some = map(_keypoint, annotations[:: max(1, len(annotations) // 100)])
-    unit, unit_reason = guess_unit((array for array in some if isinstance(array, np.ndarray)), first.shape[3])
+    sampled = map(_keypoint, annotations[:: max(1, len(annotations) // 100)])
+    unit, unit_reason = guess_unit((array for array in sampled if isinstance(array, np.ndarray)), first.shape[3])
     if first.shape[3] == 2:
         notes.append("2 coordinates a joint: z set to 0")
     splits, split_notes = _splits(data.get("split"), src) if labelled else ({}, [])
@@ -163,8 +163,12 @@ def read_annotation(
     joints = np.zeros((*keypoint.shape[:3], 3), dtype=np.float64 if keypoint.itemsize == 8 else np.float32)
     joints[..., :channels] = keypoint
     score = annotation.get("keypoint_score")
+    if isinstance(score, np.ndarray) and score.ndim == 2:  # of one body, as its coordinates
+        score = score[None]
+    notes = []
     if score is not None and (not isinstance(score, np.ndarray) or score.shape != keypoint.shape[:3]):
-        raise BrokenRecording(file, f"'keypoint_score': expected an array {list(keypoint.shape[:3])}", name=name)
+        score, expected = None, f"an array {list(keypoint.shape[:3])} is expected"
+        notes.append(f"'keypoint_score' left out, confidence is not known: {expected}")
     bodies = []
     for body, track in enumerate(joints):  # [T, V, 3]
         present = track.any(axis=(1, 2))
@@ -173,7 +177,7 @@ def read_annotation(
             if score is not None:
                 bodies[-1].confidence = np.nan_to_num(score[body, present].astype(np.float32))
     fields = parse_name(name) if labelled else None
-    sequence = Sequence(name, label, keypoint.shape[1], bodies)
+    sequence = Sequence(name, label, keypoint.shape[1], bodies, notes=notes)
     if fields is not None:
         sequence.subject, sequence.view = fields.performer, fields.camera
         sequence.repetition, sequence.setup = fields.replication, fields.setup
