@@ -67,6 +67,7 @@ def subset(
 ) -> np.ndarray:
     """Sequence numbers of a list of a store's split: int64, ascending. Arguments as of `choose`."""
     ids = store.select(split, part)
+    ids = ids[store.labels[ids] >= 0]  # what has no label is none of a class
     return ids[choose([store.names[i] for i in ids], store.labels[ids].tolist(), percent, seed, number)]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,3 +248,11 @@ def test_lists_of_a_store(store_path, store):
         assert sorted(store.labels[store.names.index(name)] for name in names) == [0, 0, 1, 1, 2, 2]
     assert found == subsets.table(Store.open(store_path), "halves", (25, 50), seed=1, lists=3)
     assert found["sha256"] != subsets.table(store, "halves", (25, 50), seed=2, lists=3)["sha256"]
+
+
+def test_sequences_without_a_label_are_in_no_list(store):
+    labels = store.labels.copy()
+    labels[::3] = -1
+    partly = SimpleNamespace(select=store.select, names=store.names, labels=labels)
+    ids = subsets.subset(partly, "halves", 100)
+    assert ids.tolist() == [i for i in store.select("halves", "train").tolist() if labels[i] >= 0]
