@@ -21,6 +21,8 @@ from s2vfast.data.formats import FORMATS
 from s2vfast.data.synth import generate
 from s2vfast.ops._dispatch import operation
 
+from .calls import call
+
 STEPS = 12
 SETTINGS = (
     "--model.name mixer --objective contrast --data.frames 16 --data.bodies 2 --train.batch 8 --objective.queue 16 "
@@ -129,13 +131,6 @@ def test_two_ranks_are_one(place, plugins, trained):
         assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-6)
     one, two = weights(trained), weights(place / "ranks")
     assert max(float((one[name].double() - two[name].double()).abs().max()) for name in one) < 1e-4
-
-
-def call(capsys, *words):
-    code = cli.main(list(words))
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return printed.out
 
 
 def test_every_protocol_measures_it(trained, plugins, capsys):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from s2vfast import cli
 from s2vfast.data.synth import generate
 
+from .calls import call
+
 STEPS = 6
 COMMON = (
     f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.frames 16 --data.bodies 2 --optim.warmup_epochs 0 "
@@ -93,13 +95,6 @@ def test_two_ranks_are_one(trained, store):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     one, two = weights(out), weights(out.with_name(f"{method}-ranks"))
     assert max(float((one[name].double() - two[name].double()).abs().max()) for name in one) < 1e-3
-
-
-def call(capsys, *line):
-    code = cli.main([str(word) for word in line])
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return printed.out
 
 
 def test_it_is_evaluated_and_exported(trained, capsys, tmp_path):

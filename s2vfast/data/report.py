@@ -112,13 +112,18 @@ def _bodies(store: Store) -> str:
     return ", ".join(f"{bodies} in {number:,} sequences" for bodies, number in counts)
 
 
-def _gaps(store: Store) -> str:
+def _absent(store: Store) -> tuple[np.ndarray, float]:
+    """Frames of each sequence without its main body, int64 [Q], and their part of all frames."""
     _, count = store.track_table(1)
     absent = store.total_frames - count[:, 0]
+    return absent, absent.sum() / max(int(store.total_frames.sum()), 1)
+
+
+def _gaps(store: Store) -> str:
+    absent, fraction = _absent(store)
     gaps = int((absent > 0).sum())
     if not gaps:
         return "none in main bodies"
-    fraction = absent.sum() / max(int(store.total_frames.sum()), 1)
     return f"main body absent in {int(absent.sum()):,} frames of {gaps:,} sequences, {fraction:.1%} of all frames"
 
 
@@ -137,10 +142,8 @@ def body_counts(source: dict[str, Any]) -> list[str]:
 
 def main_bodies(store: Store, bodies: int) -> list[str]:
     """What a run on ``store`` with ``bodies`` bodies a sequence leaves out, a sentence each; empty where nothing."""
-    _, count = store.track_table(1)
-    absent = int((store.total_frames - count[:, 0]).sum())
+    _, fraction = _absent(store)
     sentences = []
-    fraction = absent / max(int(store.total_frames.sum()), 1)
     if fraction >= 0.05:
         sentences.append(f"the main body lacks {fraction:.1%} of the frames; clips are made of the others")
     more = store.tracks["slot"] >= bodies

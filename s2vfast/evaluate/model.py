@@ -84,17 +84,31 @@ class Model:
         """An array as a recording; recordings as they are."""
         if isinstance(sequence, Recording):
             return sequence
-        array = np.asarray(sequence.cpu() if isinstance(sequence, Tensor) else sequence)
-        V = self.layout.num_joints
-        if array.ndim not in (3, 4) or array.shape[-2:] != (V, 3) or array.dtype.kind not in "fiu":
-            raise errors.DataError(
-                f"a sequence: numbers [frames, {V}, 3] or [bodies, frames, {V}, 3] are expected for layout "
-                f"{self.layout.name}, found {array.dtype} {list(array.shape)}"
-            )
-        array = np.nan_to_num(array[None] if array.ndim == 3 else array, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        array = self.checked(sequence, ("bodies", "frames"))
+        array = np.nan_to_num(array, nan=0.0, posinf=np.inf, neginf=-np.inf)
         at = np.arange(array.shape[1], dtype=np.int32)
         bodies = [Body(str(slot), at, joints.astype(np.float32)) for slot, joints in enumerate(array)]
         return Recording(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
+
+    def checked(self, values: Any, axes: tuple[str, ...]) -> np.ndarray:
+        """Numbers [axes, V, 3], of which the first axis, the bodies, may be left out where there is one.
+
+        Raises:
+            DataError: values of another kind or shape.
+        """
+        array, V = np.asarray(values.cpu() if isinstance(values, Tensor) else values), self.layout.num_joints
+        dimensions = len(axes) + 2
+        if (
+            array.ndim not in (dimensions - 1, dimensions)
+            or array.shape[-2:] != (V, 3)
+            or array.dtype.kind not in "fiu"
+        ):
+            one, several = (f"[{', '.join([*names, str(V), '3'])}]" for names in (axes[1:], axes))
+            raise errors.DataError(
+                f"a {'sequence' if 'frames' in axes else 'frame'}: numbers {one} or {several} are expected for layout "
+                f"{self.layout.name}, found {array.dtype} {list(array.shape)}"
+            )
+        return array[None] if array.ndim < dimensions else array
 
     def ranked(self, probabilities: Tensor, top: int) -> Ranking:
         """The ``top`` most probable classes of a row [classes]."""
@@ -179,7 +193,7 @@ class Stream:
         Raises:
             DataError: a frame of another shape.
         """
-        self._window.append(None if frame is None else self._checked(frame))
+        self._window.append(None if frame is None else self.model.checked(frame, ("bodies",)))
         self.frames += 1
         seen = [entry for entry in self._window if entry is not None and np.nan_to_num(entry).any()]
         if self.frames % self.step or not seen:
@@ -192,15 +206,6 @@ class Stream:
         probabilities = self.model.probabilities_of([self.model.recording(array)])[0]
         self._before = smoothed(probabilities, self._before, self.smooth)
         return self.model.ranked(self._before, self.top)
-
-    def _checked(self, frame: Any) -> np.ndarray:
-        array, V = np.asarray(frame.cpu() if isinstance(frame, Tensor) else frame), self.model.layout.num_joints
-        if array.ndim not in (2, 3) or array.shape[-2:] != (V, 3) or array.dtype.kind not in "fiu":
-            raise errors.DataError(
-                f"a frame: numbers [{V}, 3] or [bodies, {V}, 3] are expected for layout {self.model.layout.name}, "
-                f"found {array.dtype} {list(array.shape)}"
-            )
-        return array[None] if array.ndim == 2 else array
 
 
 def smoothed(probabilities: Tensor, before: Tensor | None, smooth: float) -> Tensor:

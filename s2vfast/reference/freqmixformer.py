@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2vfast.reference.infogcn import Conv
+
 UNITS, GROUPS = 4, 8
 
 
@@ -90,20 +92,6 @@ class Spatial(nn.Module):
         gate = torch.sigmoid(self.ChaRef_conv(y.mean((2, 3))[:, None])[:, 0])
         y = y + y * gate[:, :, None, None]
         return F.relu(self.bn(y) + self.down(x))
-
-
-class Conv(nn.Module):
-    """A convolution over time, and a batch norm."""
-
-    def __init__(self, width: int, out: int, kernel: int, stride: int, dilation: int = 1) -> None:
-        super().__init__()
-        padding = (kernel + (kernel - 1) * (dilation - 1) - 1) // 2
-        self.conv = nn.Conv2d(width, out, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
-        self.bn = nn.BatchNorm2d(out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, out, T', V] of x [N, width, T, V]."""
-        return self.bn(self.conv(x))
 
 
 class Trans(nn.Module):

@@ -14,12 +14,13 @@ from s2vfast import cli, errors, presets
 from s2vfast.compat.freqmixformer import from_freqmixformer, to_freqmixformer
 from s2vfast.config import Config
 from s2vfast.data.layout import get_layout
-from s2vfast.data.synth import generate
 from s2vfast.networks import build_network, graph
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.classify import Classify, ClassifyConfig
 from s2vfast.reference import freqmixformer as reference
 from s2vfast.train.trainer import Trainer
+
+from ..calls import call
 
 LAYOUT = get_layout("kinect_v1")
 PLAIN_HEAD = ClassifyConfig(head="linear", dropout=0.0, drop_path=0.0, label_smoothing=0.0)
@@ -156,20 +157,6 @@ def test_presets_have_the_published_size(preset, layout, classes, parameters):
 TINY = (
     "--model.base 40 --model.stages [1,1] --train.batch 4 --train.threads 1 --train.device cpu --optim.lr 0.01".split()
 )
-
-
-def call(capsys, *words):
-    code = cli.main(list(words))
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return printed.out
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("freqmixformer") / "store"
-    generate(path, subjects=2, views=1, repetitions=1)
-    return path
 
 
 def words_of(store, out, steps):

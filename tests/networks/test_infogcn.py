@@ -13,10 +13,11 @@ import torch
 from s2vfast import cli, presets
 from s2vfast.config import Config
 from s2vfast.data.layout import LAYOUTS
-from s2vfast.data.synth import generate
 from s2vfast.errors import ConfigError
 from s2vfast.networks import build_network
 from s2vfast.networks.infogcn import InfoGCN, InfoGCNConfig
+
+from ..calls import call
 
 TINY = "--model.base 8 --model.stages [1,1] --data.frames 8 --data.bodies 2 --train.batch 4 --train.threads 1".split()
 
@@ -103,20 +104,6 @@ def test_the_start_is_a_function_of_the_seed():
     config = Config.from_dict({"model": {"name": "infogcn", "base": 8}, "objective": {"name": "infogcn"}})
     one, two = (build_network(config, LAYOUTS["kinect_v2"]).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def call(capsys, *words):
-    code = cli.main(list(words))
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return printed.out
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("infogcn") / "store"
-    generate(path, subjects=2, views=1, repetitions=1)
-    return path
 
 
 def command(store, out):
