@@ -165,12 +165,12 @@ def words_of(store, out, steps):
 
 
 @pytest.fixture(scope="module")
-def trained(store):
-    assert cli.main(words_of(store, store.parent / "run", 3)) == 0
-    return store.parent / "run"
+def trained(store, runs):
+    assert cli.main(words_of(store, runs / "run", 3)) == 0
+    return runs / "run"
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, store, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, store, runs, monkeypatch):
     step = Trainer.run_step
 
     def until(self):
@@ -181,22 +181,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, store, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "run_step", until)
-        assert cli.main(words_of(store, store.parent / "parts", 3)) == 128 + signal.SIGTERM
-    assert cli.main(["pretrain", "--resume", "--out", str(store.parent / "parts")]) == 0
+        assert cli.main(words_of(store, runs / "parts", 3)) == 128 + signal.SIGTERM
+    assert cli.main(["pretrain", "--resume", "--out", str(runs / "parts")]) == 0
     for name in ("metrics.jsonl", "checkpoints/step-00000003/model.safetensors"):
-        assert (trained / name).read_bytes() == (store.parent / "parts" / name).read_bytes()
+        assert (trained / name).read_bytes() == (runs / "parts" / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one(trained, store):
+def test_two_ranks_are_one(trained, store, runs):
     """Batch norms see the rows of both; losses agree to rounding."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "s2vfast"]
-    command = [sys.executable, *launcher, *words_of(store, store.parent / "ranks", 3)]
+    command = [sys.executable, *launcher, *words_of(store, runs / "ranks", 3)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = (
         [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (trained, store.parent / "ranks")
+        for run in (trained, runs / "ranks")
     )
     assert len(one) == 3
     assert two == pytest.approx(one, rel=1e-4)

@@ -113,9 +113,9 @@ def command(store, out):
 
 
 @pytest.fixture(scope="module")
-def trained(store):
-    assert cli.main(command(store, store.parent / "run")) == 0
-    return store.parent / "run"
+def trained(store, runs):
+    assert cli.main(command(store, runs / "run")) == 0
+    return runs / "run"
 
 
 def lines(run: Path):
@@ -133,9 +133,9 @@ def test_a_run_that_was_cut_off_ends_at_the_same_bytes(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one(store, trained):
+def test_two_ranks_are_one(store, runs, trained):
     """Class means of the discrepancy are those of both ranks' samples."""
-    out = store.parent / "ranks"
+    out = runs / "ranks"
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "s2vfast", *command(store, out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300)
