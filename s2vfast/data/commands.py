@@ -39,6 +39,11 @@ def _add_import(parser: Any) -> None:
         default=0.0,
         help="joints that the detector was less sure of count as not seen",
     )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE|PATTERN",
+        help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
+    )
     _add_out(parser)
 
 
@@ -71,6 +76,7 @@ def _import(options: Any) -> int:
             dtype=options.dtype,
             unit=options.unit,
             min_confidence=options.min_confidence,
+            labels=options.labels,
             overwrite=options.overwrite,
             progress=counter,
         )
