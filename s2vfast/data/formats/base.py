@@ -28,10 +28,6 @@ class BrokenRecording(DataError):
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {reason}")
 
 
-class UnknownLayout(DataError):
-    """The files do not tell which skeleton they hold; the one who imports has to."""
-
-
 Read = Callable[[Any], "list[Sequence | BrokenRecording]"]
 
 
