@@ -1,7 +1,7 @@
 """Zip archives as they were downloaded: what lies in them is read in place, nothing is unpacked to the disk.
 
-A `Member` stands for a file of an archive where readers take a path. An archive is refused as a whole if a name in it is
-absolute or leads out of it, or if its files would become more than their bytes may (`s2vfast.data.limits`).
+A `Member` stands for a file of an archive where readers take a path. An archive is refused as a whole if a name in it
+is absolute or leads out of it, or if its files would become more than their bytes may (`s2vfast.data.limits`).
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ class Member:
         return f"{self.archive}/{self.inside}"
 
 
-Source = Path | Member
+AnyPath = Path | Member
 """What a recording is read from."""
 
 
-def is_archive(path: Source) -> bool:
+def is_archive(path: AnyPath) -> bool:
     """Whether a path is that of a zip archive, by its suffix."""
     return isinstance(path, Path) and path.suffix.lower() == SUFFIX and path.is_file()
 
 
-def is_single(path: Source) -> bool:
+def is_single(path: AnyPath) -> bool:
     """Whether a path is one file to be read: neither a folder nor an archive, nor nothing."""
     return isinstance(path, Member) or (path.is_file() and not is_archive(path))
 
@@ -78,7 +78,7 @@ def members(archive: Path) -> list[Member]:
     return [Member(archive, PurePosixPath(name)) for name in names if not name.startswith("__MACOSX/")]
 
 
-def only_member(path: Source) -> Source:
+def only_member(path: AnyPath) -> AnyPath:
     """The one file of an archive that holds no other, any other path as it is."""
     if isinstance(path, Member) or not is_archive(path):
         return path
@@ -87,7 +87,7 @@ def only_member(path: Source) -> Source:
 
 
 @contextlib.contextmanager
-def open_file(path: Source, limit: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
+def open_file(path: AnyPath, limit: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
     """A plain file or a member, open for reading, and its size in bytes.
 
     Raises:
@@ -109,7 +109,7 @@ def open_file(path: Source, limit: int | None = None) -> Iterator[tuple[BinaryIO
         yield member, info.file_size
 
 
-def read_file(path: Source, limit: int) -> bytes:
+def read_file(path: AnyPath, limit: int) -> bytes:
     """All bytes of a plain file or a member; errors as of `open_file`."""
     with open_file(path, limit) as (file, size):
         content = file.read(size + 1)  # past the end: there a member's checksum is looked at
@@ -118,7 +118,7 @@ def read_file(path: Source, limit: int) -> bytes:
     return content
 
 
-def check_member(info: zipfile.ZipInfo, where: Source | str) -> None:
+def check_member(info: zipfile.ZipInfo, where: AnyPath | str) -> None:
     """Raise NotRead unless a member can be read within its limits."""
     if info.flag_bits & 1:
         raise NotRead(where, "is encrypted; unpack it")
@@ -129,7 +129,7 @@ def check_member(info: zipfile.ZipInfo, where: Source | str) -> None:
 
 
 @contextlib.contextmanager
-def damage(where: Source | str) -> Iterator[None]:
+def damage(where: AnyPath | str) -> Iterator[None]:
     """One line, `NotRead`, for what zipfile and its decompressors raise."""
     try:
         yield

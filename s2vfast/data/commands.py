@@ -11,7 +11,8 @@ from typing import Any
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in ("base", "text")]
+    helpers = {"base", "npy", "poses", "text"}
+    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 

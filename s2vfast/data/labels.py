@@ -5,8 +5,8 @@
     file,class,subject,view,repetition,setup,part
     walk/clip_01.json,walk,anna,1,1,1,train
 
-``file`` (or ``name``) is needed, and one of the others, mostly ``class`` (or ``label``); ``camera`` is view. A column of
-another name is left aside. ``--labels FILE.json`` holds the same as ``{"clip_01.json": "walk"}``,
+``file`` (or ``name``) is needed, and one of the others, mostly ``class`` (or ``label``); ``camera`` is view. A column
+of another name is left aside. ``--labels FILE.json`` holds the same as ``{"clip_01.json": "walk"}``,
 ``{"clip_01.json": {"class": "walk", "subject": 3}}`` or a list of objects with ``file``. A recording is named by its
 place below the folder, or by its file alone where that is enough; the suffix may be left out. An empty class is none.
 

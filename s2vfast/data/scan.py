@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from s2vfast.data.archive import Member, Source, is_archive, is_single, members
+from s2vfast.data.archive import AnyPath, Member, is_archive, is_single, members
 
 _COPY = re.compile(r"(?P<original>.+?)(?: ?\(\d+\)| - Copy(?: \(\d+\))?|[ _-]copy\d*)", re.IGNORECASE)
 _LISTED = 3
 
 
 def scan(
-    src: Source, suffix: str | tuple[str, ...], accept: Callable[[Any], bool] = lambda path: True, first: bool = False
+    src: AnyPath, suffix: str | tuple[str, ...], accept: Callable[[Any], bool] = lambda path: True, first: bool = False
 ) -> tuple[list[Any], list[str]]:
     """The files below a folder, or in a zip archive, that end in a suffix, and what was passed over.
 
@@ -58,7 +58,7 @@ def scan(
     return sorted(paths, key=lambda path: (path.stem, path)), notes
 
 
-def _walk(src: Source, suffix: str | tuple[str, ...]) -> Iterator[Source]:
+def _walk(src: AnyPath, suffix: str | tuple[str, ...]) -> Iterator[AnyPath]:
     """All files with a suffix at or below a folder or in an archive, the folders in order."""
     endings = (suffix,) if isinstance(suffix, str) else suffix
 
@@ -81,7 +81,7 @@ def _walk(src: Source, suffix: str | tuple[str, ...]) -> Iterator[Source]:
                 yield Path(folder, name)
 
 
-def recording_name(path: Source, src: Source) -> str:
+def recording_name(path: AnyPath, src: AnyPath) -> str:
     """What a recording is called: its file's place below ``src``, without the suffix."""
     if path == src:
         return path.stem

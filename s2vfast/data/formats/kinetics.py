@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from s2vfast.data.archive import is_single
 from s2vfast.data.formats import poses
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.layout import Layout, get_layout
@@ -48,7 +49,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         raise DataError(f"{src}: no .json files of Kinetics-skeleton below")
     classes: dict[int, str] = {}
     if labelled:
-        lists = [] if src.is_file() else scan(src, ".json", lambda path: _LIST.fullmatch(path.stem) is not None)[0]
+        lists = [] if is_single(src) else scan(src, ".json", lambda path: _LIST.fullmatch(path.stem) is not None)[0]
         for path in lists:
             _add_classes(classes, _entries(path), path)
         if not lists:

@@ -1,8 +1,8 @@
 """OpenPose's own output: a folder with a .json file a frame, named ``CLIP_000000000012_keypoints.json``.
 
 ``people`` of a file have ``pose_keypoints_2d``, x, y and confidence of 25 joints (BODY_25) or 18 (COCO), and perhaps a
-``person_id``. The files of one CLIP in one folder are one recording; the number is that of the frame, and frames without
-a file are gaps. A keypoint at (0, 0) was not seen.
+``person_id``. The files of one CLIP in one folder are one recording; the number is that of the frame, and frames
+without a file are gaps. A keypoint at (0, 0) was not seen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from s2vfast.data.archive import is_single
 from s2vfast.data.formats import poses
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.layout import Layout, get_layout
@@ -30,7 +31,7 @@ _NAME = re.compile(r"(?P<clip>.*?)_?(?P<frame>\d{1,12})_keypoints")
 
 def detect(src: Path) -> bool:
     """A file named like CLIP_000000000012_keypoints.json, or a folder with one somewhere below."""
-    return _is_frame(src) if src.is_file() else bool(scan(src, ".json", _is_frame, first=True)[0])
+    return _is_frame(src) if is_single(src) else bool(scan(src, ".json", _is_frame, first=True)[0])
 
 
 def _is_frame(path: Path) -> bool:

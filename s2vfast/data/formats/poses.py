@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2vfast.data.archive import AnyPath, is_single, open_file, read_file
 from s2vfast.data.formats.base import BrokenRecording
-from s2vfast.data.limits import MAX_BODIES, MAX_FRAMES, MAX_POSE_BYTES, NotJson, NotRead, describe, open_plain
-from s2vfast.data.limits import parse_json, read_plain
-from s2vfast.data.scan import scan
+from s2vfast.data.limits import MAX_BODIES, MAX_FRAMES, MAX_POSE_BYTES, NotJson, NotRead, describe, parse_json
+from s2vfast.data.scan import recording_name, scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.tracks import Sighting, link
 
@@ -37,10 +35,10 @@ _NUMBERS = {int, float}
 _FRAME_KEYS = ("frame", "frame_index", "frame_id", "frame_idx", "frame_number")
 
 
-def kind_of(path: Path) -> str | None:
+def kind_of(path: AnyPath) -> str | None:
     """The format that the first bytes of a .json file speak for; None where they do not tell."""
     try:
-        with os.fdopen(open_plain(path), "rb") as file:
+        with open_file(path) as (file, _):
             head = file.read(HEAD)
     except (OSError, NotRead):
         return None
@@ -55,45 +53,46 @@ def kind_of(path: Path) -> str | None:
     return None
 
 
-def files_of(src: Path, kind: str) -> tuple[list[Path], list[str]]:
+def files_of(src: AnyPath, kind: str) -> tuple[list[Any], list[str]]:
     """The .json files of a kind at or below ``src``, and what was passed over; as of `s2vfast.data.scan.scan`."""
-    if src.is_file():
+    if is_single(src):
         return [src], []
     strangers: list[str] = []
 
-    def accept(path: Path) -> bool:
+    def accept(path: AnyPath) -> bool:
         accepted = kind_of(path) == kind
         if not accepted:
             strangers.append(path.name)
         return accepted
 
     paths, notes = scan(src, ".json", accept)
+    paths.sort(key=lambda path: recording_name(path, src))
     if strangers:
         listed = ", ".join(sorted(strangers)[:3]) + (", ..." if len(strangers) > 3 else "")
         notes.append(f"{len(strangers)} .json files that are no {kind} recordings left out: {listed}")
     return paths, notes
 
 
-def detects(src: Path, kind: str) -> bool:
+def detects(src: AnyPath, kind: str) -> bool:
     """Whether ``src`` is a .json file of a kind, or a folder with one."""
-    if src.is_file():
+    if is_single(src):
         return src.suffix.lower() == ".json" and kind_of(src) == kind
     return bool(scan(src, ".json", lambda path: kind_of(path) == kind, first=True)[0])
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """The content of a recording's JSON.
 
     Raises:
         BrokenRecording: it is none.
     """
     try:
-        return parse_json(read_plain(path, MAX_POSE_BYTES))
+        return parse_json(read_file(path, MAX_POSE_BYTES))
     except NotJson as error:
         raise BrokenRecording(path.name, f"not JSON: {error}", error.line) from None
 
 
-def first_readable(paths: Iterable[Path], read: Callable[[Path], Any]) -> Any:
+def first_readable(paths: Iterable[Any], read: Callable[[Any], Any]) -> Any:
     """What ``read`` gives of the first file that it gives anything of; None where it is none of them."""
     for path in paths:
         with contextlib.suppress(BrokenRecording, OSError, NotRead):

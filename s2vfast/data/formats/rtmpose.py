@@ -55,7 +55,8 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         raise DataError(f"{src}: nobody in any frame of {files[0].name}{' and the others' if len(files) > 1 else ''}")
     _, joints, width = first.shape
     if layout is None:
-        layout = get_layout(LAYOUT_OF[joints]) if joints in LAYOUT_OF else layout_of_shape(joints, width, where=str(src))
+        named = joints in LAYOUT_OF
+        layout = get_layout(LAYOUT_OF[joints]) if named else layout_of_shape(joints, width, where=str(src))
         notes.append(f"layout {layout.name} taken for {joints} keypoints")
     if joints != layout.num_joints:
         raise DataError(f"{src}: {joints} keypoints, layout {layout.name} has {layout.num_joints} joints")
