@@ -11,7 +11,8 @@ from typing import Any
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in ("base", "text")]
+    helpers = {"base", "npy", "poses", "text"}
+    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -38,6 +39,11 @@ def _add_import(parser: Any) -> None:
         type=float,
         default=0.0,
         help="joints that the detector was less sure of count as not seen",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE|PATTERN",
+        help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
     )
     _add_out(parser)
 
@@ -71,6 +77,7 @@ def _import(options: Any) -> int:
             dtype=options.dtype,
             unit=options.unit,
             min_confidence=options.min_confidence,
+            labels=options.labels,
             overwrite=options.overwrite,
             progress=counter,
         )

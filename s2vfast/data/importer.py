@@ -20,6 +20,7 @@ import numpy as np
 
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
+from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
 from s2vfast.data.store import Body, Sequence, Store
@@ -90,6 +91,7 @@ def import_dataset(
     dtype: str = "float32",
     unit: str | None = None,
     min_confidence: float = 0.0,
+    labels: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
@@ -108,6 +110,8 @@ def import_dataset(
         dtype: of coordinates on disk, "float32" or "float16".
         unit: m, mm, px or normalised; None: the format's, or guessed by the size of bodies, with a note that says why.
         min_confidence: joints that the detector was less sure of were not seen.
+        labels: what recordings show and who they are of: a file, a pattern of names, ``folder`` or ``none``, see
+            `s2vfast.data.labels`. None: the format's own, or the folders, where a format has none.
         overwrite: replace an existing store.
         progress: called with (items done, items) now and then.
 
@@ -135,15 +139,16 @@ def import_dataset(
         source.unit, source.limit = unit, LIMITS[unit]
     elif source.unit_reason:
         source.notes.append(f"unit {source.unit} taken: {source.unit_reason}; --unit says it")
+    labelling = Labelling(labels, source)
 
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
     write_store(
         out,
-        _collect(source, workers, on_error, dropped, about, progress, min_confidence),
+        labelling.apply(_collect(source, workers, on_error, dropped, about, progress, min_confidence), about["notes"]),
         layout=source.layout,
         classes=source.classes,
-        splits=lambda infos: _whole_splits(source.splits(infos), infos, about["notes"]),
+        splits=lambda infos: _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"]),
         source=about,
         dropped=dropped,
         dtype=dtype,
@@ -278,7 +283,7 @@ class _Task:
             except BrokenRecording as error:
                 recordings = [error]
             except NotRead as error:
-                recordings = [BrokenRecording(error.path.name, error.reason)]
+                recordings = [BrokenRecording(Path(str(error.path)).name, error.reason)]
             except OSError as error:
                 file = Path(error.filename or str(item)).name
                 recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
