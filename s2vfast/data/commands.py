@@ -39,6 +39,12 @@ def _add_import(parser: Any) -> None:
         default=0.0,
         help="joints that the detector was less sure of count as not seen",
     )
+    parser.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="names of sequences to leave out, one a line; ntu_missing: NTU RGB+D's official list, the default of its "
+        "own files; none: nothing",
+    )
     _add_out(parser)
 
 
@@ -71,6 +77,7 @@ def _import(options: Any) -> int:
             dtype=options.dtype,
             unit=options.unit,
             min_confidence=options.min_confidence,
+            exclude=options.exclude,
             overwrite=options.overwrite,
             progress=counter,
         )

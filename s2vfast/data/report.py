@@ -179,16 +179,18 @@ def _oddities(source: dict[str, Any]) -> str:
 def _dropped(entries: list[dict[str, Any]]) -> list[str]:
     if not entries:
         return ["dropped: nothing"]
-    broken_entries = [entry for entry in entries if entry.get("kind") == "broken"]
-    lines = [f"dropped: {len(entries):,} sequences or files, {len(broken_entries):,} of them broken"]
-    for entry in entries[:LISTED]:
+    kinds = Counter(entry.get("kind") for entry in entries)
+    excluded = f", {kinds['excluded']:,} named in a list" if kinds["excluded"] else ""
+    lines = [f"dropped: {len(entries):,} sequences or files, {kinds['broken']:,} of them broken{excluded}"]
+    listed = [entry for entry in entries if entry.get("kind") != "excluded"]
+    for entry in listed[:LISTED]:
         location = entry.get("file", entry["name"])
         if "line" in entry:
             location = f"{location}:{entry['line']}"
         if entry["name"] not in location:
             location = f"{entry['name']} ({location})"
         lines.append(f"  {location}: {entry['reason']}")
-    return lines + _more(len(entries))
+    return lines + _more(len(listed))
 
 
 def _more(number: int) -> list[str]:
