@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2vfast.data.limits import printable
-from s2vfast.data.store import HEADER, Store
+from s2vfast.data.splits import describe
+from s2vfast.data.store import HEADER, MADE_SPLITS, Store
 
 if TYPE_CHECKING:
     from s2vfast.data.importer import ImportReport
@@ -44,11 +45,11 @@ def show(store: Store | str | Path) -> str:
         lines.append(_line("oddities", oddities))
     lines += [_line("note", note) for note in source.get("notes", ())]
     lines += ["", "splits"]
-    for split, by_part in store.splits.items():
-        counts = ", ".join(f"{part} {len(ids):,}" for part, ids in by_part.items())
+    for split in store.splits:
+        counts = describe(store, split)
         lost = store.meta["names_missing_from_splits"].get(split, {})
         counts += "".join(f"; {number:,} names of {part} are not in the store" for part, number in lost.items())
-        lines.append(f"  {split:<12}{counts}")
+        lines.append(f"  {split:<12}{counts}{_made(store, split)}")
     lines.append(f"  {'all':<12}train {len(store):,}")
     lines += ["", f"classes ({len(store.classes)})"]
     counts = np.bincount(store.labels[store.labels >= 0], minlength=len(store.classes))
@@ -157,6 +158,15 @@ def main_bodies(store: Store, bodies: int) -> list[str]:
 
 def _confidence(store: Store) -> str:
     return "" if store.confidence is None else f", with confidences (mean {store.confidence.mean(dtype=float):.2f})"
+
+
+def _made(store: Store, split: str) -> str:
+    """How a user made a split; empty for one that was imported."""
+    origin = store.meta.get(MADE_SPLITS, {}).get(split)
+    if origin is None:
+        return ""
+    facts = ", ".join(f"{name} {value}" for name, value in origin.items() if name not in ("by", "parts"))
+    return f"; made by {origin['by']}: {facts}".replace("[", "").replace("]", "")
 
 
 def _people(store: Store) -> str:

@@ -30,6 +30,8 @@ METRICS = "metrics.jsonl"
 THROUGHPUT = "throughput.jsonl"
 IMPORTED = "imported"
 """What run.json calls the file whose weights a run holds, where it was not trained here."""
+SPLIT = "split_sha256"
+"""What run.json calls the hash of its split, where that was made by `s2vfast data split`."""
 FORMAT = 1
 
 
@@ -86,7 +88,7 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
         free = True
         checkpoint.clean(path)
         write_config(path, config)
-        files.write_json(path / RUN, _description(store) | (description or {}))
+        files.write_json(path / RUN, _description(config, store) | (description or {}))
         return claim
     except BaseException as error:
         for name in (RUN, CONFIG, LOCK) if free else ():
@@ -204,6 +206,11 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
             f"(fingerprint {described['store']['fingerprint'][:12]}, this one has {store.fingerprint[:12]}). Name that "
             f"store with --data, or begin another run"
         )
+    if exact and store.split_digest(split := read_config(run_dir).data.split) != described["store"].get(SPLIT):
+        raise errors.CheckpointError(
+            f"{store_path}: its split {split} is not the one that the run {run_dir} began with; make that again with "
+            f"`s2vfast data split`, or begin another run"
+        )
 
 
 def lock(run_dir: str | Path) -> IO:
@@ -314,18 +321,21 @@ def _leftover(name: str) -> bool:
     return name in (CONFIG, LOCK) or name.startswith(files.TEMPORARY)
 
 
-def _description(store: Any) -> dict[str, Any]:
+def _description(config: Config, store: Any) -> dict[str, Any]:
     import numpy
     import torch
 
     import s2vfast
 
+    # Imported weights have no store. Of an imported split the fingerprint says all.
+    digest = None if store.fingerprint is None else store.split_digest(config.data.split)
     return {
         "format": FORMAT,
         "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "store": {
             "path": None if store.path is None else str(Path(store.path).resolve()),
             "fingerprint": store.fingerprint,
+            **({} if digest is None else {SPLIT: digest}),
         },
         "unit": getattr(store, "unit", None),  # imported weights come without recordings
         "layout": store.layout.to_dict(),
