@@ -32,6 +32,10 @@ IMPORTED = "imported"
 """What run.json calls the file whose weights a run holds, where it was not trained here."""
 SPLIT = "split_sha256"
 """What run.json calls the hash of its split, where that was made by `s2vfast data split`."""
+FINETUNE = "finetune"
+"""What run.json calls recipe and source of a fine-tuned run."""
+INIT = "init"
+"""What run.json calls the weights that a run began with, where they were another's (`s2vfast.compat.initial`)."""
 FORMAT = 1
 
 
@@ -182,6 +186,25 @@ def store_path(run_dir: str | Path) -> str:
 def pretrained_on(described: dict[str, Any]) -> dict[str, Any]:
     """What ``run.json`` says that a run's weights are from: a store, or (`IMPORTED`) a published checkpoint."""
     return described.get(IMPORTED) or described["store"]
+
+
+def learned_from(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Which sequences a run's weights have seen: path and fingerprint of a store, split, part, and with labels or not.
+
+    What it began with counts too. Of imported weights, nobody knows.
+    """
+    config, about = read_config(run_dir), read(run_dir)
+    entries = list(about.get(INIT, {}).get("seen", ()))
+    if FINETUNE in about:
+        source = about[FINETUNE]["source"]
+        entries.append({**about["store"], "split": source["split"], "part": source["part"], "labels": True})
+        if (before := source["pretrained_on"]) is not None:
+            entries += before.get("seen", ())
+            entries.append({"part": "train", "labels": False, **before})
+    elif IMPORTED not in about:
+        labels = config.objective_class.needs_labels
+        entries.append({**about["store"], "split": config.data.split, "part": "train", "labels": labels})
+    return [entry for entry in entries if entry.get("fingerprint") is not None]
 
 
 def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: bool) -> None:
