@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import errors
+from s2vfast.compat.namings import NAMINGS
 from s2vfast.compat.published_checkpoint import read_checkpoint
 from s2vfast.compat.reader import read_file
 from s2vfast.config import Config
@@ -66,6 +67,10 @@ def read_initial(
 
 def _of_run(run: Path, new: Config, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     config, about = rundir.read_config(run), rundir.read(run)
+    if config.model.name != new.model.name:
+        raise errors.CheckpointError(
+            f"--init {run}: its network is {config.model.name}, that of the new run is {new.model.name}"
+        )
     notes: list[str] = []
     saved = checkpoint.load_latest(run, log=notes.append, groups=("model",))
     rundir.check_beginning(run, config, saved.meta)
@@ -96,7 +101,7 @@ def _of_file(path: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     facts: dict[str, Any] = {"source": str(path.resolve()), "sha256": hash_file(path), "format": form, "seen": []}
     notes = [f"nobody knows which sequences {path} has learned from: no overlap with a test can be said"]
     holders = [tree, *(tree.get(name) for name in CONTAINERS)] if isinstance(tree, dict) else []
-    for holder in holders:
+    for holder in [] if _is_published(tree) else holders:  # some published names are ours too, with other weights
         named = holder if isinstance(holder, Mapping) else {}
         for prefix in OWN_PREFIXES:
             tensors = {name: value for name, value in _below(named, prefix).items() if isinstance(value, Tensor)}
@@ -104,6 +109,18 @@ def _of_file(path: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
                 return tensors, facts, notes
     published = read_checkpoint(path)
     return published.encoder, facts | {"published": published.naming.name, "role": published.role}, notes
+
+
+def _is_published(tree: Any) -> bool:
+    """Whether a file has parameters by a published naming."""
+    marks = tuple(mark for naming in NAMINGS.values() for mark in naming.marks)
+    waiting = [tree]
+    while waiting:
+        if isinstance(content := waiting.pop(), Mapping):
+            if any(isinstance(name, str) and name.endswith(marks) for name in content):
+                return True
+            waiting.extend(content.values())
+    return False
 
 
 def _below(tensors: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
