@@ -118,6 +118,10 @@ class EvalContext:
         encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
         store, about = open_store(run_dir, store_path), rundir.read(run_dir)
         tuned = about.get(runs.FINETUNE)
+        if untrained and rundir.INIT in about:
+            raise errors.ConfigError(
+                f"--untrained: {run_dir} began from the weights of {about[rundir.INIT]['source']}, which are trained"
+            )
         if untrained and tuned and tuned["source"]["mode"] != "supervised":
             raise errors.ConfigError(
                 f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
@@ -179,7 +183,10 @@ class EvalContext:
         if runs.FINETUNE in about:
             return about[runs.FINETUNE]["source"]["pretrained_on"]
         source = rundir.pretrained_on(about)
-        return source if rundir.IMPORTED in about else source | {"split": self.config.data.split}
+        if rundir.IMPORTED in about:
+            return source
+        seen = about.get(rundir.INIT, {}).get("seen")
+        return source | {"split": self.config.data.split} | ({"seen": seen} if seen else {})
 
     @property
     def transfer(self) -> bool | None:
