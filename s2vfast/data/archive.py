@@ -109,7 +109,13 @@ def open_file(path: AnyPath, limit: int | None = None) -> Iterator[tuple[BinaryI
         yield member, info.file_size
 
 
-def read_file(path: AnyPath, limit: int) -> bytes:
+def file_size(path: AnyPath) -> int:
+    """Bytes of a plain file or a member."""
+    with open_file(path) as (_, size):
+        return size
+
+
+def read_bytes(path: AnyPath, limit: int) -> bytes:
     """All bytes of a plain file or a member; errors as of `open_file`."""
     with open_file(path, limit) as (file, size):
         content = file.read(size + 1)  # past the end: there a member's checksum is looked at

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import s2vfast.errors as errors
-from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.archive import only_member
+from s2vfast.data.formats import FORMATS, array_options, detect_format
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
@@ -33,6 +34,8 @@ def predict(
     *,
     format: str | None = None,
     layout: str | Path | None = None,
+    axes: str | None = None,
+    channels: str | None = None,
     top: int = 5,
     window: int | None = None,
     step: int = 1,
@@ -47,6 +50,8 @@ def predict(
         files: raw files of one of the known formats.
         format: a name in `s2vfast.data.formats.FORMATS`; None: detected for each file.
         layout: name or JSON file of the skeleton, for formats that have none of their own; None: the run's.
+        axes: order of the axes of arrays, as of `s2vfast.data.importer.import_dataset`; likewise ``channels``.
+        channels: numbers of a joint in arrays.
         top: classes a sequence.
         window: frames of a window that slides over each sequence; None: the whole sequence at once.
         step: frames from one window to the next.
@@ -95,7 +100,7 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, model.layout):
+        for entry in _read(Path(file), format, source_layout, model.layout, {"axes": axes, "channels": channels}):
             # The windows of a sequence stay together, as each is smoothed by the one before it.
             waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
             if len(waiting) >= _AT_ONCE:
@@ -170,14 +175,18 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             first = False
 
 
-def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
+def _read(
+    path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, str | None]
+) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""
     try:
-        module = FORMATS[format or detect_format(path)]
+        src = only_member(path)
+        name = format or detect_format(src)
+        said = array_options(name, **options)
         try:
-            source = module.open_source(path, layout, labelled=False)
+            source = FORMATS[name].open_source(src, layout, labelled=False, **said)
         except UnknownLayout:  # the run knows
-            source = module.open_source(path, skeleton, labelled=False)
+            source = FORMATS[name].open_source(src, skeleton, labelled=False, **said)
         if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
