@@ -1,6 +1,5 @@
 """Zips as they were downloaded: read in place, whatever lies in them; what is dangerous in them is refused."""
 
-import io
 import json
 import os
 import pickle
@@ -12,7 +11,7 @@ import pytest
 
 from s2vfast.data.formats import detect_format
 from s2vfast.data.importer import import_dataset
-from s2vfast.data.store import FILES, Store
+from s2vfast.data.store import Store
 from s2vfast.errors import DataError
 
 from .ntu_files import IDS, frames_of, person, skeleton_text
@@ -27,9 +26,10 @@ def zipped(src, path, top="data/", method=zipfile.ZIP_DEFLATED):
     """A folder as an archive, with what macOS adds."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for file in sorted(src.rglob("*")):
-            archive.write(file, top + file.relative_to(src).as_posix())
+            inside = file.relative_to(src)
+            archive.write(file, top + inside.as_posix())
             if file.is_file():
-                archive.writestr(f"__MACOSX/{top}._{file.name}", b"\0")
+                archive.writestr(f"__MACOSX/{top}{inside.with_name(f'._{inside.name}').as_posix()}", b"\0")
     return path
 
 
@@ -104,7 +104,8 @@ def test_an_archive_gives_what_its_folder_gives(tmp_path, make, method, monkeypa
     make(src)
     top = "" if make is mediapipe or make is arrays else "data/"
     path = zipped(src, tmp_path / "src.ZIP", top, method)
-    import_dataset(src, tmp_path / "one")
+    files = [file for file in src.rglob("*") if file.is_file()]
+    import_dataset(files[0] if len(files) == 1 else src, tmp_path / "one")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     import_dataset(path, tmp_path / "two")
@@ -114,7 +115,6 @@ def test_an_archive_gives_what_its_folder_gives(tmp_path, make, method, monkeypa
     assert (one.names, one.classes, one.labels.tolist()) == (names, two.classes, two.labels.tolist())
     for name in ("frames.npy", "frame_index.npy", "splits.json"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
-    assert FILES
 
 
 def test_processes_read_one_archive(tmp_path):
@@ -209,10 +209,7 @@ def test_an_archive_that_changes_is_read_anew(tmp_path):
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
-    buffer = io.BytesIO()
-    with pytest.warns(UserWarning), zipfile.ZipFile(buffer, "w") as out:
-        out.writestr(NAME, GOOD)
-        out.writestr(NAME, GOOD)
-    (tmp_path / "a.zip").write_bytes(buffer.getvalue())
+    path = archive(tmp_path / "a.zip", {NAME: GOOD, NAME.replace("A001", "A002"): GOOD})
+    path.write_bytes(path.read_bytes().replace(b"A002", b"A001"))
     with pytest.raises(DataError, match="two files 'S001C001P001R001A001.skeleton' in it"):
         import_dataset(tmp_path / "a.zip", tmp_path / "store")

@@ -41,7 +41,9 @@ def flat(keypoints):
 RTMPOSE = {
     "MMPose": {
         "meta_info": {},
-                "instance_info": [{"frame_id": i, "instances": [person(k, bbox=[[0, 0, 1, 1]])]} for i, k in enumerate(COCO, 1)],
+        "instance_info": [
+            {"frame_id": number, "instances": [person(k, bbox=[[0, 0, 1, 1]])]} for number, k in enumerate(COCO, 1)
+        ],
     },
     "people alone": [[person(k)] for k in COCO],
     "rtmlib a frame": [{"keypoints": [k.tolist()], "scores": [SCORES.tolist()]} for k in COCO],
@@ -253,8 +255,6 @@ class TestLinks:
         notes = []
         tracks = [dict.fromkeys(range(2 + k % 2), 10.0 * k) for k in range(60)]
         tracks += [{5 + k: 1000.0 * k} for k in range(1, 90)]
-            {5 + k: 1000.0 * k} for k in range(1, 90)
-        ]
         bodies = link(self.frames(*tracks), notes)
         assert len(bodies) == MAX_TRACKS
         assert sum(len(body.frame_index) > 1 for body in bodies) == 60
