@@ -182,11 +182,11 @@ def _read(
     try:
         src = only_member(path)
         name = format or detect_format(src)
-        said = array_options(name, **options)
+        array_layout = array_options(name, **options)
         try:
-            source = FORMATS[name].open_source(src, layout, labelled=False, **said)
+            source = FORMATS[name].open_source(src, layout, labelled=False, **array_layout)
         except UnknownLayout:  # the run knows
-            source = FORMATS[name].open_source(src, skeleton, labelled=False, **said)
+            source = FORMATS[name].open_source(src, skeleton, labelled=False, **array_layout)
         if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "

@@ -68,11 +68,11 @@ def array_options(format: str, **options: str | None) -> dict[str, str]:
     Raises:
         DataError: the format has none of these.
     """
-    said = {name: value for name, value in options.items() if value is not None}
-    for name in said:
+    named = {name: value for name, value in options.items() if value is not None}
+    for name in named:
         if name not in getattr(FORMATS[format], "OPTIONS", ()):
             raise DataError(f"--{name}: format {format} says itself how its numbers are laid out")
-    return said
+    return named
 
 
 def detect_format(src: Path) -> str:

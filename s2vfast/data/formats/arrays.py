@@ -83,7 +83,7 @@ def open_source(
     """All arrays at or below ``src``.
 
     Raises:
-        DataError: nothing there, or a layout or an order of axes that has to be said.
+        DataError: nothing there, or a layout or an order of axes that has to be letters.
     """
     files, notes = scan(src, SUFFIXES, _is_array)
     if not files:
@@ -148,17 +148,19 @@ def _skeleton(
     if array.ndim == 2:
         width = array.shape[1]
         fitting = [
-            (each, said)
+            (each, letters)
             for each in ([layout] if layout is not None else LAYOUTS.values())
-            for said in ([channels] if channels is not None else CHANNELS.values())
-            if each.num_joints * len(said) == width
-            and (layout is not None or (3 if "z" in said else 2) in each.dimensions)
+            for letters in ([channels] if channels is not None else CHANNELS.values())
+            if each.num_joints * len(letters) == width
+            and (layout is not None or (3 if "z" in letters else 2) in each.dimensions)
         ]
         if layout is not None and len(fitting) != 1:
             joints = layout.num_joints
             raise DataError(f"{src}: {width} numbers a frame; layout {layout.name} has {joints} joints of 2, 3 or 4")
         if len(fitting) != 1:
-            listed = " or ".join(f"{each.name} of {said}" for each, said in fitting) or "no known layout has so many"
+            listed = (
+                " or ".join(f"{each.name} of {letters}" for each, letters in fitting) or "no known layout has so many"
+            )
             raise UnknownLayout(f"{src}: {width} numbers a frame ({listed}); say --layout and --channels")
         layout, channels = fitting[0]
         notes.append(f"layout {layout.name} of {channels} taken for {width} numbers a frame")
