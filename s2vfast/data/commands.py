@@ -47,6 +47,12 @@ def _add_import(parser: Any) -> None:
     )
     parser.add_argument("--axes", help="order of the axes of arrays: TVC, MTVC, TMVC; without it from their shapes")
     parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs (s: a score)")
+    parser.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="names of sequences to leave out, one a line; ntu_missing: NTU RGB+D's official list, the default of its "
+        "own files; none: nothing",
+    )
     _add_out(parser)
 
 
@@ -61,6 +67,24 @@ def _add_synth(parser: Any) -> None:
 
 def _add_store(parser: Any) -> None:
     parser.add_argument("store", help="folder of a store")
+
+
+def _add_split(parser: Any) -> None:
+    _add_store(parser)
+    parser.add_argument(
+        "--by",
+        required=True,
+        help="subject, view, setup or repetition: a split for each value, which is the test (leave one out); share: "
+        "a share of every class; file: names",
+    )
+    parser.add_argument(
+        "--test", help="values of the test (3,7); with share a number in (0, 1); with file a FILE of names"
+    )
+    parser.add_argument("--train", metavar="FILE", help="with file: names; without it all that are not in the test")
+    parser.add_argument("--folds", type=int, help="deal the subjects (views ...) out to so many splits")
+    parser.add_argument("--name", help="of the split, or what the names of several begin with")
+    parser.add_argument("--seed", type=int, default=0, help="of share and folds")
+    parser.add_argument("--overwrite", action="store_true", help="replace splits that were made under these names")
 
 
 def _import(options: Any) -> int:
@@ -82,6 +106,7 @@ def _import(options: Any) -> int:
             labels=options.labels,
             axes=options.axes,
             channels=options.channels,
+            exclude=options.exclude,
             overwrite=options.overwrite,
             progress=counter,
         )
@@ -109,6 +134,23 @@ def _synth(options: Any) -> int:
     return 0
 
 
+def _split(options: Any) -> int:
+    from s2vfast.data import splits
+    from s2vfast.data.limits import printable
+    from s2vfast.data.store import Store
+
+    arguments = {name: getattr(options, name) for name in ("test", "train", "folds", "name", "seed")}
+    new_splits = splits.make(Store.open(options.store), options.by, **arguments)
+    splits.keep(options.store, new_splits, options.overwrite)
+    store = Store.open(options.store)
+    for split in new_splits:
+        print(printable(f"split {split.name}: {splits.describe(store, split.name)}"))
+        for note in split.notes:
+            print(printable(f"note: split {split.name}: {note}"))
+    print(f"next: s2vfast pretrain --config own --data {options.store} --data.split {new_splits[0].name} --out RUN")
+    return 0
+
+
 def _check(options: Any) -> int:
     from s2vfast.data import report
 
@@ -126,6 +168,7 @@ def _show(options: Any) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
     "import": ("make a store from a dataset's own files", _import, _add_import),
     "synth": ("make a store of synthetic people", _synth, _add_synth),
+    "split": ("make splits of a store: by subject, by a share of every class, by names", _split, _add_split),
     "check": ("prove a store intact: compare every file with its hash", _check, _add_store),
     "show": ("print what is in a store", _show, _add_store),
 }

@@ -83,7 +83,7 @@ def open_source(
     """All arrays at or below ``src``.
 
     Raises:
-        DataError: nothing there, or a layout or an order of axes that has to be letters.
+        DataError: nothing there, or a layout or an order of axes that has to be named.
     """
     files, notes = scan(src, SUFFIXES, _is_array)
     if not files:

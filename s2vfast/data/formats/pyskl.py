@@ -34,6 +34,7 @@ from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.formats.poses import bodies_of
 from s2vfast.data.layout import Layout, layout_of_shape
 from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
+from s2vfast.data.names import ntu_classes
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.scan import only_folder, scan
 from s2vfast.data.store import Sequence
@@ -233,7 +234,7 @@ def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
             check_text(f"{src}: class name", name)
         return value
     if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
-        return [f"A{label:03d}" for label in range(1, count + 1)]
+        return ntu_classes(count)
     return [f"class {label}" for label in range(count)]
 
 
