@@ -27,7 +27,7 @@ from s2vfast.data.formats.ntu import parse_name
 from s2vfast.data.formats.poses import bodies_of, in_three
 from s2vfast.data.layout import Layout, get_layout, layout_of_shape
 from s2vfast.data.limits import MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_NAME, MAX_SEQUENCES, describe
-from s2vfast.data.names import ntu_codes
+from s2vfast.data.names import ntu_classes
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.scan import only_folder, scan
 from s2vfast.data.store import Sequence
@@ -101,7 +101,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     parts = {part: members for part, members in names.items() if part}
     return Source(
         layout=layout,
-        classes=ntu_codes(count) if from_ntu else [f"class {label}" for label in range(count)],
+        classes=ntu_classes(count) if from_ntu else [f"class {label}" for label in range(count)],
         items=_items(arrays, names, labels),
         total=sum(map(len, names.values())),
         read=partial(read_row, dimensions=dimensions, scored=scored, labelled=labelled),
