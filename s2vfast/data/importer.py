@@ -142,6 +142,8 @@ def import_dataset(
     source = FORMATS[name].open_source(src, layout, **array_options(name, axes=axes, channels=channels))
     if layout is not None and layout != source.layout:
         raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {layout.name}")
+    if source.layout_reason:
+        source.notes.insert(0, f"layout {source.layout.name} taken for {source.layout_reason}")
     if unit is not None:
         check_unit(unit, source.dimensions)
         if not source.unit_reason and unit != source.unit:

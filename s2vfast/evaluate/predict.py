@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import s2vfast.errors as errors
 from s2vfast.data.archive import only_member
 from s2vfast.data.formats import FORMATS, array_options, detect_format
+from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
@@ -100,7 +102,7 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, model.layout, {"axes": axes, "channels": channels}):
+        for entry in _read(Path(file), format, source_layout, model, {"axes": axes, "channels": channels}, log):
             # The windows of a sequence stay together, as each is smoothed by the one before it.
             waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
             if len(waiting) >= _AT_ONCE:
@@ -175,23 +177,42 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             first = False
 
 
-def _read(
+def _open(
     path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, str | None]
+) -> Source:
+    """What a file holds, without labels. Where nothing names its layout it is ``skeleton``, the run's."""
+    src = only_member(path)
+    name = format or detect_format(src)
+    open_source = partial(FORMATS[name].open_source, labelled=False, **array_options(name, **options))
+    try:
+        source: Source = open_source(src, layout)
+    except UnknownLayout:
+        return open_source(src, skeleton)
+    if source.layout_reason and source.layout.num_joints == skeleton.num_joints:
+        return open_source(src, skeleton)
+    return source
+
+
+def _read(
+    path: Path,
+    format: str | None,
+    layout: Layout | None,
+    model: Model,
+    options: dict[str, str | None],
+    log: Callable[[str], object],
 ) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""
     try:
-        src = only_member(path)
-        name = format or detect_format(src)
-        array_layout = array_options(name, **options)
-        try:
-            source = FORMATS[name].open_source(src, layout, labelled=False, **array_layout)
-        except UnknownLayout:  # the run knows
-            source = FORMATS[name].open_source(src, skeleton, labelled=False, **array_layout)
+        skeleton = model.layout
+        source = _open(path, format, layout, skeleton, options)
         if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
                 f"({skeleton.num_joints} joints)"
             )
+        if model.unit is not None and source.unit != model.unit:
+            reason = f" ({source.unit_reason})" if source.unit_reason else ""
+            log(f"{path}: its unit is {source.unit}{reason}, the run was trained on {model.unit}")
         entries = (entry for item in source.items for entry in read_checked(source, item))
         first = list(itertools.islice(entries, 2))
         if not first:

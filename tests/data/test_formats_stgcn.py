@@ -39,7 +39,10 @@ def test_two_pairs_are_a_split(tmp_path, array):
     summary = import_dataset(tmp_path / "src", tmp_path / "store")
     store = Store.open(tmp_path / "store")
     assert store.names[0] == "S001C001P001R002A001"
-    assert (store.labels.tolist(), store.classes) == ([0, 1, 2, 2, 0], ["A001", "A002", "A003"])
+    assert (store.labels.tolist(), store.classes) == (
+        [0, 1, 2, 2, 0],
+        ["drink water", "eat meal/snack", "brushing teeth"],
+    )
     assert (store.subjects.tolist(), store.layout.name, store.unit) == ([1, 2, 3, 5, 6], "kinect_v2", "m")
     assert {part: ids.tolist() for part, ids in store.splits["default"].items()} == {"train": [0, 1, 2], "test": [3, 4]}
     assert store.total_frames.tolist() == [9, 12, 12, 12, 12]

@@ -100,7 +100,8 @@ def open_source(
         axes = _people_axis([array.shape for array in samples if array.ndim == 4], src)
         notes.append(f"axes {axes} taken: one has {PEOPLE} or fewer, the other more")
     first = samples[0]
-    layout, channels = _skeleton(first, layout, axes, channels, src, notes)
+    named = layout
+    layout, channels, layout_reason = _skeleton(first, layout, axes, channels, src)
     arranged = [array for sample in samples if (array := _arranged(sample, layout, axes, channels)) is not None]
     if not arranged:
         raise DataError(f"{src}: {_misfit(first, layout, axes, channels)}")
@@ -109,6 +110,7 @@ def open_source(
     unit, reason = guess_unit((array[..., :dimensions] for array in arranged), dimensions)
     return Source(
         layout=layout,
+        layout_reason="" if layout is named else layout_reason,
         classes=[],
         items=files,
         total=len(files),
@@ -142,9 +144,9 @@ def _people_axis(shapes: list[tuple[int, ...]], src: Path) -> str:
 
 
 def _skeleton(
-    array: np.ndarray, layout: Layout | None, axes: str | None, channels: str | None, src: Path, notes: list[str]
-) -> tuple[Layout, str]:
-    """(layout, channels) of arrays like this one."""
+    array: np.ndarray, layout: Layout | None, axes: str | None, channels: str | None, src: Path
+) -> tuple[Layout, str, str]:
+    """(layout, channels, what the layout was taken for) of arrays like this one."""
     if array.ndim == 2:
         width = array.shape[1]
         fitting = [
@@ -163,8 +165,7 @@ def _skeleton(
             )
             raise UnknownLayout(f"{src}: {width} numbers a frame ({listed}); say --layout and --channels")
         layout, channels = fitting[0]
-        notes.append(f"layout {layout.name} of {channels} taken for {width} numbers a frame")
-        return layout, channels
+        return layout, channels, f"{width} numbers a frame, {channels} of each joint"
     order = _order(array, axes)
     if len(order) != array.ndim:
         raise DataError(f"{src}: arrays {list(array.shape)}, expected 2, 3 or 4 axes, {axes or 'TVC or MTVC'}")
@@ -178,8 +179,7 @@ def _skeleton(
         channels = CHANNELS[width]
     if layout is None:
         layout = layout_of_shape(joints, 3 if "z" in channels else 2, where=str(src))
-        notes.append(f"layout {layout.name} taken for {joints} joints of {channels}")
-    return layout, channels
+    return layout, channels, f"{joints} joints of {channels}"
 
 
 def _check_scores(arrays: list[np.ndarray], channels: str, src: Path) -> None:

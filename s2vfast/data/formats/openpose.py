@@ -70,7 +70,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         unit=unit,
         unit_reason=reason,
         dimensions=2,
-        notes=[*notes, f"layout {LAYOUT_OF[len(first)]} taken for {len(first)} keypoints"],
+        notes=notes,
         names=sorted(recordings),
         labelled=labelled,
     )

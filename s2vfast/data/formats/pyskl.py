@@ -107,11 +107,12 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if first is None:
         raise DataError(f"{src}: no annotation can be used; the first: {_keypoint(annotations[0])}")
     notes: list[str] = []
+    layout_reason = ""
     if layout is None and data.get("layout") is not None:
         layout = Layout.from_dict(data["layout"], where=f"{src}: layout")
     if layout is None:
         layout = layout_of_shape(*first.shape[2:], where=str(src))
-        notes.append(f"layout {layout.name} taken for {first.shape[2]} joints with {first.shape[3]} coordinates")
+        layout_reason = f"{first.shape[2]} joints with {first.shape[3]} coordinates"
     sampled = map(_keypoint, annotations[:: max(1, len(annotations) // 100)])
     unit, unit_reason = guess_unit((array for array in sampled if isinstance(array, np.ndarray)), first.shape[3])
     if first.shape[3] == 2:
@@ -119,6 +120,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     splits, split_notes = _splits(data.get("split"), src) if labelled else ({}, [])
     return Source(
         layout=layout,
+        layout_reason=layout_reason,
         classes=_classes(data.get("classes"), annotations, src) if labelled else [],
         items=sorted(annotations, key=_name),
         total=len(annotations),

@@ -54,15 +54,17 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if first is None:
         raise DataError(f"{src}: nobody in any frame of {files[0].name}{' and the others' if len(files) > 1 else ''}")
     _, joints, width = first.shape
+    layout_reason = ""
     if layout is None:
         named = joints in LAYOUT_OF
         layout = get_layout(LAYOUT_OF[joints]) if named else layout_of_shape(joints, width, where=str(src))
-        notes.append(f"layout {layout.name} taken for {joints} keypoints")
+        layout_reason = f"{joints} keypoints"
     if joints != layout.num_joints:
         raise DataError(f"{src}: {joints} keypoints, layout {layout.name} has {layout.num_joints} joints")
     unit, reason = guess_unit([first], width)
     return Source(
         layout=layout,
+        layout_reason=layout_reason,
         classes=[],
         items=files,
         total=len(files),

@@ -73,9 +73,10 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     _, channels, _, joints, _ = shape
     scored = joints == KINETICS and channels == 3
     dimensions = 2 if scored else channels
+    layout_reason = ""
     if layout is None:
         layout = get_layout("openpose18") if joints == KINETICS else layout_of_shape(joints, dimensions, where=str(src))
-        notes.append(f"layout {layout.name} taken for {joints} joints with {dimensions} coordinates")
+        layout_reason = f"{joints} joints with {dimensions} coordinates"
     if layout.num_joints != joints:
         raise DataError(f"{src}: {joints} joints, layout {layout.name} has {layout.num_joints}")
     names: dict[str, list[str]] = {}
@@ -101,6 +102,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     parts = {part: members for part, members in names.items() if part}
     return Source(
         layout=layout,
+        layout_reason=layout_reason,
         classes=ntu_classes(count) if from_ntu else [f"class {label}" for label in range(count)],
         items=_items(arrays, names, labels),
         total=sum(map(len, names.values())),
