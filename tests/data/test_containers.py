@@ -158,7 +158,7 @@ def test_collected_inputs_and_their_splits(tmp_path, name, options, sequences, s
     assert (report.sequences, report.splits, report.broken) == (sequences, splits, [])
     store = Store.open(tmp_path / "store")
     labels = store.labels.tolist()
-    assert min(labels) == (1 if name.startswith("u_") else 9 if name.startswith("l_") else 0)
+    assert min(labels) == (1 if name.startswith("u_") else 7 if name.startswith("l_") else 0)
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the collected inputs are not on this machine")
