@@ -82,6 +82,12 @@ def _walk(src: AnyPath, suffix: str | tuple[str, ...]) -> Iterator[AnyPath]:
                 yield Path(folder, name)
 
 
+def original_stem(path: AnyPath) -> str:
+    """A file's name without its suffix and without what a copy's name has after the original's."""
+    match = _COPY.fullmatch(path.stem)
+    return match["original"] if match else path.stem
+
+
 def only_folder(paths: list[Any], src: AnyPath) -> None:
     """Refuse files that lie in several folders, each of which would be a dataset.
 

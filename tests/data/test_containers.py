@@ -1,6 +1,7 @@
 """What people bring is read, or refused by one line that says what to do: folders, pickles, labels."""
 
 import collections
+import json
 import os
 import pickle
 from pathlib import Path
@@ -102,6 +103,41 @@ def test_links_copies_and_suffixes_of_a_folder(tmp_path):
     assert [path.name for path in paths] == ["a.SKEL", "b.skel", "c (1).skel"]
     assert notes[0] == "2 copies beside their originals left out: a (1).skel, a_copy.skel"
     assert notes[1] == "1 files of macOS left out: ._a.skel"
+
+
+def numbers(view):
+    rows = np.random.default_rng(view).uniform(0.1, 2, (9, 150))
+    return "\n".join(" ".join(f"{x:.5f}" for x in row) for row in rows)
+
+
+def test_every_text_format_walks_in_that_way(tmp_path):
+    """PKU-MMD and NW-UCLA, behind a link that leads in a circle, with suffixes in capitals and copies."""
+    src, other = tmp_path / "src", tmp_path / "other"
+    for folder in (src / "pku", other):
+        folder.mkdir(parents=True)
+    (src / "pku" / "link").symlink_to(other)
+    (other / "loop").symlink_to(src / "pku")
+    (src / "pku" / "labels").mkdir()
+    for view, letter in enumerate("LMR"):
+        name = "0002-M (1).txt" if letter == "M" else f"0002-{letter}.TXT"
+        (other / name).write_text(numbers(view))
+        (src / "pku" / "labels" / f"0002-{letter}.txt").write_text("3,1,7,2\n")
+    (other / "0002-L (1).txt").write_text(numbers(0))
+    (other / "._0002-L.txt").write_text("")
+    report = import_dataset(src / "pku", tmp_path / "pku")
+    assert Store.open(tmp_path / "pku").names == ["0002-L.001", "0002-M.001", "0002-R.001"]
+    assert report.notes[:2] == [
+        "1 copies beside their originals left out: 0002-L (1).txt",
+        "1 files of macOS left out: ._0002-L.txt",
+    ]
+    for name in ("a01_s01_e00_v01.JSON", "a01_s01_e00_v01_copy.json", "a01_s01_e00_v02 (1).json"):
+        stem = name[:15]
+        body = np.random.default_rng(0).uniform(0.1, 1, (3, 20, 3)).tolist()
+        (src / name).write_text(json.dumps({"file_name": stem, "label": 1, "skeletons": body}))
+    report = import_dataset(src, tmp_path / "ucla", format="nwucla")
+    store = Store.open(tmp_path / "ucla")
+    assert (store.labels.tolist(), store.views.tolist()) == ([0, 0], [1, 2])
+    assert "1 copies beside their originals left out: a01_s01_e00_v01_copy.json" in report.notes
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the collected inputs are not on this machine")

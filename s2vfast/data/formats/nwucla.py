@@ -22,7 +22,7 @@ from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.poses import kind_of
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_TEXT_BYTES, NotJson, describe, parse_json
-from s2vfast.data.scan import scan
+from s2vfast.data.scan import original_stem, scan
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -71,7 +71,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
 
 
 def _is_named(path: Path) -> bool:
-    return _NAME.fullmatch(path.stem) is not None
+    return _NAME.fullmatch(original_stem(path)) is not None
 
 
 def splits(infos: list[SequenceInfo]) -> Splits:
@@ -90,7 +90,7 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     Raises:
         BrokenRecording: not such a file, or a label that does not fit its name.
     """
-    name = _NAME.fullmatch(path.stem)
+    name = _NAME.fullmatch(original_stem(path))
     labelled = labelled and name is not None
     try:
         data = parse_json(read_bytes(path, MAX_TEXT_BYTES))
@@ -108,7 +108,7 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
 def _labels(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, int]:
     """What the name and the label say: label, subject, view and repetition."""
     action, performer, repetition, camera = map(int, name.groups())
-    if data["file_name"] not in (path.stem, path.name):
+    if data["file_name"] not in (path.stem, path.name, original_stem(path)):
         raise BrokenRecording(path.name, f"file_name inside is {describe(data['file_name'])}")
     label, actions = data["label"], list(ACTIONS)
     if type(label) is not int or not 1 <= label <= len(actions) or actions[label - 1] != action:

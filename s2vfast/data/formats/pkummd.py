@@ -25,7 +25,7 @@ from s2vfast.data.formats.text import BYTE_ORDER_MARK, parse_pkummd, split_lines
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_LIST_BYTES, MAX_TEXT_BYTES
 from s2vfast.data.names import shipped_names
-from s2vfast.data.scan import scan
+from s2vfast.data.scan import original_stem, scan
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -42,7 +42,7 @@ def detect(src: Path) -> bool:
 
 
 def _is_named(path: AnyPath) -> bool:
-    return path.suffix.lower() == ".txt" and _NAME.fullmatch(path.stem) is not None
+    return path.suffix.lower() == ".txt" and _NAME.fullmatch(original_stem(path)) is not None
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -65,11 +65,13 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
             empty.append(path)
             continue
         files = labels if b"," in first else skeletons
-        if path.stem in files:
-            raise DataError(f"{path}: a second file of this name and kind, the first is {files[path.stem]}")
-        files[path.stem] = path
+        stem = original_stem(path)
+        if stem in files:
+            raise DataError(f"{path}: a second file of this name and kind, the first is {files[stem]}")
+        files[stem] = path
     for path in empty:  # without a line to tell which kind it is, it stands for the kind that is missing
-        (skeletons if path.stem not in skeletons else labels).setdefault(path.stem, path)
+        stem = original_stem(path)
+        (skeletons if stem not in skeletons else labels).setdefault(stem, path)
     if not skeletons:
         raise DataError(f"{src}: no skeleton files named like 0002-L.txt below")
     lists = {key: _find_list(src, file) for key, file in (("xsub", "cross-subject.txt"), ("xview", "cross-view.txt"))}
@@ -146,12 +148,12 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
         raise BrokenRecording(path.name, "no label file of this name")
     frames = parse_pkummd(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)  # [F, 2, V, 3]
     if label_path is None:
-        return [_action(path, path.stem, frames, 0, len(frames))]
+        return [_action(path, original_stem(path), frames, 0, len(frames))]
     sequences: list[Sequence | BrokenRecording] = []
     for number, line in enumerate(split_lines(read_bytes(label_path, MAX_TEXT_BYTES), label_path.name), start=1):
         if not line.strip():
             continue
-        name = f"{path.stem}.{number:03d}"
+        name = f"{original_stem(path)}.{number:03d}"
         try:
             label, start, stop, notes = _label(line, label_path, number, len(frames), labelled)
             sequence = _action(path, name, frames, start, stop)
@@ -161,7 +163,7 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
             continue
         sequence.label, sequence.notes = label, notes
         if labelled:
-            performer, camera = _NAME.fullmatch(path.stem).groups()
+            performer, camera = _NAME.fullmatch(original_stem(path)).groups()
             sequence.subject, sequence.view = int(performer) if performer else -1, VIEWS[camera]
         sequences.append(sequence)
     return sequences

@@ -6,7 +6,6 @@ become bodies by the importer's one rule.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -92,13 +91,22 @@ def read_json(path: AnyPath) -> Any:
         raise BrokenRecording(path.name, f"not JSON: {error}", error.line) from None
 
 
-def first_readable(paths: Iterable[Any], read: Callable[[Any], Any]) -> Any:
-    """What ``read`` gives of the first file that it gives anything of; None where it is none of them."""
+def first_readable(paths: Iterable[Any], read: Callable[[Any], Any]) -> tuple[Any, str]:
+    """(what ``read`` gives of the first file of which it gives anything, ""), or (None, why not of the first file)."""
+    reason = ""
     for path in paths:
-        with contextlib.suppress(BrokenRecording, OSError, NotRead):
-            if (value := read(path)) is not None:
-                return value
-    return None
+        value, why_not = _attempt(path, read)
+        if value is not None:
+            return value, ""
+        reason = reason or why_not
+    return None, reason
+
+
+def _attempt(path: AnyPath, read: Callable[[Any], Any]) -> tuple[Any, str]:
+    try:
+        return read(path), f"{path.name}: nobody in any frame"
+    except (BrokenRecording, NotRead, OSError) as error:
+        return None, str(error)
 
 
 def frames_in(data: Any, file: str, keys: tuple[str, ...]) -> list[Any]:

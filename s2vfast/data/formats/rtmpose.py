@@ -50,9 +50,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     files, notes = poses.files_of(src, "rtmpose")
     if not files:
         raise DataError(f"{src}: no .json files with RTMPose's keypoints below")
-    first = poses.first_readable(files, _first)
+    first, reason = poses.first_readable(files, _first)
     if first is None:
-        raise DataError(f"{src}: nobody in any frame of {files[0].name}{' and the others' if len(files) > 1 else ''}")
+        raise DataError(f"{src}: nobody in any of {len(files):,} recordings; the first: {reason}")
     _, joints, width = first.shape
     layout_reason = ""
     if layout is None:
