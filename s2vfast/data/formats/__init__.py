@@ -44,6 +44,8 @@ FORMATS: dict[str, ModuleType] = {
     for module in (ntu, pyskl, ctrgcn, nwucla, pkummd, stgcn, kinetics, mediapipe, rtmpose, openpose, arrays)
 }
 """Modules by the name that ``--format`` takes."""
+BUILT_IN = tuple(FORMATS)
+"""Names of the formats of the package. Those that are added are asked first: they know their files better."""
 
 __all__ = ["FORMATS", "BrokenRecording", "Source", "detect_format", "register_format"]
 
@@ -83,7 +85,9 @@ def detect_format(src: Path) -> str:
     """
     if isinstance(src, Path) and not src.exists():
         raise DataError(f"{src}: no such file or folder")
-    matches = [name for name, module in FORMATS.items() if module.detect(src)]
+    added = [name for name in FORMATS if name not in BUILT_IN]
+    matches = [name for name in added if FORMATS[name].detect(src)]
+    matches = matches or [name for name in BUILT_IN if FORMATS[name].detect(src)]
     if len(matches) == 1:
         return matches[0]
     if matches:
