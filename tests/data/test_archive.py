@@ -147,11 +147,12 @@ def archive(path, files, **options):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("../x.skeleton", "refused: '../x.skeleton' in it is absolute or leads out of the archive"),
-        ("/etc/x.skeleton", "in it is absolute or leads out of the archive"),
-        ("a/../../x.skeleton", "in it is absolute or leads out of the archive"),
-        ("C:/x.skeleton", "in it is absolute or leads out of the archive"),
-        ("..\\x.skeleton", "in it is absolute or leads out of the archive"),
+        ("../x.skeleton", "refused: '../x.skeleton' in it is no name, absolute or leads out of the archive"),
+        ("/etc/x.skeleton", "in it is no name, absolute or leads out of the archive"),
+        ("a/../../x.skeleton", "in it is no name, absolute or leads out of the archive"),
+        ("C:/x.skeleton", "in it is no name, absolute or leads out of the archive"),
+        (".", "'.' in it is no name"),
+        ("..\\x.skeleton", "in it is no name, absolute or leads out of the archive"),
     ],
 )
 def test_names_that_lead_out_are_refused(tmp_path, name, message):
