@@ -306,7 +306,8 @@ def _add_sections(parser: argparse.ArgumentParser) -> None:
 def _pretrain(options: Any) -> int:
     from s2vfast import presets
     from s2vfast.config import Config
-    from s2vfast.train import rundir
+    from s2vfast.data.store import Store
+    from s2vfast.train import own_preset, rundir
     from s2vfast.train.loop import train
     from s2vfast.train.progress import duration
 
@@ -324,6 +325,11 @@ def _pretrain(options: Any) -> int:
             print(f"--config {options.config} is left aside: --resume takes {options.out}/{rundir.CONFIG}")
     elif options.config is None:
         raise errors.ConfigError(f"--config: needed, a YAML file or one of {', '.join(presets.names())}")
+    elif options.config == own_preset.NAME and options.store:
+        tree, reasons = own_preset.tree(Store.open(options.store), settings.get("data", {}).get("split"))
+        if torchrun.is_main_process():
+            print("\n".join(f"# own: {reason}" for reason in reasons))
+        tree = presets.with_names(tree, objective=objective)
     else:
         tree = presets.read_for(options.config, objective)
     tree = presets.with_names(tree, objective=objective, model=network)
