@@ -11,7 +11,8 @@ from typing import Any
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in ("base", "text")]
+    helpers = {"base", "npy", "poses", "text"}
+    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -44,6 +45,11 @@ def _add_import(parser: Any) -> None:
         metavar="FILE",
         help="names of sequences to leave out, one a line; ntu_missing: NTU RGB+D's official list, the default of its "
         "own files; none: nothing",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE|PATTERN",
+        help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
     )
     _add_out(parser)
 
@@ -96,6 +102,7 @@ def _import(options: Any) -> int:
             unit=options.unit,
             min_confidence=options.min_confidence,
             exclude=options.exclude,
+            labels=options.labels,
             overwrite=options.overwrite,
             progress=counter,
         )

@@ -20,6 +20,7 @@ import numpy as np
 
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
+from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
 from s2vfast.data.names import Exclusion, exclusion, key
@@ -92,6 +93,7 @@ def import_dataset(
     unit: str | None = None,
     min_confidence: float = 0.0,
     exclude: str | Path | None = None,
+    labels: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
@@ -112,6 +114,8 @@ def import_dataset(
         min_confidence: joints that the detector was less sure of were not seen.
         exclude: sequences to leave out: a file of names, one a line, a list of `s2vfast.data.names`, or "none"; None:
             the format's own list.
+        labels: what recordings show and who they are of: a file, a pattern of names, ``folder`` or ``none``, see
+            `s2vfast.data.labels`. None: the format's own, or the folders, where a format has none.
         overwrite: replace an existing store.
         progress: called with (items done, items) now and then.
 
@@ -139,16 +143,19 @@ def import_dataset(
         source.unit, source.limit = unit, LIMITS[unit]
     elif source.unit_reason:
         source.notes.append(f"unit {source.unit} taken: {source.unit_reason}; --unit says it")
+    labelling = Labelling(labels, source)
 
     excluded = exclusion(exclude, source.exclude)
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
     write_store(
         out,
-        _collect(source, workers, on_error, dropped, about, progress, min_confidence, excluded),
+        labelling.apply(
+            _collect(source, workers, on_error, dropped, about, progress, min_confidence, excluded), about["notes"]
+        ),
         layout=source.layout,
         classes=source.classes,
-        splits=lambda infos: _whole_splits(source.splits(infos), infos, about["notes"]),
+        splits=lambda infos: _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"]),
         source=about,
         dropped=dropped,
         dtype=dtype,
@@ -292,7 +299,7 @@ class _Task:
             except BrokenRecording as error:
                 recordings = [error]
             except NotRead as error:
-                recordings = [BrokenRecording(error.path.name, error.reason)]
+                recordings = [BrokenRecording(Path(str(error.path)).name, error.reason)]
             except OSError as error:
                 file = Path(error.filename or str(item)).name
                 recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
