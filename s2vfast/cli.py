@@ -319,6 +319,8 @@ def _pretrain(options: Any) -> int:
     if named not in (None, objective):
         raise errors.ConfigError(f"--objective {objective} and --objective.name {named}: give one of them")
     network = settings.get("model", {}).get("name")
+    if options.resume and options.out is None:
+        raise errors.ConfigError("--out: needed with --resume, the folder of the run to go on with")
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
         if options.config is not None and torchrun.is_main_process():
