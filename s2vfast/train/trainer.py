@@ -313,8 +313,8 @@ def length_notes(config: Config, steps_per_epoch: int) -> list[str]:
         notes.append(f"train.min_steps {train.min_steps} makes {epochs:.4g} epochs of train.epochs {train.epochs:g}")
     if optim.warmup_epochs and warmup >= total:
         notes.append(
-            f"warning: optim.warmup_epochs {optim.warmup_epochs:g} last as long as the run or longer ({total} steps): it "
-            f"never goes on from the rate optim.lr {optim.lr:g}, to which it warms up"
+            f"warning: optim.warmup_epochs {optim.warmup_epochs:g} last as long as the run or longer ({total} steps), "
+            f"which ends before it goes on from the rate optim.lr {optim.lr:g}"
         )
     return notes
 
