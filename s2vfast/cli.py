@@ -371,8 +371,11 @@ def _pretrain(options: Any) -> int:
         )
     from s2vfast.evaluate import finetune
 
-    protocol = "classify" if finetune.has_classes(config) else "linear"
-    print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
+    if rundir.read(options.out)["classes"]:
+        protocol = "classify" if finetune.has_classes(config) else "linear"
+        print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
+    else:  # there are no labels to measure with
+        print(f"next: s2vfast embed {options.out} --out features.npz")
     return 0
 
 
