@@ -41,15 +41,15 @@ def _add_import(parser: Any) -> None:
         help="joints that the detector was less sure of count as not seen",
     )
     parser.add_argument(
+        "--labels",
+        metavar="FILE|PATTERN",
+        help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
+    )
+    parser.add_argument(
         "--exclude",
         metavar="FILE",
         help="names of sequences to leave out, one a line; ntu_missing: NTU RGB+D's official list, the default of its "
         "own files; none: nothing",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="FILE|PATTERN",
-        help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
     )
     _add_out(parser)
 
@@ -101,8 +101,8 @@ def _import(options: Any) -> int:
             dtype=options.dtype,
             unit=options.unit,
             min_confidence=options.min_confidence,
-            exclude=options.exclude,
             labels=options.labels,
+            exclude=options.exclude,
             overwrite=options.overwrite,
             progress=counter,
         )

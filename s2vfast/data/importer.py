@@ -92,8 +92,8 @@ def import_dataset(
     dtype: str = "float32",
     unit: str | None = None,
     min_confidence: float = 0.0,
-    exclude: str | Path | None = None,
     labels: str | Path | None = None,
+    exclude: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
@@ -112,10 +112,10 @@ def import_dataset(
         dtype: of coordinates on disk, "float32" or "float16".
         unit: m, mm, px or normalised; None: the format's, or guessed by the size of bodies, with a note that says why.
         min_confidence: joints that the detector was less sure of were not seen.
-        exclude: sequences to leave out: a file of names, one a line, a list of `s2vfast.data.names`, or "none"; None:
-            the format's own list.
         labels: what recordings show and who they are of: a file, a pattern of names, ``folder`` or ``none``, see
             `s2vfast.data.labels`. None: the format's own, or the folders, where a format has none.
+        exclude: sequences to leave out: a file of names, one a line, a list of `s2vfast.data.names`, or "none"; None:
+            the format's own list.
         overwrite: replace an existing store.
         progress: called with (items done, items) now and then.
 

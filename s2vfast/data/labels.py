@@ -59,19 +59,19 @@ class Labelling:
     """Labels of a dataset's recordings, as one call of the importer was told.
 
     Args:
-        said: a file, a pattern, ``folder``, ``none``, or None.
+        option: a file, a pattern, ``folder``, ``none``, or None.
         source: the dataset; its classes and notes are changed.
 
     Raises:
         DataError: a file that cannot be read, a pattern that fits no name, a format with labels of its own.
     """
 
-    def __init__(self, said: str | Path | None, source: Source) -> None:
+    def __init__(self, option: str | Path | None, source: Source) -> None:
         self.entries: dict[str, Entry] | None = None
         self.parts: dict[str, list[str]] = {}
         self.unnamed = 0
         self.from_file = False
-        text = None if said is None else str(said)
+        text = None if option is None else str(option)
         if text is None and source.names is None:
             return  # the format's own
         if text == "none":

@@ -26,10 +26,10 @@ MAX_LINES = 4_000_000
 """Of one text file."""
 MAX_LIST_BYTES = 2**20
 """Of a layout, and of a list of recordings."""
-MAX_NAMES_BYTES = 256 * 2**20
-"""Of a list of names, which may name every sequence of a dataset."""
 MAX_LABELS_BYTES = 64 * 2**20
 """Of a file of labels: a line for each of 500,000 recordings."""
+MAX_NAMES_BYTES = 256 * 2**20
+"""Of a list of names, which may name every sequence of a dataset."""
 MAX_JSON_BYTES = 2**30
 """Of one JSON file of a store."""
 MAX_FRAMES = 1_000_000

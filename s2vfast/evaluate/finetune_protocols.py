@@ -86,8 +86,8 @@ def tuned(
 def _heading(mode: str, sequences: int, labels: dict[str, Any] | None, seed: int | None, folder: Path) -> str:
     """What is trained next, where several trainings follow each other."""
     what = "fine-tuning" if mode == "finetune" else "training from scratch"
-    share = f", list {labels['number'] + 1} of {labels['percent']:g} % of the labels" if labels else ""
-    return f"{what} on {sequences:,} sequences{share}{'' if seed is None else f', seed {seed}'}: {folder}"
+    subset = f", list {labels['number'] + 1} of {labels['percent']:g} % of the labels" if labels else ""
+    return f"{what} on {sequences:,} sequences{subset}{'' if seed is None else f', seed {seed}'}: {folder}"
 
 
 def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
