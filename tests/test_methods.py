@@ -17,15 +17,18 @@ from .calls import call
 
 STEPS = 6
 COMMON = (
-    f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.frames 16 --data.bodies 2 --optim.warmup_epochs 0 "
+    f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.bodies 2 --optim.warmup_epochs 0 "
     "--checkpoint.every 2 --train.log_every 1 --train.threads 1 --train.device cpu"
 )
 METHODS = {
     "skeattnclr": "--config nwucla_skeattnclr --model.channels [8,8,16] --model.strides [1,2,2] --model.dropout 0.5 "
-    "--objective.queue 16 --objective.dim 8 --objective.hidden 16",
+    "--data.frames 16 --objective.queue 16 --objective.dim 8 --objective.hidden 16",
+    "hitrs": "--config nwucla_hitrs --model.width 4 --model.depth 1 --model.heads 2 --model.head_width 4 "
+    "--model.dropout 0.2",
 }
 STATE = {
-    "skeattnclr": {"student.queue_z", "student.oldest", "key_encoder.norm.running_mean", "key_projector.fc1.weight"}
+    "skeattnclr": {"student.queue_z", "student.oldest", "key_encoder.norm.running_mean", "key_projector.fc1.weight"},
+    "hitrs": {"student.encoder.clip_token", "student.pose_head.weight", "student.future_head.weight"},
 }
 
 
