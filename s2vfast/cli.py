@@ -273,6 +273,11 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", metavar="NAME", help=text)
     parser.add_argument("--data", "--store", dest="store", metavar="STORE", help="folder of a store")
     parser.add_argument("--out", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--init",
+        metavar="RUN|FILE",
+        help="begin with the encoder of a run, or of a .pth or .safetensors file; its sections data and model must fit",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard to RUN/tensorboard")
     parser.add_argument(
@@ -331,6 +336,13 @@ def _pretrain(options: Any) -> int:
             raise errors.ConfigError(f"{name}: needed")
     if options.profile is not None and options.profile < 1:
         raise errors.ConfigError(f"--profile: {options.profile}; 1 step or more is expected")
+    init = None
+    if options.init is not None:
+        from s2vfast.compat.initial import read_initial
+
+        init = functools.partial(read_initial, options.init)
+        if resumed and torchrun.is_main_process():
+            print(f"--init {options.init} is left aside: --resume goes on with the weights that the run has saved")
     summary = train(
         config,
         options.store,
@@ -338,6 +350,7 @@ def _pretrain(options: Any) -> int:
         resume=resume,
         tensorboard=options.tensorboard,
         profile=options.profile,
+        init=init,
     )
     if summary.signal is not None:
         return 128 + summary.signal

@@ -14,7 +14,7 @@ from s2vfast import errors, files, presets
 from s2vfast.compat import report
 from s2vfast.compat.published_checkpoint import PublishedCheckpoint, read_checkpoint
 from s2vfast.config import Config
-from s2vfast.data.layout import LAYOUTS, Layout, get_layout
+from s2vfast.data.layout import Layout, get_layout, layout_of_shape
 from s2vfast.data.store import Store
 from s2vfast.objectives import build_objective
 from s2vfast.train import checkpoint, rundir
@@ -121,13 +121,7 @@ def _home(weights: PublishedCheckpoint, store: str | Path | None, layout: str | 
         where = _NoStore(get_layout(layout))
         name = f"--layout {layout}"
     else:
-        fitting = [candidate for candidate in LAYOUTS.values() if candidate.num_joints == joints]
-        if len(fitting) != 1:
-            raise errors.ConfigError(
-                f"--layout: needed, as no known skeleton has the {joints} joints of {source}; name a JSON file, or a "
-                f"store with --data"
-            )
-        return _NoStore(fitting[0])
+        return _NoStore(layout_of_shape(joints, 3, f"{weights.path}: {source}"))
     if where.layout.num_joints != joints:
         raise errors.CheckpointError(
             f"{weights.path}: {source} is of {joints} joints; {name} has {where.layout.num_joints} "

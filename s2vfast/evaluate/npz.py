@@ -38,7 +38,7 @@ def embed(
         store_path: a store of the run's layout.
         out: the file.
         split: named split, of which all parts are written; None: every sequence of the store.
-        pool: as in `s2vfast.evaluate.evaluate`; so are untrained, clips, device, progress and log.
+        pool: as in `s2vfast.evaluate.context.EvalContext.open`; so are untrained, clips, device and log.
         untrained: the weights that the run started from.
         clips: sequences at a time.
         device: auto, cpu, cuda or cuda:N.

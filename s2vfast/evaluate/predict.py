@@ -17,9 +17,8 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.formats import FORMATS, detect_format
-from s2vfast.data.formats.base import UnknownLayout
 from s2vfast.data.importer import read_checked
-from s2vfast.data.layout import Layout, get_layout
+from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed

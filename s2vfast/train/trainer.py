@@ -200,6 +200,9 @@ class Trainer:
         slot = step % (self.lag + 2)
         self._inputs[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
         self.step_fn.inputs.copy_(self._inputs[slot], non_blocking=True)
+        # Nothing of ours draws from PyTorch's own generators; dropout of somebody's network may, and goes on after a
+        # resume as it would have.
+        torch.manual_seed((self.config.train.seed << 32 ^ step << 12 ^ self.ranks.rank) % 2**63)
         impl = self.config.train.impl
         with contextlib.nullcontext() if impl == "auto" else ops.use_impl(impl, everywhere=False):
             self._advance(batch.micro_batches)

@@ -90,13 +90,14 @@ def body_count(store: Store, config: Config, index: int) -> int:
     return min(here, config.data.bodies, BODIES)
 
 
-def seen_in(coordinates: np.ndarray, root: int) -> np.ndarray:
+def seen_in(coordinates: np.ndarray, root: tuple[int, ...]) -> np.ndarray:
     """Which joints of clips [..., V, 3] were seen: bool [..., V].
 
-    Zeros are a joint that was not; but where clips are centred on it, the root is at zero and there.
+    Zeros are a joint that was not; but where clips are centred on one, that is at zero and there.
     """
     seen = (coordinates != 0).any(-1)
-    seen[..., root] |= seen.any(-1)
+    if len(root) == 1:  # the mean of several is at zero where none of them is
+        seen[..., root[0]] |= seen.any(-1)
     return seen
 
 

@@ -115,7 +115,7 @@ def test_no_reader_raises_but_data_errors(tmp_path, name):
 
 
 def test_layouts_raise_but_data_errors(tmp_path):
-    rng, data = np.random.default_rng(0), json.dumps(LAYOUTS["coco"].to_dict()).encode()
+    rng, data = np.random.default_rng(0), json.dumps(LAYOUTS["coco17"].to_dict()).encode()
     for _ in range(ROUNDS):
         (tmp_path / "l.json").write_bytes(mutated(data, rng))
         with contextlib.suppress(DataError):

@@ -29,7 +29,7 @@ def clips(joints=25, tracks=3):
     return torch.randn(tracks, 16, joints, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("layout", ["kinect_v1", "coco", chain(7)], ids=str)
+@pytest.mark.parametrize("layout", ["kinect_v1", "coco17", chain(7)], ids=str)
 def test_any_skeleton_has_tokens(layout):
     encoder = network(layout)
     joints = encoder.grid[1]

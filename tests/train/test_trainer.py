@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,34 @@ def test_state_and_load_continue_bitwise(make):
     other.load(saved, meta)
     assert [other.run_step().loss for _ in range(4)] == rest
     assert equal(other.state(), whole.state())
+
+
+def test_draws_of_torch_go_on_after_a_resume(make):
+    """As those of a foreign network's nn.Dropout: whatever has been drawn before, in this process or another."""
+
+    draws = []
+
+    def noisy(trainer):
+        loss = trainer.step_fn._loss
+
+        def drawn(*inputs):
+            draws.append(torch.rand(()))
+            output = loss(*inputs)
+            return replace(output, loss=output.loss * draws[-1])
+
+        trainer.step_fn._loss = drawn
+        return trainer
+
+    whole = noisy(make())
+    for _ in range(3):
+        whole.run_step()
+    saved, meta = copy_of(whole), whole.meta()
+    losses = [whole.run_step().loss for _ in range(3)]
+    other = noisy(make())
+    other.load(saved, meta)
+    torch.rand(7)
+    assert [other.run_step().loss for _ in range(3)] == losses
+    assert len({float(draw) for draw in draws[: len(draws) // 3 * 2]}) == len(draws) // 3 * 2
 
 
 def test_workers_change_nothing(make):

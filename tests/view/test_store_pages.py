@@ -67,7 +67,7 @@ def test_a_root_at_zero_is_seen_and_an_absent_body_is_not():
     places[1, 2] = 0
     places[1, 0] = 0
     places[2] = 0
-    seen = source.seen_in(places, root=0)
+    seen = source.seen_in(places, root=(0,))
     np.testing.assert_array_equal(seen, [[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]])
 
 

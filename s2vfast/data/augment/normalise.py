@@ -49,7 +49,7 @@ class Centre(Augmentation):
 
 def _joint(step: Centre, layout: Layout) -> int:
     if step.joint is None:
-        return layout.root
+        return layout.root[0]
     if isinstance(step.joint, str) and step.joint in layout.joints:
         return layout.joints.index(step.joint)
     if isinstance(step.joint, int) and 0 <= step.joint < layout.num_joints:
@@ -77,6 +77,7 @@ class MinMax(Augmentation):
     """Where the largest goes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(self.high > self.low, "high", "a number above low")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
@@ -113,7 +114,7 @@ class PersonFrame(Augmentation):
         clips, layout = batch.clips, batch.layout
         pose = clips[:, :, :1] if self.frame == "first" else take_first_present(clips, batch.present)
         pose = pose[:, :, 0]  # [B, M, V, 3]
-        (lower, upper), (left, right) = layout.spine, layout.hips
+        ((lower,), (upper,)), (left, right) = layout.spine, layout.hips
         v1 = _unit(pose[:, :, upper] - pose[:, :, lower])
         across = pose[:, :, left] - pose[:, :, right]
         v2 = _unit(across - (across * v1).sum(-1, keepdim=True) * v1)

@@ -22,11 +22,14 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from s2vfast.data.formats import ctrgcn, ntu, nwucla, pkummd, pyskl
+from s2vfast.data.formats import ctrgcn, kinetics, mediapipe, ntu, nwucla, openpose, pkummd, pyskl, rtmpose
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.errors import DataError
 
-FORMATS: dict[str, ModuleType] = {"ntu": ntu, "pyskl": pyskl, "ctrgcn": ctrgcn, "nwucla": nwucla, "pkummd": pkummd}
+FORMATS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (ntu, pyskl, ctrgcn, nwucla, pkummd, kinetics, mediapipe, rtmpose, openpose)
+}
 """Modules by the name that ``--format`` takes."""
 
 __all__ = ["FORMATS", "BrokenRecording", "Source", "detect_format", "register_format"]

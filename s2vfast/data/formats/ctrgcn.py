@@ -24,6 +24,7 @@ import numpy as np
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import FREE_EXPANSION, MAX_CLASSES, MAX_EXPANSION, MAX_FRAMES, MAX_SEQUENCES, open_plain
+from s2vfast.data.names import ntu_classes, ntu_codes
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -68,7 +69,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
             raise DataError(f"{src}: {shape[0]} sequences in x_{part} but {len(labels[part])} labels in y_{part}")
     return Source(
         layout=LAYOUTS["kinect_v2"],
-        classes=[f"A{number:03d}" for number in range(1, classes + 1)],
+        classes=(ntu_classes if classes in (60, 120) else ntu_codes)(classes),  # others reuse the container
         items=_items(src, labels),
         total=sum(map(len, labels.values())),
         read=partial(read_row, file=src.name, labelled=labelled),

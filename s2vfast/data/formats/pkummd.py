@@ -24,6 +24,7 @@ from s2vfast.data.formats.base import MAX_METRES, BrokenRecording, Source, find_
 from s2vfast.data.formats.text import parse_pkummd, split_lines, whole_number
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_LIST_BYTES, MAX_TEXT_BYTES, open_plain, read_plain
+from s2vfast.data.names import shipped_names
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -75,7 +76,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         notes.append("no cross-subject.txt: no split xsub")
     return Source(
         layout=LAYOUTS["kinect_v2"],
-        classes=[f"action {number}" for number in range(1, CLASSES + 1)],
+        classes=list(shipped_names("pkummd_classes")),
         items=[(skeletons[name], labels.get(name)) for name in sorted(skeletons)],
         total=len(skeletons),
         read=partial(read_recording, labelled=labelled and bool(labels)),

@@ -10,7 +10,7 @@
 
 C is 3 or 2 (z becomes 0). A joint of zeros or NaN was not seen; 'keypoint_score' [M, T, V], where there is one, is the
 confidence. Frames in which no joint of a body was seen are gaps. The skeleton is the one that ``--layout`` names, else
-the pickle's own, else by V and C: 25 of 3 kinect_v2, 20 of 3 kinect_v1, 17 of 2 coco; any other has to be named. A list
+the pickle's own, else the one known layout of that V and C; where there are several or none, it has to be named. A list
 of annotations, one annotation, and a folder with one list a part (``train.pkl``, ``val.pkl``) are read too. An
 annotation without a label, or with -1, has none. Names like NTU's tell setup, camera, performer and replication. Split
 lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split X; without X the split is called "default",
@@ -28,18 +28,17 @@ from typing import Any
 
 import numpy as np
 
-from s2vfast.data.formats.base import BrokenRecording, Source, UnknownLayout
+from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.ntu import parse_name
-from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.layout import Layout, layout_of_shape
 from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
+from s2vfast.data.names import ntu_classes
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.data.units import LIMITS, guess_unit
 from s2vfast.errors import DataError
 
-# 17 joints in three dimensions may be COCO's or Human3.6M's, 25 in two Kinect's or OpenPose's: these are asked for.
-LAYOUT_BY_SHAPE = {(25, 3): "kinect_v2", (20, 3): "kinect_v1", (17, 2): "coco"}
 SUFFIXES = (".pkl", ".pickle")
 MAX_NAMELESS = 1000  # annotations that are reported one by one
 _PART = re.compile(r"(?:(?P<split>.+?)[_-])?(?P<part>train|val|test)(?P<fold>\d*)")
@@ -107,14 +106,8 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if layout is None and data.get("layout") is not None:
         layout = Layout.from_dict(data["layout"], where=f"{src}: layout")
     if layout is None:
-        if first.shape[2:] not in LAYOUT_BY_SHAPE:
-            raise UnknownLayout(
-                f"{src}: skeletons of {first.shape[2]} joints with {first.shape[3]} coordinates each, which the file "
-                f"does not name; give their layout with --layout, one of {', '.join(LAYOUTS)} or FILE.json "
-                "(name, joints, parents, root, torso, sides)"
-            )
-        layout = LAYOUTS[LAYOUT_BY_SHAPE[first.shape[2:]]]
-        notes.append(f"layout {layout.name} taken for {first.shape[2]} joints")
+        layout = layout_of_shape(*first.shape[2:], where=str(src))
+        notes.append(f"layout {layout.name} taken for {first.shape[2]} joints with {first.shape[3]} coordinates")
     sampled = map(_keypoint, annotations[:: max(1, len(annotations) // 100)])
     unit, unit_reason = guess_unit((array for array in sampled if isinstance(array, np.ndarray)), first.shape[3])
     if first.shape[3] == 2:
@@ -244,7 +237,7 @@ def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
             check_text(f"{src}: class name", name)
         return value
     if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
-        return [f"A{label:03d}" for label in range(1, count + 1)]
+        return ntu_classes(count)
     return [f"class {label}" for label in range(count)]
 
 
