@@ -12,7 +12,8 @@ from typing import Any
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
-from s2vfast.evaluate import features, finetune_config, protocols, table
+from s2vfast.evaluate import features, finetune_config, linear, protocols, table
+from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.finetune import Stopped
 from s2vfast.evaluate.metrics import ACCURACIES
 from s2vfast.train import distributed, rundir, torchrun
@@ -125,6 +126,9 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     refuse_unknown(options.settings, ["finetune"])
     changes = options.settings.get("finetune", {})
     recipe = finetune_config.load(options.recipe, changes)
+    check_choice("--probe", options.probe, tuple(linear.RECIPES))
+    probe = dict(linear.RECIPES[options.probe])
+    probe |= {name: value for name in ("epochs", "lr") if (value := getattr(options, name)) is not None}
     # Whoever names a decay of the learning rate wants it from scratch too.
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}
     return {
@@ -137,8 +141,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         "log": _to_stderr,
         "k": (10 if several else 1) if options.k is None else options.k,
         **({} if options.transform is None else {"transform": options.transform}),
-        "epochs": options.epochs,
-        "lr": options.lr,
+        **probe,
         "seed": options.seed,
         "repeats": options.repeats,
         "recipe": recipe,
