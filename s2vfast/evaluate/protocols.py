@@ -129,7 +129,7 @@ def evaluate(
     """
     check_choice("protocol", protocol, KNOWN)
     began = time.perf_counter()
-    context, how = _open(run_dir, store_path, split, [protocol], options)
+    context, how = opened(run_dir, store_path, split, [protocol], options)
     result = {**context.describe(), **_measure(context, protocol, how)}
     return _finished({"protocol": protocol, **result}, began, confusion)
 
@@ -154,7 +154,7 @@ def evaluate_all(
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
     began = time.perf_counter()
-    context, how = _open(run_dir, store_path, split, protocols, options)
+    context, how = opened(run_dir, store_path, split, protocols, options)
     results: dict[str, dict[str, Any]] = {}
 
     def so_far() -> dict[str, Any]:
@@ -171,7 +171,7 @@ def evaluate_all(
     return so_far()
 
 
-def _open(
+def opened(
     run_dir: str | Path, store_path: str | Path, split: str | None, protocols: Sequence[str], options: dict[str, Any]
 ) -> tuple[EvalContext, Options]:
     """What is measured, and how; raises where a protocol cannot be done with such a run, before any is."""
