@@ -10,8 +10,11 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from s2vfast import cli
+from s2vfast import cli, presets
+from s2vfast.config import Config
+from s2vfast.data.store import Store
 from s2vfast.data.synth import generate
+from s2vfast.train.trainer import Trainer
 
 from .calls import call
 
@@ -116,3 +119,14 @@ def test_it_is_drawn(trained, store, capsys, tmp_path):
         call(capsys, "view", view, out, store, *which, "--out", page, "--png", picture)
         assert page.stat().st_size > 0
         assert picture.stat().st_size > 0
+
+
+@pytest.mark.parametrize("preset", [f"{data}_{method}" for data in ("ntu60", "ntu120", "pkummd") for method in METHODS])
+def test_published_presets_start(preset, store):
+    """At their own sizes, on few clips: the losses are finite, and the first step is not the second."""
+    tree = presets.read(preset)
+    train = {"steps": 2, "batch": 4, "accumulate": None, "device": "cpu"}
+    config = Config.from_dict(presets.merge(tree, {"train": train, "optim": {"warmup_epochs": 0}}))
+    trainer = Trainer(config, Store.open(store))
+    first, second = (trainer.run_step().loss for _ in range(2))
+    assert first != second
