@@ -21,6 +21,9 @@ PROTOCOLS: tuple[str, ...] = ("linear", "knn", "retrieval", "finetune", "supervi
 KNOWN = (*PROTOCOLS, "classify")
 
 
+_PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
+
+
 @dataclass(frozen=True)
 class Options:
     """How the protocols are done."""
@@ -37,6 +40,12 @@ class Options:
     """Rows a step."""
     weight_decay: float = 0.0
     """L2 penalty."""
+    norm: bool = True
+    """A batch norm before its linear map."""
+    optimizer: str = "sgd"
+    """Its optimizer: "sgd" or "adamw"."""
+    milestones: Sequence[float] = ()
+    """Epochs at which its rate falls to a tenth, in place of a cosine."""
     fast: bool = True
     """Whether "linear" measures by L-BFGS too."""
     seed: int = 0
@@ -64,6 +73,7 @@ class Options:
     def check(self) -> None:
         """Raise `ConfigError` unless every value is possible."""
         check_choice("transform", self.transform, knn.TRANSFORMS)
+        check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         for name in self.semi:
             check_choice("semi", name, finetune_protocols.SEMI_MEASURES)
         check_counts(k=self.k, repeats=self.repeats, lists=self.lists, epochs=self.epochs, batch=self.batch)
@@ -82,7 +92,7 @@ class Options:
     @property
     def probe(self) -> dict[str, Any]:
         """Settings of the published linear probe."""
-        return {"epochs": self.epochs, "lr": self.lr, "batch": self.batch, "weight_decay": self.weight_decay}
+        return {name: getattr(self, name) for name in _PROBE}
 
 
 def evaluate(
@@ -119,7 +129,7 @@ def evaluate(
     """
     check_choice("protocol", protocol, KNOWN)
     began = time.perf_counter()
-    context, how = _open(run_dir, store_path, split, [protocol], options)
+    context, how = opened(run_dir, store_path, split, [protocol], options)
     result = {**context.describe(), **_measure(context, protocol, how)}
     return _finished({"protocol": protocol, **result}, began, confusion)
 
@@ -144,7 +154,7 @@ def evaluate_all(
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
     began = time.perf_counter()
-    context, how = _open(run_dir, store_path, split, protocols, options)
+    context, how = opened(run_dir, store_path, split, protocols, options)
     results: dict[str, dict[str, Any]] = {}
 
     def so_far() -> dict[str, Any]:
@@ -161,7 +171,7 @@ def evaluate_all(
     return so_far()
 
 
-def _open(
+def opened(
     run_dir: str | Path, store_path: str | Path, split: str | None, protocols: Sequence[str], options: dict[str, Any]
 ) -> tuple[EvalContext, Options]:
     """What is measured, and how; raises where a protocol cannot be done with such a run, before any is."""
