@@ -283,9 +283,7 @@ def test_bash_completes(tmp_path):
         pytest.skip("no bash")
     (tmp_path / "s2vfast").write_text(f'#!/bin/sh\nexec {sys.executable} -m s2vfast "$@"\n')
     (tmp_path / "s2vfast").chmod(0o755)
-    script = (
-        'eval "$(s2vfast completion)"; COMP_LINE="s2vfast data sub"; COMP_POINT=16; _s2vfast; echo "${COMPREPLY[@]}"'
-    )
+    script = 'eval "$(s2vfast completion)"; COMP_LINE="s2vfast data sub"; COMP_POINT=16; _s2vfast; echo "$COMPREPLY"'
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
     done = subprocess.run([bash, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout == "subset\n", done.stderr
