@@ -11,6 +11,8 @@ enum Center : int32_t { kCenterNone, kCenterFirst, kCenterFrame };
 enum FrameKind : int { kFloat32, kFloat16, kBfloat16 };
 
 constexpr int32_t kMaxAnchor = 4;
+// x of a joint that was seen and is at the origin: zeros are one that was not.
+constexpr float kAtOrigin = 1e-30f;
 
 // Joints whose mean counts: of those that a frame has.
 struct ClipAnchor {

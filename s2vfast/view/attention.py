@@ -164,7 +164,7 @@ def collect(
         encoder.segment_frames,
         features.called(step, untrained),
         coordinates,
-        source.seen_in(coordinates, store.layout.root),
+        (coordinates != 0).any(-1),
         similarity.numpy(),
         attention,
         initial_layer,
