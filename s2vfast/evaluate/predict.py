@@ -17,9 +17,11 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.units import LIMITS
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
 
@@ -95,7 +97,7 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, model.layout):
+        for entry in _read(Path(file), format, source_layout, model, log):
             # The windows of a sequence stay together, as each is smoothed by the one before it.
             waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
             if len(waiting) >= _AT_ONCE:
@@ -170,20 +172,43 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             first = False
 
 
-def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
+def _take_unit(source: Source, path: Path, model: Model, log: Callable[[str], object]) -> None:
+    """Coordinates are in the run's unit, unless the format says another; where they look like another, that is said."""
+    if model.unit in (None, source.unit):
+        return
+    if not source.unit_reason:
+        raise errors.DataError(f"{path}: its coordinates are in {source.unit}; the run was made with {model.unit}")
+    if model.config.data.scale != "torso":
+        log(f"{path}: taken for {model.unit}, the run's unit; it looks like {source.unit}: {source.unit_reason}")
+    source.unit, source.limit = model.unit, LIMITS[model.unit]
+
+
+def _read(
+    path: Path, format: str | None, layout: Layout | None, model: Model, log: Callable[[str], object]
+) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""
+    skeleton = model.layout
     try:
         module = FORMATS[format or detect_format(path)]
         try:
             source = module.open_source(path, layout, labelled=False)
-        except UnknownLayout:  # the run knows
+            same_size = source.layout.num_joints == skeleton.num_joints
+            guessed = source.layout_guessed and same_size and not source.layout.same_joints(skeleton)
+        except UnknownLayout:
+            guessed = True
+        if guessed:  # the run knows
             source = module.open_source(path, skeleton, labelled=False)
-        if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
+        if not source.layout.same_joints(skeleton):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
                 f"({skeleton.num_joints} joints)"
             )
-        entries = (entry for item in source.items for entry in read_checked(source, item))
+        if source.dimensions not in skeleton.dimensions:
+            raise errors.DataError(
+                f"{path}: its joints have {source.dimensions} coordinates, those of the run {skeleton.dimensions[0]}"
+            )
+        _take_unit(source, path, model, log)
+        entries = (entry for item in source.items for entry in read_checked(source, item, model.min_confidence))
         first = list(itertools.islice(entries, 2))
         if not first:
             yield {"file": str(path), "error": f"{path}: no recording in it"}

@@ -47,6 +47,8 @@ class Source:
     """Item -> its sequences. A recording that cannot be read is a `BrokenRecording`, raised or in the list."""
     splits: Callable[[list[SequenceInfo]], Splits]
     """Named splits of the sequences that were kept; ones with an empty part are left out by the importer."""
+    layout_guessed: bool = False
+    """Whether the layout was taken by the shape of the arrays alone."""
     parallel: bool = True
     """Items may be read by other processes: ``read`` must be a function of a module."""
     limit: float = MAX_METRES

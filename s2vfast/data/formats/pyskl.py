@@ -104,6 +104,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     notes: list[str] = []
     if layout is None and data.get("layout") is not None:
         layout = Layout.from_dict(data["layout"], where=f"{src}: layout")
+    guessed = layout is None
     if layout is None:
         layout = layout_of_shape(*first.shape[2:], where=str(src))
         notes.append(f"layout {layout.name} taken for {first.shape[2]} joints with {first.shape[3]} coordinates")
@@ -119,6 +120,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         total=len(annotations),
         read=partial(read_annotation, file=src.name, channels=first.shape[3], labelled=labelled),
         splits=lambda infos: splits,
+        layout_guessed=guessed,
         parallel=False,
         limit=LIMITS[unit],
         unit=unit,
