@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda_launch.h"
 
@@ -54,6 +55,9 @@ void clip_sample(const ClipSampleCall& call, int threads);
 
 // On a device, where all addresses are the device's; in a build with CUDA.
 void clip_sample_cuda(const ClipSampleCall& call, const CudaTarget& target);
+
+// Of a list of joints; one that is too long is refused by the check.
+ClipAnchor clip_anchor(const std::vector<int>& joints);
 
 // What both refuse.
 void clip_sample_check(const ClipSampleCall& call);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from s2vfast.compat.reader import read_file
 from s2vfast.compat.skeleton2vec import QKV
 from s2vfast.compat.source_networks import ROLES, SkippedTensor, SourceNetwork
 from s2vfast.config.registry import OBJECTIVES
+from s2vfast.data.store import hash_file
 
 _HOW = {
     "same": "as it is",
@@ -105,6 +105,10 @@ def read_checkpoint(
     form, tree = read_file(path)
     try:
         kind, networks, skipped = source_networks.find(tree, naming, leave_out)
+        if not isinstance(kind, Naming):
+            raise errors.CheckpointError(
+                f"holds weights of {kind.published} with its classifier; `s2vfast import-checkpoint` takes them"
+            )
         evaluated = source_networks.choose(networks, kind, role)
         averaged = kind.evaluated == "teacher"
         # A teacher is taken with its student; a student that was asked for is taken alone.
@@ -135,7 +139,7 @@ def read_checkpoint(
             _move(kind, network, own_prefix, prefix, tensors, mapped)
     return PublishedCheckpoint(
         path=path,
-        sha256=_digest(path),
+        sha256=hash_file(path),
         format=form,
         naming=kind,
         role="trained" if not averaged and evaluated.role != "teacher" else evaluated.role or "unnamed",
@@ -188,7 +192,7 @@ def _checked(network: SourceNetwork, kind: Naming) -> Sizes:
             f"network is expected, or an encoder alone (--leave-out 'decoder*' 'mask_token*')"
         )
     for name, value in network.state.items():
-        _check_plain(network.names[name], value)
+        check_plain(network.names[name], value)
         if tuple(value.shape) != expected[name]:
             clip = f"{sizes.joints} joints, {sizes.segments} segments of {sizes.segment_frames} frames"
             raise errors.CheckpointError(
@@ -198,7 +202,7 @@ def _checked(network: SourceNetwork, kind: Naming) -> Sizes:
     return sizes
 
 
-def _check_plain(name: str, value: Tensor) -> None:
+def check_plain(name: str, value: Tensor) -> None:
     """Raise `CheckpointError` unless these are finite numbers that are all in the file."""
     odd = None
     if value.layout != torch.strided or value.is_quantized or value.is_meta or not value.is_floating_point():
@@ -250,11 +254,3 @@ def _missing(evaluated: SourceNetwork, source: SourceNetwork | None, sizes: Size
     if source is None or not sizes.decoder_depth:
         missing["student.decoder"] = "none is in the run; what can be done with it needs the encoder alone"
     return missing | {"optimizer": "none is in the run; its pretraining cannot go on"}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,7 +10,8 @@ import numpy as np
 
 from s2vfast.data.layout import ALIASES, LAYOUTS, get_layout
 from s2vfast.data.limits import printable
-from s2vfast.data.store import HEADER, Store
+from s2vfast.data.splits import describe
+from s2vfast.data.store import HEADER, MADE_SPLITS, Store
 
 if TYPE_CHECKING:
     from s2vfast.data.importer import ImportReport
@@ -45,11 +46,11 @@ def show(store: Store | str | Path) -> str:
         lines.append(_line("oddities", oddities))
     lines += [_line("note", note) for note in source.get("notes", ())]
     lines += ["", "splits"]
-    for split, by_part in store.splits.items():
-        counts = ", ".join(f"{part} {len(ids):,}" for part, ids in by_part.items())
+    for split in store.splits:
+        counts = describe(store, split)
         lost = store.meta["names_missing_from_splits"].get(split, {})
         counts += "".join(f"; {number:,} names of {part} are not in the store" for part, number in lost.items())
-        lines.append(f"  {split:<12}{counts}")
+        lines.append(f"  {split:<12}{counts}{_made(store, split)}")
     lines.append(f"  {'all':<12}train {len(store):,}")
     lines += ["", f"classes ({len(store.classes)})"]
     counts = np.bincount(store.labels[store.labels >= 0], minlength=len(store.classes))
@@ -216,6 +217,15 @@ def _confidence(store: Store) -> str:
     return "" if store.confidence is None else f", with confidences (mean {store.confidence.mean(dtype=float):.2f})"
 
 
+def _made(store: Store, split: str) -> str:
+    """How a user made a split; empty for one that was imported."""
+    origin = store.meta.get(MADE_SPLITS, {}).get(split)
+    if origin is None:
+        return ""
+    facts = ", ".join(f"{name} {value}" for name, value in origin.items() if name not in ("by", "parts"))
+    return f"; made by {origin['by']}: {facts}".replace("[", "").replace("]", "")
+
+
 def _people(store: Store) -> str:
     columns = ((name, getattr(store, name)) for name in ("subjects", "views", "repetitions", "setups"))
     counts = [f"{len(np.unique(column[column >= 0]))} {name}" for name, column in columns if (column >= 0).any()]
@@ -236,16 +246,18 @@ def _oddities(source: dict[str, Any]) -> str:
 def _dropped(entries: list[dict[str, Any]]) -> list[str]:
     if not entries:
         return ["dropped: nothing"]
-    broken_entries = [entry for entry in entries if entry.get("kind") == "broken"]
-    lines = [f"dropped: {len(entries):,} sequences or files, {len(broken_entries):,} of them broken"]
-    for entry in entries[:LISTED]:
+    kinds = Counter(entry.get("kind") for entry in entries)
+    excluded = f", {kinds['excluded']:,} named in a list" if kinds["excluded"] else ""
+    lines = [f"dropped: {len(entries):,} sequences or files, {kinds['broken']:,} of them broken{excluded}"]
+    listed = [entry for entry in entries if entry.get("kind") != "excluded"]
+    for entry in listed[:LISTED]:
         location = entry.get("file", entry["name"])
         if "line" in entry:
             location = f"{location}:{entry['line']}"
         if entry["name"] not in location:
             location = f"{entry['name']} ({location})"
         lines.append(f"  {location}: {entry['reason']}")
-    return lines + _more(len(entries))
+    return lines + _more(len(listed))
 
 
 def _more(number: int) -> list[str]:

@@ -10,13 +10,15 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import s2vfast.errors as errors
-from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.archive import only_member
+from s2vfast.data.formats import FORMATS, array_options, detect_format
 from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
@@ -35,6 +37,8 @@ def predict(
     *,
     format: str | None = None,
     layout: str | Path | None = None,
+    axes: str | None = None,
+    channels: str | None = None,
     top: int = 5,
     window: int | None = None,
     step: int = 1,
@@ -49,6 +53,8 @@ def predict(
         files: raw files of one of the known formats.
         format: a name in `s2vfast.data.formats.FORMATS`; None: detected for each file.
         layout: name or JSON file of the skeleton, for formats that have none of their own; None: the run's.
+        axes: order of the axes of arrays, as of `s2vfast.data.importer.import_dataset`; likewise ``channels``.
+        channels: numbers of a joint in arrays.
         top: classes a sequence.
         window: frames of a window that slides over each sequence; None: the whole sequence at once.
         step: frames from one window to the next.
@@ -97,7 +103,7 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, model, log):
+        for entry in _read(Path(file), format, source_layout, model, {"axes": axes, "channels": channels}, log):
             # The windows of a sequence stay together, as each is smoothed by the one before it.
             waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
             if len(waiting) >= _AT_ONCE:
@@ -165,7 +171,8 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             low, high = np.searchsorted(body.frame_index, [start, stop])
             if np.asarray(body.joints[low:high]).any():
                 at = body.frame_index[low:high] - start
-                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high]))
+                sure = None if body.confidence is None else body.confidence[low:high]
+                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high], confidence=sure))
         if bodies:
             part = replace(recording, total_frames=stop - start, bodies=bodies)
             yield entry | {"recording": part, "frames": [start, stop], "first": first}
@@ -173,31 +180,44 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
 
 
 def _take_unit(source: Source, path: Path, model: Model, log: Callable[[str], object]) -> None:
-    """Coordinates are in the run's unit, unless the format says another; where they look like another, that is said."""
+    """Coordinates that look like another unit than the run's, by a guess, are in the run's; what matters is said."""
     if model.unit in (None, source.unit):
         return
-    if not source.unit_reason:
-        raise errors.DataError(f"{path}: its coordinates are in {source.unit}; the run was made with {model.unit}")
     if model.config.data.scale != "torso":
-        log(f"{path}: taken for {model.unit}, the run's unit; it looks like {source.unit}: {source.unit_reason}")
-    source.unit, source.limit = model.unit, LIMITS[model.unit]
+        reason = f" ({source.unit_reason})" if source.unit_reason else ""
+        log(f"{path}: its unit is {source.unit}{reason}, the run was trained on {model.unit}")
+    if source.unit_reason:
+        source.unit, source.limit = model.unit, LIMITS[model.unit]
+
+
+def _open(
+    path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, str | None]
+) -> Source:
+    """What a file holds, without labels. Where nothing names its layout it is ``skeleton``, the run's."""
+    src = only_member(path)
+    name = format or detect_format(src)
+    open_source = partial(FORMATS[name].open_source, labelled=False, **array_options(name, **options))
+    try:
+        source: Source = open_source(src, layout)
+    except UnknownLayout:
+        return open_source(src, skeleton)
+    if source.layout_reason and source.layout.num_joints == skeleton.num_joints:
+        return open_source(src, skeleton)
+    return source
 
 
 def _read(
-    path: Path, format: str | None, layout: Layout | None, model: Model, log: Callable[[str], object]
+    path: Path,
+    format: str | None,
+    layout: Layout | None,
+    model: Model,
+    options: dict[str, str | None],
+    log: Callable[[str], object],
 ) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""
     skeleton = model.layout
     try:
-        module = FORMATS[format or detect_format(path)]
-        try:
-            source = module.open_source(path, layout, labelled=False)
-            same_size = source.layout.num_joints == skeleton.num_joints
-            guessed = source.layout_guessed and same_size and not source.layout.same_joints(skeleton)
-        except UnknownLayout:
-            guessed = True
-        if guessed:  # the run knows
-            source = module.open_source(path, skeleton, labelled=False)
+        source = _open(path, format, layout, skeleton, options)
         if not source.layout.same_joints(skeleton):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "

@@ -203,7 +203,7 @@ class Feed:
         labels = None
         if self._labels is not None:
             labels = self._labels[ids.to(source)]
-        draw = Draw(seed, epoch, ids, labels)
+        draw = Draw(seed, epoch, ids, labels, self._repeats)
         views = tuple(self._view(view, draw) for view in range(objective.views))
         inputs, bodies = objective.prepare(views, draw), None
         if objective.empty_bodies != "compute":

@@ -83,7 +83,7 @@ WRONG = {
     ),
     "unknown": (
         {"train_steps": [{"name": "sheer"}], "test_steps": TEST},
-        "data.train_steps.0.name: no such augmentation: sheer; did you mean shear?",
+        "data.train_steps.0.name: 'sheer' is not one of one_of, maybe, ",
     ),
     "frames": (
         {"train_steps": TRAIN, "test_steps": [{"name": "sample_frames", "frames": 9}]},

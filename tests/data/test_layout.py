@@ -31,6 +31,7 @@ PUBLISHED = {
         33,
         {7: "left_ear", 11: "left_shoulder", 20: "right_index", 23: "left_hip", 32: "right_foot_index"},
     ),
+    "openpose18": (18, {1: "neck", 2: "right_shoulder", 8: "right_hip", 13: "left_ankle", 14: "right_eye"}),
     "h36m17": (17, {0: "pelvis", 1: "right_hip", 6: "left_ankle", 8: "thorax", 11: "left_shoulder", 16: "right_wrist"}),
     "smpl22": (22, {1: "left_hip", 9: "spine3", 12: "neck", 13: "left_collar", 15: "head", 21: "right_wrist"}),
     "azure32": (
@@ -177,7 +178,8 @@ def test_missing_fields_and_files_are_named(tmp_path):
     with pytest.raises(DataError, match="expected an object"):
         Layout.from_dict([1])
     with pytest.raises(
-        DataError, match="'kinect_v3': neither a known layout .azure32, body25, coco, coco17, .* ntu, smpl22. nor"
+        DataError,
+        match="'kinect_v3': neither a known layout .azure32, body25, coco, coco17, .* openpose18, smpl22. nor",
     ):
         get_layout("kinect_v3")
     (tmp_path / "text.json").write_text("{")

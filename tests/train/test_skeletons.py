@@ -83,7 +83,7 @@ def test_a_unit_that_does_not_look_like_the_runs_is_said(cli, tmp_path):
     code, out, err = cli(f"predict {tmp_path}/run {write(tmp_path / 'm.pkl', annotations(33, 3, 1.01))}")
     assert (code, err) == (0, [])
     _, _, err = cli(f"predict {tmp_path}/run {write(tmp_path / 'mm.pkl', annotations(33, 3, 1000.0))}")
-    assert "mm.pkl: taken for m, the run's unit; it looks like mm: bodies measure" in err[0]
+    assert "mm.pkl: its unit is mm (bodies measure" in err[0]
 
 
 @pytest.mark.parametrize("of_file", [False, True], ids=["mediapipe33", "a file's"])

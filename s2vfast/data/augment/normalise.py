@@ -85,6 +85,7 @@ class MinMax(Augmentation):
     """Where the largest goes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(self.high > self.low, "high", "a number above low")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:

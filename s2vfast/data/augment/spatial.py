@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from s2vfast.config.fields import option
 from s2vfast.data.augment.base import Augmentation, ViewBatch, choose, constant, register_augmentation, uniform
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
@@ -32,11 +33,8 @@ class Shear(Augmentation):
     Recordings of 2 coordinates stay in their plane.
     """
 
-    amplitude: float = 0.5
+    amplitude: float = option(0.5, ge=0)
     """Largest entry beside the diagonal."""
-
-    def __post_init__(self) -> None:
-        self.require(self.amplitude >= 0, "amplitude", "a number from 0 on")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 6, a0 a1 a2 b0 b1 b2 of R = [[1, a0, b0], [a1, 1, b1], [a2, b2, 1]]."""
@@ -79,6 +77,7 @@ class Rotate(Augmentation):
     """Range of the two axes that were not drawn (``one``)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("x", "y", "z", "others"):
             low, high = getattr(self, name)
             self.require(low <= high, name, "a range from the smaller to the larger angle")
@@ -135,7 +134,7 @@ def rotation_matrix(angles: Tensor, order: str = "zyx") -> Tensor:
 class Scale(Augmentation):
     """x ← s x, s uniform (NW-UCLA: 0.5 to 1.5; Hi-TRS: 0.8 to 1.2)."""
 
-    low: float = 0.8
+    low: float = option(0.8, gt=0)
     """Smallest factor."""
     high: float = 1.2
     """Largest."""
@@ -143,7 +142,7 @@ class Scale(Augmentation):
     """One factor for each of x, y and z in place of one for all."""
 
     def __post_init__(self) -> None:
-        self.require(self.low > 0, "low", "a positive number")
+        super().__post_init__()
         self.require(self.high >= self.low, "high", "a number that is no smaller than low")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
@@ -160,11 +159,8 @@ class Flip(Augmentation):
 
     axis: Literal["x", "y", "z"] = "x"
     """The coordinate."""
-    probability: float = 0.5
-    """Of a flip, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        self.require(0 <= self.probability <= 1, "probability", "a number in [0, 1]")
+    probability: float = option(0.5, ge=0, le=1)
+    """Of a flip."""
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have left and right joints."""
@@ -197,14 +193,10 @@ class Jitter(Augmentation):
     Recordings of 2 coordinates stay in their plane.
     """
 
-    joints: int = 5
+    joints: int = option(5, ge=1)
     """Joints that are moved, drawn without replacement; the bodies of a sample share them."""
-    amplitude: float = 0.2
+    amplitude: float = option(0.2, ge=0)
     """Largest move along an axis, in the clips' unit."""
-
-    def __post_init__(self) -> None:
-        self.require(self.joints >= 1, "joints", "1 or more")
-        self.require(self.amplitude >= 0, "amplitude", "a number from 0 on")
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have as many joints."""
@@ -228,11 +220,8 @@ class Jitter(Augmentation):
 class DropJoints(Augmentation):
     """Some joints become zeros in all frames and bodies."""
 
-    joints: int = 5
+    joints: int = option(5, ge=1)
     """Joints that are lost, drawn without replacement."""
-
-    def __post_init__(self) -> None:
-        self.require(self.joints >= 1, "joints", "1 or more")
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have as many joints."""
@@ -251,11 +240,8 @@ class DropJoints(Augmentation):
 class DropAxis(Augmentation):
     """One coordinate, each as likely as the others, becomes zero everywhere."""
 
-    probability: float = 0.5
-    """Of losing one, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        self.require(0 <= self.probability <= 1, "probability", "a number in [0, 1]")
+    probability: float = option(0.5, ge=0, le=1)
+    """Of losing one."""
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 2, whether and which."""
@@ -280,16 +266,16 @@ class Swap(Augmentation):
     """Fewest and most body parts."""
     cells: tuple[int, int] = (4, 7)
     """Shortest and longest stretch, in cells of the grid; at most the whole clip."""
-    cell_frames: int = 4
+    cell_frames: int = option(4, ge=1)
     """Frames of a cell."""
     block: Literal["sample", "batch"] = "batch"
     """``batch``: the draws of the batch's first sample give n and one block for all, as published. ``sample``: every
     sample draws its own block, which does not depend on the batch; n still comes from the first."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(1 <= self.parts[0] <= self.parts[1], "parts", "1 or more, and no more than the second number,")
         self.require(1 <= self.cells[0] <= self.cells[1], "cells", "1 or more, and no more than the second number,")
-        self.require(self.cell_frames >= 1, "cell_frames", "1 or more")
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have as many body parts."""

@@ -37,6 +37,8 @@ class Source:
 
     layout: Layout
     """The skeleton of all its recordings."""
+    layout_reason: str = field(default="", kw_only=True)
+    """What that layout was taken for, where nobody and nothing names it; empty where the format or its files do."""
     classes: list[str]
     """Class names by label."""
     items: Iterable[Any]
@@ -47,8 +49,6 @@ class Source:
     """Item -> its sequences. A recording that cannot be read is a `BrokenRecording`, raised or in the list."""
     splits: Callable[[list[SequenceInfo]], Splits]
     """Named splits of the sequences that were kept; ones with an empty part are left out by the importer."""
-    layout_guessed: bool = False
-    """Whether the layout was taken by the shape of the arrays alone."""
     parallel: bool = True
     """Items may be read by other processes: ``read`` must be a function of a module."""
     limit: float = MAX_METRES
@@ -61,6 +61,11 @@ class Source:
     """Recorded coordinates of a joint; with 2, z is 0."""
     notes: list[str] = field(default_factory=list)
     """Said in the report: what was converted or left out for the whole dataset."""
+    names: list[str] | None = None
+    """Names of the recordings, folders included, in a format whose files say nothing of classes: ``--labels`` takes
+    classes from them."""
+    exclude: str | None = None
+    """List of `s2vfast.data.names` that an import leaves out if nobody asks for another."""
     labelled: bool = True
     """Whether its sequences must have labels, and names that tell what the format's names tell. Else label, subject,
     view, repetition and setup are -1, and classes and splits say nothing."""
