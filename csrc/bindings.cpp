@@ -3,6 +3,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -68,11 +69,18 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
   S2V_RUN(tube_mask, call, device, stream, threads);
 }
 
+s2v::ClipAnchor clip_anchor(const std::vector<int>& joints) {
+  s2v::ClipAnchor anchor = {int32_t(joints.size()), {}};
+  for (size_t i = 0; i < joints.size() && i < size_t(s2v::kMaxAnchor); ++i) anchor.joint[i] = joints[i];
+  return anchor;
+}
+
 void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t row, uintptr_t count, uintptr_t ids,
                  int64_t samples, int64_t sequences, int64_t rows, int64_t bodies, int64_t joints, int64_t length,
                  bool crop, double crop_min,
                  const std::string& center, bool torso, bool yaw, const std::array<double, 3>& rotate, double scale_jitter,
-                 double velocity, int root, const std::array<int, 2>& ends, const std::array<int, 2>& sides, int up,
+                 double velocity, const std::vector<int>& root, const std::array<std::vector<int>, 2>& ends,
+                 const std::array<int, 2>& sides, int up,
                  uint64_t seed, uint32_t epoch, bool training, uintptr_t out, int device, uintptr_t stream, int threads) {
   s2v::ClipSampleCall call = {};
   call.frames = pointer<const void>(frames);
@@ -98,9 +106,9 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
   for (int i = 0; i < 3; ++i) spec.rotate[i] = float(rotate[i]);
   spec.scale_jitter = float(scale_jitter);
   spec.velocity = float(velocity);
-  spec.root = root;
-  spec.lower = ends[0];
-  spec.upper = ends[1];
+  spec.root = clip_anchor(root);
+  spec.lower = clip_anchor(ends[0]);
+  spec.upper = clip_anchor(ends[1]);
   spec.left = sides[0];
   spec.right = sides[1];
   spec.up = up;

@@ -170,7 +170,8 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             low, high = np.searchsorted(body.frame_index, [start, stop])
             if np.asarray(body.joints[low:high]).any():
                 at = body.frame_index[low:high] - start
-                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high]))
+                sure = None if body.confidence is None else body.confidence[low:high]
+                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high], confidence=sure))
         if bodies:
             part = replace(recording, total_frames=stop - start, bodies=bodies)
             yield entry | {"recording": part, "frames": [start, stop], "first": first}
