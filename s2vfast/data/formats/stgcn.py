@@ -6,9 +6,9 @@ holds (names, labels). One .npy alone is read too, with the pickle beside it whe
 sequence after another, so that 10 GB take no more memory than one.
 
 C is 3, or 2: x, y and z; of 18 joints (Kinetics) the third number is the score, of others with ``--channels xys``.
-Frames of zeros are gaps, and a sequence ends with its last frame that is none. AGCN's scripts fill an array by repeating
-the sequence; a body whose frames repeat exactly from some frame on is cut there. Names like NTU's tell performer,
-camera, replication and setup.
+Frames of zeros are gaps, and a sequence ends with its last frame that is none. AGCN's scripts fill an array by
+repeating the sequence; a body whose frames repeat exactly from some frame on is cut there. Names like NTU's tell
+performer, camera, replication and setup.
 """
 
 from __future__ import annotations
