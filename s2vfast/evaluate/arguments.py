@@ -21,13 +21,13 @@ def add(name: str, parser: Any) -> None:
     {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "export": _export}[name](parser)
 
 
-def _run(parser: Any) -> None:
-    parser.add_argument("run", help="folder of a run")
+def _run(parser: Any, **several: Any) -> None:
+    parser.add_argument("run", help="folder of a run", **several)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def _features(parser: Any) -> None:
-    _run(parser)
+def _features(parser: Any, **several: Any) -> None:
+    _run(parser, **several)
     parser.add_argument("--data", dest="store", metavar="STORE", help="a store; without it the run's own")
     parser.add_argument("--split", help="a split of the store; without it the run's own")
     parser.add_argument("--pool", choices=POOLS, default="mean", help="tokens to vector")
@@ -35,7 +35,18 @@ def _features(parser: Any) -> None:
 
 
 def _evaluate(parser: Any) -> None:
-    _features(parser)
+    _features(parser, nargs="?")
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar="RUN",
+        help="add scores of runs that have classes, of the same store and split: each by itself, and all together",
+    )
+    parser.add_argument(
+        "--weights", help="of the ensemble's runs, with commas; without it chosen on folds of train_part"
+    )
+    parser.add_argument("--scores", choices=("log_softmax", "softmax"), default="log_softmax", help="what is added")
+    parser.add_argument("--folds", type=int, default=5, help="of train_part, that the ensemble's weights are chosen on")
     parser.add_argument(
         "--protocol",
         default="linear",

@@ -48,6 +48,12 @@ class _Showing:
 
 def evaluate(options: Any) -> int:
     """``s2vfast evaluate``; under torchrun all ranks do it, and rank 0 speaks."""
+    if options.ensemble:
+        return _evaluate_ensemble(options)
+    if options.run is None:
+        raise errors.ConfigError("run: the folder of a run is expected, or --ensemble with several")
+    if options.weights is not None:
+        raise errors.ConfigError("--weights: they are an ensemble's; name its runs with --ensemble")
     names = list(protocols.PROTOCOLS) if options.protocol == "all" else options.protocol.split(",")
     for name in names:
         if name not in protocols.KNOWN:
@@ -88,6 +94,40 @@ def evaluate(options: Any) -> int:
             for part in (result, result.get("probe", {})):
                 part.pop("confusion", None)
         print(json.dumps(result) if options.json else table.text(result) if several else _lines(result))
+    return 0
+
+
+def _evaluate_ensemble(options: Any) -> int:
+    """``s2vfast evaluate --ensemble RUN RUN …``."""
+    from s2vfast.evaluate import ensemble
+
+    run_dirs = [*([options.run] if options.run else []), *options.ensemble]
+    results = None if options.out is None else Path(options.out)
+    if results is not None:
+        if results.suffix != ".json":
+            raise errors.ConfigError(f"--out {options.out}: a FILE.json is expected, as an ensemble makes no run")
+        _check_results_path(results)
+    with distributed.start() as ranks:
+        result = ensemble.evaluate_ensemble(
+            run_dirs,
+            options.store or rundir.store_path(run_dirs[0]),
+            options.split,
+            weights=None if options.weights is None else _numbers("--weights", options.weights),
+            scores=options.scores,
+            folds=options.folds,
+            seed=options.seed,
+            train_part=options.train_part,
+            test_part=options.test_part,
+            device=options.device,
+            ranks=ranks,
+            log=_to_stderr,
+        )
+        if results is not None:
+            ranks.run_on_main_and_broadcast(lambda: _write(results, result))
+    if torchrun.is_main_process():
+        if not options.confusion:
+            result.pop("confusion")
+        print(json.dumps(result) if options.json else ensemble.text(result))
     return 0
 
 
@@ -151,10 +191,14 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
 
 def percents(text: str) -> list[float]:
     """``1,5,10`` as numbers."""
+    return _numbers("--percents", text)
+
+
+def _numbers(option: str, text: str) -> list[float]:
     try:
         return [float(part) if "." in part else int(part) for part in text.split(",")]
     except ValueError:
-        raise errors.ConfigError(f"--percents: {text!r}; numbers with commas between them are expected") from None
+        raise errors.ConfigError(f"{option}: {text!r}; numbers with commas between them are expected") from None
 
 
 def _lines(result: dict[str, Any]) -> str:

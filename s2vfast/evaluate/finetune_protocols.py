@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import s2vfast.errors as errors
 from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, subsets
@@ -93,6 +94,12 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a run that was not fine-tuned, or to other classes.
     """
+    ranked = metrics.rank_scores(class_logits(context, folder, 1))
+    return measures.scores(ranked, context.labels[1], context.store.classes)
+
+
+def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
+    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context; errors as of `measure`."""
     model, config, about = finetune.load_classifier(folder, log=context.log)
     if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(
@@ -104,14 +111,13 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
         model.encoder,
         config,
         context.store,
-        context.ids[1],
+        context.ids[part],
         pool=model.head_pool,
         batch=context.clips,
         device=context.device,
         ranks=context.ranks,
     )
-    ranked = metrics.rank_scores(model.head(pooled.to(context.device)))
-    return measures.scores(ranked, context.labels[1], context.store.classes)
+    return model.head(pooled.to(context.device)).detach()
 
 
 def semi(
