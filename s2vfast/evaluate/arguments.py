@@ -21,13 +21,13 @@ def add(name: str, parser: Any) -> None:
     {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "export": _export}[name](parser)
 
 
-def _run(parser: Any) -> None:
-    parser.add_argument("run", help="folder of a run")
+def _run(parser: Any, **several: Any) -> None:
+    parser.add_argument("run", help="folder of a run", **several)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def _features(parser: Any) -> None:
-    _run(parser)
+def _features(parser: Any, **several: Any) -> None:
+    _run(parser, **several)
     parser.add_argument("--data", dest="store", metavar="STORE", help="a store; without it the run's own")
     parser.add_argument("--split", help="a split of the store; without it the run's own")
     parser.add_argument("--pool", choices=POOLS, default="mean", help="tokens to vector")
@@ -35,10 +35,20 @@ def _features(parser: Any) -> None:
 
 
 def _evaluate(parser: Any) -> None:
-    _features(parser)
+    _features(parser, nargs="?")
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        metavar="RUN",
+        help="add scores of runs of the same store and split: each by itself, and all together",
+    )
+    parser.add_argument(
+        "--weights", help="of the ensemble's runs, with commas; without it chosen on folds of train_part"
+    )
+    parser.add_argument("--scores", choices=("log_softmax", "softmax"), default="log_softmax", help="what is added")
+    parser.add_argument("--folds", type=int, default=5, help="of train_part, that the ensemble's weights are chosen on")
     parser.add_argument(
         "--protocol",
-        default="linear",
         help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "
         "each of these; classify: a fine-tuned run as it is",
     )
@@ -49,10 +59,6 @@ def _evaluate(parser: Any) -> None:
         "(without it, that goes to RUN/finetuned)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
-    parser.add_argument(
-        "--streams", metavar="RUN,RUN", help="runs that see other streams: their scores of linear or classify are added"
-    )
-    parser.add_argument("--stream_weights", metavar="W,W,W", help="of the scores of RUN and --streams [1 each]")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
     parser.add_argument("--transform", help="of features before knn: center (the default), none or standardize")
     parser.add_argument(

@@ -12,7 +12,7 @@ from typing import Any
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
-from s2vfast.evaluate import features, finetune_config, fusion, linear, protocols, table
+from s2vfast.evaluate import features, finetune_config, linear, protocols, table
 from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.finetune import Stopped
 from s2vfast.evaluate.metrics import ACCURACIES
@@ -49,27 +49,28 @@ class _Showing:
 
 def evaluate(options: Any) -> int:
     """``s2vfast evaluate``; under torchrun all ranks do it, and rank 0 speaks."""
-    names = list(protocols.PROTOCOLS) if options.protocol == "all" else options.protocol.split(",")
+    if options.ensemble:
+        return _evaluate_ensemble(options)
+    if options.run is None:
+        raise errors.ConfigError("run: the folder of a run is expected, or --ensemble with several")
+    if options.weights is not None:
+        raise errors.ConfigError("--weights: they are an ensemble's; name its runs with --ensemble")
+    protocol = options.protocol or "linear"
+    names = list(protocols.PROTOCOLS) if protocol == "all" else protocol.split(",")
     for name in names:
         if name not in protocols.KNOWN:
             raise errors.ConfigError(f"--protocol: {name!r} is not one of {', '.join((*protocols.KNOWN, 'all'))}")
-    several = options.protocol == "all" or len(names) > 1
+    several = protocol == "all" or len(names) > 1
     results, folder = _output_paths(options.out, names, several)
     if results is not None:
         _check_results_path(results)
     how = _options(options, several) | {"out": folder}
-    weights = None if options.stream_weights is None else numbers("--stream_weights", options.stream_weights)
-    if weights is not None and not options.streams:
-        raise errors.ConfigError("--stream_weights: of the scores of several runs; name the others with --streams")
     store = options.store or rundir.store_path(options.run)
     partly: dict[str, Any] = {}
     try:
         with distributed.start() as ranks, _Showing() as showing:
             how |= {"ranks": ranks, "progress": showing if ranks.is_main else None}
-            if options.streams:
-                runs = [options.run, *options.streams.split(",")]
-                result = fusion.evaluate_streams(runs, store, options.split, options.protocol, weights=weights, **how)
-            elif several:
+            if several:
 
                 def each(result: dict[str, Any]) -> None:
                     partly.update(result)
@@ -95,6 +96,36 @@ def evaluate(options: Any) -> int:
             for part in (result, result.get("probe", {})):
                 part.pop("confusion", None)
         print(json.dumps(result) if options.json else table.text(result) if several else _lines(result))
+    return 0
+
+
+def _evaluate_ensemble(options: Any) -> int:
+    """``s2vfast evaluate --ensemble RUN RUN …``."""
+    from s2vfast.evaluate import ensemble
+
+    run_dirs = [*([options.run] if options.run else []), *options.ensemble]
+    results = None if options.out is None else Path(options.out)
+    if results is not None:
+        if results.suffix != ".json":
+            raise errors.ConfigError(f"--out {options.out}: a FILE.json is expected, as an ensemble makes no run")
+        _check_results_path(results)
+    with distributed.start() as ranks, _Showing() as showing:
+        result = ensemble.evaluate_ensemble(
+            run_dirs,
+            options.store or rundir.store_path(run_dirs[0]),
+            options.split,
+            options.protocol or "classify",
+            weights=None if options.weights is None else numbers("--weights", options.weights),
+            scores=options.scores,
+            folds=options.folds,
+            **_options(options, several=False) | {"ranks": ranks, "progress": showing if ranks.is_main else None},
+        )
+        if results is not None:
+            ranks.run_on_main_and_broadcast(lambda: _write(results, result))
+    if torchrun.is_main_process():
+        if not options.confusion:
+            result.pop("confusion")
+        print(json.dumps(result) if options.json else ensemble.text(result))
     return 0
 
 
@@ -181,7 +212,6 @@ def _lines(result: dict[str, Any]) -> str:
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
     lines.append(_accuracies(result))
-    lines += [f"{one['run']}, weight {one['weight']:g}: {_accuracies(one)}" for one in result.get("streams", ())]
     if "probe" in result:
         lines.append(f"by L-BFGS: {_accuracies(result['probe'])}")
     for k, part in result.get("by_k", {}).items():

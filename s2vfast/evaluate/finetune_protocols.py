@@ -97,17 +97,17 @@ def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
 
 
 def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
-    """How right a fine-tuned run is on the context's test part; errors as of `classifier_scores`."""
-    ranked = metrics.rank_scores(classifier_scores(context, folder))
-    return measures.scores(ranked, context.labels[1], context.store.classes)
-
-
-def classifier_scores(context: EvalContext, folder: Path) -> Tensor:
-    """Logits [n, classes] of a fine-tuned run on the context's test part.
+    """How right a fine-tuned run is on the context's test part.
 
     Raises:
         CheckpointError: a run that was not fine-tuned, or to other classes.
     """
+    ranked = metrics.rank_scores(class_logits(context, folder, 1))
+    return measures.scores(ranked, context.labels[1], context.store.classes)
+
+
+def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
+    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context; errors as of `measure`."""
     model, config, about = finetune.load_classifier(folder, log=context.log)
     if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(
@@ -119,7 +119,7 @@ def classifier_scores(context: EvalContext, folder: Path) -> Tensor:
         model.encoder,
         config,
         context.store,
-        context.ids[1],
+        context.ids[part],
         pool=model.head_pool,
         batch=context.clips,
         device=context.device,

@@ -131,7 +131,9 @@ def test_percentiles_are_those_of_the_times():
 def test_what_auto_prefers_was_measured_to_be_faster():
     """Over all shapes and passes of the committed results, by the geometric mean."""
     rows = [
-        row for name in ("ops", "joint_mix") for row in _results.read(_results.RESULTS / f"cpu/{name}.json")["rows"]
+        row
+        for name in ("ops", "graph_networks")
+        for row in _results.read(_results.RESULTS / f"cpu/{name}.json")["rows"]
     ]
     for op, (first, *_) in PREFERENCE["cpu"].items():
         ratios = [row["ratio"] for row in rows if row["op"] == op and row["impl"] == first and "ratio" in row]

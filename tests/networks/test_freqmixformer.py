@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,11 +14,15 @@ import torch.nn.functional as F
 from s2vfast import cli, errors, presets
 from s2vfast.compat.freqmixformer import from_freqmixformer, to_freqmixformer
 from s2vfast.config import Config
+from s2vfast.data import Store
 from s2vfast.data.layout import get_layout
+from s2vfast.evaluate import finetune
+from s2vfast.evaluate.predict import predict
 from s2vfast.networks import build_network, graph
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.classify import Classify, ClassifyConfig
 from s2vfast.reference import freqmixformer as reference
+from s2vfast.train.feed import Recordings
 from s2vfast.train.trainer import Trainer
 
 from ..calls import call
@@ -211,3 +216,27 @@ def test_it_is_measured_exported_and_drawn(trained, store, capsys, tmp_path):
         page = tmp_path / f"{kind}.html"
         call(capsys, "view", kind, str(trained), str(store), *more, "--out", str(page))
         assert page.stat().st_size > 0
+
+
+def test_it_names_the_actions_of_files(trained, store, tmp_path):
+    """By the numbers of the network on the same recordings."""
+    recordings = Store.open(store)
+    ids = [i for i in range(len(recordings)) if len(recordings.sequence(i)[0]) == 1][:3]
+    annotations = [
+        {
+            "frame_dir": f"clip{i}",
+            "total_frames": recordings.sequence(i)[0].shape[1],
+            "keypoint": recordings.sequence(i)[0],
+        }
+        for i in ids
+    ]
+    (tmp_path / "clips.pkl").write_bytes(pickle.dumps({"annotations": annotations}))
+    model, config, about = finetune.load_classifier(trained)
+    clips = Recordings(config, recordings, torch.device("cpu")).clips(torch.tensor(ids))
+    expected = torch.softmax(model(clips.unflatten(0, (-1, config.data.bodies))), dim=1)
+    entries = list(predict(trained, [tmp_path / "clips.pkl"], layout=recordings.layout.name, top=2))
+    assert [entry["sequence"] for entry in entries] == [f"clip{i}" for i in ids]
+    for entry, row in zip(entries, expected, strict=True):
+        values, order = row.sort(descending=True)
+        assert [name for name, _ in entry["top"]] == [about["classes"][i] for i in order[:2]]
+        assert [value for _, value in entry["top"]] == pytest.approx(values[:2].tolist(), abs=1e-5)

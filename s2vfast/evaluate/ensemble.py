@@ -1,0 +1,237 @@
+"""Runs that name classes together: a weighted sum of their scores, as published for streams of the same recordings.
+
+Joints, bones and their motions are learned by a run each. Runs that have classes are measured as they are; of others
+linear probes are fitted. Weights are given, or chosen on the part that is fitted; the part that is measured is never
+looked at for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2vfast import errors
+from s2vfast.data.store import Store
+from s2vfast.evaluate import finetune, finetune_protocols, linear, measures, metrics, protocols, runs
+from s2vfast.evaluate.checks import check_choice
+from s2vfast.evaluate.context import EvalContext
+from s2vfast.reference import philox
+
+Scores = Literal["log_softmax", "softmax"]
+PROTOCOLS = ("classify", "linear")
+"""Those whose scores can be added."""
+SCORES: tuple[str, ...] = ("log_softmax", "softmax")
+_FOLDS = 35
+"""What the draws of folds are for: a stream of `s2vfast.reference.philox`."""
+_CANDIDATES = tuple(i / 10 for i in range(16))
+"""Weights that are tried."""
+
+
+def evaluate_ensemble(
+    run_dirs: Sequence[str | Path],
+    store_path: str | Path,
+    split: str | None = None,
+    protocol: str = "classify",
+    *,
+    weights: Sequence[float] | None = None,
+    scores: Scores = "log_softmax",
+    folds: int = 5,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure several runs, each by itself and all together.
+
+    Args:
+        run_dirs: their folders, two or more, trained on the store and the split.
+        store_path: the store.
+        split: of the store; None: the first run's.
+        protocol: "classify": runs that have classes; "linear": the probe of `protocols.evaluate`.
+        weights: one a run, 0 or more. None: of "linear" equal ones; of "classify" chosen on the part that is fitted,
+            see `fitted_weights`. Where runs have learned that part, such weights say little: name a part that they
+            have not.
+        scores: what of a run is added.
+        folds: of the part that weights are chosen on.
+        options: as of `protocols.evaluate`; the seed is of the folds too.
+
+    Returns:
+        Plain values for JSON: accuracies, ``per_class`` and ``confusion`` of the ensemble; ``weights``,
+        ``weights_from`` (``given``, ``equal`` or ``folds``), ``folds`` (of those that were chosen: weights and accuracy
+        on the fold, which they were not chosen on); ``runs``: of each ``run``, ``network``, ``stream``, ``weight`` and
+        accuracies; ``table``, rows as `s2vfast.evaluate.table.rows` makes them.
+
+    Raises:
+        S2vfastError: a run, store, split or option that cannot be used.
+    """
+    check_choice("scores", scores, SCORES)
+    check_choice("protocol", protocol, PROTOCOLS)
+    if len(run_dirs) < 2:
+        raise errors.ConfigError(f"--ensemble: {len(run_dirs)} run(s); two or more are expected")
+    if weights is not None and (len(weights) != len(run_dirs) or min(weights) < 0 or not any(weights)):
+        numbers = ",".join(f"{weight:g}" for weight in weights)
+        raise errors.ConfigError(
+            f"--weights: {numbers}; {len(run_dirs)} numbers of 0 or more, not all 0, are expected, one a run"
+        )
+    if folds < 2:
+        raise errors.ConfigError(f"folds: {folds}; 2 or more are expected")
+    began = time.perf_counter()
+    weights_from = "given"
+    if weights is None:
+        weights_from = "folds" if protocol == "classify" else "equal"
+    split = split or runs.read(run_dirs[0])[0].data.split
+    test_scores, fit_scores, about = [], [], []
+    for run in run_dirs:
+        if protocol == "classify":
+            _check(run, store_path, split)
+        context, how = protocols.opened(run, store_path, split, [protocol], options)
+        of_parts = _logits(context, protocol, how, parts=(0, 1) if weights_from == "folds" else (1,))
+        *fit, test = (getattr(F, scores)(logits.double(), dim=1) for logits in of_parts)
+        fit_scores += fit
+        test_scores.append(test)
+        labels = tuple(part.cpu() for part in context.labels)
+        single = measures.scores(metrics.rank_scores(test), labels[1], context.store.classes)
+        data, model = context.config.data, context.config.model
+        about.append(
+            {"run": str(run), "network": model.name, "stream": data.stream, "k": getattr(model, "k", None)}
+            | measures.accuracies(single)
+        )
+    chosen_folds: list[dict[str, Any]] = []
+    numbers = [1.0] * len(run_dirs) if weights is None else list(weights)
+    if weights_from == "folds":
+        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), labels[0], folds, how.seed)
+    total = _mixed(torch.stack(test_scores), numbers)
+    result = measures.scores(metrics.rank_scores(total), labels[1], context.store.classes)
+    for one, weight in zip(about, numbers, strict=True):
+        one["weight"] = weight
+    return {
+        "protocol": f"ensemble of {protocol}",
+        **result,
+        "weights": numbers,
+        "weights_from": weights_from,
+        "folds": chosen_folds,
+        "scores": scores,
+        "runs": about,
+        "table": _rows(about, result),
+        "split": split,
+        "parts": list(context.parts),
+        "store": str(store_path),
+        "store_fingerprint": context.store.fingerprint,
+        "n_train": len(context.ids[0]),
+        "n_test": len(context.ids[1]),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+
+
+def fitted_weights(
+    scores: Tensor, labels: Tensor, folds: int, seed: int = 0
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Weights by cross-validation: those that the other folds choose, averaged over folds.
+
+    Weights of all folds but one are those of `_CANDIDATES` of least cross-entropy of the sum, found a run at a time
+    until none changes. Which fold a row is of is a function of the seed and the row.
+
+    Args:
+        scores: [runs, n, classes].
+        labels: int64 [n].
+        folds: how many, 2 or more and n at most.
+        seed: of the folds.
+
+    Returns:
+        The weights; and of each fold the weights that the others chose, with their accuracy on it in per cent.
+    """
+    n = len(labels)
+    if n < folds:
+        raise errors.ConfigError(f"folds: {folds}; there are {n} sequences to choose weights on")
+    draws = philox.random_bits(seed, 0, torch.arange(n), _FOLDS, 1)[:, 0]
+    order = torch.argsort(draws, stable=True).to(labels.device)
+    fold_of = torch.empty_like(order)
+    fold_of[order] = torch.arange(n, device=labels.device) % folds
+    results = []
+    for fold in range(folds):
+        inside = fold_of == fold
+        weights = _least_entropy(scores[:, ~inside], labels[~inside])
+        ranked = metrics.rank_scores(_mixed(scores[:, inside], weights))
+        results.append({"weights": weights, "top1": metrics.top_k(ranked, labels[inside], 1)})
+    columns = zip(*(one["weights"] for one in results), strict=True)
+    return [sum(column) / folds for column in columns], results
+
+
+def _least_entropy(scores: Tensor, labels: Tensor) -> list[float]:
+    weights = [1.0] * len(scores)
+    for _ in range(20):
+        before = list(weights)
+        for i in range(len(scores)):
+            losses = []
+            for candidate in _CANDIDATES:
+                trial = [*weights[:i], candidate, *weights[i + 1 :]]
+                losses.append(float(F.cross_entropy(_mixed(scores, trial), labels)))
+            weights[i] = _CANDIDATES[losses.index(min(losses))]
+        if weights == before:
+            break
+    return weights if any(weights) else [1.0] * len(scores)
+
+
+def _mixed(scores: Tensor, weights: Sequence[float]) -> Tensor:
+    """[n, classes]: the weighted sum of [runs, n, classes]."""
+    return (scores * torch.tensor(weights, dtype=scores.dtype, device=scores.device)[:, None, None]).sum(0)
+
+
+def _logits(context: EvalContext, protocol: str, how: protocols.Options, parts: Sequence[int]) -> list[Tensor]:
+    """[n, classes] of each part, on the host."""
+    if protocol == "classify":
+        return [finetune_protocols.class_logits(context, context.run, part) for part in parts]
+    train = measures.train_features(context, how.draws)
+    fitted = linear.fit(train, context.labels[0], classes=context.classes, seed=how.seed, **how.probe)
+    return [fitted.scores(context.features(part)).cpu() for part in parts]
+
+
+def _check(run: str | Path, store_path: str | Path, split: str) -> None:
+    """Raise where a run is of another store or split than the one that is measured on."""
+    finetune.require(run)
+    config, about = runs.read(run)
+    fingerprint = about["store"]["fingerprint"]
+    # Imported weights come without recordings; classes are compared by name in any case.
+    if fingerprint not in (None, Store.open(store_path).fingerprint):
+        raise errors.ConfigError(
+            f"--ensemble: {run} was trained on the store {about['store']['path']}, not on {store_path}; scores of one "
+            f"store are added"
+        )
+    if fingerprint is not None and config.data.split != split:
+        raise errors.ConfigError(
+            f"--ensemble: {run} was trained on split {config.data.split!r}, not {split!r}; scores of one split are "
+            f"added"
+        )
+
+
+def _rows(about: list[dict[str, Any]], result: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, accuracies in [*((stream_name(one), one) for one in about), ("ensemble", result)]:
+        for key, metric in metrics.ACCURACIES.items():
+            if key in accuracies:
+                row = {"measure": name, "labels": 100, "metric": metric, "value": accuracies[key], "std": None, "of": 1}
+                rows.append(row)
+    return rows
+
+
+def stream_name(one: dict[str, Any]) -> str:
+    """What to call a run of the result: its network, stream and mode."""
+    return f"{one['network']}, {one['stream']}" + ("" if one["k"] is None else f", k = {one['k']}")
+
+
+def text(result: dict[str, Any]) -> str:
+    """The result, to read: a line a run, and one of all together."""
+    names = [*(stream_name(one) for one in result["runs"]), "ensemble"]
+    width = max(map(len, names))
+    lines = [
+        f"{len(result['runs'])} runs, split {result['split']} ({result['n_test']} to measure), weights "
+        f"{result['weights_from']}"
+    ]
+    for name, one in zip(names, [*result["runs"], result], strict=True):
+        weight = f"weight {one['weight']:<5.3g}" if "weight" in one else " " * 12
+        accuracies = "   ".join(f"{metrics.ACCURACIES[key]} {v:.2f} %" for key, v in measures.accuracies(one).items())
+        lines.append(f"{name:{width}}  {weight}  {accuracies}")
+    return "\n".join(lines)
