@@ -34,7 +34,7 @@ from s2vfast.evaluate import table as evaluation
 
 OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
 POOLS = ("mean", "joint_time")
-TUNED = "tuned"
+TUNED, FLOOR = "tuned", "floor"
 PROBES = {"linear probe (published recipe)": "linear", "linear probe (L-BFGS)": "L-BFGS", "1-NN": "1-NN"}
 """Rows of an evaluation of features, and what their columns are called; of each there is one for each pooling."""
 FULL = ("fine-tuned", "supervised from scratch")
@@ -78,7 +78,14 @@ def tasks(store: Path, out: Path, config: str, seeds: int) -> list[Task]:
         for pool in POOLS:
             evaluate("untrained", run, pool, f"--untrained --protocol linear,knn --pool {pool}")
         evaluate("supervised", run, TUNED, f"--protocol supervised {tune}")
+    todo.append(Task(FLOOR, floor_words(out / f"{OBJECTIVES[-1]}-1", out, seeds), after=f"{OBJECTIVES[-1]}-1"))
     return todo
+
+
+def floor_words(run: Path, out: Path, seeds: int) -> list[str]:
+    """The command that measures the floor; of the run the store and the split count alone."""
+    results = out / "evaluated" / f"{FLOOR}.json"
+    return ["evaluate", str(run), *f"--protocol floor --seed 1 --repeats {seeds} --out".split(), str(results)]
 
 
 class Runner:
@@ -174,6 +181,18 @@ def collected(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
     return top1
 
 
+def floor_rows(out: Path) -> dict[str, list[float]]:
+    """Top-1 in per cent of every seed, by what was measured without learning."""
+    path = out / "evaluated" / f"{FLOOR}.json"
+    try:
+        rows = json.loads(path.read_text("utf-8"))["rows"]
+        return {
+            evaluation.floor_name(row): [round(value, 2) for value in row.get("top1_each", [row["top1"]])] for row in rows
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
+
+
 def mean_and_std(values: Sequence[float] | None) -> str:
     """Mean ± sample standard deviation, in per cent."""
     if not values:
@@ -195,8 +214,9 @@ def section(record: dict[str, Any]) -> str:
     """What stands between the marks of the page: the table, and where it is from."""
     device, versions = record["device"], ", ".join(f"{name} {v}" for name, v in sorted(record["versions"].items()))
     commits = " and ".join(f"`{commit}`" for commit in record["commits"])
+    floor = "\n".join(f"| {name} | {mean_and_std(values)} |" for name, values in record["floor"].items())
     return (
-        f"{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} "
+        f"| no learning | top-1 |\n|---|---|\n{floor}\n\n{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} "
         f"seeds. `{record['command']}`, commit {commits}, {record['date']}, {device['name']}, {versions}.</sub>"
     )
 
@@ -226,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device = _results.device_facts(torch.device("cpu"))
             record = {"command": f"{command} --seeds {options.seeds}", **runner.origins(todo)}
             record |= {"seeds": options.seeds, "versions": _results.versions(device), "device": device, "top1": top1}
+            record["floor"] = floor_rows(out)
             page = options.docs / f"{options.config}.md"
             text = replaced(page, "accuracy", section(record))
             page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")

@@ -47,8 +47,7 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                         row(f"retrieval, {name}", {"map": "mAP"}.get(key, key), value)
         elif protocol == "floor":
             for part in result["rows"]:
-                copies = f", {part['copies']} drawn copies" if part["copies"] else ""
-                accuracies(f"floor: {part['features']}, {part['classifier']}{copies}", part)
+                accuracies(floor_name(part), part)
         elif protocol == "semi":
             several = f", {result['lists']} list{'s' * (result['lists'] > 1)}"
             for part in result["rows"]:
@@ -62,6 +61,12 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             if "probe" in result:
                 accuracies(_NAMES["probe"], result["probe"])
     return table_rows
+
+
+def floor_name(row: dict[str, Any]) -> str:
+    """What to call a row of `s2vfast.evaluate.floor.measure`."""
+    copies = f", {row['copies']} drawn copies" if row["copies"] else ""
+    return f"floor: {row['features']}, {row['classifier']}{copies}"
 
 
 def text(result: dict[str, Any]) -> str:
