@@ -57,6 +57,8 @@ class DataConfig(Section):
     velocity: float = option(0.0, ge=0)
     """Append the frame-to-frame difference times this factor to the coordinates: 6 input channels; 0: coordinates
     alone."""
+    confidence: bool = False
+    """Append the detector's confidence of each joint: one more input channel, the last. The store must have them."""
     workers: int = option(0, ge=0)
     """Threads that prepare batches ahead of the step; 0 prepares them in line. The numbers are the same."""
     resident: Literal["auto", "device", "host"] = "auto"
@@ -224,7 +226,7 @@ class Config(Section):
     @property
     def channels(self) -> int:
         """C: input channels of a clip."""
-        return 6 if self.data.velocity else 3
+        return (6 if self.data.velocity else 3) + self.data.confidence
 
     def sections(self) -> dict[str, Any]:
         """The sections that this run has, by name, in their order."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,11 @@ def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
     )
 
 
+def unmoved(spec: ClipSpec) -> ClipSpec:
+    """The frames that ``spec`` chooses, as they were recorded."""
+    return replace(spec, center="none", scale="none", align="none", rotate=(0.0,) * 3, scale_jitter=0.0, velocity=0.0)
+
+
 def view_steps(data: DataConfig, layout: Layout) -> tuple[Compose, Compose] | None:
     """data.train_steps and data.test_steps for skeletons of ``layout``; None where there are none.
 
@@ -58,6 +65,8 @@ def view_steps(data: DataConfig, layout: Layout) -> tuple[Compose, Compose] | No
     """
     if not data.train_steps:
         return None
+    if data.confidence:
+        raise errors.ConfigError("data.confidence: data.train_steps make clips of coordinates alone; give false")
     pair = []
     for field in ("train_steps", "test_steps"):
         steps = Compose(getattr(data, field), layout, f"data.{field}")

@@ -29,7 +29,7 @@ class MemoryStore:
     def __init__(self, sequences: Collection[Sequence], layout: Layout) -> None:
         self.layout = layout
         self.names: list[str] = []
-        frames, index, tracks = [], [], []
+        frames, index, tracks, confidence = [], [], [], []
         rows = 0
         for number, sequence in enumerate(sequences):
             check_sequence(sequence, layout, None)
@@ -41,6 +41,7 @@ class MemoryStore:
                     continue
                 frames.append(joints[present])
                 index.append(np.asarray(body.frame_index, dtype=np.int32)[present])
+                confidence.append(None if body.confidence is None else np.asarray(body.confidence)[present])
                 tracks.append((number, slot, rows, len(index[-1])))
                 rows, slot = rows + len(index[-1]), slot + 1
             if slot == 0:
@@ -54,6 +55,9 @@ class MemoryStore:
         """float32 [R, V, 3]."""
         self.frame_index = np.concatenate([*index, np.zeros(0, np.int32)])
         """int32 [R]."""
+        lacking = not confidence or any(part is None for part in confidence)
+        self.confidence = None if lacking else np.concatenate(confidence).astype(np.float16)
+        """float16 [R, V]; None where a body's are not known."""
 
     def __len__(self) -> int:
         return len(self.names)

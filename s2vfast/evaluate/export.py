@@ -169,6 +169,8 @@ def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]
         views.append(
             f"append the difference to the next frame times {data.velocity:g} (6 channels; 0 in the last frame)"
         )
+    if data.confidence:
+        views.append("append the detector's confidence of each joint (1 channel)")
     if data.test_steps:
         steps = [f"step of s2vfast.data.augment: {json.dumps(step)}" for step in data.test_steps]
         return [*lines, *steps, *views]

@@ -138,6 +138,8 @@ class Model:
 
     def _features(self, recordings: Sequence[Recording], pool: features.Pool, strict: bool = True) -> Tensor:
         store = MemoryStore(recordings, self.layout)
+        if self.config.data.confidence and store.confidence is None and len(store):
+            raise errors.DataError(f"{self.run_dir}: the run takes confidences of joints, and a sequence has none")
         if not len(store):
             return torch.zeros(0, features.feature_width(self._encoder, pool))
         clips = Recordings(self.config, store, self.device)

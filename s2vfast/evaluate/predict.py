@@ -234,6 +234,8 @@ def _read(
             yield {"file": str(path), "error": f"{path}: no recording in it"}
         for entry in itertools.chain(first, entries):
             if isinstance(entry, Recording):
+                if model.config.data.confidence and any(body.confidence is None for body in entry.bodies):
+                    raise errors.DataError(f"{path}: has no confidences of joints, and the run takes them")
                 yield {"file": str(path), "recording": entry, "several": len(first) > 1}
             else:
                 where = f":{entry['line']}" if "line" in entry else ""

@@ -14,7 +14,7 @@ from torch import Tensor
 from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.augment import ViewKey
-from s2vfast.data.clips import clip_spec, shown, view_steps, whole_recordings
+from s2vfast.data.clips import clip_spec, shown, unmoved, view_steps, whole_recordings
 from s2vfast.data.report import main_bodies
 from s2vfast.data.store import Store
 from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
@@ -64,6 +64,7 @@ class Recordings:
         try:
             tables = _readable(store.frames), torch.from_numpy(store.frame_index), row, count
             self._tables = [table.to(self.source) for table in tables]
+            self._confidence = _confidence_rows(store).to(self.source) if config.data.confidence else None
         except torch.OutOfMemoryError:
             raise errors.TrainingError(
                 f"data.resident: device: the recordings ({store.frames.nbytes / 1e9:.1f} GB) do not fit on {device}; "
@@ -82,10 +83,15 @@ class Recordings:
             source_ids = ids.pin_memory().to(self.source, non_blocking=True)
         training = epoch is not None
         if self._steps is None:
-            clips = ops.clip_sample(
-                *self._tables, source_ids, self.spec, seed=seed, epoch=epoch or 0, training=training
-            )
-            return clips if self._data.stream == "joint" else shown(clips, self._data, self.layout)
+            draws = {"seed": seed, "epoch": epoch or 0, "training": training}
+            clips = ops.clip_sample(*self._tables, source_ids, self.spec, **draws)
+            if self._data.stream != "joint":
+                clips = shown(clips, self._data, self.layout)
+            if self._confidence is None:
+                return clips
+            # The same frames, by the same draws.
+            sure = ops.clip_sample(self._confidence, *self._tables[1:], source_ids, unmoved(self.spec), **draws)
+            return torch.cat([clips, sure[..., :1]], dim=-1)
         # To ask a GPU for the longest of a batch would make the host wait for it.
         on_host = self.source.type == "cpu"
         longest = int(self._tables[3][ids, 0].max()) if on_host and len(ids) else self._longest
@@ -93,6 +99,17 @@ class Recordings:
         view = self._steps[0 if training else 1]
         clips, _ = view(recorded, ViewKey(seed, epoch or 0, source_ids), lengths)
         return shown(clips.flatten(0, 1), self._data, self.layout)
+
+
+def _confidence_rows(store: Store) -> Tensor:
+    """float16 [R, V, 3]: confidences as rows of x, whose frames are chosen like those of coordinates."""
+    if store.confidence is None:
+        raise errors.ConfigError(
+            f"data.confidence: {store.path} has no confidences; import recordings that have them, or give false"
+        )
+    rows = torch.zeros((*store.confidence.shape, 3), dtype=torch.float16)
+    rows[..., 0] = torch.from_numpy(np.asarray(store.confidence, dtype=np.float16))
+    return rows
 
 
 def view_seed(seed: int, view: int) -> int:
@@ -130,6 +147,11 @@ class Feed:
         ids: np.ndarray | None = None,
     ) -> None:
         self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
+        if config.data.confidence and objective.pipelines:
+            raise errors.ConfigError(
+                f"data.confidence: the views of objective {config.objective.name} are made of coordinates alone; give "
+                "false"
+            )
         ids = torch.from_numpy(store.select(config.data.split, "train") if ids is None else ids)
         self._labels = _readable(store.labels) if objective.needs_labels else None
         if self._labels is not None:

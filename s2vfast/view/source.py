@@ -80,7 +80,7 @@ def make_clips(store: Store, config: Config, ids: np.ndarray, *, epoch: int | No
 
 def coordinates(store: Store, config: Config, index: int, *, epoch: int | None = None) -> np.ndarray:
     """The joints of a clip of `make_clips`, whatever stream of them the network sees: float32 [bodies, T, V, 3]."""
-    joints = replace(config, data=replace(config.data, stream="joint", velocity=0.0))
+    joints = replace(config, data=replace(config.data, stream="joint", velocity=0.0, confidence=False))
     return make_clips(store, joints, np.array([index]), epoch=epoch).numpy()
 
 

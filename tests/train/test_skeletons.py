@@ -5,10 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from s2vfast.config import Config
 from s2vfast.data.layout import get_layout
 from s2vfast.data.store import Store
+from s2vfast.train.feed import Recordings
 
 TINY = {
     "data": {"frames": 8, "bodies": 1, "split": "default", "center": "frame", "scale": "torso", "rotate": [0, 0, 0.3]},
@@ -70,6 +73,48 @@ def test_a_skeleton_in_pixels_from_files_to_classes(cli, tmp_path):
     code, _, err = cli(f"predict {tmp_path}/run {deep}")
     assert code == 1
     assert "deep.pkl: its joints have 3 coordinates, those of the run 2" in err[0]
+
+
+def test_confidence_is_a_channel(cli, tmp_path):
+    """Of the same frames as the coordinates: it grows from frame to frame, and a stretch between frames is even."""
+    data = annotations(17, 2, 300.0)
+    for annotation in data["annotations"]:
+        annotation["keypoint_score"] = 0.2 + 0.04 * np.arange(14)[None, :, None] + 0.005 * np.arange(17)
+    assert cli(f"data import {write(tmp_path / 'coco.pkl', data)} --out {tmp_path}/store")[0] == 0
+    store, ids = Store.open(tmp_path / "store"), torch.arange(12)
+    config = Config.from_dict(TINY | MASKED | {"data": TINY["data"] | {"confidence": True, "velocity": 1.0}})
+    clips = Recordings(config, store, torch.device("cpu")).clips(ids)
+    assert clips.shape == (12, 8, 17, config.channels) == (12, 8, 17, 7)
+    picked = store.confidence.reshape(12, 14, 17)[:, (2 * np.arange(8) + 1) * 14 // 16]
+    assert torch.equal(clips[..., 6], torch.from_numpy(picked.astype(np.float32)))
+    config.data.sampling = "crop"
+    config.data.confidence = False
+    plain = Recordings(config, store, torch.device("cpu")).clips(ids, epoch=3)
+    config.data.confidence = True
+    clips = Recordings(config, store, torch.device("cpu")).clips(ids, epoch=3)
+    assert torch.equal(clips[..., :6], plain)
+    steps = clips[..., 6].diff(dim=1)
+    assert steps.min() > 0.02
+    assert (steps - steps.mean(1, keepdim=True)).abs().max() < 2e-3
+
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | MASKED))
+    words = f"pretrain --config {tmp_path}/tiny.yaml --data {tmp_path}/store --data.confidence true"
+    code, _, err = cli(f"{words} --out {tmp_path}/run")
+    assert code == 0, err
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"objective": {"name": "classify", "hidden": 8}}))
+    assert cli(f"{words} --out {tmp_path}/classes")[0] == 0
+    assert cli(f"predict {tmp_path}/classes {tmp_path}/coco.pkl")[0] == 0
+    for annotation in data["annotations"]:
+        del annotation["keypoint_score"]
+    unsure = write(tmp_path / "unsure.pkl", data)
+    code, _, err = cli(f"predict {tmp_path}/classes {unsure}")
+    assert code == 1
+    assert "unsure.pkl: has no confidences of joints, and the run takes them" in err[0]
+    assert cli(f"data import {unsure} --out {tmp_path}/other")[0] == 0
+    code, _, err = cli(f"{words.replace('/store', '/other')} --out {tmp_path}/none")
+    assert code == 2
+    assert "data.confidence: " in err[0]
+    assert "other has no confidences" in err[0]
 
 
 def test_a_unit_that_does_not_look_like_the_runs_is_said(cli, tmp_path):
