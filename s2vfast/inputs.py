@@ -273,6 +273,19 @@ def _joint_mix(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _batch_norm(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    widths = shape.D, shape.E
+    return {
+        "x": [make.normal(shape.N, shape.L, width) for width in widths],
+        "weight": make.normal(sum(widths), scale=0.3, dtype=torch.float32),
+        "bias": make.normal(sum(widths), scale=0.3, dtype=torch.float32),
+        "residual": make.normal(shape.N, shape.L, sum(widths)),
+        "relu_first": True,
+        "relu": True,
+    }
+
+
 def _graph_attention(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     frames, H, width = shape.N * shape.S, shape.H, max(shape.D // 8, 1)
@@ -329,6 +342,7 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "norm_linear": _norm_linear,
     "add_norm": _add_norm,
     "mlp": _mlp,
+    "batch_norm": _batch_norm,
     "joint_mix": _joint_mix,
     "graph_attention": _graph_attention,
     "temporal_conv": _temporal_conv,

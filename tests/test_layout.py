@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPS = (
-    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp joint_mix "
+    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp batch_norm joint_mix "
     "graph_attention temporal_conv teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 440
@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "verify": {"ops", "inputs", "kernels"},
     "doctor": {"ops", "_extension"},
     "demo": {"files", "train", "evaluate", "view", "data", "presets", "doctor"},
-    "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo"},
+    "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo", "completion"},
+    "completion": {"presets"},
     "__main__": {"cli"},
 }
 FREE_OF = {

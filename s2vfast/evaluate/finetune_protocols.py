@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import s2vfast.errors as errors
 from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, subsets
@@ -96,7 +97,13 @@ def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
 
 
 def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
-    """Scores of a fine-tuned run on the context's test part.
+    """How right a fine-tuned run is on the context's test part; errors as of `classifier_scores`."""
+    ranked = metrics.rank_scores(classifier_scores(context, folder))
+    return measures.scores(ranked, context.labels[1], context.store.classes)
+
+
+def classifier_scores(context: EvalContext, folder: Path) -> Tensor:
+    """Logits [n, classes] of a fine-tuned run on the context's test part.
 
     Raises:
         CheckpointError: a run that was not fine-tuned, or to other classes.
@@ -118,8 +125,7 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
         device=context.device,
         ranks=context.ranks,
     )
-    ranked = metrics.rank_scores(model.head(pooled.to(context.device)))
-    return measures.scores(ranked, context.labels[1], context.store.classes)
+    return model.head(pooled.to(context.device)).cpu()
 
 
 def semi(

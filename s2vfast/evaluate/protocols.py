@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import finetune, finetune_protocols, knn, measures, subsets, table
+from s2vfast.evaluate import finetune, finetune_protocols, floor, knn, measures, subsets, table
 from s2vfast.evaluate.checks import check_choice, check_counts
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 
-PROTOCOLS: tuple[str, ...] = ("linear", "knn", "retrieval", "finetune", "supervised", "semi")
+PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
 """What "all" is made of. "classify" measures a fine-tuned run as it is."""
 KNOWN = (*PROTOCOLS, "classify")
+
+
+_PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,19 @@ class Options:
     """Rows a step."""
     weight_decay: float = 0.0
     """L2 penalty."""
+    norm: bool = True
+    """A batch norm before its linear map."""
+    optimizer: str = "sgd"
+    """Its optimizer: "sgd" or "adamw"."""
+    milestones: Sequence[float] = ()
+    """Epochs at which its rate falls to a tenth, in place of a cosine."""
     fast: bool = True
     """Whether "linear" measures by L-BFGS too."""
     seed: int = 0
     """Of first weights, order and draws, and of the lists of "semi"."""
     repeats: int = 1
-    """Seeds of "linear", "finetune" and "supervised", counted up from ``seed`` or the recipe's; results are then mean
-    and sample standard deviation."""
+    """Seeds of "floor", "linear", "finetune" and "supervised", counted up from ``seed`` or the recipe's; results are
+    then mean and sample standard deviation."""
     draws: int = 0
     """Features of this many randomly drawn clips of every training sequence, as pretraining makes them, on top of the
     deterministic one. "linear" shows one of them an epoch, in turn; "knn" has them all as neighbours."""
@@ -64,6 +73,7 @@ class Options:
     def check(self) -> None:
         """Raise `ConfigError` unless every value is possible."""
         check_choice("transform", self.transform, knn.TRANSFORMS)
+        check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         for name in self.semi:
             check_choice("semi", name, finetune_protocols.SEMI_MEASURES)
         check_counts(k=self.k, repeats=self.repeats, lists=self.lists, epochs=self.epochs, batch=self.batch)
@@ -82,7 +92,7 @@ class Options:
     @property
     def probe(self) -> dict[str, Any]:
         """Settings of the published linear probe."""
-        return {"epochs": self.epochs, "lr": self.lr, "batch": self.batch, "weight_decay": self.weight_decay}
+        return {name: getattr(self, name) for name in _PROBE}
 
 
 def evaluate(
@@ -100,8 +110,9 @@ def evaluate(
         run_dir: a run's folder, pretrained or fine-tuned.
         store_path: a store of the run's layout; not necessarily the one it was pretrained on (transfer).
         split: named split of the store; None: the one of the run.
-        protocol: "linear" (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn"
-            (`s2vfast.evaluate.knn`), "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
+        protocol: "floor" (`s2vfast.evaluate.floor`: what no learning is needed for), "linear"
+            (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
+            "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
         confusion: add the confusion matrix, rows are true classes.
         options: arguments of `EvalContext.open`, and fields of `Options`.
@@ -119,7 +130,7 @@ def evaluate(
     """
     check_choice("protocol", protocol, KNOWN)
     began = time.perf_counter()
-    context, how = _open(run_dir, store_path, split, [protocol], options)
+    context, how = opened(run_dir, store_path, split, [protocol], options)
     result = {**context.describe(), **_measure(context, protocol, how)}
     return _finished({"protocol": protocol, **result}, began, confusion)
 
@@ -144,7 +155,7 @@ def evaluate_all(
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
     began = time.perf_counter()
-    context, how = _open(run_dir, store_path, split, protocols, options)
+    context, how = opened(run_dir, store_path, split, protocols, options)
     results: dict[str, dict[str, Any]] = {}
 
     def so_far() -> dict[str, Any]:
@@ -161,7 +172,7 @@ def evaluate_all(
     return so_far()
 
 
-def _open(
+def opened(
     run_dir: str | Path, store_path: str | Path, split: str | None, protocols: Sequence[str], options: dict[str, Any]
 ) -> tuple[EvalContext, Options]:
     """What is measured, and how; raises where a protocol cannot be done with such a run, before any is."""
@@ -194,6 +205,10 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
                 result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
             settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
+    if protocol == "floor":
+        result = floor.measure(context, range(how.seed, how.seed + how.repeats))
+        settings = {"kernels": floor.KERNELS, "frames": floor.FRAMES, "copies": floor.COPIES, "seed": how.seed}
+        return result | {"settings": settings | ({"repeats": how.repeats} if how.repeats > 1 else {})}
     if protocol == "retrieval":
         return measures.retrieval_scores(context)
     if protocol == "classify":
