@@ -78,7 +78,7 @@ def write_into(folder: Path, name: str, content: bytes) -> None:
 
 
 class NewFolder:
-    """A folder that is filled under a temporary name (`path`) and takes its own with `commit`.
+    """A folder that is made under a temporary name (`path`) by `make`, filled, and takes its own name with `commit`.
 
     Its files are flushed by whoever writes them (`write_into`, `sync`). `abandon` removes it; after `commit` that does
     nothing.
@@ -86,13 +86,17 @@ class NewFolder:
     Args:
         target: the name that it is to take; its parent exists.
         may_replace: whether what has that name by then may go.
-
-    Raises:
-        OSError: it cannot be made.
     """
 
     def __init__(self, target: Path, may_replace: Callable[[Path], bool] = lambda path: True) -> None:
         self.target, self.path, self.may_replace = target, _temporary(target), may_replace
+
+    def make(self) -> None:
+        """Make it. Apart from `__init__`, so that a signal finds who will `abandon` it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         self.path.mkdir()
 
     def commit(self) -> None:

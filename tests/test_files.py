@@ -74,6 +74,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(tmp_path):
 def fill(target, text):
     new = files.NewFolder(target)
     try:
+        new.make()
         files.write_into(new.path, "content", text.encode())
         new.commit()
     except BaseException:
@@ -115,6 +116,7 @@ if target.name == "file":
     files.write_text(target, "after")
 else:
     new = files.NewFolder(target)
+    new.make()
     files.write_into(new.path, "content", b"after")
     new.commit()
 """

@@ -90,10 +90,11 @@ def write_store(
     with _disk_errors(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         files.recover(out)
-        new = files.NewFolder(out, may_replace=_is_store if overwrite else lambda path: False)
+    new = files.NewFolder(out, may_replace=_is_store if overwrite else lambda path: False)
     writer = None
     try:
         with _disk_errors(out):
+            new.make()
             writer = _Writer(new.path, layout, classes, np.dtype(dtype))
         for sequence in sequences:
             check_sequence(sequence, layout, len(classes))

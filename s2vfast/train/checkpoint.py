@@ -83,15 +83,15 @@ def save(
     Raises:
         TrainingError: It could not be written (no space left, read-only ...); older checkpoints are as they were.
     """
-    final, new = _path(run_dir, step), None
+    final = _path(run_dir, step)
+    new = files.NewFolder(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        new = files.NewFolder(final)
+        new.make()
         _write(new.path, step, groups, meta)
         new.commit()  # It replaces a damaged one that training came past again.
     except BaseException as error:
-        if new is not None:
-            new.abandon()
+        new.abandon()
         if isinstance(error, OSError):
             raise errors.TrainingError(
                 f"{final}: the checkpoint of step {step} could not be written: {error.strerror or error}; "
