@@ -24,7 +24,7 @@ from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
-from s2vfast.data.names import Exclusion, exclusion, key
+from s2vfast.data.names import Exclusion, exclusion, key, stem
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.data.tracks import BodyCounts, arrange
@@ -320,7 +320,7 @@ class _Task:
 
     def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
         if self.exclude and key(entry.name) in self.exclude:  # even where it cannot be read
-            return {"name": entry.name, "reason": self.exclude_reason, "kind": "excluded"}
+            return {"name": stem(entry.name), "reason": self.exclude_reason, "kind": "excluded"}
         if isinstance(entry, BrokenRecording):
             return _entry(entry)
         for body in entry.bodies:
