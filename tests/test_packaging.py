@@ -84,6 +84,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     expected |= {f"s2vfast/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
     expected |= {f"s2vfast/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     expected |= {f"s2vfast/view/assets/{path.name}" for path in (ROOT / "s2vfast/view/assets").iterdir()}
+    expected |= {f"s2vfast/data/layouts/{path.name}" for path in (ROOT / "s2vfast/data/layouts").iterdir()}
     assert expected <= held, sorted(expected - held)
     assert "s2vfast/kernels/README.md" in held
     assert any(name.startswith("s2vfast/configs/") and name.endswith(".yaml") for name in held)

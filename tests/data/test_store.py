@@ -2,6 +2,7 @@ import pickle
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_a_store_gives_back_what_was_written(tmp_path):
     assert store.setups.tolist() == [-1, -1, 8]
     assert store.total_frames.tolist() == [6, 3, 9]
     assert store.classes == ["x", "y"]
-    assert store.layout == TINY
+    assert store.layout == replace(TINY, dimensions=(3,))
     assert store.max_bodies == 2
     assert store.notes == {"s1": ["body 9: dropped, a chair"]}
     assert store.tracks["body"].tolist() == ["1", "2", "1", "1"]
