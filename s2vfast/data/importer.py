@@ -211,7 +211,8 @@ def _collect(
     excluded: Exclusion | None,
 ) -> Iterator[Sequence]:
     """The good sequences, in order; the others go to ``dropped``, counts to ``about``."""
-    task = _Task(source.read, source.layout, len(source.classes), source.limit, min_confidence)
+    classes = len(source.classes) if source.labelled else None
+    task = _Task(source.read, source.layout, classes, source.limit, min_confidence)
     if excluded is not None:
         task.exclude, task.exclude_reason = frozenset(excluded.names), excluded.reason
     names: set[str] = set()

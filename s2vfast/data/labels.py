@@ -90,6 +90,7 @@ class Labelling:
         source.classes = _ordered(entry.fields.get("class", "") for entry in self.entries.values())
         if len(source.classes) > MAX_CLASSES:
             raise DataError(f"--labels {text}: {len(source.classes):,} classes, {MAX_CLASSES:,} at most")
+        source.labelled = False  # what the files say of classes does not matter any more
         self.classes = {name: number for number, name in enumerate(source.classes)}
         self.numbers = {field: self._numbers(field, source.notes) for field in _NUMBERED}
 

@@ -63,6 +63,21 @@ def test_one_annotation_a_list_and_a_folder_of_lists(tmp_path):
     assert {part: ids.tolist() for part, ids in store.splits["default"].items()} == {"train": [0, 1], "test": [2]}
 
 
+@pytest.mark.parametrize("labels", ["none", "file"])
+def test_labels_that_are_given_replace_those_of_a_pickle(tmp_path, labels):
+    """Also where there are fewer classes than the pickle's labels count."""
+    items = [{**item, "label": 7 + at} for at, item in enumerate(annotations())]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"annotations": items, "split": {"train": ["r0"], "val": ["r1"]}}))
+    (tmp_path / "l.csv").write_text("file,class\nr0,wave\nr2,wave\n")
+    option = "none" if labels == "none" else tmp_path / "l.csv"
+    report = import_dataset(tmp_path / "a.pkl", tmp_path / "store", labels=option)
+    store = Store.open(tmp_path / "store")
+    assert report.broken == []
+    assert store.labels.tolist() == ([-1] * 3 if labels == "none" else [0, -1, 0])
+    assert store.classes == ([] if labels == "none" else ["wave"])
+    assert list(store.splits) == ["default"]
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 17, 3), (1, 8, 25, 2), (1, 8, 31, 3)])
 def test_what_may_be_several_skeletons_is_asked_for(tmp_path, shape):
     item = {"frame_dir": "a", "label": 0, "keypoint": np.ones(shape, np.float32)}
