@@ -147,7 +147,11 @@ def test_every_field_is_documented():
 
 def test_the_presets_are_these_and_good():
     families = ("ntu120", "ntu60", "nwucla", "pkummd")
-    variants = [f"{family}{variant}" for family in families for variant in ("", "_mamp", "_skeattnclr", "_hitrs", "_skeletonmae")]
+    variants = [
+        f"{family}{variant}"
+        for family in families
+        for variant in ("", "_mamp", "_skeattnclr", "_hitrs", "_skeletonmae")
+    ]
     variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
     assert presets.names() == ["demo", *sorted(variants)]
     for name in presets.names():

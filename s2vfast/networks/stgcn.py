@@ -68,7 +68,7 @@ class GraphConv(nn.Module):
         mixed = torch.bmm(neighbours.expand(T * N, -1, -1), x.reshape(T * N, V, C))  # [T * N, V * K, C]
         y = mixed.view(T * N * V, K * C) @ self.weight.view(K * C, D)
         bias = graph.sum(1).t() @ self.bias  # [V, D]: of every joint another one, by its edges
-        return y.view(T, N, V, D).add_(bias)
+        return y.view(T, N, V, D) + bias
 
 
 class TemporalConv(nn.Module):
@@ -121,18 +121,24 @@ class Block(nn.Module):
             keep: [T / stride, N, V, D], what the branch is multiplied by (dropout); None: one.
         """
         edges = graph if self.importance is None else graph * self.importance
-        y = _normed(self.norm1, self.graph_conv(x, edges)).relu_()
-        y = _normed(self.norm2, self.temporal(y))
+        # What changes in place has not been viewed yet: a change of a view would cost its gradient three copies.
+        y = self.graph_conv(x, edges)
+        y = self.temporal(_normed(self.norm1, y).relu_().view(y.shape))
+        rows = _normed(self.norm2, y)
         if keep is not None:
-            y = y * keep
+            rows = rows * keep.reshape(rows.shape)
         if self.residual:
-            y.add_(x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x[:: self.stride])))
-        return y.relu_()
+            if self.shortcut is None:
+                shortcut = x.reshape(rows.shape)
+            else:
+                shortcut = _normed(self.shortcut_norm, self.shortcut(x[:: self.stride]))
+            rows.add_(shortcut)
+        return rows.relu_().view(y.shape)
 
 
 def _normed(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """A batch norm over all but the last dimension."""
-    return norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+    """A batch norm over all but the last dimension, as rows."""
+    return norm(x.reshape(-1, x.shape[-1]))
 
 
 @register("stgcn")
