@@ -54,6 +54,11 @@ def leaves_of(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value if name == "clips" else map_tensors(leaf, value) for name, value in arguments.items()}
 
 
+def _differentiable(outputs: Any) -> list[Tensor]:
+    """Tensors that have a gradient: statistics of a batch have none."""
+    return [tensor for tensor in tensors_of(outputs) if tensor.requires_grad]
+
+
 def timed_call(function: Callable[..., Any], arguments: dict[str, Any], backward: bool) -> Callable[[], Any]:
     """The call that is timed: the function, with ``backward`` also the gradients of its floating inputs."""
     if not backward:
@@ -69,11 +74,11 @@ def timed_call(function: Callable[..., Any], arguments: dict[str, Any], backward
     generator = torch.Generator(leaves[0].device).manual_seed(0)
     upstream = [
         torch.empty_like(out).copy_(torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator))
-        for out in tensors_of(function(**inputs))
+        for out in _differentiable(function(**inputs))
     ]
 
     def both() -> Any:
-        outputs = list(tensors_of(function(**inputs)))
+        outputs = _differentiable(function(**inputs))
         return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
 
     return both

@@ -171,6 +171,11 @@ def _graph_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(flop=(3 if backward else 1) * 2.0 * frames * shape.H * products, exps=exps)
 
 
+def _norm_cost(shape: Shape, backward: bool) -> Cost:
+    """Forward x is read twice, the residual once, the result written once; backward there are seven such passes."""
+    return Cost(bytes=4.0 * (11 if backward else 4) * shape.N * shape.L * (shape.D + shape.E))
+
+
 # Frames are read in half precision, and clips, with velocities, written in float32.
 _clip_cost = _bytes(lambda shape: shape.N * shape.S * shape.s * shape.V * (3 * 2 + shape.C * 4))
 # Clips are read once, token numbers written.
@@ -352,6 +357,7 @@ CASES: dict[str, Case] = {
         Case("add_norm", _products(lambda shape: shape.D)),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
         Case("temporal_conv", _conv_cost, ("nwucla",)),
+        Case("batch_norm", _norm_cost, ("nwucla", "ntu")),
         Case("joint_mix", _mix_cost, ("nwucla", "ntu")),
         Case("graph_attention", _graph_cost, ("nwucla", "ntu")),
         Case("teacher_target", _bytes(), TOKENS),  # instance norm needs all tokens, visible ones too

@@ -3,12 +3,14 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "adamw_ema.h"
 #include "attention.h"
+#include "batch_norm.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
 #include "graph_attention.h"
@@ -68,11 +70,18 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
   S2V_RUN(tube_mask, call, device, stream, threads);
 }
 
+s2v::ClipAnchor clip_anchor(const std::vector<int>& joints) {
+  s2v::ClipAnchor anchor = {int32_t(joints.size()), {}};
+  for (size_t i = 0; i < joints.size() && i < size_t(s2v::kMaxAnchor); ++i) anchor.joint[i] = joints[i];
+  return anchor;
+}
+
 void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t row, uintptr_t count, uintptr_t ids,
                  int64_t samples, int64_t sequences, int64_t rows, int64_t bodies, int64_t joints, int64_t length,
                  bool crop, double crop_min,
                  const std::string& center, bool torso, bool yaw, const std::array<double, 3>& rotate, double scale_jitter,
-                 double velocity, int root, const std::array<int, 2>& ends, const std::array<int, 2>& sides, int up,
+                 double velocity, const std::vector<int>& root, const std::array<std::vector<int>, 2>& ends,
+                 const std::array<int, 2>& sides, int up,
                  uint64_t seed, uint32_t epoch, bool training, uintptr_t out, int device, uintptr_t stream, int threads) {
   s2v::ClipSampleCall call = {};
   call.frames = pointer<const void>(frames);
@@ -98,9 +107,9 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
   for (int i = 0; i < 3; ++i) spec.rotate[i] = float(rotate[i]);
   spec.scale_jitter = float(scale_jitter);
   spec.velocity = float(velocity);
-  spec.root = root;
-  spec.lower = ends[0];
-  spec.upper = ends[1];
+  spec.root = clip_anchor(root);
+  spec.lower = clip_anchor(ends[0]);
+  spec.upper = clip_anchor(ends[1]);
   spec.left = sides[0];
   spec.right = sides[1];
   spec.up = up;
@@ -186,6 +195,35 @@ void graph_attention_backward(int64_t frames, int64_t joints, int64_t channels, 
                                                 pointer<float>(d_topology)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(graph_attention_backward, call, device, stream, threads);
+}
+
+std::vector<float*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<float*> all;
+  for (const uintptr_t address : addresses) all.push_back(pointer<float>(address));
+  return all;
+}
+
+void batch_norm(int64_t rows, const std::vector<int64_t>& widths, const std::vector<uintptr_t>& x, uintptr_t weight,
+                uintptr_t bias, uintptr_t residual, bool relu_first, bool relu, double eps, uintptr_t mean,
+                uintptr_t variance, uintptr_t out, int device, uintptr_t stream, int threads) {
+  const s2v::BatchNormCall call = {rows, widths, pointers(x), pointer<const float>(weight), pointer<const float>(bias),
+                                   pointer<const float>(residual), relu_first, relu, eps, pointer<float>(mean),
+                                   pointer<float>(variance), pointer<float>(out)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(batch_norm, call, device, stream, threads);
+}
+
+void batch_norm_backward(int64_t rows, const std::vector<int64_t>& widths, const std::vector<uintptr_t>& x,
+                         uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance, uintptr_t out,
+                         uintptr_t grad, bool relu_first, bool relu, double eps, const std::vector<uintptr_t>& d_x,
+                         uintptr_t d_weight, uintptr_t d_bias, uintptr_t d_residual, int device, uintptr_t stream,
+                         int threads) {
+  const s2v::BatchNormBackwardCall call = {
+      rows, widths, pointers(x), pointer<const float>(weight), pointer<const float>(bias), pointer<const float>(mean),
+      pointer<const float>(variance), pointer<const float>(out), pointer<const float>(grad), relu_first, relu, eps,
+      pointers(d_x), pointer<float>(d_weight), pointer<float>(d_bias), pointer<float>(d_residual)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(batch_norm_backward, call, device, stream, threads);
 }
 
 void joint_mix(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets, int64_t units,
@@ -358,6 +396,15 @@ PYBIND11_MODULE(_native, module) {
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
              py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
+  module.def("batch_norm", &batch_norm, py::kw_only(), py::arg("rows"), py::arg("widths"), py::arg("x"),
+             py::arg("weight"), py::arg("bias"), py::arg("residual") = 0, py::arg("relu_first"), py::arg("relu"),
+             py::arg("eps"), py::arg("mean"), py::arg("variance"), py::arg("out"), py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0, "Batch norm, a residual, ReLU; see s2vfast.ops.batch_norm.");
+  module.def("batch_norm_backward", &batch_norm_backward, py::kw_only(), py::arg("rows"), py::arg("widths"),
+             py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("mean"), py::arg("variance"),
+             py::arg("out") = 0, py::arg("grad"), py::arg("relu_first"), py::arg("relu"), py::arg("eps"),
+             py::arg("d_x"), py::arg("d_weight"), py::arg("d_bias"), py::arg("d_residual") = 0,
+             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
   module.def("graph_attention", &graph_attention, py::kw_only(), py::arg("frames"), py::arg("joints"),
              py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"), py::arg("topology"),
              py::arg("mixed"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,

@@ -10,6 +10,14 @@ namespace s2v {
 enum Center : int32_t { kCenterNone, kCenterFirst, kCenterFrame };
 enum FrameKind : int { kFloat32, kFloat16, kBfloat16 };
 
+constexpr int32_t kMaxAnchor = 4;
+
+// Joints whose mean counts: of those that a frame has.
+struct ClipAnchor {
+  int32_t count;
+  int32_t joint[kMaxAnchor];
+};
+
 // s2vfast.reference.clip_sample.ClipSpec, its numbers in float32, and what the draws depend on.
 struct ClipSampleSpec {
   int32_t bodies, joints, length;  // M, V, T
@@ -19,7 +27,8 @@ struct ClipSampleSpec {
   bool torso, yaw;
   float rotate[3];  // radians
   float scale_jitter, velocity;
-  int32_t root, lower, upper, left, right, up;
+  ClipAnchor root, lower, upper;
+  int32_t left, right, up;
   uint64_t seed;
   uint32_t epoch;
   bool training;

@@ -1,4 +1,7 @@
 // graph_attention on the host: frames are shared out over threads, channels over vector lanes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")  // where there are such instructions: sums of products, held to a tolerance
+#endif
 #include "graph_attention.h"
 
 #include <algorithm>
@@ -14,29 +17,29 @@ namespace {
 
 constexpr int64_t kFrames = 32;  // of a range
 
-S2V_CLONES void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call, float* scratch,
+S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call, float* scratch,
                               int64_t begin, int64_t end) {
   const int64_t joints = shape.joints, numbers = joints * shape.channels;
   const int64_t of_qk = 2 * joints * shape.heads * shape.width;
   float* topology = scratch + graph_scratch(shape);
-  graph_padded(shape, shape.heads * joints, call.topology, topology);
+  graph_padded(shape, call.topology, topology);
   for (int64_t f = begin; f < end; ++f)
     graph_forward(shape, call.x + f * numbers, call.qk + f * of_qk, topology, scratch,
                   call.mixed + f * numbers * shape.heads);
 }
 
-S2V_CLONES void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
+S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
                                float* scratch, int64_t begin, int64_t end) {
   const int64_t joints = shape.joints, numbers = joints * shape.channels;
   const int64_t of_qk = 2 * joints * shape.heads * shape.width;
   const int64_t rows = shape.heads * joints;
   float *topology = scratch + graph_scratch(shape), *d_topology = topology + rows * shape.row();
-  graph_padded(shape, rows, call.topology, topology);
+  graph_padded(shape, call.topology, topology);
   std::fill_n(d_topology, rows * shape.row(), 0.0f);
   for (int64_t f = begin; f < end; ++f)
     graph_backward(shape, call.x + f * numbers, call.qk + f * of_qk, topology, call.grad + f * numbers * shape.heads,
                    scratch, call.d_x + f * numbers, call.d_qk + f * of_qk, d_topology);
-  graph_unpadded(shape, rows, d_topology, call.d_topology + begin / kFrames * rows * joints);
+  graph_unpadded(shape, d_topology, call.d_topology + begin / kFrames * rows * joints);
 }
 
 void require(bool good, const char* message) {

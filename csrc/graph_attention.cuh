@@ -12,8 +12,8 @@
 
 namespace s2v {
 
-constexpr int kGraphLanes = 8;                // numbers in a register
-constexpr int kGraphRows = 4, kGraphPacks = 2;  // of a tile of sums that is held in registers
+constexpr int kGraphLanes = 16;               // numbers in a register
+constexpr int kGraphRows = 5, kGraphPacks = 2;  // of a tile of sums that is held in registers
 
 struct GraphAttentionShape {
   int64_t frames;
@@ -68,6 +68,8 @@ S2V_HD void graph_product(const GraphMatrix& a, int32_t rows, const float* b, in
     graph_columns<kGraphLanes, kGraphPacks>(a, rows, b + n, b_row, count, add, out + n, out_row);
   for (; n + kGraphLanes <= columns; n += kGraphLanes)
     graph_columns<kGraphLanes, 1>(a, rows, b + n, b_row, count, add, out + n, out_row);
+  constexpr int kHalf = kGraphLanes / 2;
+  for (; n + kHalf <= columns; n += kHalf) graph_columns<kHalf, 1>(a, rows, b + n, b_row, count, add, out + n, out_row);
   for (; n < columns; ++n) graph_columns<1, 1>(a, rows, b + n, b_row, count, add, out + n, out_row);
 }
 
@@ -92,9 +94,6 @@ S2V_HD GraphPack graph_exp(const GraphPack& of) {
   return {y * scale};
 }
 
-S2V_HD float graph_sum(const GraphPack& x) {
-  return ((x.at[0] + x.at[4]) + (x.at[1] + x.at[5])) + ((x.at[2] + x.at[6]) + (x.at[3] + x.at[7]));
-}
 
 // Scratch of a frame: numbers for maps, and for x or keys laid out by channels.
 S2V_HD int64_t graph_scratch(const GraphAttentionShape& shape) {
@@ -102,21 +101,25 @@ S2V_HD int64_t graph_scratch(const GraphAttentionShape& shape) {
   return (3 * int64_t(shape.joints) + 2 * most) * shape.row();
 }
 
-// Rows of V numbers, `rows` of them, as rows of row() numbers, zeros beyond; or back.
-S2V_HD void graph_padded(const GraphAttentionShape& shape, int64_t rows, const float* from, float* to) {
+// Maps of heads [V, V], each turned over into rows of row() numbers, zeros beyond; or back.
+S2V_HD void graph_padded(const GraphAttentionShape& shape, const float* from, float* to) {
   const int32_t V = shape.joints, row = shape.row();
-  for (int64_t i = 0; i < rows; ++i)
-    for (int32_t j = 0; j < row; ++j) to[i * row + j] = j < V ? from[i * V + j] : 0.0f;
+  for (int32_t h = 0; h < shape.heads; ++h)
+    for (int32_t j = 0; j < V; ++j)
+      for (int32_t i = 0; i < row; ++i)
+        to[(int64_t(h) * V + j) * row + i] = i < V ? from[(int64_t(h) * V + i) * V + j] : 0.0f;
 }
-S2V_HD void graph_unpadded(const GraphAttentionShape& shape, int64_t rows, const float* from, float* to) {
+S2V_HD void graph_unpadded(const GraphAttentionShape& shape, const float* from, float* to) {
   const int32_t V = shape.joints, row = shape.row();
-  for (int64_t i = 0; i < rows; ++i)
-    for (int32_t j = 0; j < V; ++j) to[i * V + j] = from[i * row + j];
+  for (int32_t h = 0; h < shape.heads; ++h)
+    for (int32_t j = 0; j < V; ++j)
+      for (int32_t i = 0; i < V; ++i)
+        to[(int64_t(h) * V + i) * V + j] = from[(int64_t(h) * V + j) * row + i];
 }
 
 // to [columns, row()] = from [V, columns] turned over, zeros beyond the joints.
 S2V_HD void graph_turned(const GraphAttentionShape& shape, const float* from, int64_t from_row, int32_t columns,
-                                float* __restrict__ to) {
+                         float* __restrict__ to) {
   const int32_t row = shape.row();
   for (int32_t c = 0; c < columns; ++c) {
     for (int32_t j = 0; j < shape.joints; ++j) to[c * row + j] = from[j * from_row + c];
@@ -124,32 +127,29 @@ S2V_HD void graph_turned(const GraphAttentionShape& shape, const float* from, in
   }
 }
 
-// The softmax of one head, maps [V, row()]; beyond the joints it is zero. q, k: the frame's of this head.
-S2V_HD void graph_maps(const GraphAttentionShape& shape, const float* q, const float* k, float* keys,
-                              float* __restrict__ maps) {
+// The softmax of one head, turned over: maps [j, i], so that a vector's lanes are rows i of their own and nothing has to
+// be added up across lanes. Lanes beyond the joints hold numbers that nobody takes. q, k: the frame's of this head.
+S2V_HD void graph_maps(const GraphAttentionShape& shape, const float* q, const float* k, float* queries,
+                       float* __restrict__ maps) {
   const int32_t V = shape.joints, row = shape.row();
   const int64_t step = 2 * int64_t(shape.heads) * shape.width;
-  graph_turned(shape, k, step, shape.width, keys);
-  graph_product({q, step, 1}, V, keys, row, shape.width, row, false, maps, row);
+  graph_turned(shape, q, step, shape.width, queries);
+  graph_product({k, step, 1}, V, queries, row, shape.width, row, false, maps, row);
   const float scale = 1.0f / std::sqrt(float(shape.width));
-  for (int32_t i = 0; i < V; ++i) {
-    float* __restrict__ line = maps + i * row;
-    for (int32_t j = V; j < row; ++j) line[j] = -3e38f;
-    GraphPack largest = load<kGraphLanes>(line), sum = {};
-    for (int32_t j = kGraphLanes; j < row; j += kGraphLanes) {
-      const GraphPack next = load<kGraphLanes>(line + j);
+  for (int32_t i = 0; i < row; i += kGraphLanes) {
+    GraphPack largest = load<kGraphLanes>(maps + i), sum = {};
+    for (int32_t j = 1; j < V; ++j) {
+      const GraphPack next = load<kGraphLanes>(maps + j * row + i);
       largest.at = next.at > largest.at ? next.at : largest.at;
     }
-    float most = largest.at[0];
-    for (int lane = 1; lane < kGraphLanes; ++lane) most = largest.at[lane] > most ? largest.at[lane] : most;
-    for (int32_t j = 0; j < row; j += kGraphLanes) {
-      const GraphPack value = graph_exp({(load<kGraphLanes>(line + j).at - most) * scale});
-      store<kGraphLanes>(line + j, value);
+    for (int32_t j = 0; j < V; ++j) {
+      const GraphPack value = graph_exp((load<kGraphLanes>(maps + j * row + i) - largest) * scale);
+      store<kGraphLanes>(maps + j * row + i, value);
       sum = sum + value;
     }
-    const float factor = 1.0f / graph_sum(sum);
-    for (int32_t j = 0; j < row; j += kGraphLanes) store<kGraphLanes>(line + j, load<kGraphLanes>(line + j) * factor);
-    for (int32_t j = V; j < row; ++j) line[j] = 0.0f;
+    const GraphPack factor = {1.0f / sum.at};
+    for (int32_t j = 0; j < V; ++j)
+      store<kGraphLanes>(maps + j * row + i, load<kGraphLanes>(maps + j * row + i) * factor);
   }
 }
 
@@ -161,53 +161,51 @@ S2V_HD void graph_weighted(const GraphAttentionShape& shape, const float* __rest
     store<kGraphLanes>(weighted + at, load<kGraphLanes>(maps + at) * load<kGraphLanes>(topology + at));
 }
 
-// One frame of mixed; pointers are the frame's. topology: [H, V, row()].
-S2V_HD void graph_forward(const GraphAttentionShape& shape, const float* x, const float* qk,
-                                 const float* topology, float* scratch, float* mixed) {
+// One frame of mixed; pointers are the frame's. topology: [H, V, row()], turned over.
+S2V_HD void graph_forward(const GraphAttentionShape& shape, const float* x, const float* qk, const float* topology,
+                          float* scratch, float* mixed) {
   const int32_t V = shape.joints, C = shape.channels, H = shape.heads, d = shape.width, row = shape.row();
-  float *maps = scratch, *weighted = maps + int64_t(V) * row, *keys = weighted + 2 * int64_t(V) * row;
+  float *maps = scratch, *weighted = maps + int64_t(V) * row, *queries = weighted + 2 * int64_t(V) * row;
   for (int32_t h = 0; h < H; ++h) {
-    graph_maps(shape, qk + h * d, qk + (H + h) * d, keys, maps);
+    graph_maps(shape, qk + h * d, qk + (H + h) * d, queries, maps);
     graph_weighted(shape, maps, topology + int64_t(h) * V * row, weighted);
-    graph_product({weighted, row, 1}, V, x, C, V, C, false, mixed + int64_t(h) * C, int64_t(H) * C);
+    graph_product({weighted, 1, row}, V, x, C, V, C, false, mixed + int64_t(h) * C, int64_t(H) * C);
   }
 }
 
-// One frame of d_x and d_qk, and what it adds to d_topology [H, V, row()]; pointers are the frame's.
-S2V_HD void graph_backward(const GraphAttentionShape& shape, const float* x, const float* qk,
-                                  const float* topology, const float* grad, float* scratch, float* d_x, float* d_qk,
-                                  float* d_topology) {
+// One frame of d_x and d_qk, and what it adds to d_topology [H, V, row()], turned over; pointers are the frame's.
+S2V_HD void graph_backward(const GraphAttentionShape& shape, const float* x, const float* qk, const float* topology,
+                           const float* grad, float* scratch, float* d_x, float* d_qk, float* d_topology) {
   const int32_t V = shape.joints, C = shape.channels, H = shape.heads, d = shape.width, row = shape.row();
   const int64_t square = int64_t(V) * row, step = 2 * int64_t(H) * d;
-  float *maps = scratch, *weighted = maps + square, *d_maps = weighted + square, *keys = d_maps + square;
-  float* turned = keys + int64_t(d) * row;
+  float *maps = scratch, *weighted = maps + square, *d_maps = weighted + square, *queries = d_maps + square;
+  float* turned = queries + int64_t(d) * row;
   const float scale = 1.0f / std::sqrt(float(d));
   graph_turned(shape, x, C, C, turned);
   for (int32_t h = 0; h < H; ++h) {
     const float *q = qk + h * d, *k = qk + (H + h) * d, *upstream = grad + int64_t(h) * C;
     const float* __restrict__ of_head = topology + h * square;
     float* __restrict__ d_of_head = d_topology + h * square;
-    graph_maps(shape, q, k, keys, maps);
+    graph_maps(shape, q, k, queries, maps);
     graph_weighted(shape, maps, of_head, weighted);
-    graph_product({weighted, 1, row}, V, upstream, int64_t(H) * C, V, C, h > 0, d_x, C);
-    graph_product({upstream, int64_t(H) * C, 1}, V, turned, row, C, row, false, d_maps, row);
-    for (int32_t i = 0; i < V; ++i) {
-      float* __restrict__ line = d_maps + i * row;
+    graph_product({weighted, row, 1}, V, upstream, int64_t(H) * C, V, C, h > 0, d_x, C);
+    graph_product({upstream, int64_t(H) * C, 1}, V, turned, row, C, row, false, weighted, row);
+    graph_turned(shape, weighted, row, V, d_maps);
+    for (int32_t i = 0; i < row; i += kGraphLanes) {
       GraphPack sum = {};
-      for (int32_t j = 0; j < row; j += kGraphLanes) {
-        const GraphPack map = load<kGraphLanes>(maps + i * row + j), grad_map = load<kGraphLanes>(line + j);
-        float* to = d_of_head + i * row + j;
-        store<kGraphLanes>(to, load<kGraphLanes>(to) + map * grad_map);
-        const GraphPack through = grad_map * load<kGraphLanes>(of_head + i * row + j);
-        store<kGraphLanes>(line + j, through);
+      for (int32_t at = i; at < square; at += row) {
+        const GraphPack map = load<kGraphLanes>(maps + at), grad_map = load<kGraphLanes>(d_maps + at);
+        store<kGraphLanes>(d_of_head + at, load<kGraphLanes>(d_of_head + at) + map * grad_map);
+        const GraphPack through = grad_map * load<kGraphLanes>(of_head + at);
+        store<kGraphLanes>(d_maps + at, through);
         sum = sum + map * through;
       }
-      const float shift = -graph_sum(sum);
-      for (int32_t j = 0; j < row; j += kGraphLanes)
-        store<kGraphLanes>(line + j, load<kGraphLanes>(maps + i * row + j) * (load<kGraphLanes>(line + j) + shift) * scale);
+      for (int32_t at = i; at < square; at += row)
+        store<kGraphLanes>(d_maps + at,
+                           load<kGraphLanes>(maps + at) * (load<kGraphLanes>(d_maps + at) - sum) * scale);
     }
-    graph_product({d_maps, row, 1}, V, k, step, V, d, false, d_qk + h * d, step);
-    graph_product({d_maps, 1, row}, V, q, step, V, d, false, d_qk + (H + h) * d, step);
+    graph_product({d_maps, 1, row}, V, k, step, V, d, false, d_qk + h * d, step);
+    graph_product({d_maps, row, 1}, V, q, step, V, d, false, d_qk + (H + h) * d, step);
   }
 }
 

@@ -1,4 +1,7 @@
 // joint_mix on the host: tracks are shared out over threads, channels over vector lanes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")  // where there are such instructions: sums of products, held to a tolerance
+#endif
 #include "joint_mix.h"
 
 #include <algorithm>
@@ -12,7 +15,7 @@
 namespace s2v {
 namespace {
 
-constexpr int kLanes = 8;  // channels in a register
+constexpr int kLanes = 16;  // channels in a register
 
 // Calls tile<frames, joints>(t, w) for tiles that cover all frames and joints; `rows` stands for frames.
 template <class Full, class Narrow, class Short, class One>
@@ -70,7 +73,7 @@ S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackward
   }
 }
 
-S2V_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& call, float* maps, int64_t begin,
+S2V_WIDE_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& call, float* maps, int64_t begin,
                               int64_t end) {
   const int32_t full = shape.channels / kLanes * kLanes;
   for (int64_t b = begin; b < end; ++b) {
@@ -78,7 +81,7 @@ S2V_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& ca
     forward_channels<1>(shape, call, b, full, shape.channels, maps);
   }
 }
-S2V_CLONES void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, float* maps,
+S2V_WIDE_CLONES void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, float* maps,
                                int64_t begin, int64_t end) {
   const int32_t full = shape.channels / kLanes * kLanes;
   for (int64_t b = begin; b < end; ++b) {

@@ -20,7 +20,7 @@ struct JointMixShape {
   S2V_HD int32_t unit(int32_t channel) const { return channel / (channels / units); }
 };
 
-constexpr int kMixFrames = 2, kMixJoints = 4;  // sums that are held in registers: so many frames of so many joints
+constexpr int kMixFrames = 4, kMixJoints = 5;  // sums that are held in registers: so many frames of so many joints
 
 // maps [I, V, V, kWidth] of channels first ... first + kWidth. dynamic: the track's [I, U, V, V].
 template <int kWidth>

@@ -19,8 +19,12 @@
 // multiply-add is made in any of them (-ffp-contract=off), so all give the same bits.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define S2V_CLONES __attribute__((target_clones("avx2", "default"), flatten))
+// For sums of many products, whose contract is a tolerance: registers of 512 bits too. A file may let products and sums
+// be fused in it.
+#define S2V_WIDE_CLONES __attribute__((target_clones("avx512f", "avx2", "default"), flatten))
 #else
 #define S2V_CLONES
+#define S2V_WIDE_CLONES
 #endif
 
 namespace s2v {

@@ -306,7 +306,8 @@ def _add_sections(parser: argparse.ArgumentParser) -> None:
 def _pretrain(options: Any) -> int:
     from s2vfast import presets
     from s2vfast.config import Config
-    from s2vfast.train import rundir
+    from s2vfast.data.store import Store
+    from s2vfast.train import own_preset, rundir
     from s2vfast.train.loop import train
     from s2vfast.train.progress import duration
 
@@ -318,12 +319,19 @@ def _pretrain(options: Any) -> int:
     if named not in (None, objective):
         raise errors.ConfigError(f"--objective {objective} and --objective.name {named}: give one of them")
     network = settings.get("model", {}).get("name")
+    if options.resume and options.out is None:
+        raise errors.ConfigError("--out: needed with --resume, the folder of the run to go on with")
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
         if options.config is not None and torchrun.is_main_process():
             print(f"--config {options.config} is left aside: --resume takes {options.out}/{rundir.CONFIG}")
     elif options.config is None:
         raise errors.ConfigError(f"--config: needed, a YAML file or one of {', '.join(presets.names())}")
+    elif options.config == own_preset.NAME and options.store:
+        tree, reasons = own_preset.tree(Store.open(options.store), settings.get("data", {}).get("split"))
+        if torchrun.is_main_process():
+            print("\n".join(f"# own: {reason}" for reason in reasons))
+        tree = presets.with_names(tree, objective=objective)
     else:
         tree = presets.read_for(options.config, objective)
     tree = presets.with_names(tree, objective=objective, model=network)
@@ -363,8 +371,11 @@ def _pretrain(options: Any) -> int:
         )
     from s2vfast.evaluate import finetune
 
-    protocol = "classify" if finetune.has_classes(config) else "linear"
-    print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
+    if rundir.read(options.out)["classes"]:
+        protocol = "classify" if finetune.has_classes(config) else "linear"
+        print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
+    else:  # there are no labels to measure with
+        print(f"next: s2vfast embed {options.out} --out features.npz")
     return 0
 
 

@@ -141,8 +141,8 @@ def _clip_sample(make: _Maker) -> dict[str, Any]:
     frames[::7, 0] = 0.0  # a missing joint
     spec = ops.ClipSpec(frames=T, rotate=(0.3, 0.3, 0.3), scale_jitter=0.1, velocity=float(shape.C == 6))
     if shape.V > 1:
-        ends = (0, shape.V - 1)
-        spec = dataclasses.replace(spec, scale="torso", align="yaw", torso=ends, sides=ends)
+        lower, upper = tuple(range(min(2, shape.V - 1))), shape.V - 1  # a mean of two joints, where there are three
+        spec = dataclasses.replace(spec, scale="torso", align="yaw", torso=(lower, upper), sides=(0, upper))
     ids = torch.randint(sequences, ((shape.N + 1) // bodies,), generator=make.generator)
     return {
         "frames": frames,
@@ -273,6 +273,19 @@ def _joint_mix(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _batch_norm(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    widths = shape.D, shape.E
+    return {
+        "x": [make.normal(shape.N, shape.L, width) for width in widths],
+        "weight": make.normal(sum(widths), scale=0.3, dtype=torch.float32),
+        "bias": make.normal(sum(widths), scale=0.3, dtype=torch.float32),
+        "residual": make.normal(shape.N, shape.L, sum(widths)),
+        "relu_first": True,
+        "relu": True,
+    }
+
+
 def _graph_attention(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     frames, H, width = shape.N * shape.S, shape.H, max(shape.D // 8, 1)
@@ -329,6 +342,7 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "norm_linear": _norm_linear,
     "add_norm": _add_norm,
     "mlp": _mlp,
+    "batch_norm": _batch_norm,
     "joint_mix": _joint_mix,
     "graph_attention": _graph_attention,
     "temporal_conv": _temporal_conv,

@@ -244,6 +244,19 @@ def test_a_second_run_in_the_same_folder_and_resume(cli, place):
     )
 
 
+def test_resume_needs_a_folder(cli):
+    refused(cli("pretrain --resume"), "--out: needed with --resume")
+
+
+def test_a_run_that_cannot_make_its_first_step_leaves_no_folder(cli, place, tmp_path):
+    line = f"pretrain --config {place}/tiny.yaml --data {place}/store --out {tmp_path}/run"
+    refused(cli(f"{line} --train.impl attention=native"), "attention: impl='native' cannot run here", 1)
+    assert os.listdir(tmp_path) == []
+    code, out, _ = cli(f"{line} --optim.warmup_epochs 100")
+    assert code == 0
+    assert "warning: optim.warmup_epochs 100 last as long as the run or longer (8 steps)" in out[0]
+
+
 def test_debug_shows_the_traceback(cli, monkeypatch):
     monkeypatch.setenv("S2VFAST_DEBUG", "1")
     assert any("Traceback" in line for line in cli("data check nowhere")[2])

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPS = (
-    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp joint_mix "
+    "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp batch_norm joint_mix "
     "graph_attention temporal_conv teacher_target masked_mse adamw_ema"
 ).split()
 LONGEST = 440

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 NAME = "import-checkpoint"
-TEXT = "make a run of a published checkpoint of Skeleton2vec or MAMP"
+TEXT = "make a run of a published checkpoint of Skeleton2vec, MAMP, InfoGCN or FreqMixFormer"
 
 
 def add(parser: Any) -> None:
@@ -15,7 +15,7 @@ def add(parser: Any) -> None:
     parser.add_argument(
         "--from",
         dest="naming",
-        choices=("auto", "skeleton2vec", "mamp"),
+        choices=("auto", "skeleton2vec", "mamp", "infogcn", "freqmixformer"),
         default="auto",
         help="the method whose parameter names the file has",
     )
@@ -66,5 +66,6 @@ def run(options: Any) -> int:
         print(json.dumps(summary))
         return 0
     print(report.text(summary))
-    print(f"next: s2vfast evaluate {options.out}{'' if options.store else ' --data STORE'} --protocol linear")
+    protocol = "classify" if "classes" in summary else "linear"
+    print(f"next: s2vfast evaluate {options.out}{'' if options.store else ' --data STORE'} --protocol {protocol}")
     return 0

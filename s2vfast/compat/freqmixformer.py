@@ -107,6 +107,11 @@ def to_freqmixformer(state: Mapping[str, Tensor], stages: Sequence[int] = (4, 3,
     return result
 
 
+def own_name(name: str) -> str:
+    """A name of `from_freqmixformer` as the objective's."""
+    return f"head.{name.removeprefix('fc.')}" if name.startswith("fc.") else f"encoder.{name}"
+
+
 def is_unused(name: str) -> bool:
     """Whether a published parameter or buffer is never used, or counts batches."""
     inner = name.partition(".")[2]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
-from s2vfast.compat.freqmixformer import from_freqmixformer, is_unused, to_freqmixformer
+from s2vfast.compat.freqmixformer import from_freqmixformer, is_unused, own_name, to_freqmixformer
 from s2vfast.compat.golden import relative, tensors, under
 from s2vfast.networks.freqmixformer import FreqMixFormer, FreqMixFormerConfig, SpatialMixing
 from s2vfast.objectives.classify import Classify, ClassifyConfig
@@ -72,7 +72,7 @@ def _model(golden: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Classif
     for module in network.modules():
         if isinstance(module, SpatialMixing):
             module.constant = constant
-    weights = {_own(name): value for name, value in from_freqmixformer(state).items()}
+    weights = {own_name(name): value for name, value in from_freqmixformer(state).items()}
     counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
     model.load_state_dict(weights | counters)
     return model
@@ -120,10 +120,6 @@ def _gradients(golden: Mapping[str, np.ndarray], meta: Mapping[str, Any], gradie
         norm = torch.stack([gradient.norm(), gradient.sum()])
         worst = max(worst, relative(norm, golden[f"gradnorm/{name}"]))
     return worst
-
-
-def _own(name: str) -> str:
-    return f"head.{name.removeprefix('fc.')}" if name.startswith("fc.") else f"encoder.{name}"
 
 
 def _published(name: str) -> str:

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from s2vfast import errors, files, presets
-from s2vfast.compat import report
+from s2vfast import errors, presets
+from s2vfast.compat import import_recogniser, report
+from s2vfast.compat.imported_run import home, write_run
 from s2vfast.compat.published_checkpoint import PublishedCheckpoint, read_checkpoint
 from s2vfast.config import Config
-from s2vfast.data.layout import Layout, get_layout, layout_of_shape
-from s2vfast.data.store import Store
 from s2vfast.objectives import build_objective
-from s2vfast.train import checkpoint, rundir
-
-REPORT = "import.json"
-"""File of a run's folder that holds the report."""
-
-
-@dataclass(frozen=True)
-class _NoStore:
-    """Stands for a store where there is none: the skeleton alone."""
-
-    layout: Layout
-    path: None = None
-    fingerprint: None = None
-    classes: list[str] = field(default_factory=list)
+from s2vfast.train import rundir
 
 
 def import_checkpoint(
@@ -50,7 +32,7 @@ def import_checkpoint(
     Args:
         path: as in `s2vfast.compat.read_checkpoint`; so are naming, role and leave_out.
         out: the run's folder: empty or missing.
-        naming: skeleton2vec, mamp or auto.
+        naming: skeleton2vec, mamp, infogcn, freqmixformer or auto.
         config: a preset or YAML file that the weights must fit. None: the published preset, with the sizes of the
             weights.
         store: a store of the skeleton that the run is to be used with. None: there is none, and commands ask for one.
@@ -71,8 +53,16 @@ def import_checkpoint(
     """
     out = Path(out)
     rundir.check_free(out)
+    if weights_of := import_recogniser.find(path, naming, leave_out):
+        if role != "auto" or heads is not None:
+            option = "part" if role != "auto" else "heads"
+            raise errors.ConfigError(
+                f"--{option}: {path} is of {weights_of.kind.published}: there is no teacher, and weights show the "
+                f"heads; leave it out"
+            )
+        return import_recogniser.import_recogniser(weights_of, out, config=config, store=store, layout=layout)
     weights = read_checkpoint(path, naming, role=role, leave_out=leave_out)
-    where = _home(weights, store, layout)
+    where = home(path, weights.sizes.joints, weights.sizes.sources["joints"], store, layout)
     run_config, config_source, assumed = _config(weights, config, heads)
     run_config.validate(where.layout)
     build_objective(run_config, where.layout)
@@ -87,47 +77,8 @@ def import_checkpoint(
         "run": str(out),
         "store": None if store is None else str(store),
     }
-    existed = out.exists()
-    try:
-        rundir.create(out, run_config, where, {rundir.IMPORTED: about}).close()
-        files.write_json(out / REPORT, summary)
-        tensors = {name: value.to(torch.float32) for name, value in weights.tensors.items()}
-        checkpoint.save(out, 0, {"model": tensors}, {rundir.IMPORTED: about}, keep=1)
-    except BaseException as error:
-        # run.json would make half a run of what is left.
-        for name in (rundir.RUN, rundir.CONFIG, rundir.LOCK, REPORT):
-            files.remove(out / name)
-        shutil.rmtree(checkpoint.folder(out), ignore_errors=True)
-        if not existed and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        cause = error.__cause__ if isinstance(error, errors.TrainingError) else error
-        if isinstance(cause, OSError):
-            raise errors.TrainingError(
-                f"{out}: cannot be written: {cause.strerror or cause}; nothing of it stays"
-            ) from error
-        raise
+    write_run(out, run_config, where, about, summary, weights.tensors)
     return summary
-
-
-def _home(weights: PublishedCheckpoint, store: str | Path | None, layout: str | Path | None) -> Store | _NoStore:
-    """The store, or what stands for it, with the skeleton of the weights."""
-    joints, source = weights.sizes.joints, weights.sizes.sources["joints"]
-    if store is not None and layout is not None:
-        raise errors.ConfigError("--layout: the store given by --data has one; leave one of them out")
-    if store is not None:
-        where: Store | _NoStore = Store.open(store)
-        name = f"the store {store}"
-    elif layout is not None:
-        where = _NoStore(get_layout(layout))
-        name = f"--layout {layout}"
-    else:
-        return _NoStore(layout_of_shape(joints, 3, f"{weights.path}: {source}"))
-    if where.layout.num_joints != joints:
-        raise errors.CheckpointError(
-            f"{weights.path}: {source} is of {joints} joints; {name} has {where.layout.num_joints} "
-            f"({where.layout.name}). Name one of that skeleton"
-        )
-    return where
 
 
 def _config(

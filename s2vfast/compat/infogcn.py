@@ -31,7 +31,7 @@ def from_infogcn(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         CheckpointError: a name that no parameter has, or one without the others of its tensor.
     """
     state, used = {}, set()
-    for name, parts, how in _table(published):
+    for name, parts, how in table(published):
         present = [part for part in parts if part in published]
         if not present:
             continue
@@ -47,7 +47,7 @@ def from_infogcn(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_infogcn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The other way round; `CheckpointError` for a name that is not of this network."""
     published, used = {}, set()
-    for name, parts, how in _table(state):
+    for name, parts, how in table(state):
         if name in state:
             used.add(name)
             published |= dict(zip(parts, _split(state[name], name, len(parts), how), strict=True))
@@ -56,8 +56,12 @@ def to_infogcn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return published
 
 
-def _table(names: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str], str]]:
-    """(our name, the published ones, how they are put together): ``stack``, ``cat``, or ``same`` for one."""
+def table(names: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str], str]]:
+    """(our name, the published ones, how they are put together): ``stack``, ``cat``, or ``same`` for one.
+
+    Args:
+        names: tensors under either naming, by which depth and heads are known.
+    """
     for own, published in _STEM.items():
         yield f"encoder.stem.{own}", [published], "same"
     yield "encoder.stem.joint", ["pos_embedding"], "same"

@@ -105,6 +105,10 @@ def read_checkpoint(
     form, tree = read_file(path)
     try:
         kind, networks, skipped = source_networks.find(tree, naming, leave_out)
+        if not isinstance(kind, Naming):
+            raise errors.CheckpointError(
+                f"holds weights of {kind.published} with its classifier; `s2vfast import-checkpoint` takes them"
+            )
         evaluated = source_networks.choose(networks, kind, role)
         averaged = kind.evaluated == "teacher"
         # A teacher is taken with its student; a student that was asked for is taken alone.
@@ -188,7 +192,7 @@ def _checked(network: SourceNetwork, kind: Naming) -> Sizes:
             f"network is expected, or an encoder alone (--leave-out 'decoder*' 'mask_token*')"
         )
     for name, value in network.state.items():
-        _check_plain(network.names[name], value)
+        check_plain(network.names[name], value)
         if tuple(value.shape) != expected[name]:
             clip = f"{sizes.joints} joints, {sizes.segments} segments of {sizes.segment_frames} frames"
             raise errors.CheckpointError(
@@ -198,7 +202,7 @@ def _checked(network: SourceNetwork, kind: Naming) -> Sizes:
     return sizes
 
 
-def _check_plain(name: str, value: Tensor) -> None:
+def check_plain(name: str, value: Tensor) -> None:
     """Raise `CheckpointError` unless these are finite numbers that are all in the file."""
     odd = None
     if value.layout != torch.strided or value.is_quantized or value.is_meta or not value.is_floating_point():

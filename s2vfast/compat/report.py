@@ -41,9 +41,9 @@ def describe(
         | {"decoder_depth": config.objective.decoder_depth},
         "config": config_source,
         "assumed": assumed,
-        "clips": {name: data[name] for name in _CLIPS},
-        "mapped": [_mapped(tensor) for tensor in weights.mapped],
-        "skipped": [_skipped(tensor) for tensor in weights.skipped],
+        "clips": {name: data[name] for name in CLIPS},
+        "mapped": [mapped(tensor) for tensor in weights.mapped],
+        "skipped": [skipped(tensor) for tensor in weights.skipped],
         "missing": [{"name": name, "then": then} for name, then in weights.missing.items()],
         "converted": {name: dtypes.count(name) for name in sorted(set(dtypes)) if name != "float32"},
     }
@@ -70,7 +70,9 @@ def text(summary: dict[str, Any]) -> str:
     for name, value in summary["assumed"].items():
         odd = "published" in value and value["published"] != value["value"]
         note = f"   (the published one is {value['published']:g}: are features to be the same?)" if odd else ""
-        lines.append(f"  {name} = {value['value']:g}, of {value['from']}{note}")
+        number = value["value"]
+        text_of = f"{number:g}" if isinstance(number, float) else str(number)
+        lines.append(f"  {name} = {text_of}, of {value['from']}{note}")
     clips = ", ".join(f"{name} {value}" for name, value in summary["clips"].items())
     lines.append(f"  clips, of {summary['config']}: {clips}")
     for dtype, count in summary["converted"].items():
@@ -78,7 +80,7 @@ def text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_CLIPS = ("frames", "bodies", "sampling", "center", "scale", "align", "velocity")
+CLIPS = ("frames", "bodies", "sampling", "center", "scale", "align", "velocity")
 _ROLES = {
     "trained": "the network that was trained is evaluated",
     "teacher": "the teacher is evaluated",
@@ -87,7 +89,8 @@ _ROLES = {
 }
 
 
-def _mapped(tensor: MappedTensor) -> dict[str, Any]:
+def mapped(tensor: MappedTensor) -> dict[str, Any]:
+    """One line of the report, as JSON has it."""
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
@@ -97,7 +100,8 @@ def _mapped(tensor: MappedTensor) -> dict[str, Any]:
     }
 
 
-def _skipped(tensor: SkippedTensor) -> dict[str, Any]:
+def skipped(tensor: SkippedTensor) -> dict[str, Any]:
+    """The same of what is left out."""
     shape = None if tensor.shape is None else list(tensor.shape)
     return {"source_name": tensor.source_name, "shape": shape, "why": tensor.why}
 

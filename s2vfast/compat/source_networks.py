@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,11 @@ from torch import Tensor
 from s2vfast import errors
 from s2vfast.compat.namings import NAMINGS, Naming
 from s2vfast.compat.reader import OpaqueObject, printable
+from s2vfast.compat.recognisers import RECOGNISERS, Recogniser
+
+Kind = Naming | Recogniser
+KINDS: dict[str, Kind] = {**NAMINGS, **RECOGNISERS}
+"""All namings that can be read, by name."""
 
 ROLES = ("auto", "teacher", "student")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -49,7 +55,7 @@ class SourceNetwork:
     """Published name → full name in the file."""
 
 
-def find(tree: Any, naming: str, leave_out: Sequence[str]) -> tuple[Naming, list[SourceNetwork], list[SkippedTensor]]:
+def find(tree: Any, naming: str, leave_out: Sequence[str]) -> tuple[Kind, list[SourceNetwork], list[SkippedTensor]]:
     """All networks of a naming in a file, and all else that the file holds.
 
     Args:
@@ -107,7 +113,7 @@ def find(tree: Any, naming: str, leave_out: Sequence[str]) -> tuple[Naming, list
     return kind, networks, left_out + list(_skipped(tree, weight_paths))
 
 
-def choose(networks: list[SourceNetwork], kind: Naming, role: str) -> SourceNetwork:
+def choose(networks: list[SourceNetwork], kind: Kind, role: str) -> SourceNetwork:
     """The network that is evaluated.
 
     Args:
@@ -140,7 +146,7 @@ def choose(networks: list[SourceNetwork], kind: Naming, role: str) -> SourceNetw
     return by_role.get(wanted_role) or networks[0]
 
 
-def unknown(kind: Naming, source_name: str, name: str) -> errors.CheckpointError:
+def unknown(kind: Kind, source_name: str, name: str) -> errors.CheckpointError:
     """The error of a tensor, ``source_name`` in the file and ``name`` in its network, that is no parameter."""
     first_word = name.split(".")[0]
     return errors.CheckpointError(
@@ -159,15 +165,15 @@ def heads(tree: Any) -> int | None:
 
 def _containers(tree: Any, objects: bool = False) -> Iterator[tuple[str, dict]]:
     """Every dict with its path, which ends in a dot; ``objects``: also the fields of an `OpaqueObject`."""
-    seen, todo = set(), [("", tree, 0)]
+    seen, todo = set(), deque([("", tree, 0)])
     while todo:
-        path, value, depth = todo.pop(0)
+        path, value, depth = todo.popleft()
         if objects and isinstance(value, OpaqueObject):
             value = value.state
         if isinstance(value, dict) and id(value) not in seen and depth <= _DEEPEST:
             seen.add(id(value))
             yield path, value
-            todo += [(f"{path}{printable(key)}.", item, depth + 1) for key, item in value.items()]
+            todo.extend((f"{path}{printable(key)}.", item, depth + 1) for key, item in value.items())
 
 
 def _plain(container: dict) -> dict[str, str]:
@@ -179,7 +185,7 @@ def _plain(container: dict) -> dict[str, str]:
     }
 
 
-def _prefixes(kind: Naming, names: dict[str, str]) -> dict[str, str]:
+def _prefixes(kind: Kind, names: dict[str, str]) -> dict[str, str]:
     """What stands before the names of each published network there is: without wrappers → as in the file."""
     return {
         plain.removesuffix(mark): key.removesuffix(mark)
@@ -189,19 +195,19 @@ def _prefixes(kind: Naming, names: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _naming_of(containers: list[tuple[str, dict]], naming: str) -> Naming:
+def _naming_of(containers: list[tuple[str, dict]], naming: str) -> Kind:
     """The naming of the weights."""
     names = [_plain(container) for _, container in containers]
     fitting = [
-        name for name, kind in NAMINGS.items() if any(_prefixes(kind, container_names) for container_names in names)
+        name for name, kind in KINDS.items() if any(_prefixes(kind, container_names) for container_names in names)
     ]
     if naming in fitting or (naming == "auto" and len(fitting) == 1):
-        return NAMINGS[fitting[0] if naming == "auto" else naming]
+        return KINDS[fitting[0] if naming == "auto" else naming]
     if naming == "auto" and fitting:
         raise errors.CheckpointError(f"holds weights of {' and of '.join(fitting)}; name one of them with --from")
     if fitting:
         raise errors.CheckpointError(f"holds weights of {fitting[0]}, not of {naming}; leave --from out")
-    namings = [NAMINGS[naming]] if naming != "auto" else list(NAMINGS.values())
+    namings = [KINDS[naming]] if naming != "auto" else list(KINDS.values())
     marks = " or ".join(f"{kind.marks[0]} ({kind.published})" for kind in namings)
     most = max(names, key=len, default={})
     found_names = (

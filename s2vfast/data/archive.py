@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from s2vfast.data.limits import FREE_EXPANSION, MAX_EXPANSION, NotRead, describe
 from s2vfast.errors import DataError
 
 SUFFIX = ".zip"
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError, ArithmeticError)
+DAMAGE += (RuntimeError, NotImplementedError)
+"""What zipfile and its decompressors raise for a damaged archive."""
 
 
 @dataclass(frozen=True, order=True)
@@ -109,7 +113,13 @@ def open_file(path: AnyPath, limit: int | None = None) -> Iterator[tuple[BinaryI
         yield member, info.file_size
 
 
-def read_file(path: AnyPath, limit: int) -> bytes:
+def file_size(path: AnyPath) -> int:
+    """Bytes of a plain file or a member."""
+    with open_file(path) as (_, size):
+        return size
+
+
+def read_bytes(path: AnyPath, limit: int) -> bytes:
     """All bytes of a plain file or a member; errors as of `open_file`."""
     with open_file(path, limit) as (file, size):
         content = file.read(size + 1)  # past the end: there a member's checksum is looked at
@@ -135,7 +145,7 @@ def damage(where: AnyPath | str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+    except DAMAGE as error:
         raise NotRead(where, f"damaged ({error})") from error
 
 
@@ -152,11 +162,11 @@ def _open(path: Path, modified: int, size: int) -> tuple[zipfile.ZipFile, dict[s
     infos: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.filename
-        if info.is_dir():
+        if name.endswith("/"):  # a folder
             continue
         parts = PurePosixPath(name).parts
-        if name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or name[1:2] == ":":
-            raise DataError(f"{path}: refused: {describe(name)} in it is absolute or leads out of the archive")
+        if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or name[1:2] == ":":
+            raise DataError(f"{path}: refused: {describe(name)} in it is no name, absolute or leads out of the archive")
         if str(PurePosixPath(name)) in infos:
             raise DataError(f"{path}: two files {describe(name)} in it")
         infos[str(PurePosixPath(name))] = info

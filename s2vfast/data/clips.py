@@ -43,8 +43,8 @@ def clip_spec(data: DataConfig, layout: Layout, dimensions: int = 3) -> ClipSpec
         rotate=tuple(data.rotate),
         scale_jitter=data.scale_jitter,
         velocity=data.velocity if data.stream == "joint" else 0.0,
-        root=layout.root[0],
-        torso=(layout.torso[0][0], layout.torso[1][0]),
+        root=layout.root,
+        torso=layout.torso,
         sides=layout.sides,
         up=up,
     )

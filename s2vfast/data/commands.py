@@ -45,6 +45,8 @@ def _add_import(parser: Any) -> None:
         metavar="FILE|PATTERN",
         help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
     )
+    parser.add_argument("--axes", help="order of the axes of arrays: TVC, MTVC, TMVC; without it from their shapes")
+    parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs (s: a score)")
     parser.add_argument(
         "--exclude",
         metavar="FILE",
@@ -102,6 +104,8 @@ def _import(options: Any) -> int:
             unit=options.unit,
             min_confidence=options.min_confidence,
             labels=options.labels,
+            axes=options.axes,
+            channels=options.channels,
             exclude=options.exclude,
             overwrite=options.overwrite,
             progress=counter,

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.archive import only_member
+from s2vfast.data.formats import FORMATS, array_options, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
@@ -93,6 +94,8 @@ def import_dataset(
     unit: str | None = None,
     min_confidence: float = 0.0,
     labels: str | Path | None = None,
+    axes: str | None = None,
+    channels: str | None = None,
     exclude: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -114,6 +117,8 @@ def import_dataset(
         min_confidence: joints that the detector was less sure of were not seen.
         labels: what recordings show and who they are of: a file, a pattern of names, ``folder`` or ``none``, see
             `s2vfast.data.labels`. None: the format's own, or the folders, where a format has none.
+        axes: order of the axes of arrays, as TMVC, for the format arrays; None: from their shapes.
+        channels: of a joint in arrays: xy, xyz, xys or xyzs, s a score; None: xy, xyz or xyzs by their number.
         exclude: sequences to leave out: a file of names, one a line, a list of `s2vfast.data.names`, or "none"; None:
             the format's own list.
         overwrite: replace an existing store.
@@ -122,20 +127,23 @@ def import_dataset(
     Raises:
         DataError: nothing usable at ``src``, ``out`` cannot be written, or a broken recording with ``fail``.
     """
-    src = Path(src)
-    if not src.exists():
-        raise DataError(f"{src}: no such file or folder")
+    path = Path(src)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
     if format is not None and format not in FORMATS:
         raise DataError(f"format {format!r}: unknown, expected one of {', '.join(FORMATS)}")
     if on_error not in ("skip", "fail"):
         raise DataError(f"on_error {on_error!r}: expected skip or fail")
     if os.path.lexists(out) and not overwrite:  # said before the work, not after it
         raise DataError(f"{out}: exists already; choose another place or allow overwriting (--overwrite)")
+    src = only_member(path)
     name = format if format is not None else detect_format(src)
     layout = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
-    source = FORMATS[name].open_source(src, layout)
+    source = FORMATS[name].open_source(src, layout, **array_options(name, axes=axes, channels=channels))
     if layout is not None and layout != source.layout:
         raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {layout.name}")
+    if source.layout_reason:
+        source.notes.insert(0, f"layout {source.layout.name} taken for {source.layout_reason}")
     if unit is not None:
         check_unit(unit, source.dimensions)
         if not source.unit_reason and unit != source.unit:
@@ -147,7 +155,7 @@ def import_dataset(
 
     excluded = exclusion(exclude, source.exclude)
     dropped: list[dict[str, Any]] = []
-    about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
+    about: dict[str, Any] = {"format": name, "name": path.resolve().name, "notes": list(source.notes)}
     write_store(
         out,
         labelling.apply(

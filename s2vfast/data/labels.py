@@ -31,6 +31,7 @@ from typing import Any
 
 from s2vfast.data.formats.base import Source
 from s2vfast.data.limits import MAX_CLASSES, MAX_LABELS_BYTES, MAX_NAME, NotJson, describe, parse_json, read_plain
+from s2vfast.data.names import stem
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.errors import DataError
@@ -40,7 +41,6 @@ ALIASES = {"label": "class", "action": "class", "camera": "view", "split": "part
 PARTS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
 _NUMBERED = ("subject", "view", "repetition", "setup")
 _RUNS = re.compile(r"[0-9]+|[^0-9]+")
-_SUFFIX = re.compile(r"\.(json|jsonl|npy|npz|csv|skeleton|txt|pkl|pickle|zip|mp4|avi)$", re.IGNORECASE)
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Labelling:
 
     def _entry(self, name: str) -> Entry | None:
         entries = self.entries or {}
-        entry = entries.get(name) or entries.get(_key(name)) or entries.get(_key(name).rpartition("/")[2])
+        entry = entries.get(name) or entries.get(stem(name)) or entries.get(stem(name).rpartition("/")[2])
         if entry is not None:
             if entry.recording not in (None, name):
                 raise DataError(
@@ -165,11 +165,6 @@ def _ordered(texts: Iterable[str]) -> list[str]:
             text,
         ),
     )
-
-
-def _key(name: str) -> str:
-    """A recording's name as entries are kept: slashes, no suffix."""
-    return _SUFFIX.sub("", name.replace("\\", "/").removeprefix("./"))
 
 
 def _folders(names: list[str], notes: list[str]) -> dict[str, Entry]:
@@ -239,7 +234,7 @@ def _file(path: Path) -> dict[str, Entry]:
     rows = _json_rows(raw, path) if path.suffix.lower() == ".json" else _csv_rows(raw, path)
     entries: dict[str, Entry] = {}
     for where, name, fields in rows:
-        key = _key(name)
+        key = stem(name)
         if key in entries:
             raise DataError(f"{where}: {describe(name)} stands twice")
         entries[key] = Entry(fields, f"{where} ({name})")

@@ -20,6 +20,8 @@ from s2vfast.errors import DataError
 
 MAX_TEXT_BYTES = 64 * 2**20
 """Of one recording as text or JSON: NTU RGB+D's longest has 2 MB, PKU-MMD's 10 MB."""
+MAX_ARRAY_BYTES = 2**30
+"""Of one recording as an array."""
 MAX_POSE_BYTES = 256 * 2**20
 """Of one recording as a pose detector's JSON: half an hour of MediaPipe's landmarks, with their names."""
 MAX_LINES = 4_000_000

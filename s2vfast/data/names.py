@@ -14,7 +14,7 @@ from s2vfast.errors import DataError
 
 NONE = "none"
 """What ``--exclude`` takes in place of a list where nothing is to be left out."""
-_SUFFIX = re.compile(r"\.(?:skeleton|json|npz|npy|csv|txt)$")
+_SUFFIX = re.compile(r"\.(?:json|jsonl|npy|npz|csv|txt|skeleton|pkl|pickle|zip|mp4|avi)$", re.IGNORECASE)
 
 
 def shipped() -> list[str]:
@@ -57,9 +57,14 @@ def read_names(path: str | Path) -> list[str]:
     return names
 
 
+def stem(name: str) -> str:
+    """A recording's name without the suffix of its file, its folders before it with slashes between them."""
+    return _SUFFIX.sub("", name.strip().replace("\\", "/").removeprefix("./"))
+
+
 def key(name: str) -> str:
     """What two spellings of a recording's name have in common: case and the suffix of its file do not count."""
-    return _SUFFIX.sub("", name.strip().casefold())
+    return stem(name).casefold()
 
 
 def example(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s2vfast.data.archive import AnyPath, Member, is_archive, is_single, members
+from s2vfast.errors import DataError
 
 _COPY = re.compile(r"(?P<original>.+?)(?: ?\(\d+\)| - Copy(?: \(\d+\))?|[ _-]copy\d*)", re.IGNORECASE)
 _LISTED = 3
@@ -79,6 +80,23 @@ def _walk(src: AnyPath, suffix: str | tuple[str, ...]) -> Iterator[AnyPath]:
         for name in [*files, *folders]:  # a folder named like a recording is said, when it is read
             if ends(name):
                 yield Path(folder, name)
+
+
+def original_stem(path: AnyPath) -> str:
+    """A file's name without its suffix and without what a copy's name has after the original's."""
+    match = _COPY.fullmatch(path.stem)
+    return match["original"] if match else path.stem
+
+
+def only_folder(paths: list[Any], src: AnyPath) -> None:
+    """Refuse files that lie in several folders, each of which would be a dataset.
+
+    Raises:
+        DataError: names the folders.
+    """
+    folders = sorted({recording_name(path, src).rpartition("/")[0] or "." for path in paths})
+    if len(folders) > 1:
+        raise DataError(f"{src}: {len(folders)} datasets, in {', '.join(folders[:5])}; import one of these folders")
 
 
 def recording_name(path: AnyPath, src: AnyPath) -> str:

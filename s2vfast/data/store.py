@@ -233,6 +233,7 @@ class Store:
         with naming(self.path / HEADER):
             for split, content in meta.get(MADE_SPLITS, {}).items():
                 require(split not in self.splits, f"{MADE_SPLITS}: {split} twice")
+                require(isinstance(content["by"], str), f"{MADE_SPLITS}: {split}: by")
                 self.splits[split] = made_parts(content["parts"], len(self.names))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -61,6 +61,7 @@ def split_ids(ids: Any, sequences: int) -> np.ndarray:
 
 def made_parts(parts: dict[str, Any], sequences: int) -> dict[str, np.ndarray]:
     """The parts of a split that a user made; null are the sequences in no other part."""
+    require(sum(ids is None for ids in parts.values()) <= 1, "two parts that have all others")
     listed = {part: split_ids(ids, sequences) for part, ids in parts.items() if ids is not None}
     unlisted = np.setdiff1d(np.arange(sequences), np.concatenate([np.zeros(0, np.int64), *listed.values()]))
     return {part: listed.get(part, unlisted) for part in parts}

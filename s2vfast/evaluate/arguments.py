@@ -117,6 +117,8 @@ def _predict(parser: Any) -> None:
     parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with; -: a frame a line")
     parser.add_argument("--format", help="name of a format; without it detected")
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
+    parser.add_argument("--axes", help="order of the axes of arrays, as TVC, MTVC or TMVC")
+    parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
     parser.add_argument("--window", type=int, help="frames of a window that slides over a sequence (default: all)")
     parser.add_argument("--step", type=int, default=1, help="frames from one window to the next")

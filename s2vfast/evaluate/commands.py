@@ -261,6 +261,8 @@ def predict(options: Any) -> int:
             options.files,
             format=options.format,
             layout=options.layout,
+            axes=options.axes,
+            channels=options.channels,
             device=options.device,
             log=_to_stderr,
             **sliding,

@@ -67,6 +67,7 @@ def tuned(
             labels=labels,
         )
         folder = _folder(context, recipe, source) if out is None else out if len(seeds) == 1 else out / f"seed-{seed}"
+        context.log(_heading(mode, len(ids), labels, seed if len(seeds) > 1 else None, folder))
         seconds = finetune.tune(
             folder, config, context.store, ids, recipe, source, initial=initial, ranks=context.ranks
         )
@@ -81,6 +82,13 @@ def tuned(
         about |= {"step": 0, "pretrained_on": None, "overlap": 0, "transfer": False}
     scores = [measures.accuracies(one) | {name: one[name] for name in ("per_class", "confusion")} for one in results]
     return measures.aggregate(scores) | about
+
+
+def _heading(mode: str, sequences: int, labels: dict[str, Any] | None, seed: int | None, folder: Path) -> str:
+    """What is trained next, where several trainings follow each other."""
+    what = "fine-tuning" if mode == "finetune" else "training from scratch"
+    subset = f", list {labels['number'] + 1} of {labels['percent']:g} % of the labels" if labels else ""
+    return f"{what} on {sequences:,} sequences{subset}{'' if seed is None else f', seed {seed}'}: {folder}"
 
 
 def from_scratch(options: FinetuneConfig) -> FinetuneConfig:

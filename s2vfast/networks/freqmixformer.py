@@ -23,8 +23,9 @@ from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
+from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
-from s2vfast.networks.temporal import StridedLinear, TemporalBranches, frames_after, over_rows
+from s2vfast.networks.temporal import StridedLinear, TemporalBranches, frames_after
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -108,7 +109,7 @@ class SpatialMixing(nn.Module):
         mixed = ops.joint_mix(self.linear(x), self.dynamic_maps(x), self.learned + self.constant)
         gate = 1.0 + torch.sigmoid(self.gate(mixed.mean((1, 2))[:, None]))  # [B, 1, C]
         residual = x if self.down is None else self.down(x)
-        return (over_rows(self.norm, mixed * gate[:, None]) + residual).relu_()
+        return normalise(self.norm, mixed * gate[:, None], residual, relu=True)
 
     def dynamic_maps(self, x: Tensor) -> Tensor:
         """Maps of the clips, [B, subsets, units, V, V], half over joints and half over frequencies."""
@@ -160,7 +161,7 @@ class TemporalAttention(StridedLinear):
         query, key = x[..., :half].mean((2, 3)), x[..., half:].amax((2, 3))  # [B, T']
         query, key = F.relu(self.frames(query)), F.relu(self.frames(key))
         gate = torch.sigmoid(key[:, :, None] * query[:, None, :])  # [B, to, from]
-        return over_rows(self.norm, (gate @ x.flatten(2)).view_as(x))
+        return normalise(self.norm, (gate @ x.flatten(2)).view_as(x))
 
 
 class FrameGate(StridedLinear):
@@ -184,9 +185,9 @@ class Projection(StridedLinear):
         super().__init__(channels_in, channels, stride)
         self.norm = nn.BatchNorm1d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """[B, T', V, channels] of x [B, T, V, channels_in]."""
-        return over_rows(self.norm, super().forward(x))
+        return normalise(self.norm, super().forward(x), relu=relu)
 
 
 class Block(nn.Module):
@@ -216,10 +217,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T', V, channels] of x [B, T, V, channels_in]."""
-        y = self.temporal(self.spatial(x))
-        if self.has_residual:
-            y = y + (x if self.residual is None else self.residual(x))
-        return y.relu_()
+        residual = x if self.residual is None else self.residual(x)
+        return self.temporal(self.spatial(x), residual if self.has_residual else None)
 
 
 class Skip(nn.Module):
@@ -232,7 +231,7 @@ class Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T / frames, V, channels] of x [B, T, V, channels_in]."""
-        return self.projection(x.unflatten(1, (-1, self.frames)).mean(2)).relu_()
+        return self.projection(x.unflatten(1, (-1, self.frames)).mean(2), relu=True)
 
 
 @register("freqmixformer")

@@ -19,8 +19,9 @@ from s2vfast.config.fields import Section, option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
+from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
-from s2vfast.networks.temporal import StridedLinear, TemporalBranches, over_rows
+from s2vfast.networks.temporal import StridedLinear, TemporalBranches
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -166,8 +167,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        y = torch.relu(self.temporal(self.graph(x)))
-        return torch.relu(y + (x if self.residual is None else self.residual(x[:, :: self.stride])))
+        residual = x if self.residual is None else self.residual(x[:, :: self.stride])
+        return self.temporal(self.graph(x), residual, relu_first=True)
 
 
 class GraphAttention(nn.Module):
@@ -193,8 +194,8 @@ class GraphAttention(nn.Module):
         """[N, T, V, C] to [N, T, V, out]."""
         qk = self.queries_and_keys(x).flatten(0, 1)
         y = ops.graph_attention(x.flatten(0, 1), qk, self.topology, self.weight, self.bias.sum(0))
-        y = over_rows(self.batch_norm, y.view(*x.shape[:3], -1))
-        return torch.relu(y + (x if self.down is None else self.down(x)))
+        residual = x if self.down is None else self.down(x)
+        return normalise(self.batch_norm, y.view(*x.shape[:3], -1), residual, relu=True)
 
     def queries_and_keys(self, x: Tensor) -> Tensor:
         """[N, T, V, 2, H, d]."""
@@ -218,4 +219,4 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., out]."""
-        return over_rows(self.norm, self.linear(x))
+        return normalise(self.norm, self.linear(x))

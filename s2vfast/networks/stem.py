@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from s2vfast.networks.norm import normalise
+
 
 class Stem(nn.Module):
     """Clips [N * M, T, V, C] to [N * M, T, V, D].
@@ -38,7 +40,7 @@ class Stem(nn.Module):
         x = x + (offset - offset.detach() if self.training else offset)
         V, D = offset.shape
         x = x.unflatten(0, (-1, self.bodies)).transpose(1, 2)  # [N, T, M, V, D]
-        normed = self.norm(x.reshape(-1, self.bodies * V * D))
+        normed = normalise(self.norm, x.reshape(-1, self.bodies * V * D))
         if self.training:
             # Past autograd's count of changes: the norm's gradient holds the buffer, and does not read it.
             shift = offset.detach().flatten().repeat(self.bodies)

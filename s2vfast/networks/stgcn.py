@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
@@ -23,6 +24,7 @@ from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.graph import spatial_graph
 from s2vfast.networks.noise import Draws, dropout_keep, word_count
+from s2vfast.networks.norm import normalise
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -121,24 +123,17 @@ class Block(nn.Module):
             keep: [T / stride, N, V, D], what the branch is multiplied by (dropout); None: one.
         """
         edges = graph if self.importance is None else graph * self.importance
-        # What changes in place has not been viewed yet: a change of a view would cost its gradient three copies.
-        y = self.graph_conv(x, edges)
-        y = self.temporal(_normed(self.norm1, y).relu_().view(y.shape))
-        rows = _normed(self.norm2, y)
-        if keep is not None:
-            rows = rows * keep.reshape(rows.shape)
-        if self.residual:
-            if self.shortcut is None:
-                shortcut = x.reshape(rows.shape)
-            else:
-                shortcut = _normed(self.shortcut_norm, self.shortcut(x[:: self.stride]))
-            rows.add_(shortcut)
-        return rows.relu_().view(y.shape)
-
-
-def _normed(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """A batch norm over all but the last dimension, as rows."""
-    return norm(x.reshape(-1, x.shape[-1]))
+        y = self.temporal(normalise(self.norm1, self.graph_conv(x, edges), relu=True))
+        if not self.residual:
+            shortcut = None
+        elif self.shortcut is None:
+            shortcut = x
+        else:
+            shortcut = normalise(self.shortcut_norm, self.shortcut(x[:: self.stride]))
+        if keep is None:
+            return normalise(self.norm2, y, shortcut, relu=True)
+        y = normalise(self.norm2, y) * keep
+        return F.relu(y if shortcut is None else y + shortcut)
 
 
 @register("stgcn")

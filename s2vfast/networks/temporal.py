@@ -19,10 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def over_rows(norm: nn.Module, x: Tensor) -> Tensor:
-    """A batch norm of the last axis of x [..., C], over all others."""
-    return norm(x.flatten(0, -2)).view(x.shape)
+from s2vfast.networks.norm import normalise
 
 
 def frames_after(frames: int, stride: int) -> int:
@@ -77,9 +74,12 @@ class TemporalBranches(nn.Module):
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised branches [B, T', V, branches * b] of x [B, T, V, C], convolutions first, then pool and more."""
-        z = over_rows(self.expand_norm, self.expand(x)).relu_()
+    def forward(self, x: Tensor, residual: Tensor | None, relu_first: bool = False, relu: bool = True) -> Tensor:
+        """Normalised branches [B, T', V, branches * b] of x [B, T, V, C], convolutions first, then pool and more.
+
+        The other arguments say what comes after the norm, see `normalise`.
+        """
+        z = normalise(self.expand_norm, self.expand(x), relu=True)
         *rows, pooled = z.permute(0, 3, 1, 2).split(self.channels, dim=1)  # each [B, b, T, V]
         out = []
         for row, weight, bias, dilation in zip(rows, self.weight, self.bias, self.dilations, strict=True):
@@ -87,4 +87,5 @@ class TemporalBranches(nn.Module):
             out.append(F.conv2d(row, weight[..., None], bias, (self.stride, 1), (padding, 0), (dilation, 1)))
         out.append(F.max_pool2d(pooled, (self.pool, 1), (self.stride, 1), (self.pool // 2, 0)))
         branches = [branch.permute(0, 2, 3, 1) for branch in out]
-        return over_rows(self.norm, torch.cat([*branches, *(branch(x) for branch in self.others)], dim=-1))
+        branches += [branch(x) for branch in self.others]
+        return normalise(self.norm, branches, residual, relu_first, relu)

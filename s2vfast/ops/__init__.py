@@ -32,6 +32,7 @@ from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, pars
 from s2vfast.ops.adamw_ema import Span, adamw_ema
 from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
+from s2vfast.ops.batch_norm import batch_norm
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
 from s2vfast.ops.graph_attention import graph_attention
@@ -53,6 +54,7 @@ __all__ = [
     "add_norm",
     "attention",
     "availability",
+    "batch_norm",
     "clip_sample",
     "embed_gather",
     "graph_attention",

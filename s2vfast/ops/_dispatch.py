@@ -27,7 +27,10 @@ IMPLEMENTATIONS = ("reference", "torch", "triton", "native")
 _TORCH = ("torch",)
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": dict.fromkeys(
-        ("clip_sample", "tube_mask", "embed_gather", "joint_mix", "mask_fill", "adamw_ema"),
+        (
+            *("clip_sample", "tube_mask", "embed_gather", "batch_norm", "graph_attention", "joint_mix", "mask_fill"),
+            "adamw_ema",
+        ),
         ("native", "torch"),
     ),
     "cuda": {},

@@ -164,11 +164,18 @@ def run_steps(
 
         ranks.run_on_main_and_broadcast(claim)
         loop = _Loop(run, config, trainer, ranks, stop, stack, notes, stream, tensorboard, command, store.fingerprint)
-        if begin and rundir.INIT in (description or {}):
-            loop.save_beginning()
-        if profile:
-            loop.profile(profile)
-        return loop.run()
+        try:
+            if begin and rundir.INIT in (description or {}):
+                loop.save_beginning()
+            if profile:
+                loop.profile(profile)
+            return loop.run()
+        except errors.S2vfastError:
+            if (
+                begin and ranks.is_main and loop.last is None
+            ):  # nothing was learned: the same command can be given again
+                stack.callback(rundir.withdraw, run)
+            raise
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,16 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
         raise
 
 
+def withdraw(run_dir: str | Path) -> None:
+    """Remove what `create` and a run that never finished a step wrote; the folder too, where nothing else is in it."""
+    path = Path(run_dir)
+    for name in (RUN, CONFIG, METRICS, THROUGHPUT, LOCK):
+        files.remove(path / name)
+    files.remove(checkpoint.folder(path))
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
 def check_beginning(run_dir: str | Path, config: Config, meta: dict[str, Any]) -> None:
     """Raise `CheckpointError` where config.yaml or run.json is not what a checkpoint's run began with.
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from s2vfast import compat, errors
-from s2vfast.compat import importer, report
+from s2vfast.compat import imported_run, report
 from s2vfast.compat.namings import NAMINGS
 from s2vfast.data.store import Store
 from s2vfast.evaluate import features
@@ -66,7 +66,7 @@ def test_a_run_with_the_same_features_bit_by_bit(tmp_path, store, naming, given)
         assert torch.equal(tensors[name if name.startswith("teacher.") else f"student.{name}"], value), name
     assert (config.model.heads, config.model.norm_eps) == (2, 1e-6 if naming == "skeleton2vec" else 1e-5)
     assert (config.data.frames, config.model.depth, config.objective.decoder_depth) == (12, 3, 2)
-    assert told == json.loads((tmp_path / "run" / importer.REPORT).read_text())
+    assert told == json.loads((tmp_path / "run" / imported_run.REPORT).read_text())
     assert told["assumed"]["model.heads"]["from"] == "settings in the file"
     about = rundir.read(tmp_path / "run")
     assert about["store"]["fingerprint"] == Store.open(store).fingerprint

@@ -80,7 +80,7 @@ def recordings(tmp_path):
     text = skeleton_text(frames_of((IDS[0], 0, person(8)), total=8))
     for name in ("S001C001P001R001A001", "S001C002P003R001A002", "S001C002P005R002A008"):
         (folder / f"{name}.skeleton").write_text(text)
-    (folder / "S001C003P006R002A008.skeleton").write_text("0\n")
+    (folder / "S001C003P006R002A008.skeleton").write_text("nothing\n")
     return folder
 
 
@@ -98,7 +98,7 @@ def test_the_official_list_is_left_out_of_ntu(recordings, tmp_path):
     assert "dropped: 2 sequences or files, 0 of them broken, 2 named in a list" in text
     assert "drink water" in text
     everything = import_dataset(recordings, tmp_path / "everything", exclude="none")
-    assert (everything.sequences, [entry["kind"] for entry in everything.dropped]) == (3, ["empty"])
+    assert (everything.sequences, [entry["kind"] for entry in everything.dropped]) == (3, ["broken"])
 
 
 def test_a_list_of_ones_own(recordings, tmp_path, capsys):

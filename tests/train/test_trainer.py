@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from s2vfast import errors
-from s2vfast.train.trainer import NonFiniteError
+from s2vfast.train.trainer import NonFiniteError, length_notes
 
 
 def copy_of(trainer):
@@ -154,3 +154,26 @@ def test_load_refuses_other_tensors(make):
 def test_refuses_what_cannot_be(make, changes, message):
     with pytest.raises(errors.S2vfastError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("train", "warmup", "expected"),
+    [
+        ({"steps": 12}, 1.0, []),
+        ({"steps": 12}, 0.0, []),
+        ({"steps": 1}, 0.0, []),
+        ({"steps": 12}, 6.0, ["warning: optim.warmup_epochs 6 last as long as the run or longer (12 steps)"]),
+        (
+            {"steps": None, "epochs": 1.0, "min_steps": 25},
+            0.5,
+            ["train.min_steps 25 makes 12.5 epochs of train.epochs 1"],
+        ),
+        ({"steps": None, "epochs": 20.0, "min_steps": 25}, 0.5, []),
+    ],
+)
+def test_an_odd_length_is_said(tiny_config, train, warmup, expected):
+    config = tiny_config(**train)
+    config.optim.warmup_epochs = warmup
+    notes = length_notes(config, steps_per_epoch=2)
+    assert len(notes) == len(expected)
+    assert all(note.startswith(start) for note, start in zip(notes, expected, strict=True))

@@ -14,12 +14,13 @@ from torch import Tensor
 from s2vfast.data.augment.base import Augmentation, ViewBatch, register_augmentation
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
+from s2vfast.reference.clip_sample import anchor
 
 
 @register_augmentation("centre", stream=40)
 @dataclass(frozen=True)
 class Centre(Augmentation):
-    """A joint becomes the origin.
+    """A joint, or the mean of several that is the layout's root, becomes the origin.
 
     SkeAttnCLR: joint ``spine_shoulder``, ``at: frame``, ``body: own``. NTU (CTR-GCN's loader) and NW-UCLA: the
     defaults; the layouts' roots are ``spine_mid`` and ``spine``.
@@ -35,26 +36,31 @@ class Centre(Augmentation):
 
     def check_layout(self, layout: Layout) -> None:
         """The joint must be one of the skeleton's."""
-        _joint(self, layout)
+        _joints(self, layout)
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: none."""
-        clips, joint = batch.clips, _joint(self, batch.layout)
+        clips = batch.clips
         source = clips if self.body == "own" else clips[:, :1]
-        origin = source[:, :, :, joint : joint + 1]  # [B, M or 1, T, 1, 3]
+        origin = _mean(source, _joints(self, batch.layout))[:, :, :, None]  # [B, M or 1, T, 1, 3]
         if self.at == "first":
             origin = take_first_present(origin, batch.present if self.body == "own" else batch.present[:, :1])
         return replace(batch, clips=torch.where(batch.present, clips - origin, clips))
 
 
-def _joint(step: Centre, layout: Layout) -> int:
+def _joints(step: Centre, layout: Layout) -> tuple[int, ...]:
     if step.joint is None:
-        return layout.root[0]
+        return layout.root
     if isinstance(step.joint, str) and step.joint in layout.joints:
-        return layout.joints.index(step.joint)
+        return (layout.joints.index(step.joint),)
     if isinstance(step.joint, int) and 0 <= step.joint < layout.num_joints:
-        return step.joint
+        return (step.joint,)
     raise ConfigError(f"centre.joint: {step.joint!r} is no joint of layout {layout.name} ({', '.join(layout.joints)})")
+
+
+def _mean(clips: Tensor, joints: tuple[int, ...]) -> Tensor:
+    """Of those of some joints of [..., V, 3] that are not zeros: [..., 3]."""
+    return anchor(clips, (clips != 0).any(-1), joints)[0]
 
 
 def take_first_present(values: Tensor, present: Tensor) -> Tensor:
@@ -114,8 +120,8 @@ class PersonFrame(Augmentation):
         clips, layout = batch.clips, batch.layout
         pose = clips[:, :, :1] if self.frame == "first" else take_first_present(clips, batch.present)
         pose = pose[:, :, 0]  # [B, M, V, 3]
-        ((lower,), (upper,)), (left, right) = layout.spine, layout.hips
-        v1 = _unit(pose[:, :, upper] - pose[:, :, lower])
+        (lower, upper), (left, right) = layout.spine, layout.hips
+        v1 = _unit(_mean(pose, upper) - _mean(pose, lower))
         across = pose[:, :, left] - pose[:, :, right]
         v2 = _unit(across - (across * v1).sum(-1, keepdim=True) * v1)
         v3 = _unit(torch.linalg.cross(v2, v1))

@@ -37,6 +37,8 @@ class Source:
 
     layout: Layout
     """The skeleton of all its recordings."""
+    layout_reason: str = field(default="", kw_only=True)
+    """What that layout was taken for, where nobody and nothing names it; empty where the format or its files do."""
     classes: list[str]
     """Class names by label."""
     items: Iterable[Any]

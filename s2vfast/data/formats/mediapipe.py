@@ -53,7 +53,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     files, notes = poses.files_of(src, "mediapipe")
     if not files:
         raise DataError(f"{src}: no .json files with MediaPipe's landmarks below")
-    kind, unit, reason = poses.first_readable(files, _facts) or ("world", "m", "")
+    kind, unit, reason = poses.first_readable(files, _facts)[0] or ("world", "m", "")
     if kind == "image":
         notes.append("image landmarks read, which have no metres: there are no pose_world_landmarks")
     elif kind == "world":

@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from s2vfast.data.archive import is_single, read_bytes
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.text import BYTE_ORDER_MARK
 from s2vfast.data.formats.text import parse_ntu as parse
 from s2vfast.data.layout import LAYOUTS, Layout
-from s2vfast.data.limits import MAX_TEXT_BYTES, read_plain
+from s2vfast.data.limits import MAX_TEXT_BYTES
 from s2vfast.data.names import ntu_classes
 from s2vfast.data.scan import scan
 from s2vfast.data.store import Sequence
@@ -57,7 +59,7 @@ def parse_name(name: str) -> Name | None:
 
 def detect(src: Path) -> bool:
     """A ``.skeleton`` file or a folder with one somewhere below."""
-    return src.suffix.lower() == ".skeleton" if src.is_file() else bool(scan(src, ".skeleton")[0])
+    return src.suffix.lower() == ".skeleton" if is_single(src) else bool(scan(src, ".skeleton", first=True)[0])
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -110,7 +112,7 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     name = parse_name(path.stem)
     if labelled and name is not None and not 1 <= name.action <= 120:
         raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
-    frames, tracks, notes = parse(read_plain(path, MAX_TEXT_BYTES), path.name)
+    frames, tracks, notes = parse(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
     if labelled and name is not None:
         sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera

@@ -55,9 +55,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         recordings.setdefault(name, []).append((int(match["frame"]), path))
     if not recordings:
         raise DataError(f"{src}: no files named like CLIP_000000000012_keypoints.json below")
-    first = poses.first_readable(files, _first)
+    first, reason = poses.first_readable(files, _first)
     if first is None:
-        raise DataError(f"{src}: nobody in any of its {len(files):,} frames")
+        raise DataError(f"{src}: nobody in any of {len(files):,} frames; the first: {reason}")
     unit, reason = guess_unit([first[None, :, :2]], 2)
     return Source(
         layout=get_layout(LAYOUT_OF[len(first)]),
@@ -70,7 +70,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         unit=unit,
         unit_reason=reason,
         dimensions=2,
-        notes=[*notes, f"layout {LAYOUT_OF[len(first)]} taken for {len(first)} keypoints"],
+        notes=notes,
         names=sorted(recordings),
         labelled=labelled,
     )

@@ -6,7 +6,6 @@ become bodies by the importer's one rule.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -14,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from s2vfast.data.archive import AnyPath, is_single, open_file, read_file
+from s2vfast.data.archive import AnyPath, is_single, open_file, read_bytes
 from s2vfast.data.formats.base import BrokenRecording
 from s2vfast.data.limits import MAX_BODIES, MAX_FRAMES, MAX_POSE_BYTES, NotJson, NotRead, describe, parse_json
 from s2vfast.data.scan import recording_name, scan
-from s2vfast.data.store import Sequence
+from s2vfast.data.store import Body, Sequence
 from s2vfast.data.tracks import Sighting, link
 
 HEAD = 1 << 16
@@ -87,18 +86,27 @@ def read_json(path: AnyPath) -> Any:
         BrokenRecording: it is none.
     """
     try:
-        return parse_json(read_file(path, MAX_POSE_BYTES))
+        return parse_json(read_bytes(path, MAX_POSE_BYTES))
     except NotJson as error:
         raise BrokenRecording(path.name, f"not JSON: {error}", error.line) from None
 
 
-def first_readable(paths: Iterable[Any], read: Callable[[Any], Any]) -> Any:
-    """What ``read`` gives of the first file that it gives anything of; None where it is none of them."""
+def first_readable(paths: Iterable[Any], read: Callable[[Any], Any]) -> tuple[Any, str]:
+    """(what ``read`` gives of the first file of which it gives anything, ""), or (None, why not of the first file)."""
+    reason = ""
     for path in paths:
-        with contextlib.suppress(BrokenRecording, OSError, NotRead):
-            if (value := read(path)) is not None:
-                return value
-    return None
+        value, why_not = _attempt(path, read)
+        if value is not None:
+            return value, ""
+        reason = reason or why_not
+    return None, reason
+
+
+def _attempt(path: AnyPath, read: Callable[[Any], Any]) -> tuple[Any, str]:
+    try:
+        return read(path), f"{path.name}: nobody in any frame"
+    except (BrokenRecording, NotRead, OSError) as error:
+        return None, str(error)
 
 
 def frames_in(data: Any, file: str, keys: tuple[str, ...]) -> list[Any]:
@@ -168,8 +176,20 @@ def array_of(values: Any, where: str, file: str) -> np.ndarray:
 
 
 def in_three(joints: np.ndarray) -> np.ndarray:
-    """[V, 2] with z = 0, [V, 3] as it is."""
-    return joints if joints.shape[1] == 3 else np.pad(joints, ((0, 0), (0, 1)))
+    """[..., 2] with z = 0, [..., 3] as it is."""
+    return joints if joints.shape[-1] == 3 else np.pad(joints, [(0, 0)] * (joints.ndim - 1) + [(0, 1)])
+
+
+def bodies_of(joints: np.ndarray, confidence: np.ndarray | None) -> list[Body]:
+    """Bodies of coordinates [M, T, V, 3] and confidences [M, T, V], frames without a joint left out as gaps."""
+    bodies = []
+    for body, track in enumerate(joints):  # [T, V, 3]
+        present = track.any(axis=(1, 2))
+        if present.any():
+            bodies.append(Body(str(body), np.flatnonzero(present).astype(np.int32), track[present]))
+            if confidence is not None:
+                bodies[-1].confidence = np.nan_to_num(confidence[body, present].astype(np.float32))
+    return bodies
 
 
 def sequence_of(name: str, frames: list[tuple[int, list[Sighting]]], total_frames: int) -> Sequence:

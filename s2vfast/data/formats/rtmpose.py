@@ -50,19 +50,21 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     files, notes = poses.files_of(src, "rtmpose")
     if not files:
         raise DataError(f"{src}: no .json files with RTMPose's keypoints below")
-    first = poses.first_readable(files, _first)
+    first, reason = poses.first_readable(files, _first)
     if first is None:
-        raise DataError(f"{src}: nobody in any frame of {files[0].name}{' and the others' if len(files) > 1 else ''}")
+        raise DataError(f"{src}: nobody in any of {len(files):,} recordings; the first: {reason}")
     _, joints, width = first.shape
+    layout_reason = ""
     if layout is None:
         named = joints in LAYOUT_OF
         layout = get_layout(LAYOUT_OF[joints]) if named else layout_of_shape(joints, width, where=str(src))
-        notes.append(f"layout {layout.name} taken for {joints} keypoints")
+        layout_reason = f"{joints} keypoints"
     if joints != layout.num_joints:
         raise DataError(f"{src}: {joints} keypoints, layout {layout.name} has {layout.num_joints} joints")
     unit, reason = guess_unit([first], width)
     return Source(
         layout=layout,
+        layout_reason=layout_reason,
         classes=[],
         items=files,
         total=len(files),

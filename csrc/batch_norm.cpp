@@ -1,0 +1,207 @@
+// batch_norm on the host: rows are shared out over threads, channels over vector lanes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")  // where there are such instructions: sums of products, held to a tolerance
+#endif
+#include "batch_norm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "batch_norm.cuh"
+#include "parallel.h"
+
+namespace s2v {
+namespace {
+
+constexpr int64_t kRange = 1024;  // rows of a range: a multiple of kNormRows
+
+// Calls packs<kNormLanes> or packs<1> for the channels of a matrix that is `width` wide.
+#define S2V_CHANNELS(width, ...)                             \
+  {                                                          \
+    int64_t at = 0;                                          \
+    for (; at + kNormLanes <= (width); at += kNormLanes) {   \
+      constexpr int kWidth = kNormLanes;                     \
+      __VA_ARGS__;                                           \
+    }                                                        \
+    for (; at < (width); ++at) {                             \
+      constexpr int kWidth = 1;                              \
+      __VA_ARGS__;                                           \
+    }                                                        \
+  }
+
+// Calls rows(first, last) for a few rows at a time, and adds the [2, C] sums that it makes in float32 to those in double.
+template <class Rows>
+S2V_HD void in_double(int64_t begin, int64_t end, int64_t count, double* __restrict__ sums, float* __restrict__ scratch,
+                      const Rows& rows) {
+  for (int64_t first = begin; first < end; first += kNormRows) {
+    for (int64_t i = 0; i < count; ++i) scratch[i] = 0.0f;
+    rows(first, first + kNormRows < end ? first + kNormRows : end);
+    for (int64_t i = 0; i < count; ++i) sums[i] += double(scratch[i]);
+  }
+}
+
+// Sums of one matrix's x - shift and of their squares; shift is the matrix's first row.
+S2V_WIDE_CLONES void sum_range(const float* __restrict__ x, int64_t width, int64_t begin, int64_t end, double* sums,
+                               float* __restrict__ scratch) {
+  in_double(begin, end, 2 * width, sums, scratch, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r)
+      S2V_CHANNELS(width, const Pack<kWidth> value = load<kWidth>(x + r * width + at) - load<kWidth>(x + at);
+                   norm_add(scratch + at, width, value, value * value))
+  });
+}
+
+S2V_WIDE_CLONES void forward_range(const NormRow& row, const NormChannels& channels, int64_t offset, const float* x,
+                                   const float* residual, float* out, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t to = r * row.channels;
+    S2V_CHANNELS(row.width, norm_forward<kWidth>(row, channels, offset + at, x + r * row.width + at,
+                                                 residual == nullptr ? nullptr : residual + to, out + to))
+  }
+}
+
+// Sums [2, width] over rows of the upstream gradient g and of g * (x - mean).
+S2V_WIDE_CLONES void gradient_sums(const NormRow& row, const NormChannels& channels, int64_t offset,
+                                   const float* __restrict__ x, const float* __restrict__ out,
+                                   const float* __restrict__ grad, float* __restrict__ d_residual, int64_t begin,
+                                   int64_t end, double* sums, float* __restrict__ scratch) {
+  in_double(begin, end, 2 * row.width, sums, scratch, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t to = r * row.channels;
+      S2V_CHANNELS(row.width, const int64_t c = offset + at;
+                   const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
+                   const Pack<kWidth> g = norm_upstream(row, channels, c, value, out == nullptr ? nullptr : out + to,
+                                                        grad + to, d_residual == nullptr ? nullptr : d_residual + to);
+                   norm_add(scratch + at, row.width, g, g * (value - load<kWidth>(channels.mean + c))))
+    }
+  });
+}
+
+// means: [2, C], of g and of g * (x - mean) / (variance + eps).
+S2V_WIDE_CLONES void gradient_range(const NormRow& row, const NormChannels& channels, const float* means,
+                                    int64_t offset, const float* x, const float* out, const float* grad, float* d_x,
+                                    int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t to = r * row.channels;
+    S2V_CHANNELS(row.width, const int64_t c = offset + at;
+                 const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
+                 const Pack<kWidth> g = norm_upstream(row, channels, c, value, out == nullptr ? nullptr : out + to,
+                                                      grad + to, static_cast<float*>(nullptr));
+                 const Pack<kWidth> centred = value - load<kWidth>(channels.mean + c);
+                 store<kWidth>(d_x + r * row.width + at, (g - load<kWidth>(means + c) -
+                                                          centred * load<kWidth>(means + row.channels + c)) *
+                                                             load<kWidth>(channels.scale + c)))
+  }
+}
+
+void require(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+// C; raises for what cannot be.
+template <class Call>
+int64_t checked(const Call& call) {
+  require(call.rows >= 0 && call.widths.size() == call.x.size() && !call.x.empty(),
+          "batch_norm: rows >= 0, and a width for each of one matrix or more");
+  int64_t channels = 0;
+  for (size_t i = 0; i < call.x.size(); ++i) {
+    require(call.widths[i] >= 0, "batch_norm: a negative width");
+    require(call.x[i] != nullptr || call.rows * call.widths[i] == 0, "batch_norm: x is a null pointer");
+    channels += call.widths[i];
+  }
+  require((call.weight != nullptr && call.bias != nullptr && call.mean != nullptr && call.variance != nullptr) ||
+              channels == 0,
+          "batch_norm: weight, bias, mean or variance is a null pointer");
+  return channels;
+}
+
+// Sums [2, C] over all rows: those of ranges, added in their order. body makes [2, width] of a range and a matrix.
+template <class Call, class Body>
+std::vector<double> summed(const Call& call, int64_t channels, int threads, const Body& body) {
+  const int64_t ranges = (call.rows + kRange - 1) / kRange;
+  std::vector<double> partial(ranges * 2 * channels), sums(2 * channels);
+  parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(2 * channels);
+    for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+      body(i, offset, begin, end, &partial[begin / kRange * 2 * channels + 2 * offset], scratch.data());
+  });
+  for (int64_t range = 0; range < ranges; ++range)
+    for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+      for (int64_t at = 0; at < 2 * call.widths[i]; ++at)
+        sums[(at < call.widths[i] ? at : at - call.widths[i] + channels) + offset] +=
+            partial[range * 2 * channels + 2 * offset + at];
+  return sums;
+}
+
+std::vector<float> scales(int64_t channels, const float* weight, const float* variance, double eps) {
+  std::vector<float> scale(channels);
+  for (int64_t c = 0; c < channels; ++c) scale[c] = float(double(weight[c]) / std::sqrt(double(variance[c]) + eps));
+  return scale;
+}
+
+}  // namespace
+
+void batch_norm(const BatchNormCall& call, int threads) {
+  const int64_t channels = checked(call);
+  if (call.rows * channels == 0) {
+    std::fill_n(call.mean, channels, 0.0f);
+    std::fill_n(call.variance, channels, 0.0f);
+    return;
+  }
+  require(call.out != nullptr, "batch_norm: out is a null pointer");
+  const std::vector<double> sums = summed(
+      call, channels, threads, [&](size_t i, int64_t, int64_t begin, int64_t end, double* to, float* scratch) {
+        sum_range(call.x[i], call.widths[i], begin, end, to, scratch);
+      });
+  for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+    for (int64_t at = 0; at < call.widths[i]; ++at) {
+      const int64_t c = offset + at;
+      const double shift = sums[c] / double(call.rows);
+      call.mean[c] = float(double(call.x[i][at]) + shift);
+      call.variance[c] = float(std::max(sums[channels + c] / double(call.rows) - shift * shift, 0.0));
+    }
+  const std::vector<float> scale = scales(channels, call.weight, call.variance, call.eps);
+  const NormChannels numbers = {call.mean, scale.data(), call.bias};
+  parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+      forward_range({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i], call.residual,
+                    call.out, begin, end);
+  });
+}
+
+void batch_norm_backward(const BatchNormBackwardCall& call, int threads) {
+  const int64_t channels = checked(call);
+  require(call.d_x.size() == call.x.size(), "batch_norm: a gradient for each matrix");
+  if (call.rows * channels == 0) {
+    std::fill_n(call.d_weight, channels, 0.0f);
+    std::fill_n(call.d_bias, channels, 0.0f);
+    return;
+  }
+  require(call.grad != nullptr && call.d_weight != nullptr && call.d_bias != nullptr,
+          "batch_norm: grad, d_weight or d_bias is a null pointer");
+  const std::vector<float> scale = scales(channels, call.weight, call.variance, call.eps);
+  const NormChannels numbers = {call.mean, scale.data(), call.bias};
+  const std::vector<double> sums = summed(
+      call, channels, threads, [&](size_t i, int64_t offset, int64_t begin, int64_t end, double* to, float* scratch) {
+        gradient_sums({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i], call.out,
+                      call.grad, call.d_residual, begin, end, to, scratch);
+      });
+  std::vector<float> means(2 * channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    const double variance = double(call.variance[c]) + call.eps;
+    call.d_bias[c] = float(sums[c]);
+    call.d_weight[c] = float(sums[channels + c] / std::sqrt(variance));
+    means[c] = float(sums[c] / double(call.rows));
+    means[channels + c] = float(sums[channels + c] / variance / double(call.rows));
+  }
+  // What the residual got has been cut by the last ReLU.
+  const bool cut = call.d_residual != nullptr;
+  const float *grad = cut ? call.d_residual : call.grad, *out = cut ? nullptr : call.out;
+  parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+      gradient_range({call.widths[i], channels, call.relu_first, call.relu && !cut}, numbers, means.data(), offset,
+                     call.x[i], out, grad, call.d_x[i], begin, end);
+  });
+}
+
+}  // namespace s2v

@@ -1,0 +1,87 @@
+// Batch norm, a residual and ReLU, the work for rows of neighbouring channels.
+//
+// out = relu(relu(weight * (x - mean) / sqrt(variance + eps) + bias) + residual), where either ReLU and the residual may
+// be left out. Statistics are sums over rows in float32 of a few rows, and of these in double: one pass, of differences
+// from the first row, so that a mean that is large beside the deviation costs no digits.
+//
+// Forward reads x twice and writes out once. The gradient reads x and its upstream twice and writes d_x once. Where ReLU
+// cut is read off x, or off out where a residual was added.
+#pragma once
+
+#include "pack.cuh"
+
+namespace s2v {
+
+constexpr int kNormLanes = 16;   // channels in a register
+constexpr int kNormRows = 32;    // rows that are added up in float32
+
+// Numbers of a channel, an array [C] each.
+struct NormChannels {
+  const float *mean, *scale, *bias;  // scale: weight / sqrt(variance + eps)
+};
+
+template <int kWidth>
+S2V_HD Pack<kWidth> norm_positive(const Pack<kWidth>& of, const Pack<kWidth>& value) {
+#if defined(__CUDACC__)
+  Pack<kWidth> out;
+  for (int i = 0; i < kWidth; ++i) out.at[i] = of.at[i] > 0.0f ? value.at[i] : 0.0f;
+  return out;
+#else
+  const Pack<kWidth> zero = {};
+  return {of.at > zero.at ? value.at : zero.at};
+#endif
+}
+
+// NaN stays NaN, as in PyTorch's ReLU.
+template <int kWidth>
+S2V_HD Pack<kWidth> norm_relu(const Pack<kWidth>& of) {
+#if defined(__CUDACC__)
+  Pack<kWidth> out;
+  for (int i = 0; i < kWidth; ++i) out.at[i] = of.at[i] <= 0.0f ? 0.0f : of.at[i];
+  return out;
+#else
+  const Pack<kWidth> zero = {};
+  return {of.at <= zero.at ? zero.at : of.at};
+#endif
+}
+
+template <int kWidth>
+S2V_HD Pack<kWidth> norm_affine(const NormChannels& channels, int64_t c, const Pack<kWidth>& x) {
+  return (x - load<kWidth>(channels.mean + c)) * load<kWidth>(channels.scale + c) + load<kWidth>(channels.bias + c);
+}
+
+// sums[0 ... kWidth] += sum, and sums[channels ...] += product.
+template <int kWidth>
+S2V_HD void norm_add(float* sums, int64_t channels, const Pack<kWidth>& sum, const Pack<kWidth>& product) {
+  store<kWidth>(sums, load<kWidth>(sums) + sum);
+  store<kWidth>(sums + channels, load<kWidth>(sums + channels) + product);
+}
+
+struct NormRow {
+  int64_t width, channels;  // of x and d_x; of out, grad, residual
+  bool relu_first, relu;
+};
+
+// out of one row, channels c ... c + kWidth. Pointers are the row's; c counts in all of C, x begins at x_first.
+template <int kWidth>
+S2V_HD void norm_forward(const NormRow& row, const NormChannels& channels, int64_t c, const float* x,
+                         const float* residual, float* out) {
+  Pack<kWidth> y = norm_affine(channels, c, load<kWidth>(x));
+  if (row.relu_first) y = norm_relu(y);
+  if (residual != nullptr) y = y + load<kWidth>(residual + c);
+  if (row.relu) y = norm_relu(y);
+  store<kWidth>(out + c, y);
+}
+
+// What the norm's result gets of the upstream gradient; what the residual gets is written to d_residual, or null.
+template <int kWidth>
+S2V_HD Pack<kWidth> norm_upstream(const NormRow& row, const NormChannels& channels, int64_t c, const Pack<kWidth>& x,
+                                  const float* out, const float* grad, float* d_residual) {
+  Pack<kWidth> g = load<kWidth>(grad + c);
+  if (row.relu && out != nullptr) g = norm_positive(load<kWidth>(out + c), g);
+  if (d_residual != nullptr) store<kWidth>(d_residual + c, g);
+  if (row.relu_first || (row.relu && out == nullptr)) g = norm_positive(norm_affine(channels, c, x), g);
+  return g;
+}
+
+}  // namespace s2v
