@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import s2vfast
 import s2vfast.errors as errors
+from s2vfast import completion
 from s2vfast.compat import commands as import_checkpoint
 from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments
@@ -256,6 +257,7 @@ def _commands() -> dict[str, Command]:
     for group, members in (("data", data.COMMANDS), ("view", view.COMMANDS)):
         for name, (text, run, add) in members.items():
             commands[f"{group} {name}"] = Command(text, run, add)
+    commands[completion.NAME] = Command(completion.TEXT, _completion, completion.add)
     commands["doctor"] = Command("versions, devices, implementations: to paste into a bug report", _doctor)
     return commands
 
@@ -390,6 +392,11 @@ def _demo(options: Any) -> int:
 
     stopped = demo(options.out, fresh=options.fresh)
     return 0 if stopped is None else 128 + stopped
+
+
+def _completion(options: Any) -> int:
+    print("\n".join(completion.following(options.line, _commands())) if options.line is not None else completion.SCRIPT)
+    return 0
 
 
 def _doctor(options: Any) -> int:

@@ -24,7 +24,7 @@ from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
-from s2vfast.data.names import Exclusion, exclusion, key
+from s2vfast.data.names import Exclusion, exclusion, key, stem
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.data.tracks import BodyCounts, arrange
@@ -156,6 +156,8 @@ def import_dataset(
     excluded = exclusion(exclude, source.exclude)
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"format": name, "name": path.resolve().name, "notes": list(source.notes)}
+    if min_confidence > 0.0:
+        about["min_confidence"] = min_confidence
     write_store(
         out,
         labelling.apply(
@@ -187,13 +189,15 @@ def import_dataset(
     )
 
 
-def read_checked(source: Source, item: Any) -> list[Sequence | dict[str, Any]]:
+def read_checked(source: Source, item: Any, min_confidence: float = 0.0) -> list[Sequence | dict[str, Any]]:
     """The recordings of one item of a source, each a sequence that a store may hold, or why it is none.
 
     The latter is a dictionary with name, reason, kind, and file and line where known. Of a source that was opened
-    without labels, a sequence's label is not looked at.
+    without labels, a sequence's label is not looked at. Joints that the detector was less sure of than
+    ``min_confidence`` were not seen.
     """
-    return _Task(source.read, source.layout, len(source.classes) if source.labelled else None, source.limit)([item])[0]
+    classes = len(source.classes) if source.labelled else None
+    return _Task(source.read, source.layout, classes, source.limit, min_confidence)([item])[0]
 
 
 def _collect(
@@ -316,7 +320,7 @@ class _Task:
 
     def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
         if self.exclude and key(entry.name) in self.exclude:  # even where it cannot be read
-            return {"name": entry.name, "reason": self.exclude_reason, "kind": "excluded"}
+            return {"name": stem(entry.name), "reason": self.exclude_reason, "kind": "excluded"}
         if isinstance(entry, BrokenRecording):
             return _entry(entry)
         for body in entry.bodies:

@@ -86,8 +86,8 @@ def make(
         for part, ids in (("train", split.train), ("test", split.test)):
             if not len(ids):
                 raise DataError(f"{store.path}: split {split.name} would have no sequence in its {part} part")
-        absent = sorted(set(_labels(store, split.test)) - set(_labels(store, split.train)))
-        if absent:
+        absent = np.flatnonzero(_has_class(store, split.test) & ~_has_class(store, split.train))
+        if len(absent):
             listed = name_lists.example([store.classes[label] for label in absent])
             split.notes.append(f"{len(absent)} classes of its test part have no sequence to learn from: {listed}")
     return splits
@@ -123,8 +123,8 @@ def describe(store: Store, name: str) -> str:
     """The parts of a split, with their sequences and classes."""
     phrases = []
     for part, ids in store.splits[name].items():
-        labels = _labels(store, ids)
-        classes = f" ({len(set(labels))} classes)" if labels else ""
+        count = int(_has_class(store, ids).sum())
+        classes = f" ({count} classes)" if count else ""
         phrases.append(f"{part} {len(ids):,}{classes}")
     return ", ".join(phrases)
 
@@ -241,10 +241,10 @@ def _listed(store: Store, path: Path, notes: list[str]) -> np.ndarray:
     return np.array(sorted(ids - {None}), dtype=np.int64)
 
 
-def _labels(store: Store, ids: np.ndarray) -> list[int]:
-    """Labels of those sequences that have one."""
+def _has_class(store: Store, ids: np.ndarray) -> np.ndarray:
+    """bool [classes]: whether one of the sequences is of the class."""
     labels = store.labels[ids]
-    return labels[labels >= 0].tolist()
+    return np.bincount(labels[labels >= 0], minlength=len(store.classes)) > 0
 
 
 @contextlib.contextmanager

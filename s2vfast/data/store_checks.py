@@ -63,8 +63,10 @@ def made_parts(parts: dict[str, Any], sequences: int) -> dict[str, np.ndarray]:
     """The parts of a split that a user made; null are the sequences in no other part."""
     require(sum(ids is None for ids in parts.values()) <= 1, "two parts that have all others")
     listed = {part: split_ids(ids, sequences) for part, ids in parts.items() if ids is not None}
-    unlisted = np.setdiff1d(np.arange(sequences), np.concatenate([np.zeros(0, np.int64), *listed.values()]))
-    return {part: listed.get(part, unlisted) for part in parts}
+    unlisted = np.ones(sequences, dtype=bool)
+    for ids in listed.values():
+        unlisted[ids] = False
+    return {part: listed[part] if part in listed else np.flatnonzero(unlisted) for part in parts}
 
 
 def expect(array: np.ndarray, shape: tuple[int, ...], dtype: str | None = None) -> None:
