@@ -371,5 +371,5 @@ class HiTRS(Network):
 
 def _masked_attention(qkv: Tensor, mask: Tensor) -> Tensor:
     """[N, L, 3, H, d] to [N, L, H, d]; mask bool, broadcast over [N, H, L, L], True where a row may be looked at."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

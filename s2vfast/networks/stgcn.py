@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
@@ -23,6 +24,7 @@ from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.graph import spatial_graph
 from s2vfast.networks.noise import Draws, dropout_keep, word_count
+from s2vfast.networks.norm import normalise
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -68,7 +70,7 @@ class GraphConv(nn.Module):
         mixed = torch.bmm(neighbours.expand(T * N, -1, -1), x.reshape(T * N, V, C))  # [T * N, V * K, C]
         y = mixed.view(T * N * V, K * C) @ self.weight.view(K * C, D)
         bias = graph.sum(1).t() @ self.bias  # [V, D]: of every joint another one, by its edges
-        return y.view(T, N, V, D).add_(bias)
+        return y.view(T, N, V, D) + bias
 
 
 class TemporalConv(nn.Module):
@@ -121,18 +123,17 @@ class Block(nn.Module):
             keep: [T / stride, N, V, D], what the branch is multiplied by (dropout); None: one.
         """
         edges = graph if self.importance is None else graph * self.importance
-        y = _normed(self.norm1, self.graph_conv(x, edges)).relu_()
-        y = _normed(self.norm2, self.temporal(y))
-        if keep is not None:
-            y = y * keep
-        if self.residual:
-            y.add_(x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x[:: self.stride])))
-        return y.relu_()
-
-
-def _normed(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """A batch norm over all but the last dimension."""
-    return norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+        y = self.temporal(normalise(self.norm1, self.graph_conv(x, edges), relu=True))
+        if not self.residual:
+            shortcut = None
+        elif self.shortcut is None:
+            shortcut = x
+        else:
+            shortcut = normalise(self.shortcut_norm, self.shortcut(x[:: self.stride]))
+        if keep is None:
+            return normalise(self.norm2, y, shortcut, relu=True)
+        y = normalise(self.norm2, y) * keep
+        return F.relu(y if shortcut is None else y + shortcut)
 
 
 @register("stgcn")

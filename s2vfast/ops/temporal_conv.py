@@ -65,8 +65,9 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, dilat
         forward, taps, back = (matrix.to(x) for matrix in _matrices(T, K, stride, dilation))
         spectrum = (forward @ x.reshape(T, R * C)).view(products, R, C)
         weights = (taps @ weight.reshape(K, C * D)).view(products, C, D)
-        y = (back @ torch.bmm(spectrum, weights).view(products, R * D)).view(steps, R, D)
-        return y if bias is None else y.add_(bias)
+        spectrum = torch.bmm(spectrum, weights).view(products, R * D)
+        y = back @ spectrum if bias is None else torch.addmm(bias.repeat(R), back, spectrum)
+        return y.view(steps, R, D)
     pad = K // 2 * dilation
     padded = F.pad(x, (0, 0, 0, 0, pad, pad))
     stop = stride * (steps - 1) + 1
