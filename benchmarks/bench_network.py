@@ -141,9 +141,11 @@ _NWUCLA_LENGTHS = (20, 21, 21, 24, 26, 28, 31, 32, 35, 38, 42, 49, 56, 65, 84, 1
 
 
 def hitrs(size: Size) -> tuple[Step, Step]:
-    """Hi-TRS with its four losses, as published, and ours, at the lengths of NW-UCLA's sequences."""
+    """Hi-TRS with its four losses, as published, and ours, at the lengths of NW-UCLA's sequences; without
+    dropout."""
     from s2vfast.compat.hitrs import to_hitrs
     from s2vfast.networks.hitrs import HiTRS, HiTRSConfig
+    from s2vfast.networks.windows import offsets
     from s2vfast.objectives import Draw
     from s2vfast.objectives.hitrs import HiTRSLoss, HiTRSLossConfig
     from s2vfast.reference import hitrs as reference
@@ -154,6 +156,7 @@ def hitrs(size: Size) -> tuple[Step, Step]:
         clip[length:] = 0.0
     model = HiTRSLoss(HiTRS(HiTRSConfig(), clips.shape[2], 1), HiTRSLossConfig())
     section, pad = model.encoder.section, model.encoder.pad
+    after = offsets(section, clips.device)
     draw = Draw(0, 0, torch.arange(size.batch))
     drawn = model.drawn(clips, draw)
     batch = MicroBatch((clips,), model.arrange(clips, **drawn))
@@ -169,15 +172,15 @@ def hitrs(size: Size) -> tuple[Step, Step]:
     for row, (one, two) in zip(permutation, drawn["exchanges"], strict=True):
         row[one], row[two] = row[two].item(), row[one].item()
     for track, first, one, two in drawn["pairs"]:
-        pairs[track] = first + model.encoder.offsets
+        pairs[track] = first + after
         pairs[track, 1, [one, two]] = pairs[track, 0, [two, one]]
     collated = reference.Batch(
         padded(drawn["masked"]),
         padded(clips),
         padded(drawn["selected"]),
-        starts[:, None] * section.stride + model.encoder.offsets,
+        starts[:, None] * section.stride + after,
         starts >= counts[:, None] - 1,
-        (counts - 1)[:, None] * section.stride + model.encoder.offsets,
+        (counts - 1)[:, None] * section.stride + after,
         pairs,
         torch.isin(torch.arange(size.batch), torch.tensor([track for track, *_ in drawn["pairs"]])),
         permutation,

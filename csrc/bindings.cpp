@@ -3,6 +3,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -73,7 +74,8 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
                  int64_t samples, int64_t sequences, int64_t rows, int64_t bodies, int64_t joints, int64_t length,
                  bool crop, double crop_min,
                  const std::string& center, bool torso, bool yaw, const std::array<double, 3>& rotate, double scale_jitter,
-                 double velocity, int root, const std::array<int, 2>& ends, const std::array<int, 2>& sides, int up,
+                 double velocity, const std::vector<int>& root, const std::array<std::vector<int>, 2>& ends,
+                 const std::array<int, 2>& sides, int up,
                  uint64_t seed, uint32_t epoch, bool training, uintptr_t out, int device, uintptr_t stream, int threads) {
   s2v::ClipSampleCall call = {};
   call.frames = pointer<const void>(frames);
@@ -99,9 +101,9 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
   for (int i = 0; i < 3; ++i) spec.rotate[i] = float(rotate[i]);
   spec.scale_jitter = float(scale_jitter);
   spec.velocity = float(velocity);
-  spec.root = root;
-  spec.lower = ends[0];
-  spec.upper = ends[1];
+  spec.root = s2v::clip_anchor(root);
+  spec.lower = s2v::clip_anchor(ends[0]);
+  spec.upper = s2v::clip_anchor(ends[1]);
   spec.left = sides[0];
   spec.right = sides[1];
   spec.up = up;

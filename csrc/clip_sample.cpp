@@ -50,6 +50,12 @@ void check_tables(const ClipSampleCall& call) {
 
 }  // namespace
 
+ClipAnchor clip_anchor(const std::vector<int>& joints) {
+  ClipAnchor anchor = {int32_t(joints.size()), {}};
+  for (size_t i = 0; i < joints.size() && i < size_t(kMaxAnchor); ++i) anchor.joint[i] = joints[i];
+  return anchor;
+}
+
 void clip_sample_check(const ClipSampleCall& call) {
   const ClipSampleSpec& spec = call.spec;
   require(call.kind >= kFloat32 && call.kind <= kBfloat16, "clip_sample: no such kind of frames");
@@ -57,8 +63,15 @@ void clip_sample_check(const ClipSampleCall& call) {
   require(spec.bodies >= 1 && spec.joints >= 1 && spec.length >= 1, "clip_sample: bodies, joints, frames >= 1");
   require(int64_t(spec.length) * spec.joints <= std::numeric_limits<int32_t>::max() / 6,
           "clip_sample: a clip of 2**31 numbers or more");
-  for (int32_t joint : {spec.root, spec.lower, spec.upper, spec.left, spec.right})
+  const auto check_joint = [&](int32_t joint) {
     require(joint >= 0 && joint < spec.joints, "clip_sample: a joint of the spec is not one of the skeleton's");
+  };
+  check_joint(spec.left);
+  check_joint(spec.right);
+  for (const ClipAnchor& anchor : {spec.root, spec.lower, spec.upper}) {
+    require(anchor.count >= 1 && anchor.count <= kMaxAnchor, "clip_sample: a mean of 1 to 4 joints");
+    for (int32_t i = 0; i < anchor.count; ++i) check_joint(anchor.joint[i]);
+  }
   require(spec.up >= 0 && spec.up <= 2, "clip_sample: up is 0, 1 or 2");
   if (call.samples == 0) return;
   require(call.frames != nullptr && call.frame_index != nullptr && call.row != nullptr && call.count != nullptr &&

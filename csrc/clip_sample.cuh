@@ -150,6 +150,27 @@ S2V_HD Point clip_blended(const T* __restrict__ frames, int64_t row0, int64_t ro
   return {a.x + weight * (b.x - a.x), a.y + weight * (b.y - a.y), a.z + weight * (b.z - a.z)};
 }
 
+// The mean of an anchor's joints that the frame has: it is there if one of them is.
+struct Anchored {
+  Point at;
+  bool seen;
+};
+
+template <class T>
+S2V_HD Anchored clip_anchored(const T* __restrict__ frames, int64_t row0, int64_t row1, float weight, int32_t joints,
+                              const ClipAnchor& anchor) {
+  Point sum = clip_blended(frames, row0, row1, weight, joints, anchor.joint[0]);
+  float number = sum.seen() ? 1.0f : 0.0f;
+  S2V_UNROLL for (int32_t i = 1; i < kMaxAnchor; ++i) {  // no index that is known only at run time, as above
+    if (i >= anchor.count) continue;
+    const Point point = clip_blended(frames, row0, row1, weight, joints, anchor.joint[i]);
+    sum = {sum.x + point.x, sum.y + point.y, sum.z + point.z};  // a missing joint is zeros
+    number += point.seen() ? 1.0f : 0.0f;
+  }
+  if (number > 1.0f) sum = {sum.x / number, sum.y / number, sum.z / number};
+  return {sum, number > 0.0f};
+}
+
 // Scale, alignment, rotation and jitter as one matrix, rows first. main0, main1: rows of the main body.
 template <class T, class Lanes>
 S2V_HD void clip_matrix(const ClipSampleSpec& spec, const T* __restrict__ frames, const int64_t* __restrict__ from,
@@ -163,8 +184,12 @@ S2V_HD void clip_matrix(const ClipSampleSpec& spec, const T* __restrict__ frames
         return clip_blended(frames, from[t], from[T_ + t], weight[t], spec.joints, j);
       };
       if (spec.torso) {  // a difference: where the clip is centred does not matter
-        const Point upper = joint(spec.upper), lower = joint(spec.lower), trunk = upper - lower;
-        if (upper.seen() && lower.seen()) {
+        const auto end = [&](const ClipAnchor& anchor) {
+          return clip_anchored(frames, from[t], from[T_ + t], weight[t], spec.joints, anchor);
+        };
+        const Anchored upper = end(spec.upper), lower = end(spec.lower);
+        const Point trunk = upper.at - lower.at;
+        if (upper.seen && lower.seen) {
           length += sqrtf(trunk.x * trunk.x + trunk.y * trunk.y + trunk.z * trunk.z);
           trunks += 1.0f;
         }
@@ -236,23 +261,24 @@ S2V_HD void clip_item(const ClipSampleSpec& spec, const T* __restrict__ frames, 
   const auto root = [&](int32_t t) {
     const int64_t at = row[0] + scratch.lower[t];
     const int64_t next = scratch.lower[t] + 1 < count[0] ? at + 1 : row[0] + count[0] - 1;
-    return clip_blended(frames, at, next, scratch.weight[t], joints, spec.root);
+    return clip_anchored(frames, at, next, scratch.weight[t], joints, spec.root);
   };
   Point origin = {0.0f, 0.0f, 0.0f};
   if (spec.center == kCenterFirst) {
-    origin = clip_point(frames, row[0], joints, spec.root);
-    if (!origin.seen()) {  // the earliest frame of the clip that has the root
+    const Anchored start = clip_anchored(frames, row[0], row[0], 0.0f, joints, spec.root);
+    origin = start.at;
+    if (!start.seen) {  // the earliest frame of the clip that has the root
       int32_t earliest = -1;
       for (int32_t t = 0; t < length; ++t)
-        if ((earliest < 0 || scratch.lower[t] < scratch.lower[earliest]) && root(t).seen()) earliest = t;
-      if (earliest >= 0) origin = root(earliest);
+        if ((earliest < 0 || scratch.lower[t] < scratch.lower[earliest]) && root(t).seen) earliest = t;
+      if (earliest >= 0) origin = root(earliest).at;
     }
   } else if (spec.center == kCenterFrame) {
     for (int32_t t = lanes.first(); t < length; t += lanes.step()) {
       int32_t nearest = t;
       for (int32_t apart = 0; apart < length; ++apart) {
-        if (t - apart >= 0 && root(t - apart).seen()) nearest = t - apart;
-        else if (t + apart < length && root(t + apart).seen()) nearest = t + apart;
+        if (t - apart >= 0 && root(t - apart).seen) nearest = t - apart;
+        else if (t + apart < length && root(t + apart).seen) nearest = t + apart;
         else continue;
         break;
       }
@@ -278,8 +304,9 @@ S2V_HD void clip_item(const ClipSampleSpec& spec, const T* __restrict__ frames, 
       if (spec.center == kCenterFirst) {
         point = point - origin;
       } else if (spec.center == kCenterFrame) {
-        point = point - root(int32_t(scratch.order[t]));
+        point = point - root(int32_t(scratch.order[t])).at;
       }
+      if (!point.seen()) return Point{kAtOrigin, 0.0f, 0.0f};
       return Point{point.x * matrix[0] + point.y * matrix[1] + point.z * matrix[2],
                    point.x * matrix[3] + point.y * matrix[4] + point.z * matrix[5],
                    point.x * matrix[6] + point.y * matrix[7] + point.z * matrix[8]};

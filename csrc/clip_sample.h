@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda_launch.h"
 
@@ -9,6 +10,16 @@ namespace s2v {
 
 enum Center : int32_t { kCenterNone, kCenterFirst, kCenterFrame };
 enum FrameKind : int { kFloat32, kFloat16, kBfloat16 };
+
+constexpr int32_t kMaxAnchor = 4;
+// x of a joint that was seen and is at the origin: zeros are one that was not.
+constexpr float kAtOrigin = 1e-30f;
+
+// Joints whose mean counts: of those that a frame has.
+struct ClipAnchor {
+  int32_t count;
+  int32_t joint[kMaxAnchor];
+};
 
 // s2vfast.reference.clip_sample.ClipSpec, its numbers in float32, and what the draws depend on.
 struct ClipSampleSpec {
@@ -19,7 +30,8 @@ struct ClipSampleSpec {
   bool torso, yaw;
   float rotate[3];  // radians
   float scale_jitter, velocity;
-  int32_t root, lower, upper, left, right, up;
+  ClipAnchor root, lower, upper;
+  int32_t left, right, up;
   uint64_t seed;
   uint32_t epoch;
   bool training;
@@ -43,6 +55,9 @@ void clip_sample(const ClipSampleCall& call, int threads);
 
 // On a device, where all addresses are the device's; in a build with CUDA.
 void clip_sample_cuda(const ClipSampleCall& call, const CudaTarget& target);
+
+// Of a list of joints; one that is too long is refused by the check.
+ClipAnchor clip_anchor(const std::vector<int>& joints);
 
 // What both refuse.
 void clip_sample_check(const ClipSampleCall& call);

@@ -104,6 +104,23 @@ def joint_at(frames_ptr, lower, upper, weight, joint, inside, V: tl.constexpr, C
 
 
 @triton.jit
+def anchor_at(frames_ptr, lower, upper, weight, JOINTS: tl.constexpr, inside, V: tl.constexpr, CROP: tl.constexpr):
+    """Mean of those of some joints that the frame has, as `joint_at`, and whether it has one."""
+    x, y, z = joint_at(frames_ptr, lower, upper, weight, JOINTS[0], inside, V, CROP)
+    any_seen = seen(x, y, z)
+    if len(JOINTS) > 1:
+        number = any_seen.to(tl.float32)
+        for i in tl.static_range(1, len(JOINTS)):
+            next_x, next_y, next_z = joint_at(frames_ptr, lower, upper, weight, JOINTS[i], inside, V, CROP)
+            number += seen(next_x, next_y, next_z).to(tl.float32)
+            x, y, z = x + next_x, y + next_y, z + next_z  # a missing joint is zeros
+        any_seen = number > 0.0
+        number = tl.maximum(number, 1.0)
+        x, y, z = tl.div_rn(x, number), tl.div_rn(y, number), tl.div_rn(z, number)
+    return x, y, z, any_seen
+
+
+@triton.jit
 def _larger(a, b):
     return tl.maximum(a, b)
 

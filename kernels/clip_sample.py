@@ -16,13 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s2vfast.kernels._clip import binned, column, cropped, find, joint_at, nearest, seen, sincos
+from s2vfast.kernels._clip import anchor_at, binned, column, cropped, find, joint_at, nearest, seen, sincos
 from s2vfast.kernels._launch import cdiv, configuration, launch, next_power_of_2
 from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.reference import philox
-from s2vfast.reference.clip_sample import ANGLE, SIZE, ClipSpec
+from s2vfast.reference.clip_sample import ANGLE, AT_ORIGIN, SIZE, ClipSpec
 
 _CLIP, _ANGLE, _SIZE = tl.constexpr(philox.CLIP), tl.constexpr(ANGLE), tl.constexpr(SIZE)
+_AT_ORIGIN = tl.constexpr(AT_ORIGIN)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "epoch"])
@@ -94,17 +95,13 @@ def _picks_kernel(
 
         x, y, z = 0.0, 0.0, 0.0
         if CENTER == "first":
-            root_ptr = frames_ptr + (first * V + ROOT) * 3
-            x, y, z = (
-                tl.load(root_ptr).to(tl.float32),
-                tl.load(root_ptr + 1).to(tl.float32),
-                tl.load(root_ptr + 2).to(tl.float32),
-            )
+            x, y, z, has_root = anchor_at(frames_ptr, first, first, 0.0, ROOT, True, V, False)
             # Where the first frame lacks the root, the earliest frame of the clip that has it.
-            missing = inside & (seen(x, y, z) == 0)
-            rx, ry, rz = joint_at(frames_ptr, row0, row1, weight, ROOT, missing, V, CROP)
-            order = tl.where(missing & seen(rx, ry, rz), lower.to(tl.int64) * T_BLOCK + t, 0x7FFFFFFFFFFFFFFF)
-            earliest = (order == tl.min(order, axis=0)) & missing & seen(rx, ry, rz)
+            missing = inside & (has_root == 0)
+            rx, ry, rz, has_root = anchor_at(frames_ptr, row0, row1, weight, ROOT, missing, V, CROP)
+            has_root = missing & has_root
+            order = tl.where(has_root, lower.to(tl.int64) * T_BLOCK + t, 0x7FFFFFFFFFFFFFFF)
+            earliest = (order == tl.min(order, axis=0)) & has_root
             # One summand is not zero at most, and it is added to zeros.
             x += tl.sum(tl.where(earliest, rx, 0.0), axis=0)
             y += tl.sum(tl.where(earliest, ry, 0.0), axis=0)
@@ -112,8 +109,8 @@ def _picks_kernel(
             i = tl.arange(0, 4)
             tl.store(offsets_ptr + sequence * 3 + i, column(x, y, z), mask=i < 3)
         elif CENTER == "frame":
-            x, y, z = joint_at(frames_ptr, row0, row1, weight, ROOT, inside, V, CROP)
-            at = nearest(inside & seen(x, y, z), t, T_BLOCK)
+            x, y, z, has_root = anchor_at(frames_ptr, row0, row1, weight, ROOT, inside, V, CROP)
+            at = nearest(inside & has_root, t, T_BLOCK)
             x, y, z = tl.gather(x, at, 0), tl.gather(y, at, 0), tl.gather(z, at, 0)
             out_ptr = offsets_ptr + (sequence * T + t) * 3
             tl.store(out_ptr, x, mask=inside)
@@ -123,11 +120,11 @@ def _picks_kernel(
         if TORSO or YAW or TRAINING:
             factor = tl.full([4], 1.0, dtype=tl.float64)
             if TORSO:
-                ax, ay, az = joint_at(frames_ptr, row0, row1, weight, LOWER, inside, V, CROP)
-                bx, by, bz = joint_at(frames_ptr, row0, row1, weight, UPPER, inside, V, CROP)
+                ax, ay, az, has_lower = anchor_at(frames_ptr, row0, row1, weight, LOWER, inside, V, CROP)
+                bx, by, bz, has_upper = anchor_at(frames_ptr, row0, row1, weight, UPPER, inside, V, CROP)
                 dx, dy, dz = (bx - x) - (ax - x), (by - y) - (ay - y), (bz - z) - (az - z)
                 torso = tl.sqrt_rn(dx * dx + dy * dy + dz * dz)
-                both = inside & seen(ax, ay, az) & seen(bx, by, bz)
+                both = inside & has_lower & has_upper
                 frames_with = tl.maximum(tl.sum(both.to(tl.int32), axis=0), 1).to(tl.float32)
                 mean = tl.div_rn(tl.sum(tl.where(both, torso, 0.0), axis=0), frames_with)
                 factor = tl.where(mean > 1e-6, 1.0 / mean.to(tl.float64), factor)
@@ -207,6 +204,7 @@ def _moved(
     value = tl.where(axis == 0, x, tl.where(axis == 1, y, z))
     if TURNED:
         value = m0 * x + m1 * y + m2 * z
+    value = tl.where(seen(x, y, z) | (axis != 0), value, _AT_ORIGIN)
     return tl.where(recorded, value, 0.0), recorded
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import s2vfast
 import s2vfast.errors as errors
+from s2vfast import completion
 from s2vfast.compat import commands as import_checkpoint
 from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments
@@ -256,6 +257,7 @@ def _commands() -> dict[str, Command]:
     for group, members in (("data", data.COMMANDS), ("view", view.COMMANDS)):
         for name, (text, run, add) in members.items():
             commands[f"{group} {name}"] = Command(text, run, add)
+    commands[completion.NAME] = Command(completion.TEXT, _completion, completion.add)
     commands["doctor"] = Command("versions, devices, implementations: to paste into a bug report", _doctor)
     return commands
 
@@ -273,6 +275,11 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", metavar="NAME", help=text)
     parser.add_argument("--data", "--store", dest="store", metavar="STORE", help="folder of a store")
     parser.add_argument("--out", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--init",
+        metavar="RUN|FILE",
+        help="begin with the encoder of a run, or of a .pth or .safetensors file; its sections data and model must fit",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, from its newest checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard to RUN/tensorboard")
     parser.add_argument(
@@ -301,7 +308,8 @@ def _add_sections(parser: argparse.ArgumentParser) -> None:
 def _pretrain(options: Any) -> int:
     from s2vfast import presets
     from s2vfast.config import Config
-    from s2vfast.train import rundir
+    from s2vfast.data.store import Store
+    from s2vfast.train import own_preset, rundir
     from s2vfast.train.loop import train
     from s2vfast.train.progress import duration
 
@@ -313,12 +321,19 @@ def _pretrain(options: Any) -> int:
     if named not in (None, objective):
         raise errors.ConfigError(f"--objective {objective} and --objective.name {named}: give one of them")
     network = settings.get("model", {}).get("name")
+    if options.resume and options.out is None:
+        raise errors.ConfigError("--out: needed with --resume, the folder of the run to go on with")
     if resumed:
         tree = presets.read(os.path.join(options.out, rundir.CONFIG))
         if options.config is not None and torchrun.is_main_process():
             print(f"--config {options.config} is left aside: --resume takes {options.out}/{rundir.CONFIG}")
     elif options.config is None:
         raise errors.ConfigError(f"--config: needed, a YAML file or one of {', '.join(presets.names())}")
+    elif options.config == own_preset.NAME and options.store:
+        tree, reasons = own_preset.tree(Store.open(options.store), settings.get("data", {}).get("split"))
+        if torchrun.is_main_process():
+            print("\n".join(f"# own: {reason}" for reason in reasons))
+        tree = presets.with_names(tree, objective=objective)
     else:
         tree = presets.read_for(options.config, objective)
     tree = presets.with_names(tree, objective=objective, model=network)
@@ -331,6 +346,13 @@ def _pretrain(options: Any) -> int:
             raise errors.ConfigError(f"{name}: needed")
     if options.profile is not None and options.profile < 1:
         raise errors.ConfigError(f"--profile: {options.profile}; 1 step or more is expected")
+    init = None
+    if options.init is not None:
+        from s2vfast.compat.initial import read_initial
+
+        init = functools.partial(read_initial, options.init)
+        if resumed and torchrun.is_main_process():
+            print(f"--init {options.init} is left aside: --resume goes on with the weights that the run has saved")
     summary = train(
         config,
         options.store,
@@ -338,6 +360,7 @@ def _pretrain(options: Any) -> int:
         resume=resume,
         tensorboard=options.tensorboard,
         profile=options.profile,
+        init=init,
     )
     if summary.signal is not None:
         return 128 + summary.signal
@@ -350,8 +373,11 @@ def _pretrain(options: Any) -> int:
         )
     from s2vfast.evaluate import finetune
 
-    protocol = "classify" if finetune.has_classes(config) else "linear"
-    print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
+    if rundir.read(options.out)["classes"]:
+        protocol = "classify" if finetune.has_classes(config) else "linear"
+        print(f"next: s2vfast evaluate {options.out} --protocol {protocol}")
+    else:  # there are no labels to measure with
+        print(f"next: s2vfast embed {options.out} --out features.npz")
     return 0
 
 
@@ -366,6 +392,11 @@ def _demo(options: Any) -> int:
 
     stopped = demo(options.out, fresh=options.fresh)
     return 0 if stopped is None else 128 + stopped
+
+
+def _completion(options: Any) -> int:
+    print("\n".join(completion.following(options.line, _commands())) if options.line is not None else completion.SCRIPT)
+    return 0
 
 
 def _doctor(options: Any) -> int:

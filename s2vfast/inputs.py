@@ -141,8 +141,8 @@ def _clip_sample(make: _Maker) -> dict[str, Any]:
     frames[::7, 0] = 0.0  # a missing joint
     spec = ops.ClipSpec(frames=T, rotate=(0.3, 0.3, 0.3), scale_jitter=0.1, velocity=float(shape.C == 6))
     if shape.V > 1:
-        ends = (0, shape.V - 1)
-        spec = dataclasses.replace(spec, scale="torso", align="yaw", torso=ends, sides=ends)
+        lower, upper = tuple(range(min(2, shape.V - 1))), shape.V - 1  # a mean of two joints, where there are three
+        spec = dataclasses.replace(spec, scale="torso", align="yaw", torso=(lower, upper), sides=(0, upper))
     ids = torch.randint(sequences, ((shape.N + 1) // bodies,), generator=make.generator)
     return {
         "frames": frames,

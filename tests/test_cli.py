@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from s2vfast import presets
+from s2vfast import completion, presets
+from s2vfast.cli import _commands
 from s2vfast.config import Config
 from s2vfast.config.fields import field_texts
 from s2vfast.data.store import Store
@@ -242,6 +244,49 @@ def test_a_second_run_in_the_same_folder_and_resume(cli, place):
     refused(
         cli(f"pretrain --resume --out {place}/run --train.steps 9"), "train.steps: 9 asked, but the run began with 8"
     )
+
+
+def test_resume_needs_a_folder(cli):
+    refused(cli("pretrain --resume"), "--out: needed with --resume")
+
+
+def test_a_run_that_cannot_make_its_first_step_leaves_no_folder(cli, place, tmp_path):
+    line = f"pretrain --config {place}/tiny.yaml --data {place}/store --out {tmp_path}/run"
+    refused(cli(f"{line} --train.impl attention=native"), "attention: impl='native' cannot run here", 1)
+    assert os.listdir(tmp_path) == []
+    code, out, _ = cli(f"{line} --optim.warmup_epochs 100")
+    assert code == 0
+    assert "warning: optim.warmup_epochs 100 last as long as the run or longer (8 steps)" in out[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("s2vfast dat", ["data"]),
+        ("s2vfast data sp", ["split"]),
+        ("s2vfast data split store --fo", ["--folds"]),
+        ("s2vfast pretrain --config ow", ["own"]),
+        ("s2vfast pretrain --train.ste", ["--train.steps"]),
+        ("s2vfast evaluate run --finetune.warm", ["--finetune.warmup_epochs"]),
+        ("s2vfast predict run fil", []),
+        ("s2vfast nothing", []),
+    ],
+)
+def test_tab_completes(line, expected):
+    assert completion.following(line, _commands()) == expected
+
+
+def test_bash_completes(tmp_path):
+    """The script in a bash, which asks the program."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    (tmp_path / "s2vfast").write_text(f'#!/bin/sh\nexec {sys.executable} -m s2vfast "$@"\n')
+    (tmp_path / "s2vfast").chmod(0o755)
+    script = 'eval "$(s2vfast completion)"; COMP_LINE="s2vfast data sub"; COMP_POINT=16; _s2vfast; echo "$COMPREPLY"'
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([bash, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout == "subset\n", done.stderr
 
 
 def test_debug_shows_the_traceback(cli, monkeypatch):

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "verify": {"ops", "inputs", "kernels"},
     "doctor": {"ops", "_extension"},
     "demo": {"files", "train", "evaluate", "view", "data", "presets", "doctor"},
-    "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo"},
+    "cli": {"train", "evaluate", "view", "objectives", "data", "presets", "compat", "doctor", "demo", "completion"},
+    "completion": {"presets"},
     "__main__": {"cli"},
 }
 FREE_OF = {

@@ -10,22 +10,28 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from s2vfast import cli
+from s2vfast import cli, presets
+from s2vfast.config import Config
+from s2vfast.data.store import Store
 from s2vfast.data.synth import generate
+from s2vfast.train.trainer import Trainer
 
 from .calls import call
 
 STEPS = 6
 COMMON = (
-    f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.frames 16 --data.bodies 2 --optim.warmup_epochs 0 "
+    f"--train.steps {STEPS} --optim.lr 0.005 --train.batch 8 --data.bodies 2 --optim.warmup_epochs 0 "
     "--checkpoint.every 2 --train.log_every 1 --train.threads 1 --train.device cpu"
 )
 METHODS = {
     "skeattnclr": "--config nwucla_skeattnclr --model.channels [8,8,16] --model.strides [1,2,2] --model.dropout 0.5 "
-    "--objective.queue 16 --objective.dim 8 --objective.hidden 16",
+    "--data.frames 16 --objective.queue 16 --objective.dim 8 --objective.hidden 16",
+    "hitrs": "--config nwucla_hitrs --model.width 4 --model.depth 1 --model.heads 2 --model.head_width 4 "
+    "--model.dropout 0.2",
 }
 STATE = {
-    "skeattnclr": {"student.queue_z", "student.oldest", "key_encoder.norm.running_mean", "key_projector.fc1.weight"}
+    "skeattnclr": {"student.queue_z", "student.oldest", "key_encoder.norm.running_mean", "key_projector.fc1.weight"},
+    "hitrs": {"student.encoder.clip_token", "student.pose_head.weight", "student.future_head.weight"},
 }
 
 
@@ -101,7 +107,7 @@ def test_it_is_evaluated_and_exported(trained, capsys, tmp_path):
     _, out = trained
     options = "--epochs 2 --lists 1 --percents 50 --finetune.epochs 1 --finetune.hidden 8 --device cpu --json".split()
     results = json.loads(call(capsys, "evaluate", out, "--protocol", "all", *options).splitlines()[-1])["results"]
-    assert set(results) == {"linear", "knn", "retrieval", "finetune", "supervised", "semi"}
+    assert set(results) == {"floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi"}
     call(capsys, "export", out, "--to", "onnx", "--out", tmp_path / "network.onnx")
     assert (tmp_path / "network.onnx").stat().st_size > 0
 
@@ -113,3 +119,14 @@ def test_it_is_drawn(trained, store, capsys, tmp_path):
         call(capsys, "view", view, out, store, *which, "--out", page, "--png", picture)
         assert page.stat().st_size > 0
         assert picture.stat().st_size > 0
+
+
+@pytest.mark.parametrize("preset", [f"{data}_{method}" for data in ("ntu60", "ntu120", "pkummd") for method in METHODS])
+def test_published_presets_start(preset, store):
+    """At their own sizes, on few clips: the losses are finite, and the first step is not the second."""
+    tree = presets.read(preset)
+    train = {"steps": 2, "batch": 4, "accumulate": None, "device": "cpu"}
+    config = Config.from_dict(presets.merge(tree, {"train": train, "optim": {"warmup_epochs": 0}}))
+    trainer = Trainer(config, Store.open(store))
+    first, second = (trainer.run_step().loss for _ in range(2))
+    assert first != second

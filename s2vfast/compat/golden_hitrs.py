@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from s2vfast import ops
 from s2vfast.compat.golden import relative, tensors, under
 from s2vfast.compat.hitrs import from_hitrs, to_hitrs
-from s2vfast.networks.hitrs import HiTRS, HiTRSConfig, Packing, grouped, window_count
+from s2vfast.networks.hitrs import HiTRS, HiTRSConfig
+from s2vfast.networks.windows import Packing, grouped, offsets, window_count
 from s2vfast.objectives import MicroBatch
 from s2vfast.objectives.hitrs import HiTRSInputs, HiTRSLoss, HiTRSLossConfig
 
@@ -60,6 +61,7 @@ def _model(golden: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> HiTRSLo
         stride=meta["stride"],
         dilation=meta["dilate"],
         positions=len(golden["state/v_pe.pe"]),
+        dropout=meta.get("dropout", 0.0),
     )
     options = HiTRSLossConfig(
         **dict(zip(_TERMS, map(float, meta["weights"]), strict=True)),
@@ -105,8 +107,6 @@ def _outputs(
     frames = [slice(pad, pad + length) for length in meta["lengths"]]
     counts = [window_count(length, model.encoder.section) - 1 for length in meta["lengths"]]
     valid = golden["batch/c_motion_valid_flg"] > 0
-    firsts = np.cumsum([0, *(count + 1 for count in counts)])
-    visible = torch.tensor(np.concatenate([np.arange(f, f + c) for f, c in zip(firsts, counts, strict=False)]))
 
     def of_frames(name: str) -> np.ndarray:
         return np.concatenate([golden[name][i, part] for i, part in enumerate(frames)])
@@ -126,9 +126,9 @@ def _outputs(
     pairs = {
         "frames": (out["frames"][1:], of_frames("mid/s_x")),
         "pose_prediction": (pose[1:], of_frames("mid/pose_pred")),
-        "clips": (out["windows"][visible], of_windows("mid/c_windows")),
+        "clips": (out["windows"][: sum(counts)], of_windows("mid/c_windows")),
         "last_clips": (out["target"], golden["mid/c_last"][:, 0]),
-        "pairs": (out["windows"][inputs.pairs.cpu()], of_pairs("mid/c_pair")),
+        "pairs": (out["windows"][sum(counts) :], of_pairs("mid/c_pair")),
         "clip_logits": (out["clip"], logits),
         "videos": (out["videos"][:N], golden["mid/v_org"]),
         "exchanged": (out["videos"][N:], golden["mid/v_permuted"]),
@@ -142,14 +142,14 @@ def _outputs(
 
 def _same_windows(model: HiTRSLoss, golden: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
     """Whether windows begin where the file's do, for every length that it names."""
-    section, offsets = model.encoder.section, model.encoder.offsets.cpu().numpy()
-    equal = []
+    section = model.encoder.section
+    after, equal = offsets(section, torch.device("cpu")).numpy(), []
     for length, expected in meta.get("windows_pretrain", {}).items():
         # The file counts the empty frames at both ends.
         starts = np.arange(window_count(int(length) - 2 * model.encoder.pad, section)) * section.stride
-        equal.append(np.array_equal(starts[:, None] + offsets, expected))
+        equal.append(np.array_equal(starts[:, None] + after, expected))
     for i, length in enumerate(meta["lengths"]):
-        last = (window_count(length, section) - 1) * section.stride + offsets
+        last = (window_count(length, section) - 1) * section.stride + after
         equal.append(np.array_equal(last, golden["batch/last_c"][i]))
     return all(equal)
 
@@ -206,9 +206,10 @@ def _scores(encoder: HiTRS, golden: Mapping[str, np.ndarray], dtype: torch.dtype
     rows = windows.flatten(0, 3)
     frames = torch.arange(1, len(rows) + 1, device=device).view(-1, width)
     groups, order = grouped(videos, torch.device(device))
-    packing = Packing(torch.arange(len(rows), device=device), frames, groups, order)
+    unused = (order, order, order)
+    packing = Packing(torch.arange(len(rows), device=device), frames, groups, order, unused, unused)
     encoder.eval()
     with torch.no_grad():
-        embedded = encoder.videos(encoder.windows(encoder.frames(rows, packing), packing), packing)
+        embedded = encoder.videos(encoder.windows(encoder.frames(rows), frames), packing)
     head = {name: torch.tensor(golden[f"finetune/v_cls.{name}"]).to(device, dtype) for name in ("weight", "bias")}
     return nn.functional.linear(embedded.view(N, M, -1).mean(1), head["weight"], head["bias"])

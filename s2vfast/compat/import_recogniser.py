@@ -12,12 +12,12 @@ from torch import Tensor
 from s2vfast import errors, presets
 from s2vfast.compat import report, source_networks
 from s2vfast.compat.imported_run import NoStore, home, write_run
-from s2vfast.compat.published_checkpoint import MappedTensor, check_plain, digest
+from s2vfast.compat.published_checkpoint import MappedTensor, check_plain
 from s2vfast.compat.reader import read_file
 from s2vfast.compat.recognisers import RECOGNISERS, Recogniser, RecogniserSizes
 from s2vfast.compat.source_networks import SkippedTensor, SourceNetwork
 from s2vfast.config import Config
-from s2vfast.data.store import Store
+from s2vfast.data.store import Store, hash_file
 from s2vfast.objectives import build_objective
 
 _COUNTER = "num_batches_tracked"
@@ -94,7 +94,7 @@ def import_recogniser(
     dtypes = [str(value.dtype).removeprefix("torch.") for value in file.network.state.values()]
     about = {
         "file": str(file.path.resolve()),
-        "sha256": digest(file.path),
+        "sha256": hash_file(file.path),
         "naming": file.kind.name,
         "role": "trained",
         "prefix": file.network.prefix,

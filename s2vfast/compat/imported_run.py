@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s2vfast import errors, files
 from s2vfast.config import Config
-from s2vfast.data.layout import LAYOUTS, Layout, get_layout
+from s2vfast.data.layout import Layout, get_layout, layout_of_shape
 from s2vfast.data.store import Store
 from s2vfast.train import checkpoint, rundir
 
@@ -51,13 +51,7 @@ def home(
         where = NoStore(get_layout(layout))
         name = f"--layout {layout}"
     else:
-        fitting = [candidate for candidate in LAYOUTS.values() if candidate.num_joints == joints]
-        if len(fitting) != 1:
-            raise errors.ConfigError(
-                f"--layout: needed, as no known skeleton has the {joints} joints of {source}; name a JSON file, or a "
-                f"store with --data"
-            )
-        return NoStore(fitting[0])
+        return NoStore(layout_of_shape(joints, 3, f"{path}: {source}"))
     if where.layout.num_joints != joints:
         raise errors.CheckpointError(
             f"{path}: {source} is of {joints} joints; {name} has {where.layout.num_joints} "

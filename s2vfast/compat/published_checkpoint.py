@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from s2vfast.compat.reader import read_file
 from s2vfast.compat.skeleton2vec import QKV
 from s2vfast.compat.source_networks import ROLES, SkippedTensor, SourceNetwork
 from s2vfast.config.registry import OBJECTIVES
+from s2vfast.data.store import hash_file
 
 _HOW = {
     "same": "as it is",
@@ -139,7 +139,7 @@ def read_checkpoint(
             _move(kind, network, own_prefix, prefix, tensors, mapped)
     return PublishedCheckpoint(
         path=path,
-        sha256=digest(path),
+        sha256=hash_file(path),
         format=form,
         naming=kind,
         role="trained" if not averaged and evaluated.role != "teacher" else evaluated.role or "unnamed",
@@ -254,12 +254,3 @@ def _missing(evaluated: SourceNetwork, source: SourceNetwork | None, sizes: Size
     if source is None or not sizes.decoder_depth:
         missing["student.decoder"] = "none is in the run; what can be done with it needs the encoder alone"
     return missing | {"optimizer": "none is in the run; its pretraining cannot go on"}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return sha256.hexdigest()

@@ -7,14 +7,18 @@ the command line's arguments, paths, NumPy's numbers) are replaced by `OpaqueObj
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from s2vfast import errors
+from s2vfast.data.limits import FREE_EXPANSION, MAX_EXPANSION
 
 _NUMPY = ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
 STAND_INS = (
@@ -86,6 +90,7 @@ def _safetensors(file: Any) -> dict[str, torch.Tensor]:
 
 
 def _pickled(file: Any) -> Any:
+    _check_size(file)
     allowed = [
         type(name, (OpaqueObject,), {"__module__": home})
         for home, _, name in (name.rpartition(".") for name in STAND_INS)
@@ -93,6 +98,29 @@ def _pickled(file: Any) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_size(file: Any) -> None:
+    """Raise ValueError where a small file would take much memory.
+
+    An archive of torch.save is stored, not compressed. Among what weights may hold, ``bytearray`` alone takes a size in
+    place of its content.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size and _format(file.read(9)) != "zip":
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            pickles = [content.find(b"bytearray\n") >= 0]
+    else:
+        with zipfile.ZipFile(file) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+            if total > size * MAX_EXPANSION + FREE_EXPANSION:
+                raise ValueError(f"its {size:,} bytes become {total:,}")
+            names = [name for name in archive.namelist() if name.endswith(".pkl")]
+            pickles = [b"bytearray\n" in archive.read(name) for name in names]
+    if any(pickles):
+        raise ValueError("GLOBAL bytearray")
+    file.seek(0)
 
 
 def _reason(message: str) -> str:

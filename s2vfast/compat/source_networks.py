@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,15 +165,15 @@ def heads(tree: Any) -> int | None:
 
 def _containers(tree: Any, objects: bool = False) -> Iterator[tuple[str, dict]]:
     """Every dict with its path, which ends in a dot; ``objects``: also the fields of an `OpaqueObject`."""
-    seen, todo = set(), [("", tree, 0)]
+    seen, todo = set(), deque([("", tree, 0)])
     while todo:
-        path, value, depth = todo.pop(0)
+        path, value, depth = todo.popleft()
         if objects and isinstance(value, OpaqueObject):
             value = value.state
         if isinstance(value, dict) and id(value) not in seen and depth <= _DEEPEST:
             seen.add(id(value))
             yield path, value
-            todo += [(f"{path}{printable(key)}.", item, depth + 1) for key, item in value.items()]
+            todo.extend((f"{path}{printable(key)}.", item, depth + 1) for key, item in value.items())
 
 
 def _plain(container: dict) -> dict[str, str]:

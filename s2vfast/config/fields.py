@@ -67,30 +67,22 @@ def section_from_tree(section: type[S], values: Any, path: str) -> S:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a section of fields is expected, not {values!r}")
-    refuse_unknown(values, [leaf.name for leaf in dataclasses.fields(section)], path)
+    refuse_unknown(values, [leaf.name for leaf in _leaves(section)], path)
     hints = _hints(section)
-    result = section(
-        **{
-            name: tuple(value) if isinstance(value, list) and typing.get_origin(hints[name]) is tuple else value
-            for name, value in values.items()
-        }
-    )
+    result = section(**{name: _with_tuples(value, hints[name]) for name, value in values.items()})
     check_section(result, path)
     return result
 
 
 def tree_of(section: Any) -> dict[str, Any]:
     """Plain values by field, in their order."""
-    return {
-        leaf.name: list(value) if isinstance(value := getattr(section, leaf.name), tuple) else value
-        for leaf in dataclasses.fields(section)
-    }
+    return {leaf.name: _with_lists(getattr(section, leaf.name)) for leaf in _leaves(section)}
 
 
 def check_section(section: Any, path: str) -> None:
     """Raise `ConfigError` for the first field whose value has another type or is out of its range."""
     hints = _hints(type(section))
-    leaves = [(leaf, getattr(section, leaf.name)) for leaf in dataclasses.fields(section)]
+    leaves = [(leaf, getattr(section, leaf.name)) for leaf in _leaves(section)]
     for leaf, value in leaves:
         _check_type(f"{path}.{leaf.name}", value, hints[leaf.name])
     for leaf, value in leaves:
@@ -133,6 +125,23 @@ def _texts_in_source(section: type) -> Iterator[tuple[str, str]]:
                     and isinstance(text.value, ast.Constant)
                 ):
                     yield definition.target.id, inspect.cleandoc(text.value.value)
+
+
+def _leaves(section: Any) -> list[dataclasses.Field]:
+    """The fields that a config can set."""
+    return [leaf for leaf in dataclasses.fields(section) if leaf.init]
+
+
+def _with_tuples(value: Any, hint: Any) -> Any:
+    """Lists of plain data as the tuples that the field's type has."""
+    if not isinstance(value, list) or typing.get_origin(hint) is not tuple:
+        return value
+    inner = typing.get_args(hint)[0]
+    return tuple(_with_tuples(entry, inner) for entry in value)
+
+
+def _with_lists(value: Any) -> Any:
+    return [_with_lists(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 @functools.cache

@@ -11,7 +11,8 @@ from typing import Any
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in ("base", "text")]
+    helpers = {"base", "npy", "poses", "text"}
+    names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -39,6 +40,19 @@ def _add_import(parser: Any) -> None:
         default=0.0,
         help="joints that the detector was less sure of count as not seen",
     )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE|PATTERN",
+        help="classes and people: a .csv or .json file, a pattern like '{class}_{subject}_*', folder, or none",
+    )
+    parser.add_argument("--axes", help="order of the axes of arrays: TVC, MTVC, TMVC; without it from their shapes")
+    parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs (s: a score)")
+    parser.add_argument(
+        "--exclude",
+        metavar="FILE",
+        help="names of sequences to leave out, one a line; ntu_missing: NTU RGB+D's official list, the default of its "
+        "own files; none: nothing",
+    )
     _add_out(parser)
 
 
@@ -51,8 +65,30 @@ def _add_synth(parser: Any) -> None:
     _add_out(parser)
 
 
+def _add_layouts(parser: Any) -> None:
+    parser.add_argument("layout", nargs="?", help="name or JSON file of one to print; without it all names are listed")
+
+
 def _add_store(parser: Any) -> None:
     parser.add_argument("store", help="folder of a store")
+
+
+def _add_split(parser: Any) -> None:
+    _add_store(parser)
+    parser.add_argument(
+        "--by",
+        required=True,
+        help="subject, view, setup or repetition: a split for each value, which is the test (leave one out); share: "
+        "a share of every class; file: names",
+    )
+    parser.add_argument(
+        "--test", help="values of the test (3,7); with share a number in (0, 1); with file a FILE of names"
+    )
+    parser.add_argument("--train", metavar="FILE", help="with file: names; without it all that are not in the test")
+    parser.add_argument("--folds", type=int, help="deal the subjects (views ...) out to so many splits")
+    parser.add_argument("--name", help="of the split, or what the names of several begin with")
+    parser.add_argument("--seed", type=int, default=0, help="of share and folds")
+    parser.add_argument("--overwrite", action="store_true", help="replace splits that were made under these names")
 
 
 def _import(options: Any) -> int:
@@ -71,6 +107,10 @@ def _import(options: Any) -> int:
             dtype=options.dtype,
             unit=options.unit,
             min_confidence=options.min_confidence,
+            labels=options.labels,
+            axes=options.axes,
+            channels=options.channels,
+            exclude=options.exclude,
             overwrite=options.overwrite,
             progress=counter,
         )
@@ -98,6 +138,23 @@ def _synth(options: Any) -> int:
     return 0
 
 
+def _split(options: Any) -> int:
+    from s2vfast.data import splits
+    from s2vfast.data.limits import printable
+    from s2vfast.data.store import Store
+
+    arguments = {name: getattr(options, name) for name in ("test", "train", "folds", "name", "seed")}
+    new_splits = splits.make(Store.open(options.store), options.by, **arguments)
+    splits.keep(options.store, new_splits, options.overwrite)
+    store = Store.open(options.store)
+    for split in new_splits:
+        print(printable(f"split {split.name}: {splits.describe(store, split.name)}"))
+        for note in split.notes:
+            print(printable(f"note: split {split.name}: {note}"))
+    print(f"next: s2vfast pretrain --config own --data {options.store} --data.split {new_splits[0].name} --out RUN")
+    return 0
+
+
 def _check(options: Any) -> int:
     from s2vfast.data import report
 
@@ -112,10 +169,19 @@ def _show(options: Any) -> int:
     return 0
 
 
+def _layouts(options: Any) -> int:
+    from s2vfast.data import report
+
+    print(report.layouts() if options.layout is None else report.layout(options.layout))
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
     "import": ("make a store from a dataset's own files", _import, _add_import),
     "synth": ("make a store of synthetic people", _synth, _add_synth),
+    "split": ("make splits of a store: by subject, by a share of every class, by names", _split, _add_split),
     "check": ("prove a store intact: compare every file with its hash", _check, _add_store),
     "show": ("print what is in a store", _show, _add_store),
+    "layouts": ("list the known skeletons, or print one", _layouts, _add_layouts),
 }
 """Name → what it does, what runs it (options to exit code), what gives a parser its options."""

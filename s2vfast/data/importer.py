@@ -18,10 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s2vfast.data.formats import FORMATS, detect_format
+from s2vfast.data.archive import only_member
+from s2vfast.data.formats import FORMATS, array_options, detect_format
 from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
+from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
+from s2vfast.data.names import Exclusion, exclusion, key, stem
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.data.tracks import BodyCounts, arrange
@@ -44,7 +47,7 @@ class ImportReport:
     splits: dict[str, dict[str, int]]
     """split -> part -> sequences."""
     dropped: list[dict[str, Any]]
-    """name, reason, kind ("broken" or "empty"), and file and line where known; in the order of the store."""
+    """name, reason, kind (broken, empty or excluded), and file and line where known; in the order of the store."""
     unlabelled: int = 0
     """Sequences without a label."""
     notes: list[str] = field(default_factory=list)
@@ -90,6 +93,10 @@ def import_dataset(
     dtype: str = "float32",
     unit: str | None = None,
     min_confidence: float = 0.0,
+    labels: str | Path | None = None,
+    axes: str | None = None,
+    channels: str | None = None,
+    exclude: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
@@ -108,26 +115,35 @@ def import_dataset(
         dtype: of coordinates on disk, "float32" or "float16".
         unit: m, mm, px or normalised; None: the format's, or guessed by the size of bodies, with a note that says why.
         min_confidence: joints that the detector was less sure of were not seen.
+        labels: what recordings show and who they are of: a file, a pattern of names, ``folder`` or ``none``, see
+            `s2vfast.data.labels`. None: the format's own, or the folders, where a format has none.
+        axes: order of the axes of arrays, as TMVC, for the format arrays; None: from their shapes.
+        channels: of a joint in arrays: xy, xyz, xys or xyzs, s a score; None: xy, xyz or xyzs by their number.
+        exclude: sequences to leave out: a file of names, one a line, a list of `s2vfast.data.names`, or "none"; None:
+            the format's own list.
         overwrite: replace an existing store.
         progress: called with (items done, items) now and then.
 
     Raises:
         DataError: nothing usable at ``src``, ``out`` cannot be written, or a broken recording with ``fail``.
     """
-    src = Path(src)
-    if not src.exists():
-        raise DataError(f"{src}: no such file or folder")
+    path = Path(src)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
     if format is not None and format not in FORMATS:
         raise DataError(f"format {format!r}: unknown, expected one of {', '.join(FORMATS)}")
     if on_error not in ("skip", "fail"):
         raise DataError(f"on_error {on_error!r}: expected skip or fail")
     if os.path.lexists(out) and not overwrite:  # said before the work, not after it
         raise DataError(f"{out}: exists already; choose another place or allow overwriting (--overwrite)")
+    src = only_member(path)
     name = format if format is not None else detect_format(src)
     layout = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
-    source = FORMATS[name].open_source(src, layout)
+    source = FORMATS[name].open_source(src, layout, **array_options(name, axes=axes, channels=channels))
     if layout is not None and layout != source.layout:
         raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {layout.name}")
+    if source.layout_reason:
+        source.notes.insert(0, f"layout {source.layout.name} taken for {source.layout_reason}")
     if unit is not None:
         check_unit(unit, source.dimensions)
         if not source.unit_reason and unit != source.unit:
@@ -135,15 +151,21 @@ def import_dataset(
         source.unit, source.limit = unit, LIMITS[unit]
     elif source.unit_reason:
         source.notes.append(f"unit {source.unit} taken: {source.unit_reason}; --unit says it")
+    labelling = Labelling(labels, source)
 
+    excluded = exclusion(exclude, source.exclude)
     dropped: list[dict[str, Any]] = []
-    about: dict[str, Any] = {"format": name, "name": src.resolve().name, "notes": list(source.notes)}
+    about: dict[str, Any] = {"format": name, "name": path.resolve().name, "notes": list(source.notes)}
+    if min_confidence > 0.0:
+        about["min_confidence"] = min_confidence
     write_store(
         out,
-        _collect(source, workers, on_error, dropped, about, progress, min_confidence),
+        labelling.apply(
+            _collect(source, workers, on_error, dropped, about, progress, min_confidence, excluded), about["notes"]
+        ),
         layout=source.layout,
         classes=source.classes,
-        splits=lambda infos: _whole_splits(source.splits(infos), infos, about["notes"]),
+        splits=lambda infos: _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"]),
         source=about,
         dropped=dropped,
         dtype=dtype,
@@ -167,13 +189,15 @@ def import_dataset(
     )
 
 
-def read_checked(source: Source, item: Any) -> list[Sequence | dict[str, Any]]:
+def read_checked(source: Source, item: Any, min_confidence: float = 0.0) -> list[Sequence | dict[str, Any]]:
     """The recordings of one item of a source, each a sequence that a store may hold, or why it is none.
 
     The latter is a dictionary with name, reason, kind, and file and line where known. Of a source that was opened
-    without labels, a sequence's label is not looked at.
+    without labels, a sequence's label is not looked at. Joints that the detector was less sure of than
+    ``min_confidence`` were not seen.
     """
-    return _Task(source.read, source.layout, len(source.classes) if source.labelled else None, source.limit)([item])[0]
+    classes = len(source.classes) if source.labelled else None
+    return _Task(source.read, source.layout, classes, source.limit, min_confidence)([item])[0]
 
 
 def _collect(
@@ -184,9 +208,12 @@ def _collect(
     about: dict[str, Any],
     progress: Callable[[int, int], None] | None,
     min_confidence: float,
+    excluded: Exclusion | None,
 ) -> Iterator[Sequence]:
     """The good sequences, in order; the others go to ``dropped``, counts to ``about``."""
     task = _Task(source.read, source.layout, len(source.classes), source.limit, min_confidence)
+    if excluded is not None:
+        task.exclude, task.exclude_reason = frozenset(excluded.names), excluded.reason
     names: set[str] = set()
     total = _Tally()
     done = 0
@@ -201,11 +228,15 @@ def _collect(
             elif on_error == "fail" and entry["kind"] == "broken":
                 raise DataError(entry["message"])
             else:
+                if excluded is not None and entry["kind"] == "excluded":
+                    excluded.met.add(key(entry["name"]))
                 dropped.append({key: value for key, value in entry.items() if key != "message"})
         done += size
         if progress is not None:
             progress(done, source.total)
     about["zero_joints"], about["repeated_frames"] = total.zero_joints, total.repeated_frames
+    if excluded is not None:
+        about["notes"] += excluded.notes()
     if total.unsure_joints:
         about["unsure_joints"] = total.unsure_joints
     if bodies := {key: value for key, value in asdict(total.bodies).items() if value}:
@@ -268,6 +299,8 @@ class _Task:
     classes: int | None
     limit: float
     min_confidence: float = 0.0
+    exclude: frozenset[str] = frozenset()
+    exclude_reason: str = ""
 
     def __call__(self, chunk: list[Any]) -> Result:
         out: list[Sequence | dict[str, Any]] = []
@@ -278,7 +311,7 @@ class _Task:
             except BrokenRecording as error:
                 recordings = [error]
             except NotRead as error:
-                recordings = [BrokenRecording(error.path.name, error.reason)]
+                recordings = [BrokenRecording(Path(str(error.path)).name, error.reason)]
             except OSError as error:
                 file = Path(error.filename or str(item)).name
                 recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
@@ -286,6 +319,8 @@ class _Task:
         return out, tally
 
     def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
+        if self.exclude and key(entry.name) in self.exclude:  # even where it cannot be read
+            return {"name": stem(entry.name), "reason": self.exclude_reason, "kind": "excluded"}
         if isinstance(entry, BrokenRecording):
             return _entry(entry)
         for body in entry.bodies:

@@ -1,14 +1,30 @@
-"""Skeleton layouts: which joints a recording has, how bones join them, and which joints clips are aligned by."""
+"""Skeleton layouts: which joints a recording has, how bones join them, and which joints clips are aligned by.
+
+The known ones are the JSON files in ``layouts``, in the form in which anyone may write one. A store holds its own
+and needs no file. Where a skeleton has no joint for something, the mean of several stands for it: COCO's root is the
+mean of its hips.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s2vfast.data.limits import MAX_JOINTS, MAX_LIST_BYTES, NotJson, describe, parse_json, read_plain
+from s2vfast.data.limits import MAX_JOINTS, MAX_LIST_BYTES, MAX_NAME, NotJson, describe, parse_json, read_plain
 from s2vfast.errors import DataError
+
+MAX_ANCHOR = 4
+"""Joints that an anchor may be the mean of."""
+
+Anchor = int | tuple[int, ...]
+"""A joint, or joints whose mean counts; a `Layout` holds a tuple in both cases."""
+
+
+class UnknownLayout(DataError):
+    """The files do not tell which skeleton they hold; the one who imports has to."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +37,9 @@ class Layout:
     """Joint names, V of them."""
     parents: tuple[int, ...]
     """For every joint the joint it hangs from, -1 for the top of a tree. Gives the bones that are drawn."""
-    root: int
-    """The joint that clips are centred on. Not always the top of the tree: the Kinects' is the middle of the spine."""
-    torso: tuple[int, int]
+    root: Anchor
+    """What clips are centred on. Not always the top of the tree: the Kinects' is the middle of the spine."""
+    torso: tuple[Anchor, Anchor]
     """Lower and upper end of the torso, for scaling by its length."""
     sides: tuple[int, int]
     """A left and a right joint (the shoulders), for turning bodies to face one way."""
@@ -34,17 +50,35 @@ class Layout:
     bone_parents: tuple[int, ...] = ()
     """For every joint the one that its bone is measured from, -1 at the one root: the tree of the recognisers' bone
     stream, which may hang from another joint than ``parents`` does. Empty: ``parents``."""
-    spine: tuple[int, int] | None = None
-    """Lower and upper joint of the line that a body's own frame is built on. None: ``torso``."""
+    graph_centre: int | None = None
+    """The joint that graph networks hang the tree of ``bone_parents`` from. None: where that tree hangs already."""
+    spine: tuple[Anchor, Anchor] | None = None
+    """Lower and upper end of the line that a body's own frame is built on. None: ``torso``."""
     hips: tuple[int, int] | None = None
     """Left and right hip; None where the skeleton has none."""
     mirror: tuple[tuple[int, int], ...] = ()
     """(left, right) joints that a flip exchanges. Empty: the joints whose names differ in left and right alone."""
+    bones: tuple[tuple[int, int], ...] = ()
+    """Joints that a line joins in pictures, which may be more than a tree. Empty: every joint and its parent."""
+    dimensions: tuple[int, ...] = (2, 3)
+    """Coordinates a joint that recordings of this skeleton come with: arrays of another number are not taken for it.
+    The layout of a store has the one number of its recordings."""
+    about: str = ""
+    """Whose skeleton it is, in a few words."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bone_parents", self.bone_parents or self.parents)
-        object.__setattr__(self, "spine", self.spine or self.torso)
-        object.__setattr__(self, "mirror", self.mirror or _mirrored_names(self.joints))
+        bone_parents = self.bone_parents or self.parents
+        bones = tuple((joint, parent) for joint, parent in enumerate(self.parents) if parent >= 0)
+        for name, value in {
+            "root": _joints(self.root),
+            "torso": tuple(map(_joints, self.torso)),
+            "bone_parents": bone_parents,
+            "graph_centre": bone_parents.index(-1) if self.graph_centre is None else self.graph_centre,
+            "spine": tuple(map(_joints, self.spine or self.torso)),
+            "mirror": self.mirror or _mirrored_names(self.joints),
+            "bones": self.bones or bones,
+        }.items():
+            object.__setattr__(self, name, value)
 
     @property
     def num_joints(self) -> int:
@@ -52,9 +86,14 @@ class Layout:
         return len(self.joints)
 
     @property
-    def bones(self) -> tuple[tuple[int, int], ...]:
-        """(joint, parent) for every joint that has a parent."""
-        return tuple((joint, parent) for joint, parent in enumerate(self.parents) if parent >= 0)
+    def planar(self) -> bool:
+        """Whether joints have 2 coordinates, z being 0: such bodies turn in their plane alone."""
+        return self.dimensions == (2,)
+
+    def same_joints(self, other: Layout) -> bool:
+        """Whether arrays of one are arrays of the other; an alias of a layout's name counts as the name."""
+        names = {ALIASES.get(name, name) for name in (self.name, other.name)}
+        return len(names) == 1 and self.joints == other.joints
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON; `from_dict` reads it back.
@@ -66,8 +105,8 @@ class Layout:
             "name": self.name,
             "joints": list(self.joints),
             "parents": list(self.parents),
-            "root": self.root,
-            "torso": list(self.torso),
+            "root": _bare(self.root),
+            "torso": [_bare(anchor) for anchor in self.torso],
             "sides": list(self.sides),
             "up": list(self.up),
             "parts": {part: list(joints) for part, joints in self.parts.items()},
@@ -76,7 +115,7 @@ class Layout:
         for name in OPTIONAL:
             value = getattr(self, name)
             if value != getattr(plain, name):
-                data[name] = None if value is None else [list(v) if isinstance(v, tuple) else v for v in value]
+                data[name] = [_bare(anchor) for anchor in value] if name == "spine" else _listed(value)
         return data
 
     @classmethod
@@ -85,7 +124,7 @@ class Layout:
 
         Args:
             data: the fields of this class; ``up``, ``parts`` and the fields after it may be left out. A layout with
-                the name, joints and parents of one in `LAYOUTS` has that one's.
+                the name, joints and parents of one in `LAYOUTS` has that one's of the latter.
             where: what to call the source in messages (a file name).
 
         Raises:
@@ -120,11 +159,21 @@ class Layout:
                 f"{where}: {fieldname}: {describe(value)} is no joint; give a name from joints or {allowed}"
             )
 
-        def pair(value: Any, fieldname: str) -> tuple[int, int]:
-            ends = tuple(joint(item, fieldname) for item in _list(value, f"{where}: {fieldname}"))
+        def anchor(value: Any, fieldname: str) -> tuple[int, ...]:
+            items = value if isinstance(value, (list, tuple)) else [value]
+            if not 1 <= len(items) <= MAX_ANCHOR:
+                expected = f"a joint, or 2 to {MAX_ANCHOR} joints whose mean counts"
+                raise DataError(f"{where}: {fieldname}: expected {expected}, found {len(items)}")
+            members = tuple(joint(item, fieldname) for item in items)
+            if len(set(members)) != len(members):
+                raise DataError(f"{where}: {fieldname}: a joint stands in it more than once")
+            return members
+
+        def pair(value: Any, fieldname: str, read: Callable[[Any, str], Any] = joint) -> tuple[Any, Any]:
+            ends = tuple(read(item, fieldname) for item in _list(value, f"{where}: {fieldname}"))
             if len(ends) != 2 or ends[0] == ends[1]:
                 raise DataError(f"{where}: {fieldname}: expected two different joints, found {describe(value)}")
-            return ends  # type: ignore[return-value]
+            return ends
 
         def tree(value: Any, fieldname: str) -> tuple[int, ...]:
             parents = tuple(joint(item, fieldname, none=True) for item in _list(value, f"{where}: {fieldname}"))
@@ -148,27 +197,37 @@ class Layout:
         parts = data.get("parts", {})
         if not isinstance(parts, dict) or len(parts) > MAX_JOINTS:
             raise DataError(f"{where}: parts: expected an object of body part: joints")
-        builtin = LAYOUTS.get(name)
+        builtin = LAYOUTS.get(ALIASES.get(name, name))
         facts = {}
         if builtin is not None and (builtin.joints, builtin.parents) == (tuple(joints), parents):
             facts = {name: getattr(builtin, name) for name in OPTIONAL}
         if "bone_parents" in data:
             facts["bone_parents"] = tree(data["bone_parents"], "bone_parents")
-        for ends in ("spine", "hips"):
+        if data.get("graph_centre") is not None:
+            facts["graph_centre"] = joint(data["graph_centre"], "graph_centre")
+        for ends, read in (("spine", anchor), ("hips", joint)):
             if ends in data:
-                facts[ends] = None if data[ends] is None else pair(data[ends], ends)
-        if "mirror" in data:
-            mirror = tuple(pair(item, "mirror") for item in _list(data["mirror"], f"{where}: mirror"))
-            members = [end for ends in mirror for end in ends]
-            if len(set(members)) != len(members):
-                raise DataError(f"{where}: mirror: a joint stands in more than one pair")
-            facts["mirror"] = mirror
+                facts[ends] = None if data[ends] is None else pair(data[ends], ends, read)
+        for pairs in ("mirror", "bones"):
+            if pairs in data:
+                facts[pairs] = tuple(pair(item, pairs) for item in _list(data[pairs], f"{where}: {pairs}"))
+        members = [end for ends in facts.get("mirror", ()) for end in ends]
+        if len(set(members)) != len(members):
+            raise DataError(f"{where}: mirror: a joint stands in more than one pair")
+        if "dimensions" in data:
+            facts["dimensions"] = tuple(_list(data["dimensions"], f"{where}: dimensions"))
+            if facts["dimensions"] not in ((2,), (3,), (2, 3)):
+                raise DataError(f"{where}: dimensions: expected [2], [3] or [2, 3]")
+        if "about" in data:
+            facts["about"] = data["about"]
+            if not isinstance(data["about"], str) or len(data["about"]) > MAX_NAME:
+                raise DataError(f"{where}: about: expected a text of {MAX_NAME} characters at most")
         return cls(
             name=name,
             joints=tuple(joints),
             parents=parents,
-            root=joint(data["root"], "root"),
-            torso=pair(data["torso"], "torso"),
+            root=anchor(data["root"], "root"),
+            torso=pair(data["torso"], "torso", anchor),
             sides=pair(data["sides"], "sides"),
             up=(float(up[0]), float(up[1]), float(up[2])),
             parts={
@@ -179,8 +238,22 @@ class Layout:
         )
 
 
-OPTIONAL = ("bone_parents", "spine", "hips", "mirror")
-"""Fields of `Layout` that views and streams ask for and that a file may leave out."""
+OPTIONAL = ("bone_parents", "graph_centre", "spine", "hips", "mirror", "bones", "dimensions", "about")
+"""Fields of `Layout` that a file may leave out, and that stores do not hold of a known layout."""
+
+
+def _joints(anchor: Anchor) -> tuple[int, ...]:
+    return (anchor,) if isinstance(anchor, int) else tuple(anchor)
+
+
+def _bare(anchor: tuple[int, ...]) -> int | list[int]:
+    """As a file has it: a joint is a number."""
+    return anchor[0] if len(anchor) == 1 else list(anchor)
+
+
+def _listed(value: Any) -> Any:
+    """Plain lists of tuples."""
+    return list(map(_listed, value)) if isinstance(value, tuple) else value
 
 
 def _mirrored_names(joints: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
@@ -198,102 +271,58 @@ def _list(value: Any, what: str) -> list[Any]:
     return list(value)
 
 
-_KINECT_V2 = Layout(
-    name="kinect_v2",
-    joints=(
-        *("spine_base", "spine_mid", "neck", "head"),
-        *("left_shoulder", "left_elbow", "left_wrist", "left_hand"),
-        *("right_shoulder", "right_elbow", "right_wrist", "right_hand"),
-        *("left_hip", "left_knee", "left_ankle", "left_foot"),
-        *("right_hip", "right_knee", "right_ankle", "right_foot"),
-        *("spine_shoulder", "left_hand_tip", "left_thumb", "right_hand_tip", "right_thumb"),
-    ),
-    parents=(-1, 0, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, 1, 7, 7, 11, 11),
-    root=1,
-    torso=(0, 20),
-    sides=(4, 8),
-    # The recognisers' tree hangs from the joint between the shoulders, and thumbs come after finger tips in it.
-    bone_parents=(1, 20, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, -1, 22, 7, 24, 11),
-    spine=(0, 1),
-    hips=(12, 16),
-    parts={
-        "left_arm": (4, 5, 6, 7, 21, 22),
-        "right_arm": (8, 9, 10, 11, 23, 24),
-        "left_leg": (12, 13, 14, 15),
-        "right_leg": (16, 17, 18, 19),
-        "trunk": (0, 1, 2, 3, 20),
-    },
-)
+ALIASES = {"ntu": "kinect_v2", "coco": "coco17"}
+"""Other names of known layouts. Stores made when COCO's skeleton was called coco hold its root, the nose."""
 
-_KINECT_V1 = Layout(
-    name="kinect_v1",
-    joints=(
-        *("hip_center", "spine", "shoulder_center", "head"),
-        *("left_shoulder", "left_elbow", "left_wrist", "left_hand"),
-        *("right_shoulder", "right_elbow", "right_wrist", "right_hand"),
-        *("left_hip", "left_knee", "left_ankle", "left_foot"),
-        *("right_hip", "right_knee", "right_ankle", "right_foot"),
-    ),
-    parents=(-1, 0, 1, 2, 2, 4, 5, 6, 2, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18),
-    root=1,
-    torso=(0, 2),
-    sides=(4, 8),
-    bone_parents=(1, 2, -1, 2, 2, 4, 5, 6, 2, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18),
-    spine=(0, 1),
-    hips=(12, 16),
-    parts={
-        "left_arm": (4, 5, 6, 7),
-        "right_arm": (8, 9, 10, 11),
-        "left_leg": (12, 13, 14, 15),
-        "right_leg": (16, 17, 18, 19),
-        "trunk": (0, 1, 2, 3),
-    },
-)
-
-# COCO has no joint on the spine: the nose is the only one on the midline, so the tree and the centre start there.
-# Image coordinates: y grows downwards.
-_COCO = Layout(
-    name="coco",
-    joints=(
-        *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
-        *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
-        *("left_knee", "right_knee", "left_ankle", "right_ankle"),
-    ),
-    parents=(-1, 0, 0, 1, 2, 0, 0, 5, 6, 7, 8, 5, 6, 11, 12, 13, 14),
-    root=0,
-    torso=(11, 5),
-    sides=(5, 6),
-    hips=(11, 12),
-    up=(0.0, -1.0, 0.0),
-    parts={
-        "left_arm": (5, 7, 9),
-        "right_arm": (6, 8, 10),
-        "left_leg": (11, 13, 15),
-        "right_leg": (12, 14, 16),
-        "trunk": (0, 1, 2, 3, 4),
-    },
-)
-
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (_KINECT_V2, _KINECT_V1, _COCO)}
-"""The layouts known by name: NTU RGB+D and PKU-MMD, NW-UCLA, and 2D poses in COCO's order."""
+LAYOUTS: dict[str, Layout] = {}
+"""The layouts known by name."""
 
 
 def get_layout(name_or_path: str | Path) -> Layout:
-    """A layout by its name in `LAYOUTS`, or read from a JSON file with the fields of `Layout`.
+    """A layout by its name in `LAYOUTS` or `ALIASES`, or read from a JSON file with the fields of `Layout`.
 
     Raises:
         DataError: no such name or file, or a file that is no layout.
     """
-    if str(name_or_path) in LAYOUTS:
-        return LAYOUTS[str(name_or_path)]
+    name = str(name_or_path)
+    if (name := ALIASES.get(name, name)) in LAYOUTS:
+        return LAYOUTS[name]
     path = Path(name_or_path)
     if not path.is_file():
         raise DataError(
-            f"layout {str(name_or_path)!r}: neither a known layout ({', '.join(sorted(LAYOUTS))}) nor a JSON file; "
-            "write a file with name, joints, parents, root, torso and sides"
+            f"layout {str(name_or_path)!r}: neither a known layout ({', '.join(sorted([*LAYOUTS, *ALIASES]))}) nor a "
+            "JSON file; write a file with name, joints, parents, root, torso and sides"
         )
+    return _read(path)
+
+
+def layout_of_shape(joints: int, dimensions: int, where: str) -> Layout:
+    """The one known layout whose recordings are arrays [..., joints, dimensions].
+
+    Args:
+        joints: V.
+        dimensions: C.
+        where: what to call the source in messages.
+
+    Raises:
+        UnknownLayout: there is none, or there are several; the message names them.
+    """
+    fitting = [layout for layout in LAYOUTS.values() if layout.num_joints == joints and dimensions in layout.dimensions]
+    if len(fitting) == 1:
+        return fitting[0]
+    skeletons = f"skeletons of {joints} joints with {dimensions} coordinates each, which the file does not name"
+    names = " or ".join(layout.name for layout in fitting) if fitting else f"one of {', '.join(LAYOUTS)}"
+    file = "FILE.json (name, joints, parents, root, torso, sides)"
+    raise UnknownLayout(f"{where}: {skeletons}; give their layout with --layout, {names}, or {file}")
+
+
+def _read(path: Path) -> Layout:
     try:
         data = parse_json(read_plain(path, MAX_LIST_BYTES))
     except (OSError, NotJson) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     return Layout.from_dict(data, where=str(path))
+
+
+for _path in sorted((Path(__file__).parent / "layouts").glob("*.json")):
+    LAYOUTS[_path.stem] = _read(_path)

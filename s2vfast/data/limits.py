@@ -20,10 +20,18 @@ from s2vfast.errors import DataError
 
 MAX_TEXT_BYTES = 64 * 2**20
 """Of one recording as text or JSON: NTU RGB+D's longest has 2 MB, PKU-MMD's 10 MB."""
+MAX_ARRAY_BYTES = 2**30
+"""Of one recording as an array."""
+MAX_POSE_BYTES = 256 * 2**20
+"""Of one recording as a pose detector's JSON: half an hour of MediaPipe's landmarks, with their names."""
 MAX_LINES = 4_000_000
 """Of one text file."""
 MAX_LIST_BYTES = 2**20
 """Of a layout, and of a list of recordings."""
+MAX_LABELS_BYTES = 64 * 2**20
+"""Of a file of labels: a line for each of 500,000 recordings."""
+MAX_NAMES_BYTES = 256 * 2**20
+"""Of a list of names, which may name every sequence of a dataset."""
 MAX_JSON_BYTES = 2**30
 """Of one JSON file of a store."""
 MAX_FRAMES = 1_000_000
@@ -49,9 +57,9 @@ FREE_EXPANSION = 4 * 2**20
 
 
 class NotRead(DataError):
-    """A file that is not read: ``reason`` says why, ``path`` which."""
+    """A file that is not read: ``reason`` says why, ``path`` which (a path, or what stands for one in an archive)."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Any, reason: str) -> None:
         self.path, self.reason = path, reason
         super().__init__(f"{path}: {reason}")
 

@@ -1,4 +1,4 @@
-"""What `s2vfast data import`, `show` and `check` print."""
+"""What `s2vfast data import`, `show`, `check` and `layouts` print."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from s2vfast.data.layout import ALIASES, LAYOUTS, get_layout
 from s2vfast.data.limits import printable
-from s2vfast.data.store import HEADER, Store
+from s2vfast.data.splits import describe
+from s2vfast.data.store import HEADER, MADE_SPLITS, Store
 
 if TYPE_CHECKING:
     from s2vfast.data.importer import ImportReport
@@ -44,11 +46,11 @@ def show(store: Store | str | Path) -> str:
         lines.append(_line("oddities", oddities))
     lines += [_line("note", note) for note in source.get("notes", ())]
     lines += ["", "splits"]
-    for split, by_part in store.splits.items():
-        counts = ", ".join(f"{part} {len(ids):,}" for part, ids in by_part.items())
+    for split in store.splits:
+        counts = describe(store, split)
         lost = store.meta["names_missing_from_splits"].get(split, {})
         counts += "".join(f"; {number:,} names of {part} are not in the store" for part, number in lost.items())
-        lines.append(f"  {split:<12}{counts}")
+        lines.append(f"  {split:<12}{counts}{_made(store, split)}")
     lines.append(f"  {'all':<12}train {len(store):,}")
     lines += ["", f"classes ({len(store.classes)})"]
     counts = np.bincount(store.labels[store.labels >= 0], minlength=len(store.classes))
@@ -62,6 +64,62 @@ def show(store: Store | str | Path) -> str:
         lines.append(f"left out of sequences that were kept: {total:,} times in {len(store.notes):,} sequences")
         lines += [f"  {name}: {'; '.join(notes)}" for name, notes in list(store.notes.items())[:LISTED]]
         lines += _more(len(store.notes))
+    return "\n".join(map(printable, lines))
+
+
+def layouts() -> str:
+    """The known skeletons, one a line."""
+    rows = [("layout", "joints", "coordinates", "also", "whose")]
+    for name, skeleton in LAYOUTS.items():
+        coordinates = " or ".join(map(str, skeleton.dimensions))
+        rows.append(
+            (
+                name,
+                str(skeleton.num_joints),
+                coordinates,
+                " ".join(alias for alias in ALIASES if ALIASES[alias] == name),
+                skeleton.about,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def layout(name_or_path: str | Path) -> str:
+    """One skeleton: what clips are centred, scaled and turned by, its body parts, and its joints as a tree.
+
+    Raises:
+        DataError: as of `s2vfast.data.layout.get_layout`.
+    """
+    skeleton = get_layout(name_or_path)
+
+    def named(anchor: tuple[int, ...]) -> str:
+        names = [skeleton.joints[joint] for joint in anchor]
+        return names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
+
+    lines = [
+        _line("layout", ": ".join(filter(None, (skeleton.name, skeleton.about)))),
+        _line("joints", str(skeleton.num_joints)),
+        _line("root", named(skeleton.root)),
+        _line("torso", " to ".join(map(named, skeleton.torso))),
+        _line("sides", f"{skeleton.joints[skeleton.sides[0]]} left, {skeleton.joints[skeleton.sides[1]]} right"),
+        _line("up", " ".join(f"{x:g}" for x in skeleton.up)),
+        _line("bones", f"{len(skeleton.bones)} lines are drawn"),
+        *(
+            _line("part", f"{part}: {', '.join(skeleton.joints[j] for j in members)}")
+            for part, members in skeleton.parts.items()
+        ),
+        "",
+    ]
+
+    children: dict[int, list[int]] = {}
+    for joint, parent in enumerate(skeleton.parents):
+        children.setdefault(parent, []).append(joint)
+    stack = [(joint, 0) for joint in reversed(children[-1])]
+    while stack:
+        joint, depth = stack.pop()
+        lines.append(f"{joint:>4} {'  ' * depth}{skeleton.joints[joint]}")
+        stack += [(child, depth + 1) for child in reversed(children.get(joint, ()))]
     return "\n".join(map(printable, lines))
 
 
@@ -159,6 +217,15 @@ def _confidence(store: Store) -> str:
     return "" if store.confidence is None else f", with confidences (mean {store.confidence.mean(dtype=float):.2f})"
 
 
+def _made(store: Store, split: str) -> str:
+    """How a user made a split; empty for one that was imported."""
+    origin = store.meta.get(MADE_SPLITS, {}).get(split)
+    if origin is None:
+        return ""
+    facts = ", ".join(f"{name} {value}" for name, value in origin.items() if name not in ("by", "parts"))
+    return f"; made by {origin['by']}: {facts}".replace("[", "").replace("]", "")
+
+
 def _people(store: Store) -> str:
     columns = ((name, getattr(store, name)) for name in ("subjects", "views", "repetitions", "setups"))
     counts = [f"{len(np.unique(column[column >= 0]))} {name}" for name, column in columns if (column >= 0).any()]
@@ -179,16 +246,18 @@ def _oddities(source: dict[str, Any]) -> str:
 def _dropped(entries: list[dict[str, Any]]) -> list[str]:
     if not entries:
         return ["dropped: nothing"]
-    broken_entries = [entry for entry in entries if entry.get("kind") == "broken"]
-    lines = [f"dropped: {len(entries):,} sequences or files, {len(broken_entries):,} of them broken"]
-    for entry in entries[:LISTED]:
+    kinds = Counter(entry.get("kind") for entry in entries)
+    excluded = f", {kinds['excluded']:,} named in a list" if kinds["excluded"] else ""
+    lines = [f"dropped: {len(entries):,} sequences or files, {kinds['broken']:,} of them broken{excluded}"]
+    listed = [entry for entry in entries if entry.get("kind") != "excluded"]
+    for entry in listed[:LISTED]:
         location = entry.get("file", entry["name"])
         if "line" in entry:
             location = f"{location}:{entry['line']}"
         if entry["name"] not in location:
             location = f"{entry['name']} ({location})"
         lines.append(f"  {location}: {entry['reason']}")
-    return lines + _more(len(entries))
+    return lines + _more(len(listed))
 
 
 def _more(number: int) -> list[str]:

@@ -11,16 +11,15 @@ tuples, texts, numbers and arrays that share the memory of the bytes read.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import pickletools
 import re
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from s2vfast.data.limits import describe, open_plain
+from s2vfast.data.archive import AnyPath, open_file
+from s2vfast.data.limits import describe
 from s2vfast.errors import DataError
 
 MAX_INSTRUCTIONS = 50_000_000  # the pickles of NTU 120 have about 7 million; bounds the memory for small objects
@@ -35,15 +34,15 @@ _ALLOWED = frozenset(
 _MEMO_WRITES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: AnyPath) -> Any:
     """Load a pickle of plain containers and numpy arrays.
 
     Raises:
         DataError: the file is damaged, or asks for anything else, which the message names.
     """
     try:
-        with os.fdopen(open_plain(path), "rb") as file:
-            _scan(file, os.fstat(file.fileno()).st_size)
+        with open_file(path) as (file, size):
+            _scan(file, size)
             file.seek(0)
             return _finish(_Unpickler(file).load())
     except OSError as error:

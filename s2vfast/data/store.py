@@ -13,7 +13,8 @@ A store is a folder::
     confidence.npy   float16 [R, V]: how sure the detector was of a joint; only where a recording tells
 
 store.json has "unit" and "dimensions" where they are not metres and 3; such a store, and one with confidences, is of
-version 2, so that a program that would take pixels for metres refuses it. Version 1 is everything else.
+version 2, so that a program that would take pixels for metres refuses it. Version 1 is everything else. It has
+"made_splits" where a user has made splits of the store (`s2vfast.data.splits`).
 
 A body that vanishes and returns is one track whose frame numbers skip: nothing is filled in or glued together.
 `s2vfast.data.store_writer.write_store` makes stores.
@@ -21,13 +22,12 @@ A body that vanishes and returns is one track whose frame numbers skip: nothing 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import numpy as np
 
 from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_JSON_BYTES, NotJson, open_plain, parse_json, read_plain
+from s2vfast.data.store_checks import check_tracks, expect, is_count, made_parts, naming, require, split_ids
 from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
@@ -44,6 +45,8 @@ VERSIONS = (1, 2)
 HEADER = "store.json"
 FILES = ("frames.npy", "frame_index.npy", "tracks.npy", "sequences.npz", "splits.json", "notes.json")
 CONFIDENCE = "confidence.npy"
+MADE_SPLITS = "made_splits"
+"""Field of store.json that holds the splits which were made of the store later."""
 NO_LABEL = "no label"
 SEQUENCE_FIELDS = ("label", "subject", "view", "repetition", "setup", "total_frames")
 
@@ -97,7 +100,8 @@ class Store:
     meta: dict[str, Any]
     """store.json."""
     fingerprint: str
-    """SHA-256 of store.json, which holds the hashes of all other files: the identity of the data."""
+    """SHA-256 of store.json, which holds the hashes of all other files, without the splits that a user made: the
+    identity of the recordings."""
     layout: Layout
     """The skeleton."""
     classes: list[str]
@@ -143,7 +147,6 @@ class Store:
                 f"{self.path}: no store here (no {HEADER}); make one with `s2vfast data import` or `s2vfast data synth`"
             )
         raw = read_bytes(header)
-        self.fingerprint = hashlib.sha256(raw).hexdigest()
         self.meta = meta = _json(raw, header)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise DataError(f"{header}: not the header of a store")
@@ -154,7 +157,9 @@ class Store:
             )
         if header_bytes(meta) != raw:
             raise DataError(f"{header}: damaged or edited by hand (its own hash does not match); import again")
-        with _naming(header):
+        imported = {key: value for key, value in meta.items() if key != MADE_SPLITS}
+        self.fingerprint = hashlib.sha256(header_bytes(imported)).hexdigest()
+        with naming(header):
             self._check_meta()
         for name in self.files:
             file = self.path / name
@@ -170,61 +175,66 @@ class Store:
         for name in self.files:
             if name not in meta["files"]:
                 raise DataError(f"{where}: does not list {name}")
-            _require(_is_count(meta["files"][name]["size"]), f"size of {name}")
-            _require(isinstance(meta["files"][name]["sha256"], str), f"hash of {name}")
-        _require(self.unit in LIMITS and self.dimensions in (2, 3), "unit or dimensions")
+            require(is_count(meta["files"][name]["size"]), f"size of {name}")
+            require(isinstance(meta["files"][name]["sha256"], str), f"hash of {name}")
+        require(self.unit in LIMITS and self.dimensions in (2, 3), "unit or dimensions")
         for name in ("sequences", "rows", "tracks"):
-            _require(_is_count(meta["counts"][name]) and meta["counts"][name] > 0, f"counts: {name}")
-        _require(meta["dtype"] in ("float32", "float16"), "dtype")
-        self.layout = Layout.from_dict(meta["layout"], where=str(where))
+            require(is_count(meta["counts"][name]) and meta["counts"][name] > 0, f"counts: {name}")
+        require(meta["dtype"] in ("float32", "float16"), "dtype")
+        self.layout = replace(Layout.from_dict(meta["layout"], where=str(where)), dimensions=(self.dimensions,))
         self.classes = list(meta["classes"])
-        _require(all(isinstance(name, str) for name in self.classes), "classes: expected texts")
-        _require(isinstance(meta["source"], dict), "source: expected an object")
+        require(all(isinstance(name, str) for name in self.classes), "classes: expected texts")
+        require(isinstance(meta["source"], dict), "source: expected an object")
         lost = meta["names_missing_from_splits"]
-        _require(all(_is_count(n) for parts in lost.values() for n in parts.values()), "names_missing_from_splits")
-        _require(isinstance(meta["dropped"], list), "dropped: expected a list")
+        require(all(is_count(n) for parts in lost.values() for n in parts.values()), "names_missing_from_splits")
+        require(isinstance(meta["dropped"], list), "dropped: expected a list")
         for entry in meta["dropped"]:
-            _require(isinstance(entry["name"], str) and isinstance(entry["reason"], str), "dropped: name and reason")
+            require(isinstance(entry["name"], str) and isinstance(entry["reason"], str), "dropped: name and reason")
 
     def _load(self) -> None:
         meta = self.meta
-        with _naming(self.path / "frames.npy") as path:
+        with naming(self.path / "frames.npy") as path:
             self.frames = np.load(path, mmap_mode="r", allow_pickle=False)
-            _expect(self.frames, (meta["counts"]["rows"], self.layout.num_joints, 3), meta["dtype"])
-        with _naming(self.path / "frame_index.npy") as path:
+            expect(self.frames, (meta["counts"]["rows"], self.layout.num_joints, 3), meta["dtype"])
+        with naming(self.path / "frame_index.npy") as path:
             self.frame_index = np.load(path, mmap_mode="r", allow_pickle=False)
-            _expect(self.frame_index, (meta["counts"]["rows"],), "int32")
+            expect(self.frame_index, (meta["counts"]["rows"],), "int32")
         self.confidence = None
         if CONFIDENCE in self.files:
-            with _naming(self.path / CONFIDENCE) as path:
+            with naming(self.path / CONFIDENCE) as path:
                 self.confidence = np.load(path, mmap_mode="r", allow_pickle=False)
-                _expect(self.confidence, (meta["counts"]["rows"], self.layout.num_joints), "float16")
-        with _naming(self.path / "tracks.npy") as path:
+                expect(self.confidence, (meta["counts"]["rows"], self.layout.num_joints), "float16")
+        with naming(self.path / "tracks.npy") as path:
             self.tracks = np.load(path, allow_pickle=False)
-            _expect(self.tracks, (meta["counts"]["tracks"],))
-            _check_tracks(self.tracks, meta["counts"]["sequences"], meta["counts"]["rows"])
+            expect(self.tracks, (meta["counts"]["tracks"],))
+            check_tracks(self.tracks, meta["counts"]["sequences"], meta["counts"]["rows"])
             self.max_bodies = int(self.tracks["slot"].max()) + 1
-        with _naming(self.path / "sequences.npz") as path, np.load(path, allow_pickle=False) as table:
-            _expect(table["name"], (meta["counts"]["sequences"],))
+        with naming(self.path / "sequences.npz") as path, np.load(path, allow_pickle=False) as table:
+            expect(table["name"], (meta["counts"]["sequences"],))
             self.names = table["name"].tolist()
-            _require(all(isinstance(name, str) and name for name in self.names), "a sequence without a name")
-            _require(len(set(self.names)) == len(self.names), "two sequences of one name")
+            require(all(isinstance(name, str) and name for name in self.names), "a sequence without a name")
+            require(len(set(self.names)) == len(self.names), "two sequences of one name")
             columns = [table[name].astype(np.int64) for name in SEQUENCE_FIELDS]
             for column in columns:
-                _expect(column, (meta["counts"]["sequences"],))
+                expect(column, (meta["counts"]["sequences"],))
                 column.setflags(write=False)
             self.labels, self.subjects, self.views, self.repetitions, self.setups, self.total_frames = columns
             within = (self.labels >= -1) & (self.labels < len(self.classes))  # -1: without a label
-            _require(within.all(), "a label that is no class")
-            _require(((self.total_frames > 0) & (self.total_frames < 2**31)).all(), "a number of frames")
+            require(within.all(), "a label that is no class")
+            require(((self.total_frames > 0) & (self.total_frames < 2**31)).all(), "a number of frames")
             longest = np.zeros(len(self.names), dtype=np.int64)
             np.maximum.at(longest, self.tracks["sequence"], self.tracks["count"])
-            _require((longest <= self.total_frames).all(), "a track longer than its sequence")
-        with _naming(self.path / "splits.json") as path:
+            require((longest <= self.total_frames).all(), "a track longer than its sequence")
+        with naming(self.path / "splits.json") as path:
             self.splits = {
-                split: {part: _split_ids(ids, len(self.names)) for part, ids in members.items()}
+                split: {part: split_ids(ids, len(self.names)) for part, ids in members.items()}
                 for split, members in _json(read_bytes(path), path).items()
             }
+        with naming(self.path / HEADER):
+            for split, content in meta.get(MADE_SPLITS, {}).items():
+                require(split not in self.splits, f"{MADE_SPLITS}: {split} twice")
+                require(isinstance(content["by"], str), f"{MADE_SPLITS}: {split}: by")
+                self.splits[split] = made_parts(content["parts"], len(self.names))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself instead of being sent a copy of them.
@@ -262,10 +272,10 @@ class Store:
     @cached_property
     def notes(self) -> dict[str, list[str]]:
         """Sequence name -> what was dropped from it and why."""
-        with _naming(self.path / "notes.json") as path:
+        with naming(self.path / "notes.json") as path:
             notes = _json(read_bytes(path), path)
             texts = itertools.chain.from_iterable(notes.values())
-            _require(all(isinstance(text, str) for text in texts), "expected lists of texts")
+            require(all(isinstance(text, str) for text in texts), "expected lists of texts")
             return notes
 
     def verify(self, progress: Callable[[str], None] | None = None) -> None:
@@ -284,17 +294,17 @@ class Store:
                 raise DataError(f"{self.path / name}: damaged (its SHA-256 is not the one in {HEADER}); import again")
         if read_bytes(self.path / HEADER) != header_bytes(self.meta):
             raise DataError(f"{self.path / HEADER}: changed since the store was opened; import again")
-        with _naming(self.path / "frame_index.npy"):
+        with naming(self.path / "frame_index.npy"):
             first, last = self.tracks["row"], self.tracks["row"] + self.tracks["count"] - 1
             ascends = np.ones(len(self.frame_index), dtype=bool)
             ascends[1:] = self.frame_index[1:] > self.frame_index[:-1]
             ascends[first] = self.frame_index[first] >= 0
-            _require(ascends.all(), "frame numbers of a track that do not ascend")
+            require(ascends.all(), "frame numbers of a track that do not ascend")
             ends = self.frame_index[last] < self.total_frames[self.tracks["sequence"]]
-            _require(ends.all(), "a frame number beyond the end of its sequence")
-        with _naming(self.path / "frames.npy"):
+            require(ends.all(), "a frame number beyond the end of its sequence")
+        with naming(self.path / "frames.npy"):
             for start in range(0, len(self.frames), 1 << 16):
-                _require(np.isfinite(self.frames[start : start + (1 << 16)]).all(), "a coordinate that is not finite")
+                require(np.isfinite(self.frames[start : start + (1 << 16)]).all(), "a coordinate that is not finite")
         self.notes  # noqa: B018 (reads and checks them)
 
     def track_table(self, bodies: int) -> tuple[np.ndarray, np.ndarray]:
@@ -329,6 +339,13 @@ class Store:
         if part not in self.splits[split]:
             raise DataError(f"{self.path}: split {split!r} has no part {part!r}, only {', '.join(self.splits[split])}")
         return self.splits[split][part].copy()
+
+    def split_digest(self, split: str) -> str | None:
+        """SHA-256 of a split that a user made; None of one that was imported, which the fingerprint covers."""
+        if split not in self.meta.get(MADE_SPLITS, {}):
+            return None
+        parts = {part: ids.tolist() for part, ids in self.splits[split].items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One sequence on its full time line, with zeros where a body is absent.
@@ -385,53 +402,3 @@ def _json(raw: bytes, path: Path) -> Any:
         return parse_json(raw)
     except NotJson as error:
         raise DataError(f"{path}: damaged, not JSON ({error}); import again") from error
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[Path]:
-    """Turn whatever reading a damaged file raises into one line that names the file."""
-    try:
-        yield path
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); import again") from error
-
-
-def _require(fits: Any, what: str) -> None:
-    if not fits:
-        raise ValueError(what)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**48
-
-
-def _check_tracks(tracks: np.ndarray, sequences: int, rows: int) -> None:
-    """Raise ValueError unless tracks lie in `frames` one after another, those of a sequence together and counted."""
-    sequence, slot = tracks["sequence"].astype(np.int64), tracks["slot"].astype(np.int64)
-    row, count = tracks["row"].astype(np.int64), tracks["count"].astype(np.int64)
-    tracks["body"]  # it is there
-    _require(sequence[0] == 0 and sequence[-1] == sequences - 1, "sequences of tracks")
-    step = np.diff(sequence)
-    _require(((step == 0) | (step == 1)).all(), "sequences of tracks")
-    _require(slot[0] == 0 and (slot[1:] == np.where(step == 0, slot[:-1] + 1, 0)).all(), "slots of tracks")
-    _require(((count > 0) & (count <= rows)).all(), "counts of tracks")
-    end = np.cumsum(count)
-    _require(row[0] == 0 and (row[1:] == end[:-1]).all() and end[-1] == rows, "rows of tracks")
-
-
-def _split_ids(ids: Any, sequences: int) -> np.ndarray:
-    """int64, ascending, of a part of a split."""
-    array = np.asarray(ids, dtype=np.int64)
-    _require(array.ndim == 1 and all(type(number) is int for number in ids), "expected lists of sequence numbers")
-    within = len(array) == 0 or (array[0] >= 0 and array[-1] < sequences and (np.diff(array) > 0).all())
-    _require(within, "sequence numbers that do not ascend, or that no sequence has")
-    return array
-
-
-def _expect(array: np.ndarray, shape: tuple[int, ...], dtype: str | None = None) -> None:
-    if array.shape != shape or (dtype is not None and array.dtype != dtype):
-        raise ValueError(f"{array.dtype} {list(array.shape)}, expected {dtype or array.dtype} {list(shape)}")

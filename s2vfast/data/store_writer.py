@@ -114,7 +114,8 @@ def _is_store(path: Path) -> bool:
     """Whether a folder holds the files of a store and nothing else: what may be deleted."""
     if path.is_symlink() or not (path / HEADER).is_file():
         return False
-    return {entry.name for entry in path.iterdir()} <= {HEADER, *FILES, CONFIDENCE}
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(f"{files.TEMPORARY}{HEADER}-")}
+    return names <= {HEADER, *FILES, CONFIDENCE}
 
 
 def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:

@@ -10,14 +10,13 @@ root is ``shoulder_center``. InfoGCN hangs NTU's tree from ``spine_mid``: say ``
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from s2vfast.config.fields import check_section, option, section_from_tree, tree_of
 from s2vfast.data.augment.base import constant
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
@@ -35,8 +34,8 @@ class Stream:
     motion: Literal["none", "forward", "backward"] | None = None
     """Difference over time. ``forward``: x[t + 1] - x[t], the last frame 0 (NTU, NW-UCLA, SkeAttnCLR). ``backward``:
     x[t] - x[t - 1], the first frame 0 (Hi-TRS). null: forward for motion and bone_motion, else none."""
-    k: int = 1
-    """Generations (mode), 1 or more. Where no joint has so many ancestors, as with k = 8 on NTU, joints stay raw."""
+    k: int = option(1, ge=1)
+    """Generations (mode). Where no joint has so many ancestors, as with k = 8 on NTU, joints stay raw."""
     direction: Literal["ancestors", "descendants"] = "ancestors"
     """``ancestors``: joint minus its k-th ancestor, raw where it has none. ``descendants``: joint minus the sum of its
     k-th descendants, which InfoGCN's and FreqMixFormer's code does on NW-UCLA (mode), as its edges are listed the other
@@ -45,32 +44,18 @@ class Stream:
     """Joint that the tree hangs from (bone, bone_motion, mode); null: the root of the layout's bone_parents."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Stream)
-        for field in ("name", "motion", "direction"):
-            choices = [value for arguments in _literals(hints[field]) for value in arguments]
-            value = getattr(self, field)
-            if value not in choices:
-                raise ConfigError(f"stream.{field}: {value!r} is not one of {_listed(choices)}{_near(value, choices)}")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            reason = "; k = 0 would subtract every joint from itself" if self.k == 0 else ""
-            raise ConfigError(f"stream.k: {self.k!r}; a whole number from 1 on is expected{reason}")
+        check_section(self, "stream")
         if self.motion == "none" and self.name.endswith("motion"):
             raise ConfigError(f"stream.motion: none, and the stream is {self.name}; name joint or bone")
 
     @classmethod
     def from_data(cls, data: Any) -> Stream:
         """A stream of plain data: name and fields; `ConfigError` for an unknown or impossible one."""
-        if not isinstance(data, dict):
-            raise ConfigError(f"stream: a name and fields are expected, as in {{name: bone}}, found {data!r}")
-        names = [field.name for field in fields(cls)]
-        for key in data:
-            if key not in names:
-                raise ConfigError(f"stream.{key}: no such field; there are {', '.join(names)}{_near(key, names)}")
-        return cls(**data)
+        return section_from_tree(cls, data, "stream")
 
     def to_data(self) -> dict[str, Any]:
         """Plain data, every field written out."""
-        return asdict(self)
+        return tree_of(self)
 
     def matrix(self, layout: Layout) -> tuple[tuple[int, ...], ...]:
         """The map over joints, V rows of V whole numbers: row v says what joint v becomes."""
@@ -80,7 +65,7 @@ class Stream:
         if self.root is not None:
             if self.root not in layout.joints:
                 raise ConfigError(
-                    f"stream.root: {self.root!r} is no joint of layout {layout.name}{_near(self.root, layout.joints)}"
+                    f"stream.root: {self.root!r} is no joint of layout {layout.name} ({', '.join(layout.joints)})"
                 )
             parents = reroot(parents, layout.joints.index(self.root))
         if self.name == "mode":
@@ -162,20 +147,3 @@ def reroot(parents: tuple[int, ...], root: int) -> tuple[int, ...]:
 
 def _identity(count: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(row == column) for column in range(count)) for row in range(count))
-
-
-def _literals(hint: Any) -> list[tuple]:
-    """The choices of a field: of its Literal, and None where null is one."""
-    arguments = get_args(hint)
-    if any(get_args(of) for of in arguments):  # Literal[...] | None
-        return [get_args(of) or (None,) for of in arguments]
-    return [arguments]
-
-
-def _listed(choices: Iterable[Any]) -> str:
-    return ", ".join("null" if value is None else str(value) for value in choices)
-
-
-def _near(name: Any, choices: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -17,11 +17,17 @@ pixels are treated alike. A recording with one track keeps it.
    `MOTION_FLOOR` lets presence decide between bodies that hardly move. Equal ranks keep the file's order.
 
 A joint of zeros was not seen and counts nowhere. No real body is left out; a run takes the first ``data.bodies``.
+
+What finds people in every frame anew gives sightings, not tracks. `link` makes tracks of them, before the rule: by the
+ids of a tracker where there are some; into one track where no frame has more than one person; else to the track that is
+nearest, at most `LINK_DISTANCE` away and missed for at most `LINK_GAP` frames, the nearest pairs first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +54,12 @@ NOISE = 0.5
 """Share of the movement's variance that jumps from frame to frame explain, above which a track jumps about."""
 MOTION_FLOOR = 0.02
 """Added to the motion of a body, in body sizes."""
+LINK_GAP = 5
+"""Frames that a body may be missed for while its track goes on: later `JOIN_GAP` decides."""
+LINK_DISTANCE = 0.5
+"""Body sizes that a joint moves on average from one sighting to the next, at most."""
+MAX_TRACKS = 128
+"""Tracks that are linked from sightings; of more the longest are taken."""
 
 
 @dataclass
@@ -67,6 +79,105 @@ class BodyCounts:
         """Add the counts of other sequences."""
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Sighting:
+    """One person in one frame."""
+
+    joints: np.ndarray
+    """[V, 3], zeros where one was not seen."""
+    confidence: np.ndarray | None = None
+    """[V]; None where the detector does not tell."""
+    track: str | None = None
+    """Id that a tracker gave; None where nothing followed people."""
+    position: np.ndarray | None = None
+    """[V, k]: where the joints are, if ``joints`` are relative to the person; what sightings are linked by."""
+
+
+def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None = None) -> list[Body]:
+    """Tracks of what was seen frame by frame.
+
+    Args:
+        frames: (frame number, sightings), the numbers ascending.
+        notes: what was left out is added here, if given.
+
+    Returns:
+        The tracks in the order in which they begin, `MAX_TRACKS` at most.
+    """
+    seen = [(number, [s for s in sightings if s.joints.any()]) for number, sightings in frames]
+    alone = all(len(sightings) <= 1 for _, sightings in seen)
+    tracks: list[list[tuple[int, Sighting]]] = []
+    by_id: dict[str, list[tuple[int, Sighting]]] = {}
+    for number, sightings in seen:
+        nameless = []
+        for sighting in sightings:
+            key = "0" if alone and sighting.track is None else sighting.track
+            if key is None:
+                nameless.append(sighting)
+            elif key not in by_id:
+                by_id[key] = [(number, sighting)]
+                tracks.append(by_id[key])
+            elif by_id[key][-1][0] < number:  # a second one of this id in a frame is left out
+                by_id[key].append((number, sighting))
+        if nameless:
+            pairs = _nearest([t for t in tracks if t[-1][1].track is None and number - t[-1][0] <= LINK_GAP], nameless)
+            for sighting in nameless:
+                if (track := pairs.get(id(sighting))) is not None:
+                    track.append((number, sighting))
+                else:
+                    tracks.append([(number, sighting)])
+    if notes is not None and len(tracks) > MAX_TRACKS:
+        notes.append(f"{len(tracks) - MAX_TRACKS:,} of {len(tracks):,} tracks left out: the shortest")
+    longest = sorted(range(len(tracks)), key=lambda at: -len(tracks[at]))[:MAX_TRACKS]
+    return [_body(tracks[at], str(at)) for at in sorted(longest)]
+
+
+def _nearest(tracks: list[list[tuple[int, Sighting]]], sightings: list[Sighting]) -> dict[int, Any]:
+    """id of a sighting -> the track that it goes on with, the nearest pairs first."""
+    if not tracks:
+        return {}
+    before = np.stack([_position(track[-1][1]) for track in tracks])[:, None]  # [t, 1, V, k]
+    after = np.stack([_position(sighting) for sighting in sightings])[None]  # [1, s, V, k]
+    both = before.any(axis=3) & after.any(axis=3)  # [t, s, V]
+    steps = np.sqrt(((after - before) ** 2).sum(axis=3))  # [t, s, V]
+    sizes = np.maximum(_sizes(before), _sizes(after))  # [t, s]
+    count = both.sum(axis=2)
+    distance = np.where(both, steps, 0.0).sum(axis=2) / np.maximum(count, 1) / np.maximum(sizes, 1e-12)
+    distance[count == 0] = np.inf
+    pairs: dict[int, Any] = {}
+    continued: set[int] = set()
+    for at in np.argsort(distance, axis=None, kind="stable"):
+        t, s = divmod(int(at), len(sightings))
+        if not distance[t, s] <= LINK_DISTANCE:
+            break
+        if t not in continued and id(sightings[s]) not in pairs:
+            continued.add(t)
+            pairs[id(sightings[s])] = tracks[t]
+    return pairs
+
+
+def _position(sighting: Sighting) -> np.ndarray:
+    joints = sighting.joints if sighting.position is None else sighting.position
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(np.abs(joints) <= 1e6, joints, 0.0).astype(np.float64)  # also NaN
+
+
+def _sizes(positions: np.ndarray) -> np.ndarray:
+    """Diagonals of the boxes around the joints that were seen, of [..., V, k]."""
+    low, high = _box(positions.reshape(-1, *positions.shape[2:]))
+    return np.sqrt(((high - low) ** 2).sum(axis=1)).reshape(positions.shape[:2])
+
+
+def _body(track: list[tuple[int, Sighting]], name: str) -> Body:
+    sightings = [sighting for _, sighting in track]
+    confidence = [sighting.confidence for sighting in sightings]
+    return Body(
+        sightings[0].track or name,
+        np.array([number for number, _ in track], dtype=np.int32),
+        np.stack([sighting.joints for sighting in sightings]),
+        None if any(values is None for values in confidence) else np.stack(confidence).astype(np.float32),
+    )
 
 
 def arrange(

@@ -50,8 +50,8 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--protocol",
         default="linear",
-        help="linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: each of "
-        "these; classify: a fine-tuned run as it is",
+        help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "
+        "each of these; classify: a fine-tuned run as it is",
     )
     parser.add_argument(
         "--out",
@@ -60,12 +60,24 @@ def _evaluate(parser: Any) -> None:
         "(without it, that goes to RUN/finetuned)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
+    parser.add_argument(
+        "--streams", metavar="RUN,RUN", help="runs that see other streams: their scores of linear or classify are added"
+    )
+    parser.add_argument("--stream_weights", metavar="W,W,W", help="of the scores of RUN and --streams [1 each]")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
     parser.add_argument("--transform", help="of features before knn: center (the default), none or standardize")
-    parser.add_argument("--seed", type=int, default=0, help="of the linear probe, and of the lists of semi")
-    parser.add_argument("--repeats", type=int, default=1, help="seeds of linear, finetune and supervised")
-    parser.add_argument("--epochs", type=int, default=100, help="epochs of the linear probe")
-    parser.add_argument("--lr", type=float, default=0.1, help="first learning rate of the linear probe")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the floor, of the linear probe, and of the lists of semi"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="seeds of floor, linear, finetune and supervised")
+    parser.add_argument(
+        "--probe",
+        default="published",
+        metavar="NAME",
+        help="recipe of the linear probe: published, skeattnclr or hitrs",
+    )
+    parser.add_argument("--epochs", type=int, help="epochs of the linear probe [its recipe's; published 100]")
+    parser.add_argument("--lr", type=float, help="first rate of the linear probe [its recipe's; published 0.1]")
     parser.add_argument("--percents", default="1,5,10,20", help="shares of the labels for semi")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share for semi")
     parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
@@ -77,7 +89,7 @@ def _evaluate(parser: Any) -> None:
         "--recipe",
         default="published",
         metavar="NAME|FILE",
-        help="of fine-tuning: published, nwucla or a YAML file of its fields",
+        help="of fine-tuning: published, nwucla, skeattnclr, hitrs or a YAML file of its fields",
     )
 
 
@@ -118,6 +130,8 @@ def _predict(parser: Any) -> None:
     parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with; -: a frame a line")
     parser.add_argument("--format", help="name of a format; without it detected")
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
+    parser.add_argument("--axes", help="order of the axes of arrays, as TVC, MTVC or TMVC")
+    parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
     parser.add_argument("--window", type=int, help="frames of a window that slides over a sequence (default: all)")
     parser.add_argument("--step", type=int, default=1, help="frames from one window to the next")

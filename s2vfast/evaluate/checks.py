@@ -40,6 +40,6 @@ def whole_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     It is opened before the block, so that a place that cannot be written to is found out before the work.
     """
     if path.exists() and not overwrite:
-        raise errors.DataError(f"{path}: exists already; name another file or allow overwriting")
+        raise errors.DataError(f"{path}: exists already; name another file or allow overwriting (--overwrite)")
     with files.disk_errors(path, errors.DataError), files.whole_file(path) as file:
         yield file

@@ -12,7 +12,8 @@ from typing import Any
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
-from s2vfast.evaluate import features, finetune_config, protocols, table
+from s2vfast.evaluate import features, finetune_config, fusion, linear, protocols, table
+from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.finetune import Stopped
 from s2vfast.evaluate.metrics import ACCURACIES
 from s2vfast.train import distributed, rundir, torchrun
@@ -63,12 +64,18 @@ def evaluate(options: Any) -> int:
     if results is not None:
         _check_results_path(results)
     how = _options(options, several) | {"out": folder}
+    weights = None if options.stream_weights is None else numbers("--stream_weights", options.stream_weights)
+    if weights is not None and not options.streams:
+        raise errors.ConfigError("--stream_weights: of the scores of several runs; name the others with --streams")
     store = options.store or rundir.store_path(options.run)
     partly: dict[str, Any] = {}
     try:
         with distributed.start() as ranks, _Showing() as showing:
             how |= {"ranks": ranks, "progress": showing if ranks.is_main else None}
-            if several:
+            if options.streams:
+                runs = [options.run, *options.streams.split(",")]
+                result = fusion.evaluate_streams(runs, store, options.split, options.protocol, weights=weights, **how)
+            elif several:
 
                 def each(result: dict[str, Any]) -> None:
                     partly.update(result)
@@ -112,7 +119,7 @@ def _evaluate_ensemble(options: Any) -> int:
             run_dirs,
             options.store or rundir.store_path(run_dirs[0]),
             options.split,
-            weights=None if options.weights is None else _numbers("--weights", options.weights),
+            weights=None if options.weights is None else numbers("--weights", options.weights),
             scores=options.scores,
             folds=options.folds,
             seed=options.seed,
@@ -165,6 +172,9 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     refuse_unknown(options.settings, ["finetune"])
     changes = options.settings.get("finetune", {})
     recipe = finetune_config.load(options.recipe, changes)
+    check_choice("--probe", options.probe, tuple(linear.RECIPES))
+    probe = dict(linear.RECIPES[options.probe])
+    probe |= {name: value for name in ("epochs", "lr") if (value := getattr(options, name)) is not None}
     # Whoever names a decay of the learning rate wants it from scratch too.
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}
     return {
@@ -177,34 +187,29 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         "log": _to_stderr,
         "k": (10 if several else 1) if options.k is None else options.k,
         **({} if options.transform is None else {"transform": options.transform}),
-        "epochs": options.epochs,
-        "lr": options.lr,
+        **probe,
         "seed": options.seed,
         "repeats": options.repeats,
         "recipe": recipe,
         **supervised,
-        "percents": percents(options.percents),
+        "percents": numbers("--percents", options.percents),
         "lists": options.lists,
         "semi": options.semi.split(","),
     }
 
 
-def percents(text: str) -> list[float]:
-    """``1,5,10`` as numbers."""
-    return _numbers("--percents", text)
-
-
-def _numbers(option: str, text: str) -> list[float]:
+def numbers(name: str, text: str) -> list[float]:
+    """``1,5,10`` as numbers; ``name`` is the option's."""
     try:
         return [float(part) if "." in part else int(part) for part in text.split(",")]
     except ValueError:
-        raise errors.ConfigError(f"{option}: {text!r}; numbers with commas between them are expected") from None
+        raise errors.ConfigError(f"{name}: {text!r}; numbers with commas between them are expected") from None
 
 
 def _lines(result: dict[str, Any]) -> str:
     """The result of one protocol as text."""
     protocol = result["protocol"]
-    if protocol in ("retrieval", "semi"):
+    if protocol in ("floor", "retrieval", "semi"):
         return table.text({**result, "table": table.rows({protocol: result})})
     name = {
         "linear": f"linear probe on {result['pool']} features",
@@ -216,6 +221,7 @@ def _lines(result: dict[str, Any]) -> str:
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
     lines.append(_accuracies(result))
+    lines += [f"{one['run']}, weight {one['weight']:g}: {_accuracies(one)}" for one in result.get("streams", ())]
     if "probe" in result:
         lines.append(f"by L-BFGS: {_accuracies(result['probe'])}")
     for k, part in result.get("by_k", {}).items():
@@ -260,7 +266,7 @@ def subset(options: Any) -> int:
     check_counts(lists=options.lists)
     store = Store.open(options.store)
     subset_table = subsets.table(
-        store, options.split, percents(options.percents), seed=options.seed, lists=options.lists
+        store, options.split, numbers("--percents", options.percents), seed=options.seed, lists=options.lists
     )
     _write(Path(options.out), subset_table)
     counts = ", ".join(f"{percent} %: {len(lists[0])}" for percent, lists in subset_table["lists"].items())
@@ -295,6 +301,8 @@ def predict(options: Any) -> int:
             options.files,
             format=options.format,
             layout=options.layout,
+            axes=options.axes,
+            channels=options.channels,
             device=options.device,
             log=_to_stderr,
             **sliding,

@@ -20,7 +20,7 @@ import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.data.store import Store
 from s2vfast.evaluate import features, finetune, leakage, runs
-from s2vfast.evaluate.checks import open_store, whole_file
+from s2vfast.evaluate.checks import check_choice, check_counts, open_store, whole_file
 from s2vfast.networks import Network
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
@@ -79,31 +79,55 @@ class EvalContext:
         cls,
         run_dir: str | Path,
         store_path: str | Path,
-        split: str | None,
-        parts: tuple[str, str],
+        split: str | None = None,
         *,
-        untrained: bool,
-        device: str,
-        ranks: Ranks,
-        log: Log,
+        train_part: str = "train",
+        test_part: str = "test",
+        untrained: bool = False,
+        pool: features.Pool = "mean",
+        clips: int = 64,
+        device: str = "auto",
+        ranks: Ranks | None = None,
+        log: Log = print,
         **options: Any,
     ) -> EvalContext:
-        """The encoder of a run, and a store.
+        """The encoder of a run (the teacher, or what was fine-tuned), and a store.
+
+        Args:
+            run_dir: a run's folder, pretrained or fine-tuned.
+            store_path: a store of the run's layout; not necessarily the one it was pretrained on (transfer).
+            split: named split of the store; None: the one of the run.
+            train_part: part of the split that is fitted.
+            test_part: part of the split that is measured.
+            untrained: take the weights that the run started from.
+            pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
+            clips: sequences that go through the encoder at a time.
+            device: auto, cpu, cuda or cuda:N.
+            ranks: processes that share the work; None: this one alone.
+            log: told of what is odd, a line each, by the first of them.
+            options: further fields, as they are: seed, cache, progress.
 
         Raises:
-            S2vfastError: a run, store, split or device that cannot be used.
+            S2vfastError: a run, store, split or option that cannot be used.
         """
+        check_choice("pool", pool, features.POOLS)
+        check_counts(clips=clips)
+        parts, ranks = (train_part, test_part), ranks or Ranks()
         where = features.resolve_device(device, ranks)
         log = log if ranks.is_main else _silent
         encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
         store, about = open_store(run_dir, store_path), rundir.read(run_dir)
         tuned = about.get(runs.FINETUNE)
+        if untrained and rundir.INIT in about:
+            raise errors.ConfigError(
+                f"--untrained: {run_dir} began from the weights of {about[rundir.INIT]['source']}, which are trained"
+            )
         if untrained and tuned and tuned["source"]["mode"] != "supervised":
             raise errors.ConfigError(
                 f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
                 f"{tuned['source']['run']}"
             )
-        features.check_pool(encoder, options.get("pool", "mean"))
+        features.check_pool(encoder, pool)
         split = split or config.data.split
         ids = _part_ids(store, split, *parts)
         if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
@@ -114,8 +138,8 @@ class EvalContext:
             )
         labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
         context = cls(
-            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, **options,
-            ranks=ranks, log=log,
+            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, clips,
+            **options, ranks=ranks, log=log,
         )  # fmt: skip
         if overlap := context.overlap:
             log(
@@ -159,7 +183,10 @@ class EvalContext:
         if runs.FINETUNE in about:
             return about[runs.FINETUNE]["source"]["pretrained_on"]
         source = rundir.pretrained_on(about)
-        return source if rundir.IMPORTED in about else source | {"split": self.config.data.split}
+        if rundir.IMPORTED in about:
+            return source
+        seen = about.get(rundir.INIT, {}).get("seen")
+        return source | {"split": self.config.data.split} | ({"seen": seen} if seen else {})
 
     @property
     def transfer(self) -> bool | None:

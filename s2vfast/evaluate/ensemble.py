@@ -95,7 +95,7 @@ def evaluate_ensemble(
         test_scores.append(_scores(context, 1, scores))
         if weights is None:
             fit_scores.append(_scores(context, 0, scores))
-        single = measures.scores(metrics.rank_scores(test_scores[-1]), context.labels[1], context.store.classes)
+        single = measures.scores(metrics.rank_scores(test_scores[-1]), context.labels[1].cpu(), context.store.classes)
         data, model = context.config.data, context.config.model
         about.append(
             {"run": str(run), "network": model.name, "stream": data.stream, "k": getattr(model, "k", None)}
@@ -104,9 +104,9 @@ def evaluate_ensemble(
     chosen_folds: list[dict[str, Any]] = []
     numbers = list(weights or [])
     if weights is None:
-        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), context.labels[0], folds, seed)
+        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), context.labels[0].cpu(), folds, seed)
     total = _mixed(torch.stack(test_scores), numbers)
-    result = measures.scores(metrics.rank_scores(total), context.labels[1], context.store.classes)
+    result = measures.scores(metrics.rank_scores(total), context.labels[1].cpu(), context.store.classes)
     for one, weight in zip(about, numbers, strict=True):
         one["weight"] = weight
     return {
@@ -183,8 +183,8 @@ def _mixed(scores: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def _scores(context: EvalContext, part: int, scores: str) -> Tensor:
-    logits = finetune_protocols.class_logits(context, context.run, part)
-    return getattr(F, scores)(logits.double(), dim=1)
+    logits = finetune_protocols.classifier_scores(context, context.run, part)
+    return getattr(F, scores)(logits.detach().double(), dim=1)
 
 
 def _check(run: str | Path, store_path: str | Path, split: str) -> None:

@@ -159,7 +159,7 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
 def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]:
     """How evaluation makes a clip of a recording, a line a step."""
     data, joints = config.data, layout["joints"]
-    root, unit = joints[layout["root"]], "metres" if unit == "m" else unit
+    root, unit = _anchor(layout["root"], joints), "metres" if unit == "m" else unit
     lines = [
         f"joints in {unit}, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
         "drop frames in which every joint of the main body is zero",
@@ -181,12 +181,17 @@ def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]
         when = "the recording's first kept frame" if data.center == "first" else "every frame"
         lines.append(f"subtract the main body's {root} of {when}")
     if data.scale == "torso":
-        ends = " to ".join(joints[i] for i in layout["torso"])
+        ends = " to ".join(_anchor(end, joints) for end in layout["torso"])
         lines.append(f"divide by the main body's mean torso length ({ends}) in the clip")
     if data.align == "yaw":
         lines.append(f"turn about the vertical {layout['up']} so that the main body faces the same way on average")
     lines.append("joints that were zero stay zero")
     return [*lines, *views, "exactly: s2vfast.ops.clip_sample with training=False, s2vfast/reference/clip_sample.py"]
+
+
+def _anchor(anchor: int | list[int], joints: list[str]) -> str:
+    """A joint, or several, as a layout's file has them, in words."""
+    return joints[anchor] if isinstance(anchor, int) else f"mean of {' and '.join(joints[joint] for joint in anchor)}"
 
 
 @contextlib.contextmanager

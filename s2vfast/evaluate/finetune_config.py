@@ -26,10 +26,18 @@ class FinetuneConfig(Section):
     """Least length in steps; without it, a run on a few per cent of the labels ends before it has begun."""
     batch: int = option(48, ge=2)
     """Sequences a step, over all ranks; of fewer training sequences, all of them."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """``adamw``, or ``sgd`` with momentum, as optim.name of pretraining."""
     lr: float = option(3e-4, gt=0)
     """Peak learning rate of the head and the final norm (published)."""
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"
+    """After the warm-up, as optim.schedule of pretraining."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which the rate is multiplied by gamma, ascending (steps)."""
+    gamma: float = option(0.1, gt=0, le=1)
+    """Factor at a milestone (steps)."""
     lr_min: float = option(1e-5, ge=0)
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the descent (cosine, linear)."""
     warmup_epochs: float = option(5.0, ge=0)
     """Epochs of linear warm-up."""
     layer_decay: float = option(0.8, gt=0, le=1)
@@ -42,6 +50,8 @@ class FinetuneConfig(Section):
     """Decay of the second moment."""
     eps: float = option(1e-8, gt=0)
     """Added to the root of the second moment."""
+    momentum: float = option(0.9, ge=0, lt=1)
+    """Factor of the velocity from a step to the next (sgd)."""
     clip: float = option(5.0, ge=0)
     """Largest global gradient norm; 0 leaves gradients as they are."""
     label_smoothing: float = option(0.1, ge=0, lt=1)
@@ -51,8 +61,14 @@ class FinetuneConfig(Section):
     block (published)."""
     dropout: float = option(0.3, ge=0, lt=1)
     """Share of the head's inputs that are dropped (published)."""
+    head: Literal["mlp", "linear"] = "mlp"
+    """As objective.head of classify: two maps (published), or one of the mean over all tokens."""
     hidden: int = option(2048, ge=1)
-    """Width of the head between its two linear maps (published)."""
+    """Width of the head between its two linear maps (mlp; published)."""
+    noise: bool = False
+    """As objective.noise of classify: the network's own dropout, in place of drop_path."""
+    frozen_norms: bool = False
+    """As objective.frozen_norms of classify: the network stays in evaluation mode."""
     seed: int = option(1, ge=0, lt=2**63)
     """Seed of the head's first weights, order, clips and drops."""
     accumulate: int = option(1, ge=1)
@@ -72,6 +88,10 @@ class FinetuneConfig(Section):
         check_section(self, "finetune")
         if self.lr_min > self.lr:
             raise errors.ConfigError(f"finetune.lr_min: {self.lr_min} is above finetune.lr = {self.lr}")
+        if bool(self.milestones) != (self.schedule == "steps"):
+            raise errors.ConfigError(
+                "finetune.milestones: epochs are expected where finetune.schedule is steps, and only there"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field."""
@@ -81,6 +101,17 @@ class FinetuneConfig(Section):
 FREE = ("accumulate", "log_every", "checkpoint_every", "keep")
 """Fields that may change when a run goes on: they change a result in the last bits at most."""
 
+# Of a linear head on all that a network gives, at one rate for all layers.
+_PLAIN = {
+    "schedule": "steps",
+    "warmup_epochs": 0.0,
+    "layer_decay": 1.0,
+    "clip": 0.0,
+    "label_smoothing": 0.0,
+    "drop_path": 0.0,
+    "dropout": 0.0,
+    "head": "linear",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
     "nwucla": {
@@ -92,8 +123,30 @@ RECIPES: dict[str, dict[str, Any]] = {
         "drop_path": 0.1,
         "hidden": 256,
     },
+    "skeattnclr": {
+        **_PLAIN,
+        "epochs": 150.0,
+        "batch": 128,
+        "optimizer": "sgd",
+        "lr": 0.005,
+        "milestones": (60.0, 100.0),
+        "weight_decay": 0.0,
+        "frozen_norms": True,
+    },
+    "hitrs": {
+        **_PLAIN,
+        "epochs": 70.0,
+        "batch": 128,
+        "lr": 4e-4,
+        "milestones": (30.0, 40.0, 50.0, 60.0),
+        "gamma": 0.5,
+        "weight_decay": 0.01,
+        "noise": True,
+    },
 }
-"""Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores."""
+"""Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores.
+``skeattnclr``, ``hitrs``: what their authors did. SkeAttnCLR's rate was from 0.003 to 0.05, by stream and number of
+labels."""
 
 
 def load(recipe: str | Path = "published", changes: dict[str, Any] | None = None) -> FinetuneConfig:
@@ -157,7 +210,7 @@ def run_config(config: Config, options: FinetuneConfig, *, sequences: int | None
         data=replace(config.data, **data),
         mask=None,
         objective=objective(**values[objective]),
-        optim=OptimConfig(**values[OptimConfig]),
+        optim=OptimConfig(name=options.optimizer, **values[OptimConfig]),
         train=TrainConfig(**values[TrainConfig]),
         checkpoint=CheckpointConfig(every=options.checkpoint_every, keep=options.keep, final="weights"),
     )

@@ -67,6 +67,7 @@ def tuned(
             labels=labels,
         )
         folder = _folder(context, recipe, source) if out is None else out if len(seeds) == 1 else out / f"seed-{seed}"
+        context.log(_heading(mode, len(ids), labels, seed if len(seeds) > 1 else None, folder))
         seconds = finetune.tune(
             folder, config, context.store, ids, recipe, source, initial=initial, ranks=context.ranks
         )
@@ -83,23 +84,30 @@ def tuned(
     return measures.aggregate(scores) | about
 
 
+def _heading(mode: str, sequences: int, labels: dict[str, Any] | None, seed: int | None, folder: Path) -> str:
+    """What is trained next, where several trainings follow each other."""
+    what = "fine-tuning" if mode == "finetune" else "training from scratch"
+    subset = f", list {labels['number'] + 1} of {labels['percent']:g} % of the labels" if labels else ""
+    return f"{what} on {sequences:,} sequences{subset}{'' if seed is None else f', seed {seed}'}: {folder}"
+
+
 def from_scratch(options: FinetuneConfig) -> FinetuneConfig:
     """The recipe for an encoder that has learned nothing: all layers learn at the same rate."""
     return replace(options, layer_decay=1.0)
 
 
 def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
-    """Scores of a fine-tuned run on the context's test part.
+    """How right a fine-tuned run is on the context's test part; errors as of `classifier_scores`."""
+    ranked = metrics.rank_scores(classifier_scores(context, folder))
+    return measures.scores(ranked, context.labels[1], context.store.classes)
+
+
+def classifier_scores(context: EvalContext, folder: Path, part: int = 1) -> Tensor:
+    """Logits [n, classes] of a fine-tuned run on a part of the context: 1, which is measured, or 0.
 
     Raises:
         CheckpointError: a run that was not fine-tuned, or to other classes.
     """
-    ranked = metrics.rank_scores(class_logits(context, folder, 1))
-    return measures.scores(ranked, context.labels[1], context.store.classes)
-
-
-def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
-    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context; errors as of `measure`."""
     model, config, about = finetune.load_classifier(folder, log=context.log)
     if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(
@@ -117,7 +125,7 @@ def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
         device=context.device,
         ranks=context.ranks,
     )
-    return model.head(pooled.to(context.device)).detach()
+    return model.head(pooled.to(context.device)).cpu()
 
 
 def semi(

@@ -8,8 +8,9 @@ several of the same sequences, from differently drawn clips, take turns by the e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,17 @@ from torch import Tensor
 
 import s2vfast.errors as errors
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "skeattnclr": {"epochs": 150, "lr": 3.0, "milestones": (60, 100), "norm": False},
+    "hitrs": {"epochs": 70, "lr": 0.01, "optimizer": "adamw", "milestones": (70,), "norm": False},
+}
+"""Settings of `fit` by the method that published them, as changes to its defaults."""
 _NORM_EPS = 1e-6
 # Of the running statistics that the probe uses once trained (PyTorch's own default).
 _NORM_MOMENTUM = 0.1
 _SGD_MOMENTUM = 0.9
+_STEP = 0.1
 _INIT_STD = 0.01
 
 
@@ -29,9 +37,9 @@ class LinearProbe:
     """A trained probe: scores = (x - mean) / sqrt(var + 1e-6) @ weight.T + bias."""
 
     mean: Tensor
-    """Running mean of the batch norm, float32 [F]."""
+    """Running mean of the batch norm, float32 [F]; zeros where there was none."""
     var: Tensor
-    """Running variance of the batch norm, float32 [F]."""
+    """Running variance of the batch norm, float32 [F]; ones less 1e-6 where there was none."""
     weight: Tensor
     """float32 [classes, F]."""
     bias: Tensor
@@ -52,6 +60,9 @@ def fit(
     lr: float = 0.1,
     batch: int = 128,
     weight_decay: float = 0.0,
+    norm: bool = True,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    milestones: Sequence[float] = (),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> LinearProbe:
@@ -65,6 +76,9 @@ def fit(
         lr: first learning rate.
         batch: rows a step, 2 or more. A last batch of a single row joins the one before: it has no variance.
         weight_decay: L2 penalty on weight and bias.
+        norm: a batch norm before the linear map.
+        optimizer: SGD with momentum 0.9, or AdamW.
+        milestones: epochs at which the rate falls to a tenth, in place of its cosine.
         seed: of the first weights and of the order.
         progress: called with (epochs done, epochs) after each epoch.
 
@@ -82,7 +96,14 @@ def fit(
     weight = weight.to(features.device).requires_grad_()  # [classes, F]
     bias = torch.zeros(classes, device=features.device, requires_grad=True)  # [classes]
     mean, var = features.new_zeros(width), features.new_ones(width)  # [F]
-    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=_SGD_MOMENTUM, weight_decay=weight_decay)
+    if not norm:
+        var -= _NORM_EPS
+    parameters: dict[str, Any] = {"params": [weight, bias], "lr": lr, "weight_decay": weight_decay}
+    descent: torch.optim.Optimizer
+    if optimizer == "adamw":
+        descent = torch.optim.AdamW(**parameters)
+    else:
+        descent = torch.optim.SGD(**parameters, momentum=_SGD_MOMENTUM)
 
     sizes = _batch_sizes(n, batch)
     steps, step = epochs * len(sizes), 0
@@ -90,14 +111,17 @@ def fit(
         order = torch.randperm(n, generator=generator).to(features.device)
         version = versions[epoch % len(versions)]  # [n, F]
         for rows in order.split(sizes):
-            optimizer.param_groups[0]["lr"] = 0.5 * lr * (1.0 + math.cos(math.pi * step / steps))
+            rate = 0.5 * lr * (1.0 + math.cos(math.pi * step / steps))
+            if milestones:
+                rate = lr * _STEP ** sum(epoch >= milestone for milestone in milestones)
+            descent.param_groups[0]["lr"] = rate
             normed = F.batch_norm(
-                version[rows], mean, var, training=True, momentum=_NORM_MOMENTUM, eps=_NORM_EPS
+                version[rows], mean, var, training=norm, momentum=_NORM_MOMENTUM, eps=_NORM_EPS
             )  # [b, F]
             loss = F.cross_entropy(F.linear(normed, weight, bias), labels[rows])
-            optimizer.zero_grad()
+            descent.zero_grad()
             loss.backward()
-            optimizer.step()
+            descent.step()
             step += 1
         if progress is not None:
             progress(epoch + 1, epochs)

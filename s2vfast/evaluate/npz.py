@@ -31,14 +31,14 @@ def embed(
     """Write the features of a store's sequences to an npz file, which is there whole or not at all.
 
     Its arrays: ``features`` float32 [n, F], ``labels`` int64 [n], ``names`` [n], ``part`` [n] (the sequence's part of
-    the split, empty text without a split) and ``classes`` (class names by label). No pickles: `numpy.load` as it is.
+    the split, empty text of ``all``) and ``classes`` (class names by label). No pickles: `numpy.load` as it is.
 
     Args:
         run_dir: a run's folder.
         store_path: a store of the run's layout.
         out: the file.
-        split: named split, of which all parts are written; None: every sequence of the store.
-        pool: as in `s2vfast.evaluate.evaluate`; so are untrained, clips, device, progress and log.
+        split: named split, of which all parts are written; None: the run's own. ``all`` has every sequence, in no part.
+        pool: as in `s2vfast.evaluate.context.EvalContext.open`; so are untrained, clips, device and log.
         untrained: the weights that the run started from.
         clips: sequences at a time.
         device: auto, cpu, cuda or cuda:N.
@@ -54,9 +54,12 @@ def embed(
     """
     check_choice("pool", pool, features.POOLS)
     check_counts(clips=clips)
+    if Path(out).suffix != ".npz":
+        raise errors.ConfigError(f"--out {out}: an .npz file is written; give a name that ends in .npz")
     where = features.resolve_device(device)
     encoder, config, step = features.load_encoder(run_dir, untrained=untrained, log=log)
     store = open_store(run_dir, store_path)
+    split = split or config.data.split
     ids, part = _split_rows(store, split)
     report = None if progress is None else lambda done, of: progress("features", done, of)
     with whole_file(Path(out), overwrite) as file:
@@ -80,10 +83,8 @@ def embed(
     }
 
 
-def _split_rows(store: Store, split: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _split_rows(store: Store, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Sequence numbers, and the part of each."""
-    if split is None:
-        return np.arange(len(store.names), dtype=np.int64), np.full(len(store.names), "")
     # select knows the split "all" of any store, and names the known ones where there is no such split.
     parts = store.splits[split] if split in store.splits else {"": store.select(split, "")}
     ids = np.concatenate(list(parts.values()))

@@ -10,17 +10,20 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import s2vfast.errors as errors
-from s2vfast.data.formats import FORMATS, detect_format
-from s2vfast.data.formats.base import UnknownLayout
+from s2vfast.data.archive import only_member
+from s2vfast.data.formats import FORMATS, array_options, detect_format
+from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
-from s2vfast.data.layout import Layout, get_layout
+from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.units import LIMITS
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
 
@@ -34,6 +37,8 @@ def predict(
     *,
     format: str | None = None,
     layout: str | Path | None = None,
+    axes: str | None = None,
+    channels: str | None = None,
     top: int = 5,
     window: int | None = None,
     step: int = 1,
@@ -48,6 +53,8 @@ def predict(
         files: raw files of one of the known formats.
         format: a name in `s2vfast.data.formats.FORMATS`; None: detected for each file.
         layout: name or JSON file of the skeleton, for formats that have none of their own; None: the run's.
+        axes: order of the axes of arrays, as of `s2vfast.data.importer.import_dataset`; likewise ``channels``.
+        channels: numbers of a joint in arrays.
         top: classes a sequence.
         window: frames of a window that slides over each sequence; None: the whole sequence at once.
         step: frames from one window to the next.
@@ -96,7 +103,7 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, model.layout):
+        for entry in _read(Path(file), format, source_layout, model, {"axes": axes, "channels": channels}, log):
             # The windows of a sequence stay together, as each is smoothed by the one before it.
             waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
             if len(waiting) >= _AT_ONCE:
@@ -164,27 +171,64 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             low, high = np.searchsorted(body.frame_index, [start, stop])
             if np.asarray(body.joints[low:high]).any():
                 at = body.frame_index[low:high] - start
-                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high]))
+                sure = None if body.confidence is None else body.confidence[low:high]
+                bodies.append(replace(body, frame_index=at, joints=body.joints[low:high], confidence=sure))
         if bodies:
             part = replace(recording, total_frames=stop - start, bodies=bodies)
             yield entry | {"recording": part, "frames": [start, stop], "first": first}
             first = False
 
 
-def _read(path: Path, format: str | None, layout: Layout | None, skeleton: Layout) -> Iterator[dict[str, Any]]:
-    """The recordings of a file one by one, and what is wrong with it."""
+def _take_unit(source: Source, path: Path, model: Model, log: Callable[[str], object]) -> None:
+    """Coordinates that look like another unit than the run's, by a guess, are in the run's; what matters is said."""
+    if model.unit in (None, source.unit):
+        return
+    if model.config.data.scale != "torso":
+        reason = f" ({source.unit_reason})" if source.unit_reason else ""
+        log(f"{path}: its unit is {source.unit}{reason}, the run was trained on {model.unit}")
+    if source.unit_reason:
+        source.unit, source.limit = model.unit, LIMITS[model.unit]
+
+
+def _open(
+    path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, str | None]
+) -> Source:
+    """What a file holds, without labels. Where nothing names its layout it is ``skeleton``, the run's."""
+    src = only_member(path)
+    name = format or detect_format(src)
+    open_source = partial(FORMATS[name].open_source, labelled=False, **array_options(name, **options))
     try:
-        module = FORMATS[format or detect_format(path)]
-        try:
-            source = module.open_source(path, layout, labelled=False)
-        except UnknownLayout:  # the run knows
-            source = module.open_source(path, skeleton, labelled=False)
-        if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
+        source: Source = open_source(src, layout)
+    except UnknownLayout:
+        return open_source(src, skeleton)
+    if source.layout_reason and source.layout.num_joints == skeleton.num_joints:
+        return open_source(src, skeleton)
+    return source
+
+
+def _read(
+    path: Path,
+    format: str | None,
+    layout: Layout | None,
+    model: Model,
+    options: dict[str, str | None],
+    log: Callable[[str], object],
+) -> Iterator[dict[str, Any]]:
+    """The recordings of a file one by one, and what is wrong with it."""
+    skeleton = model.layout
+    try:
+        source = _open(path, format, layout, skeleton, options)
+        if not source.layout.same_joints(skeleton):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
                 f"({skeleton.num_joints} joints)"
             )
-        entries = (entry for item in source.items for entry in read_checked(source, item))
+        if source.dimensions not in skeleton.dimensions:
+            raise errors.DataError(
+                f"{path}: its joints have {source.dimensions} coordinates, those of the run {skeleton.dimensions[0]}"
+            )
+        _take_unit(source, path, model, log)
+        entries = (entry for item in source.items for entry in read_checked(source, item, model.min_confidence))
         first = list(itertools.islice(entries, 2))
         if not first:
             yield {"file": str(path), "error": f"{path}: no recording in it"}

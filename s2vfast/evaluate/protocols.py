@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import features, finetune, finetune_protocols, knn, measures, subsets, table
+from s2vfast.evaluate import finetune, finetune_protocols, floor, knn, measures, subsets, table
 from s2vfast.evaluate.checks import check_choice, check_counts
-from s2vfast.evaluate.context import EvalContext, Log, Progress
+from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
-from s2vfast.train.distributed import Ranks
 
-PROTOCOLS: tuple[str, ...] = ("linear", "knn", "retrieval", "finetune", "supervised", "semi")
+PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
 """What "all" is made of. "classify" measures a fine-tuned run as it is."""
 KNOWN = (*PROTOCOLS, "classify")
+
+
+_PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,19 @@ class Options:
     """Rows a step."""
     weight_decay: float = 0.0
     """L2 penalty."""
+    norm: bool = True
+    """A batch norm before its linear map."""
+    optimizer: str = "sgd"
+    """Its optimizer: "sgd" or "adamw"."""
+    milestones: Sequence[float] = ()
+    """Epochs at which its rate falls to a tenth, in place of a cosine."""
     fast: bool = True
     """Whether "linear" measures by L-BFGS too."""
     seed: int = 0
     """Of first weights, order and draws, and of the lists of "semi"."""
     repeats: int = 1
-    """Seeds of "linear", "finetune" and "supervised", counted up from ``seed`` or the recipe's; results are then mean
-    and sample standard deviation."""
+    """Seeds of "floor", "linear", "finetune" and "supervised", counted up from ``seed`` or the recipe's; results are
+    then mean and sample standard deviation."""
     draws: int = 0
     """Features of this many randomly drawn clips of every training sequence, as pretraining makes them, on top of the
     deterministic one. "linear" shows one of them an epoch, in turn; "knn" has them all as neighbours."""
@@ -64,6 +73,7 @@ class Options:
     def check(self) -> None:
         """Raise `ConfigError` unless every value is possible."""
         check_choice("transform", self.transform, knn.TRANSFORMS)
+        check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         for name in self.semi:
             check_choice("semi", name, finetune_protocols.SEMI_MEASURES)
         check_counts(k=self.k, repeats=self.repeats, lists=self.lists, epochs=self.epochs, batch=self.batch)
@@ -82,7 +92,7 @@ class Options:
     @property
     def probe(self) -> dict[str, Any]:
         """Settings of the published linear probe."""
-        return {"epochs": self.epochs, "lr": self.lr, "batch": self.batch, "weight_decay": self.weight_decay}
+        return {name: getattr(self, name) for name in _PROBE}
 
 
 def evaluate(
@@ -91,17 +101,7 @@ def evaluate(
     split: str | None = None,
     protocol: str = "linear",
     *,
-    pool: features.Pool = "mean",
-    untrained: bool = False,
-    train_part: str = "train",
-    test_part: str = "test",
-    clips: int = 64,
-    device: str = "auto",
-    cache: bool = False,
     confusion: bool = False,
-    ranks: Ranks | None = None,
-    progress: Progress | None = None,
-    log: Log = print,
     **options: Any,
 ) -> dict[str, Any]:
     """Evaluate a run's encoder (the teacher, or what was fine-tuned): fit on one part of a split, measure on the other.
@@ -110,21 +110,12 @@ def evaluate(
         run_dir: a run's folder, pretrained or fine-tuned.
         store_path: a store of the run's layout; not necessarily the one it was pretrained on (transfer).
         split: named split of the store; None: the one of the run.
-        protocol: "linear" (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn"
-            (`s2vfast.evaluate.knn`), "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
+        protocol: "floor" (`s2vfast.evaluate.floor`: what no learning is needed for), "linear"
+            (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
+            "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
-        pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
-        untrained: evaluate the weights that the run started from.
-        train_part: part of the split that is fitted.
-        test_part: part of the split that is measured.
-        clips: sequences that go through the encoder at a time.
-        device: auto, cpu, cuda or cuda:N.
-        cache: keep features under the run, and take those that are there.
         confusion: add the confusion matrix, rows are true classes.
-        ranks: processes that share the work; all get the same result.
-        progress: called with (what, done, of).
-        log: told of what is odd, a line each.
-        options: fields of `Options`.
+        options: arguments of `EvalContext.open`, and fields of `Options`.
 
     Returns:
         Plain values for JSON. ``top1``, ``top5`` (of six classes and more) and ``mean_class`` in per cent,
@@ -138,10 +129,8 @@ def evaluate(
         Stopped: a signal stopped fine-tuning (`s2vfast.evaluate.finetune.Stopped`); the same call goes on.
     """
     check_choice("protocol", protocol, KNOWN)
-    began, how = time.perf_counter(), Options(**options)
-    context = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
-                    progress, log, how)  # fmt: skip
-    _check(context, [protocol])
+    began = time.perf_counter()
+    context, how = opened(run_dir, store_path, split, [protocol], options)
     result = {**context.describe(), **_measure(context, protocol, how)}
     return _finished({"protocol": protocol, **result}, began, confusion)
 
@@ -152,16 +141,6 @@ def evaluate_all(
     split: str | None = None,
     protocols: Sequence[str] = PROTOCOLS,
     *,
-    pool: features.Pool = "mean",
-    untrained: bool = False,
-    train_part: str = "train",
-    test_part: str = "test",
-    clips: int = 64,
-    device: str = "auto",
-    cache: bool = False,
-    ranks: Ranks | None = None,
-    progress: Progress | None = None,
-    log: Log = print,
     each: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -175,10 +154,8 @@ def evaluate_all(
     """
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
-    began, how = time.perf_counter(), Options(**options)
-    context = _open(run_dir, store_path, split, pool, untrained, train_part, test_part, clips, device, cache, ranks,
-                    progress, log, how)  # fmt: skip
-    _check(context, protocols)
+    began = time.perf_counter()
+    context, how = opened(run_dir, store_path, split, protocols, options)
     results: dict[str, dict[str, Any]] = {}
 
     def so_far() -> dict[str, Any]:
@@ -195,39 +172,20 @@ def evaluate_all(
     return so_far()
 
 
-def _check(context: EvalContext, protocols: Sequence[str]) -> None:
-    """Raise where a protocol cannot be done with such a run, before any is."""
-    if "classify" not in protocols:
-        return
-    if context.untrained:
-        raise errors.ConfigError("--untrained: classify measures a fine-tuned run as it is; leave one of them out")
-    finetune.require(context.run)
-
-
-def _open(
-    run_dir: str | Path,
-    store_path: str | Path,
-    split: str | None,
-    pool: features.Pool,
-    untrained: bool,
-    train_part: str,
-    test_part: str,
-    clips: int,
-    device: str,
-    cache: bool,
-    ranks: Ranks | None,
-    progress: Progress | None,
-    log: Log,
-    options: Options,
-) -> EvalContext:
-    check_choice("pool", pool, features.POOLS)
-    check_counts(clips=clips)
-    options.check()
-    how = {"untrained": untrained, "device": device, "pool": pool, "clips": clips, "cache": cache}
-    parts, ranks = (train_part, test_part), ranks or Ranks()
-    return EvalContext.open(
-        run_dir, store_path, split, parts, **how, seed=options.seed, ranks=ranks, log=log, progress=progress
-    )
+def opened(
+    run_dir: str | Path, store_path: str | Path, split: str | None, protocols: Sequence[str], options: dict[str, Any]
+) -> tuple[EvalContext, Options]:
+    """What is measured, and how; raises where a protocol cannot be done with such a run, before any is."""
+    own = {leaf.name for leaf in dataclasses.fields(Options)} & options.keys()
+    how = Options(**{name: options[name] for name in own})
+    how.check()
+    context_options = {name: value for name, value in options.items() if name not in own}
+    context = EvalContext.open(run_dir, store_path, split, seed=how.seed, **context_options)
+    if "classify" in protocols:
+        if context.untrained:
+            raise errors.ConfigError("--untrained: classify measures a fine-tuned run as it is; leave one of them out")
+        finetune.require(context.run)
+    return context, how
 
 
 def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | None = None) -> dict[str, Any]:
@@ -247,6 +205,10 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
                 result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
             settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
+    if protocol == "floor":
+        result = floor.measure(context, range(how.seed, how.seed + how.repeats))
+        settings = {"kernels": floor.KERNELS, "frames": floor.FRAMES, "copies": floor.COPIES, "seed": how.seed}
+        return result | {"settings": settings | ({"repeats": how.repeats} if how.repeats > 1 else {})}
     if protocol == "retrieval":
         return measures.retrieval_scores(context)
     if protocol == "classify":

@@ -14,9 +14,7 @@ from s2vfast.config import Config
 from s2vfast.data.layout import Layout
 from s2vfast.evaluate import finetune_config
 from s2vfast.train import checkpoint, rundir
-
-FINETUNE = "finetune"
-"""What run.json calls recipe and source of a fine-tuned run."""
+from s2vfast.train.rundir import FINETUNE
 
 
 @dataclass(frozen=True)

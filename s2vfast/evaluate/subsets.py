@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-import torch
 
 import s2vfast.errors as errors
+from s2vfast.data.splits import name_draws
 from s2vfast.data.store import Store
-from s2vfast.reference import philox
 
 PERCENTS: tuple[float, ...] = (1, 5, 10, 20)
 """Shares of the published tables."""
@@ -48,10 +47,7 @@ def choose(names: Sequence[str], labels: Sequence[int], percent: float, seed: in
     """
     if not 0 < percent <= 100:
         raise errors.ConfigError(f"percent: {percent}; a number in (0, 100] is expected")
-    # 48 bits of a name's hash are its id, as many as fit a counter.
-    ids = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") for name in names]
-    words = philox.random_bits(seed, number, torch.tensor(ids, dtype=torch.int64), LABELS, 2)
-    draws = [(int(high), int(low)) for high, low in words.tolist()]
+    draws = name_draws(names, seed, number, LABELS)
     members: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         members.setdefault(int(label), []).append(position)

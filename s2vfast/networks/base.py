@@ -22,7 +22,7 @@ A network is a class in a file of this folder, or of a plugin, under a name:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from s2vfast.config.registry import NETWORKS
+from s2vfast.networks.noise import Draws
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -42,6 +43,23 @@ register = NETWORKS.register
 @dataclass
 class NoFields:
     """A section without fields."""
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """Tokens of joints in segments, how they look at each other, and what a network or an objective looks at."""
+
+    grid: tuple[int, int]
+    """(S, V): token s * V + v is joint v in segment s."""
+    segment_frames: int
+    features: Tensor
+    """[N, L, D]."""
+    attention: Iterable[Tensor]
+    """[N, H, L, L], layer after layer; rows sum to 1."""
+    layers: int = 1
+    """How many these are."""
+    salience: Tensor | None = None
+    """[N, L] in [0, 1]; None: there is none."""
 
 
 class Network(nn.Module):
@@ -125,11 +143,14 @@ class Network(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__}.with_drop_path")
 
-    def draw_noise(self, draws: Callable[[int], Tensor]) -> Any:
-        """What is random in a training pass, dropout or noise, as tensors whose rows are tracks; None: nothing.
+    def draw_noise(self, clips: Tensor, draws: Draws) -> Any:
+        """What is random in a training pass, dropout or noise, as tensors; None: nothing.
+
+        Rows of the tensors are tracks where `independent_tracks` are.
 
         Args:
-            draws: ``draws(count)`` gives Philox's int64 [N, count], uniform in [0, 2**32), `count` for each track.
+            clips: [N, T, V, C], of the pass.
+            draws: Philox's words.
         """
         return None
 
@@ -144,6 +165,13 @@ class Network(nn.Module):
     def attention(self, clips: Tensor) -> Iterator[Tensor] | None:
         """Attention weights [N, H, L, L], layer after layer; None: the network has none to show."""
         return None
+
+    def token_maps(self, clips: Tensor) -> TokenMaps | None:
+        """What `s2vfast view attention` shows of clips [N, T, V, C]; None: there is no attention, or no grid."""
+        layers = self.attention(clips)
+        if layers is None or self.grid is None:
+            return None
+        return TokenMaps(self.grid, self.segment_frames, self(clips), layers, self.depth)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a parameter."""

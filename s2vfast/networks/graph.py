@@ -23,19 +23,17 @@ from s2vfast.errors import ConfigError
 
 Graph = Literal["right", "published"]
 
-_ROOTS = {"kinect_v2": 1}
-"""Joints that the recognisers hang a layout's tree from, where it is not the root of its bone_parents."""
 _REVERSED = ("kinect_v1",)
 """Layouts whose edges the authors list as (child, parent); those of all others are (parent, child)."""
 
 
 def tree(layout: Layout) -> tuple[int, ...]:
-    """Parent of every joint, -1 at a root, in the tree of InfoGCN and FreqMixFormer; NTU's hangs from spine_mid.
+    """Parent of every joint, -1 at a root, in the tree of InfoGCN and FreqMixFormer: see `Layout.graph_centre`.
 
     Graph convolutions of ST-GCN take `Layout.bone_parents` as they are.
     """
-    root = _ROOTS.get(layout.name)
-    return layout.bone_parents if root is None else reroot(layout.bone_parents, root)
+    hangs = layout.bone_parents[layout.graph_centre] < 0
+    return layout.bone_parents if hangs else reroot(layout.bone_parents, layout.graph_centre)
 
 
 def adjacency(parents: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,8 @@ is no batch norm, the numbers are those of padded batches. The published step is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,20 @@ from torch import Tensor, nn
 from s2vfast import ops
 from s2vfast.config.fields import Section, option
 from s2vfast.errors import ConfigError
-from s2vfast.networks.base import Network, register
+from s2vfast.networks.base import Network, TokenMaps, register
+from s2vfast.networks.noise import Draws
+from s2vfast.networks.windows import (
+    PAIRS,
+    LevelNoise,
+    Packing,
+    Scale,
+    level_noise,
+    pack,
+    pack_fixed,
+    pad_and_span,
+    scales,
+    window_count,
+)
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -46,87 +60,9 @@ class HiTRSConfig(Section):
     """Frames from one frame of a window to the next."""
     positions: int = option(200, ge=1)
     """Windows that a video can have."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Which frames, windows and videos go through the levels."""
-
-    frames: Tensor
-    """int64 [F]: rows of clips [N * T, V, C]. Packed frame 0 is empty, frame i + 1 is ``frames[i]``."""
-    windows: Tensor
-    """int64 [W, window]: packed frames of each window."""
-    videos: tuple[Tensor, ...]
-    """int64 [n, k] each: windows of n videos that have k; all n together are R."""
-    order: Tensor
-    """int64 [R]: where each video stands among those of ``videos`` in turn."""
-    owners: Tensor | None = None
-    """int64 [1 + F + W + R]: the track of every packed frame (0 for the empty one), window, and video of ``videos`` in
-    turn; needed for stochastic depth."""
-
-
-def window_count(length: int, section: HiTRSConfig) -> int:
-    """Windows of a sequence of ``length`` frames with ``window // 2 * dilation`` empty frames put at both ends.
-
-    All that lie within it, and as many more as it takes to see the last frame; `data.augment.temporal.sliding_windows`
-    lists their frames.
-    """
-    pad, span = section.window // 2 * section.dilation, (section.window - 1) * section.dilation + 1
-    within = (length + 2 * pad - span) // section.stride + 1 if length + 2 * pad >= span else 0
-    return max(within, max(0, -(-(pad + length - span) // section.stride)) + 1)
-
-
-def lengths_of(clips: Tensor, bodies: int) -> Tensor:
-    """int64 [N]: frames of each track, up to the last one in which any body of its sample is seen.
-
-    Args:
-        clips: [N, T, V, C], bodies of a sample next to each other, zeros where a body is absent.
-        bodies: of a sample.
-    """
-    seen = (clips != 0).any(-1).any(-1).unflatten(0, (-1, bodies)).any(1)  # [B, T]
-    steps = torch.arange(1, clips.shape[1] + 1, device=clips.device)
-    return (seen * steps).amax(1).repeat_interleave(bodies)
-
-
-def packed_frames(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the frames where a body is seen, and of every frame the number that it has when packed (0: empty).
-
-    Args:
-        seen: bool [N, T].
-
-    Returns:
-        (int64 [F], int64 [N, T]).
-    """
-    number = seen.flatten().cumsum(0).reshape(seen.shape) * seen
-    return seen.flatten().nonzero()[:, 0], number
-
-
-def window_frames(number: Tensor, tracks: Tensor, starts: Tensor, offsets: Tensor, pad: int) -> Tensor:
-    """Packed frames [W, window] of windows of tracks [W]; frames before and after a clip are empty.
-
-    Args:
-        number: as `packed_frames` gives it.
-        tracks: int64 [W].
-        starts: int64 [W], first frame of a window in the padded clip.
-        offsets: int64 [window] or [W, window], frames after the start.
-        pad: empty frames before the clip.
-    """
-    at = starts[:, None] + offsets - pad
-    within = (at >= 0) & (at < number.shape[1])
-    return number[tracks[:, None], at.clamp(0, number.shape[1] - 1)] * within
-
-
-def grouped(videos: Sequence[Sequence[int]], device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Videos of as many windows together: `Packing.videos` and `Packing.order`."""
-    by_count: dict[int, list[int]] = {}
-    for number, video in enumerate(videos):
-        by_count.setdefault(len(video), []).append(number)
-    row_of = [0] * len(videos)
-    turn = [number for count in sorted(by_count) for number in by_count[count]]
-    for position, number in enumerate(turn):
-        row_of[number] = position
-    groups = tuple(torch.tensor([videos[i] for i in by_count[count]], device=device) for count in sorted(by_count))
-    return groups, torch.tensor(row_of, device=device)
+    dropout: float = option(0.2, ge=0, lt=1)
+    """Of what attention and MLP add in every block, to 1/256, in training passes: those of the objective hitrs, and of
+    classify where objective.noise asks for it."""
 
 
 class Block(nn.Module):
@@ -146,38 +82,50 @@ class Block(nn.Module):
         Args:
             x: [..., D].
             attend: queries, keys and values [..., 3, H, d] to [..., H, d].
-            factors: [2, …, 1], of both branches, broadcast over x; None: 1.
+            factors: [2, …], of both branches, broadcast over x; None: 1.
         """
-        return self.mlp(self.attended(x, attend(self.queries_keys_values(x)), factors), factors)
+        return self._finished(x, attend(self.queries_keys_values(x)), factors)
 
     def queries_keys_values(self, x: Tensor) -> Tensor:
         """[..., 3, H, d]."""
         return self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
 
-    def attended(self, x: Tensor, values: Tensor, factors: Tensor | None) -> Tensor:
-        """x with the first branch."""
-        y = self.out(values.flatten(-2))
-        return x + (y if factors is None else y * factors[0])
-
-    def mlp(self, x: Tensor, factors: Tensor | None) -> Tensor:
-        """x with the second branch."""
-        y = self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return x + (y if factors is None else y * factors[1])
-
     def token(self, x: Tensor, mask: Tensor | None = None, factors: Tensor | None = None) -> Tensor:
-        """The last token's row [..., D] of what comes of x [..., L, D]: its query alone looks at all keys.
+        """The last token's row [n, D] of what comes of x [n, L, D]: its query alone looks at all rows.
+
+        Keys and values are not made: q (k_w y) is (q k_w) y, and the weighted mean of v_w y is v_w times that of y.
 
         Args:
             x: rows.
-            mask: bool, broadcast over scores [..., H, 1, L], True where a key may be looked at.
-            factors: [2, …, 1], of both branches, broadcast over the result.
+            mask: bool [n, L], True where a row may be looked at.
+            factors: [2, …], of both branches, broadcast over the result.
         """
-        q_weight, kv_weight = self.qkv.weight.split([self.out.in_features, 2 * self.out.in_features])
+        y, weights, v_weight = self._token_weights(x, mask)
+        values = torch.einsum("nhD,hdD->nhd", weights @ y, v_weight)
+        return self._finished(x[:, -1], values, factors)
+
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What each row of x [n, L, D] looks at, [n, H, L, L]; mask bool, broadcast over it."""
+        q, k, _ = self.queries_keys_values(x).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+    def _token_weights(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised rows, what the last one looks at [n, H, L], and the matrices of values [H, d, D]."""
         y = self.norm1(x)
-        q = F.linear(y[..., -1:, :], q_weight).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-        k, v = F.linear(y, kv_weight).unflatten(-1, (2, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        values = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-2, -3)[..., 0, :, :]
-        return self.mlp(self.attended(x[..., -1, :], values, factors), factors)
+        q_weight, k_weight, v_weight = self.qkv.weight.unflatten(0, (3, self.heads, -1))  # each [H, d, D]
+        q = torch.einsum("nD,hdD->nhd", y[:, -1], q_weight)
+        scores = torch.einsum("nhd,hdD->nhD", q, k_weight) @ y.transpose(1, 2) * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], -torch.inf)
+        return y, scores.softmax(-1), v_weight
+
+    def _finished(self, x: Tensor, values: Tensor, factors: Tensor | None) -> Tensor:
+        """x with both branches; values [..., H, d]."""
+        y = self.out(values.flatten(-2))
+        x = x + y if factors is None else torch.addcmul(x, y, factors[0])
+        y = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + y if factors is None else torch.addcmul(x, y, factors[1])
 
 
 def sinusoids(count: int, width: int) -> Tensor:
@@ -224,7 +172,6 @@ class HiTRS(Network):
         frame = torch.arange(section.window * joints + 1) // joints
         mask = (frame[:, None] != frame) | torch.eye(len(frame), dtype=torch.bool)
         self.register_buffer("clip_mask", mask, persistent=False)
-        self.register_buffer("offsets", torch.arange(section.window) * section.dilation, persistent=False)
 
     @classmethod
     def build(cls, config: Config, layout: Layout) -> HiTRS:
@@ -234,151 +181,167 @@ class HiTRS(Network):
     @classmethod
     def check(cls, config: Config, layout: Layout | None) -> None:
         """Even widths, and positions for all windows."""
-        model = config.model
+        model, frames = config.model, config.data.frames
         if model.width % 2:
             raise ConfigError(f"model.width: {model.width}; an even number is expected")
-        count = window_count(config.data.frames, model)
+        if frames >= PAIRS:
+            raise ConfigError(f"data.frames: {frames}; fewer than {PAIRS} are expected by model.name: hitrs")
+        count = window_count(frames, model)
         if count > model.positions:
-            raise ConfigError(
-                f"model.positions: {model.positions}; data.frames = {config.data.frames} make {count} windows"
-            )
+            raise ConfigError(f"model.positions: {model.positions}; data.frames = {frames} make {count} windows")
 
     @property
     def pad(self) -> int:
         """Empty frames before and after a clip."""
-        return self.section.window // 2 * self.section.dilation
+        return pad_and_span(self.section)[0]
 
     def tokens(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
         """Embeddings of videos, [N, 1, 4 * model.width]; clips as of `Network.tokens`."""
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-            return self.dense(clips)[:, None]
-        packing = self.packing(clips)
-        frames = self.frames(clips.flatten(0, 1)[packing.frames], packing)
-        return self.videos(self.windows(frames, packing), packing)[:, None]
+        return self.hidden(clips, 1)[0]
+
+    def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
+        """The video token after each of the last ``last`` blocks, at most those of the video level."""
+        if last > self.section.depth:
+            raise NotImplementedError(
+                f"HiTRS.hidden: layers below the {self.section.depth} of the video level have no token of the video; "
+                f"last = {last}"
+            )
+        return [state[:, None] for state in self._states(clips, self._packing_of(clips))[-last:]]
 
     def with_drop_path(self, clips: Tensor, factors: Tensor, rates: list[float]) -> Tensor:
         """As of `Network`; layers are those of the frame, then the clip, then the video level.
 
         The empty frame, which all tracks share, is never left out.
         """
-        packing = self.packing(clips)
-        factors = factors.to(clips.dtype)
-        frames = self.frames(clips.flatten(0, 1)[packing.frames], packing, factors)
-        windows = self.windows(frames, packing, factors)
-        return self.videos(windows, packing, factors)[:, None]
+        packing, depth = self._packing_of(clips), self.section.depth
+        by_layer = factors.to(clips.dtype).permute(1, 2, 0)  # [depth, 2, N]
+        of_videos = packing.tracks[2].split([len(video) for video in packing.videos])
 
-    def packing(self, clips: Tensor) -> Packing:
-        """All windows of every track. Waits for the device, as numbers of windows are shapes."""
-        frames, number = packed_frames((clips != 0).any(-1).any(-1))
-        counts = [window_count(length, self.section) for length in lengths_of(clips, self.bodies).tolist()]
-        starts = torch.tensor([i * self.section.stride for count in counts for i in range(count)], device=clips.device)
-        tracks = torch.arange(len(counts), device=clips.device)
-        of_window = tracks.repeat_interleave(torch.tensor(counts, device=clips.device))
-        firsts = [sum(counts[:i]) for i in range(len(counts))]
-        videos = [list(range(first, first + count)) for first, count in zip(firsts, counts, strict=True)]
-        groups, order = grouped(videos, clips.device)
-        windows = window_frames(number, of_window, starts, self.offsets, self.pad)
-        of_frame = torch.cat([frames.new_zeros(1), frames // clips.shape[1]])
-        return Packing(frames, windows, groups, order, torch.cat([of_frame, of_window, order.argsort()]))
+        def frames(layer: int) -> Tensor:
+            of_rows = by_layer[layer][:, packing.tracks[0]].clone()
+            of_rows[:, 0] = 1.0
+            return of_rows[..., None, None]
 
-    def frames(self, rows: Tensor, packing: Packing, factors: Tensor | None = None) -> Tensor:
+        def windows(layer: int) -> Tensor:
+            of_rows = by_layer[depth + layer][:, packing.tracks[1], None]
+            return of_rows if layer == depth - 1 else of_rows[..., None]
+
+        def videos(layer: int) -> Tensor:
+            groups = zip(packing.videos, of_videos, strict=True)
+            rows = [by_layer[2 * depth + layer][:, of].repeat_interleave(v.shape[1] + 1, 1) for v, of in groups]
+            return torch.cat(rows, 1)[..., None]
+
+        return self._states(clips, packing, (frames, windows, videos))[-1][:, None]
+
+    def draw_noise(self, clips: Tensor, draws: Draws) -> tuple[Packing, LevelNoise] | None:
+        """What dropout keeps of clips [N, T, V, C], and what goes through the levels; None where nothing is dropped."""
+        if not self.section.dropout:
+            return None
+        packing = (pack_fixed if clips.is_cuda else pack)(clips, self.bodies, self.section)
+        return packing, level_noise(packing, self.section, self.joints, draws)
+
+    def with_noise(self, clips: Tensor, noise: tuple[Packing, LevelNoise]) -> Tensor:
+        """Tokens with dropout, what it keeps being `draw_noise`'s."""
+        packing, keep = noise
+        return self._states(clips, packing, scales(keep, self.section.dropout))[-1][:, None]
+
+    def frames(self, rows: Tensor, scale: Scale | None = None) -> Tensor:
         """Frame level: packed frames [1 + F, V, width], the empty one first, of those that there are [F, V, C]."""
         x = self.embedding(torch.cat([rows.new_zeros(1, *rows.shape[1:]), rows])) + self.frame_position
         for layer, block in enumerate(self.frame_blocks):
-            x = block(x, ops.attention, self._factors(factors, packing, 0, layer, 2))
+            x = block(x, ops.attention, scale and scale(layer))
         return x
 
-    def windows(self, frames: Tensor, packing: Packing, factors: Tensor | None = None) -> Tensor:
-        """Clip level: embeddings [W, 2 * width] of windows of packed frames."""
-        # Before frames are gathered: most of them are in two windows.
-        mapped = self.clip_map(frames)
-        x = mapped.index_select(0, packing.windows.flatten()).unflatten(0, packing.windows.shape) + self.clip_position
-        x = torch.cat([x.flatten(1, 2), self.clip_token.expand(len(x), 1, -1)], 1)
+    def windows(self, frames: Tensor, windows: Tensor, scale: Scale | None = None) -> Tensor:
+        """Clip level: embeddings [W, 2 * width] of windows [W, window] of packed frames."""
+        x = self._joints(frames, windows)
         *before, last = self.clip_blocks
         for layer, block in enumerate(before):
-            x = block(x, self.clip_attention, self._factors(factors, packing, 1, layer, 2))
-        return last.token(x, None, self._factors(factors, packing, 1, len(before), 1))
+            x = block(x, self.clip_attention, scale and scale(layer))
+        return last.token(x, None, scale and scale(len(before)))
+
+    def _joints(self, frames: Tensor, windows: Tensor) -> Tensor:
+        """Rows [W, window * V + 1, 2 * width] that the clip level begins with."""
+        mapped = self.clip_map(frames)
+        x = mapped.index_select(0, windows.flatten()).unflatten(0, (-1, windows.shape[1])) + self.clip_position
+        return torch.cat([x.flatten(1, 2), self.clip_token.expand(x.shape[0], 1, -1)], 1)
 
     def clip_attention(self, qkv: Tensor) -> Tensor:
         """[N, L, 3, H, d] to [N, L, H, d]: a joint does not look at other joints of its frame."""
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.clip_mask).transpose(1, 2)
+        return _masked_attention(qkv, self.clip_mask)
 
-    def videos(self, windows: Tensor, packing: Packing, factors: Tensor | None = None) -> Tensor:
+    def videos(self, windows: Tensor, packing: Packing, scale: Scale | None = None) -> Tensor:
         """Video level: embeddings [R, 4 * width] of videos of windows [W, 2 * width]."""
+        return deque(self._video_states(windows, packing, scale), maxlen=1).pop()
+
+    def _video_states(self, windows: Tensor, packing: Packing, scale: Scale | None) -> Iterator[Tensor]:
+        """The videos' tokens [R, 4 * width] after each block."""
         if not packing.videos:
-            return windows.new_zeros(0, self.width)
+            yield windows.new_zeros(0, self.width)
+            return
         mapped, parts = self.video_map(windows), []
         for video in packing.videos:
             x = mapped[video] + self.video_position[: video.shape[1]]
-            parts.append(torch.cat([x, self.video_token.expand(len(x), 1, -1)], 1))
+            parts.append(torch.cat([x, self.video_token.expand(x.shape[0], 1, -1)], 1))
         shapes = [part.shape[:2] for part in parts]
         sizes = [n * k for n, k in shapes]
         x = torch.cat([part.flatten(0, 1) for part in parts])  # linear maps see all rows at once
+        mask = None if packing.present is None else F.pad(packing.present, (0, 1), value=True)
+
+        def groups(rows: Tensor) -> list[Tensor]:
+            if len(shapes) == 1:  # whose size may be left open, exported
+                return [rows.unflatten(0, (-1, shapes[0][1]))]
+            return [part.unflatten(0, shape) for part, shape in zip(rows.split(sizes), shapes, strict=True)]
 
         def attend(qkv: Tensor) -> Tensor:
-            groups = zip(qkv.split(sizes), shapes, strict=True)
-            return torch.cat([ops.attention(rows.unflatten(0, shape)).flatten(0, 1) for rows, shape in groups])
+            mixed = [
+                ops.attention(part) if mask is None else _masked_attention(part, mask[:, None, None])
+                for part in groups(qkv)
+            ]
+            return torch.cat([part.flatten(0, 1) for part in mixed])
 
         *before, last = self.video_blocks
         for layer, block in enumerate(before):
-            of_videos = self._factors(factors, packing, 2, layer, 1)
-            if of_videos is not None:
-                repeats = torch.cat([v.new_full((len(v),), v.shape[1] + 1) for v in packing.videos])
-                of_videos = of_videos.repeat_interleave(repeats, 1)
-            x = block(x, attend, of_videos)
-        of_videos = self._factors(factors, packing, 2, len(before), 1)
-        of_groups = [None] * len(shapes) if of_videos is None else of_videos.split([n for n, _ in shapes], 1)
-        groups = zip(x.split(sizes), shapes, of_groups, strict=True)
-        return torch.cat([last.token(rows.unflatten(0, shape), None, of) for rows, shape, of in groups])[packing.order]
+            x = block(x, attend, scale and scale(layer))
+            yield torch.cat([part[:, -1] for part in groups(x)])[packing.order]
+        factors = [None] * len(parts)
+        if scale is not None:
+            of_groups = zip(scale(len(before)).split(sizes, 1), shapes, strict=True)
+            factors = [part.unflatten(1, shape)[:, :, -1] for part, shape in of_groups]
+        tokens = [last.token(part, mask, of) for part, of in zip(groups(x), factors, strict=True)]
+        yield torch.cat(tokens)[packing.order]
 
-    def _factors(self, factors: Tensor | None, packing: Packing, level: int, layer: int, ones: int) -> Tensor | None:
-        """Of a layer's branches for the rows of a level, [2, rows, 1, …] with as many ones."""
-        if factors is None:
-            return None
-        sizes = [len(packing.frames) + 1, len(packing.windows), len(packing.order)]
-        tracks = packing.owners.split(sizes)[level]
-        of_rows = factors[tracks, level * self.section.depth + layer]
-        if level == 0:
-            of_rows = torch.cat([torch.ones_like(of_rows[:1]), of_rows[1:]])
-        return of_rows.T.reshape(2, len(tracks), *[1] * ones)
+    def token_maps(self, clips: Tensor) -> TokenMaps:
+        """Joints of windows as tokens, a window being a segment of model.stride frames.
 
-    def dense(self, clips: Tensor) -> Tensor:
-        """The same embeddings [N, D] by fixed shapes: all windows that a clip can have, and masks. For export."""
-        section, N = self.section, len(clips)
-        count = window_count(clips.shape[1], section)
-        starts = torch.arange(count, device=clips.device) * section.stride
-        at = (starts[:, None] + self.offsets).flatten()
-        after = int(at.max()) + 1 - clips.shape[1] - self.pad
-        padded = F.pad(clips, (0, 0, 0, 0, self.pad, max(after, 0)))
-        x = self.embedding(padded) + self.frame_position
-        T = x.shape[1]
-        x = x.flatten(0, 1)
-        for block in self.frame_blocks:
-            x = block(x, ops.attention)
-        x = self.clip_map(x).unflatten(0, (-1, T)).index_select(1, at)
-        x = x.unflatten(1, (count, section.window)).flatten(0, 1) + self.clip_position
-        x = torch.cat([x.flatten(1, 2), self.clip_token.expand(x.shape[0], 1, -1)], 1)
-        for block in self.clip_blocks[:-1]:
+        Features are those of the frame level, the mean over a window's frames. In a block, a window looks at others as
+        it does at the video level, and at the joints of each as that window's token does at the clip level, summed over
+        frames. Salience is what the video's token looks at in the last block, as a share of the most.
+        """
+        section, packing = self.section, pack_fixed(clips, self.bodies, self.section)
+        N, S, V = len(clips), clips.shape[1] // section.stride, self.joints
+        frames = self.frames(clips.flatten(0, 1))
+        features = frames[packing.windows].mean(1).unflatten(0, (N, -1))[:, :S]  # [N, S, V, D]
+        x, joints = self._joints(frames, packing.windows), []
+        for block in self.clip_blocks:
+            of_token = block._token_weights(x, None)[1][..., :-1].unflatten(-1, (-1, V)).sum(-2)  # [W, H, V]
+            joints.append((of_token / of_token.sum(-1, keepdim=True)).unflatten(0, (N, -1))[:, :S])  # [N, S, H, V]
             x = block(x, self.clip_attention)
-        x = self.clip_blocks[-1].token(x)
-        x = self.video_map(x).unflatten(0, (-1, count)) + self.video_position[:count]
-        x = torch.cat([x, self.video_token.expand(x.shape[0], 1, -1)], 1)
-        # Window i is there if it lies in the padded clip, or the frames before its last ones do not show the end.
-        length = lengths_of(clips, self.bodies)[:, None]
-        span = (section.window - 1) * section.dilation + 1
-        within = starts + span <= length + 2 * self.pad
-        needed = starts - section.stride + span < self.pad + length
-        is_window = (within | needed | (starts == 0)).expand(N, -1)
-        mask = F.pad(is_window, (0, 1), value=True)[:, None, None]
-
-        def attend(qkv: Tensor) -> Tensor:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-
-        for block in self.video_blocks[:-1]:
-            x = block(x, attend)
-        return self.video_blocks[-1].token(x, mask)
+        present = F.pad(packing.present, (0, 1), value=True)[:, None, None]
+        video = self.video_map(x[:, -1]).unflatten(0, (N, -1)) + self.video_position[: packing.videos[0].shape[1]]
+        video, windows = torch.cat([video, self.video_token.expand(N, 1, -1)], 1), []
+        for block in self.video_blocks:
+            windows.append(block.attention_weights(video, present))
+            video = block(video, lambda qkv: _masked_attention(qkv, present))
+        attention = []
+        for of_windows, of_joints in zip(windows, joints, strict=True):
+            among = of_windows[:, :, :S, :S]
+            among = among / among.sum(-1, keepdim=True)
+            weights = among[..., None] * of_joints.transpose(1, 2)[:, :, None]  # [N, H, S, S, V]
+            attention.append(weights.flatten(3).repeat_interleave(V, 2))
+        salience = (windows[-1][:, :, -1, :S, None] * joints[-1].transpose(1, 2)).mean(1).flatten(1)
+        salience = salience / salience.amax(1, keepdim=True)
+        return TokenMaps((S, V), section.stride, features.flatten(1, 2), attention, section.depth, salience)
 
     def layer_of(self, name: str) -> int:
         """0: what comes before the frame level; i + 1: block i, counted through the levels; maps: the block before."""
@@ -391,3 +354,22 @@ class HiTRS(Network):
     def activation_numbers(self) -> int:
         """Queries, keys and values of the joints of two clips' frames."""
         return 6 * self.section.heads * self.section.head_width * self.section.window * self.joints
+
+    def _packing_of(self, clips: Tensor) -> Packing:
+        """Of what there is; of fixed shapes where the number of windows may not be asked for: exported, captured."""
+        exported = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+        captured = clips.is_cuda and torch.is_grad_enabled()
+        return (pack_fixed if exported or captured else pack)(clips, self.bodies, self.section)
+
+    def _states(
+        self, clips: Tensor, packing: Packing, scales: tuple[Scale | None, ...] = (None, None, None)
+    ) -> list[Tensor]:
+        """The videos' tokens [N, 4 * width] after each block of the video level."""
+        frames = self.frames(clips.flatten(0, 1)[packing.frames], scales[0])
+        return list(self._video_states(self.windows(frames, packing.windows, scales[1]), packing, scales[2]))
+
+
+def _masked_attention(qkv: Tensor, mask: Tensor) -> Tensor:
+    """[N, L, 3, H, d] to [N, L, H, d]; mask bool, broadcast over [N, H, L, L], True where a row may be looked at."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

@@ -8,7 +8,7 @@ their own, and share the statistics of the batch norms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ from s2vfast.data.streams import Stream
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.graph import spatial_graph
+from s2vfast.networks.noise import Draws, dropout_keep, word_count
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -205,28 +206,18 @@ class STGCN(Network):
             raise NotImplementedError(f"STGCN.hidden: blocks before the last stride have another grid; last = {last}")
         return [_tokens(state) for state in states]
 
-    def draw_noise(self, draws: Callable[[int], Tensor]) -> tuple[Tensor, ...] | None:
-        """What dropout keeps: for every block but the first uint8 [N, T', V, D], 0 or 1; None where nothing is dropped.
-
-        A draw of 32 bits decides for several numbers, as many bits each as the rate needs, at most 8.
-        """
+    def draw_noise(self, clips: Tensor, draws: Draws) -> tuple[Tensor, ...] | None:
+        """What dropout keeps: for every block but the first uint8 [N, T', V, D], 0 or 1; None: nothing is dropped."""
         if not self.dropout:
             return None
-        bits = next(bits for bits in (1, 2, 4, 8) if bits == 8 or (self.dropout * 2**bits).is_integer())
         segments, joints = self.grid
         frames, shapes = segments * self.segment_frames, []
         for block in self.blocks:
             frames //= block.stride
             shapes.append((frames, joints, block.width))
         sizes = [math.prod(shape) for shape in shapes[1:]]
-        count = sum(sizes)
-        each = 8 // bits  # numbers a byte
-        words = draws(-(-count // (4 * each)))  # int64 [N, words]
-        numbers = (words - 2**31).to(torch.int32).view(torch.uint8)  # the same bits but one
-        if bits < 8:
-            numbers = torch.cat([numbers >> bits * at & 2**bits - 1 for at in range(each)], dim=1)
-        keep = numbers if bits == 1 else (numbers >= round(self.dropout * 2**bits)).to(torch.uint8)
-        parts = keep[:, :count].split(sizes, dim=1)
+        keep = dropout_keep(draws(word_count(sum(sizes), self.dropout)), sum(sizes), self.dropout)
+        parts = keep.split(sizes, dim=1)
         return tuple(part.unflatten(1, shape) for part, shape in zip(parts, shapes[1:], strict=True))
 
     def with_noise(self, clips: Tensor, noise: Sequence[Tensor]) -> Tensor:

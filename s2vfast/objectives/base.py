@@ -40,11 +40,16 @@ from s2vfast.config.registry import OBJECTIVES
 from s2vfast.data.augment import Compose, ViewKey
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, NoFields, build_network
+from s2vfast.networks.noise import Draws
 from s2vfast.objectives.bodies import Bodies
+from s2vfast.reference import philox
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.layout import Layout
+
+_PART_SHIFT = 42
+"""Of a row's part in an id; a view is below it."""
 
 register = OBJECTIVES.register
 """Enters a subclass of `Objective` under the name that objective.name calls it."""
@@ -58,6 +63,26 @@ class Draw:
     epoch: int
     sample_ids: Tensor  # int64 [n], on the host: sequence numbers of the store
     labels: Tensor | None = None  # int64 [n], on the device, for objectives with ``needs_labels``
+    shapes_repeat: bool = False  # whether steps are captured or compiled: few shapes are to come of `Objective.prepare`
+
+    def words(self, stream: int, bodies: int, device: torch.device, view: int = 0) -> Draws:
+        """Random words of tracks, for `Network.draw_noise`.
+
+        Args:
+            stream: what they are for, see `s2vfast.reference.philox`.
+            bodies: tracks a sample.
+            device: where they are needed.
+            view: which of up to four passes.
+        """
+        ids = philox.track_ids(self.sample_ids.to(device, non_blocking=True), bodies, view)
+
+        def draws(count: int, tracks: Tensor | None = None, parts: Tensor | None = None) -> Tensor:
+            of_rows = ids if tracks is None else ids[tracks]
+            if parts is not None:
+                of_rows = of_rows | parts << _PART_SHIFT
+            return philox.random_bits(self.seed, self.epoch, of_rows, stream, count)
+
+        return draws
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.layout import Layout
 
-DROP_PATH, DROPOUT = 32, 33
+DROP_PATH, DROPOUT, NOISE = 32, 33, 35
 """What the draws are for: streams of `s2vfast.reference.philox`."""
 _INIT_STD = 0.02
 
@@ -45,6 +45,12 @@ class ClassifyConfig:
     layer (published). For networks with residual branches."""
     label_smoothing: float = option(0.1, ge=0, lt=1)
     """The fraction of the target that all classes get in equal parts: label smoothing (published)."""
+    noise: bool = False
+    """Whether the network has the noise of its training passes: dropout by model.dropout (published for Hi-TRS). In
+    place of drop_path."""
+    frozen_norms: bool = False
+    """Whether the network stays in evaluation mode, and with it the statistics of its batch norms (published for
+    SkeAttnCLR)."""
 
 
 class Head(nn.Module):
@@ -105,6 +111,7 @@ class ClassifyInputs:
     labels: Tensor  # int64 [n]
     paths: Tensor | None  # float32 [n * M, depth, branches], factors of stochastic depth
     dropout: Tensor | None  # float32 [n, features], factors of the head's inputs
+    noise: Any = None  # see `Network.draw_noise`
 
 
 class Supervised(Objective):
@@ -184,8 +191,17 @@ class Classify(Supervised):
                 f"objective.drop_path: {config.objective.drop_path}; model.name: {config.model.name} has no residual "
                 f"branches to leave out, give 0"
             )
+        if config.objective.drop_path and config.objective.noise:
+            raise ConfigError("objective.noise: true takes the place of objective.drop_path, give 0 there")
         if config.train.batch < 2:
             raise ConfigError(f"train.batch: {config.train.batch}; 2 or more is expected, for the head's batch norm")
+
+    def train(self, mode: bool = True) -> Classify:
+        """As of `torch.nn.Module`; the network stays in evaluation mode where its norms are frozen."""
+        super().train(mode)
+        if self.options.frozen_norms:
+            self.encoder.eval()
+        return self
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> ClassifyInputs:
         """Labels and drops."""
@@ -194,15 +210,20 @@ class Classify(Supervised):
         if self.options.drop_path:
             paths = draw_paths(self.rates, self.encoder.branches, draw.seed, draw.epoch, ids, self.bodies)
         dropout = draw_dropout(self.options.dropout, draw.seed, draw.epoch, ids, self.features)
-        return ClassifyInputs(draw.labels, paths, dropout)
+        noise = None
+        if self.options.noise:
+            noise = self.encoder.draw_noise(views[0], draw.words(NOISE, self.bodies, ids.device))
+        return ClassifyInputs(draw.labels, paths, dropout, noise)
 
     def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
         """Cross-entropy, and ``top1``: per cent that was right, clips and network being those of training."""
         inputs = batch.inputs
-        if inputs.paths is None:
-            tokens = self.encoder(batch.clips)
-        else:
+        if inputs.noise is not None:
+            tokens = self.encoder.with_noise(batch.clips, inputs.noise)
+        elif inputs.paths is not None:
             tokens = self.encoder.with_drop_path(batch.clips, inputs.paths, self.rates)
+        else:
+            tokens = self.encoder(batch.clips)
         logits = self.head(self.pool(tokens, self.bodies).float(), inputs.dropout)
         loss = F.cross_entropy(logits, inputs.labels, label_smoothing=self.options.label_smoothing)
         return Loss(loss, len(logits), terms={"top1": top1(logits, inputs.labels)})

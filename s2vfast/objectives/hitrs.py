@@ -7,7 +7,7 @@ are steps of data.train_steps, as docs/views.md lists them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,23 @@ from torch import Tensor, nn
 from s2vfast.config.fields import Section, option
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import build_network
-from s2vfast.networks.hitrs import HiTRS, Packing, grouped, lengths_of, packed_frames, window_count, window_frames
+from s2vfast.networks.hitrs import HiTRS
+from s2vfast.networks.windows import (
+    PAIRS,
+    LevelNoise,
+    Packing,
+    grouped,
+    lengths_of,
+    level_noise,
+    offsets,
+    packed_frames,
+    pad_and_span,
+    rounded_up,
+    scales,
+    window_count,
+    window_frames,
+    window_noise,
+)
 from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective, register
 from s2vfast.reference import philox
 
@@ -25,7 +41,7 @@ if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.layout import Layout
 
-MASK, ORDERS = 70, 71
+MASK, ORDERS, NOISE = 70, 71, 72
 """What the draws are for: streams of `s2vfast.reference.philox`."""
 _MASK_VALUE = 1.0
 _LEAST = 3
@@ -55,20 +71,18 @@ class HiTRSLossConfig(Section):
 
 @dataclass(frozen=True)
 class HiTRSInputs:
-    """What the loss needs: frames and windows that there are, P pairs of windows, U sequences."""
+    """What the loss needs: P pairs of windows, U sequences. Weights are 1, or 0 of rows that fill up a shape."""
 
-    rows: Tensor  # [F, V, C], masked
+    rows: Tensor  # [F, V, C], frames that there are, masked
     packing: Packing  # windows: those of videos, P as they are, P swapped; videos: U as they are, U exchanged
-    masked: Tensor  # int64 [K]: selected joints, numbered in (F + 1) * V
-    joints: Tensor  # [K, C], where they are
-    pairs: Tensor  # int64 [2 * P]: windows, as they are and swapped
-    future: Tensor  # int64 [U]: windows
+    joints: Tensor  # [F, V, C], where they are
+    selected: Tensor  # [F, V], weights of the joints that are told
+    pairs: Tensor  # [P], weights
+    future: Tensor  # int64 [U, window]: packed frames of the last windows
     tracks: Tensor  # int64 [U]
-
-
-def smooth_l1_sum(prediction: Tensor, target: Tensor) -> Tensor:
-    """Sum over rows of the mean over their values."""
-    return F.smooth_l1_loss(prediction, target, reduction="sum") / max(target.shape[-1], 1)
+    videos: Tensor  # [U], weights
+    noise: LevelNoise | None = None  # of the packing
+    future_noise: LevelNoise | None = None  # of the last windows
 
 
 @register("hitrs")
@@ -108,7 +122,8 @@ class HiTRSLoss(Objective):
 
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> HiTRSInputs:
         """Masks, pairs and exchanges, and all numbers that shapes depend on."""
-        return self.arrange(views[0], **self.drawn(views[0], draw))
+        inputs = self.arrange(views[0], **self.drawn(views[0], draw), fixed=draw.shapes_repeat)
+        return self.with_noise(inputs, draw)
 
     def drawn(self, clips: Tensor, draw: Draw) -> dict[str, Any]:
         """All that is random in a step: the arguments of `arrange` beside the clips [N, T, V, C]."""
@@ -194,8 +209,9 @@ class HiTRSLoss(Objective):
         counts: dict[int, int],
         pairs: list[tuple[int, int, int, int]],
         exchanges: list[tuple[int, int]],
+        fixed: bool = False,
     ) -> HiTRSInputs:
-        """What goes through the levels.
+        """What goes through the levels, without noise.
 
         Args:
             clips: [N, T, V, C].
@@ -205,62 +221,116 @@ class HiTRSLoss(Objective):
             counts: windows of each track that is looked at, the last of which is the future.
             pairs: as `HiTRSLoss.pairs` gives them.
             exchanges: two windows of each of the tracks in ``counts``.
+            fixed: fill up with rows of weight 0, so that shapes repeat from step to step.
         """
-        encoder, device = self.encoder, clips.device
-        section, offsets = encoder.section, encoder.offsets.to(device)
+        section, device = self.encoder.section, clips.device
+        (N, T), (pad, _), after = clips.shape[:2], pad_and_span(section), offsets(section, device)
+        most = window_count(T, section) - 1
         frames, number = packed_frames(seen)
-        of_windows, starts, videos, exchanged, future = [], [], [], [], []
-        for (track, count), (one, two) in zip(counts.items(), exchanges, strict=True):
-            first = len(starts)
-            of_windows += [track] * count
-            starts += [i * section.stride for i in range(count)]
-            videos.append(list(range(first, first + count - 1)))
-            other = list(videos[-1])
-            other[one], other[two] = other[two], other[one]
-            exchanged.append(other)
-            future.append(first + count - 1)
-        positions = []
-        for _, _, one, two in pairs:
-            order = list(range(section.window))
+        tracks, weights, swaps = list(counts), [1.0] * len(counts), list(exchanges)
+        if fixed:
+            swap_of = dict(zip(counts, exchanges, strict=True))
+            tracks, weights = list(range(N)), [float(track in counts) for track in range(N)]
+            swaps = [swap_of.get(track, (0, 0)) for track in tracks]
+        visible = [(track, i) for track in counts for i in range(counts[track] - 1)]
+        first_of = {track: row for row, (track, i) in enumerate(visible) if i == 0}
+        videos = [[first_of[track] + i for i in range(counts.get(track, 1) - 1)] for track in tracks]
+        exchanged = [list(video) for video in videos]
+        for video, (one, two) in zip(exchanged, swaps, strict=True):
+            if video:
+                video[one], video[two] = video[two], video[one]
+        positions = [list(range(section.window)) for _ in pairs]
+        for order, (_, _, one, two) in zip(positions, pairs, strict=True):
             order[one], order[two] = order[two], order[one]
-            positions.append(order)
 
-        def index(values: list) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
+        def index(values: list, capacity: int = 0) -> Tensor:
+            return torch.tensor(values + [0] * (capacity - len(values) if fixed else 0), device=device).long()
 
-        of_pairs, at = index([pair[0] for pair in pairs]), index([pair[1] for pair in pairs])
-        swapped = offsets[index(positions).view(-1, section.window)]
+        def windows_of(of: list[int], starts: list[int], steps: Tensor, capacity: int) -> Tensor:
+            rows = window_frames(number, index(of), index(starts), steps, pad)
+            return F.pad(rows, (0, 0, 0, capacity - len(rows))) if fixed else rows
+
+        capacity = rounded_up(len(visible), N * most)
+        of_visible, numbers = [track for track, _ in visible], [i for _, i in visible]
+        of_pairs, at = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        swapped = after[index(positions).view(-1, section.window)]
         windows = [
-            window_frames(number, index(of_windows), index(starts), offsets, encoder.pad),
-            window_frames(number, of_pairs, at, offsets, encoder.pad),
-            window_frames(number, of_pairs, at, swapped, encoder.pad),
+            windows_of(of_visible, [i * section.stride for i in numbers], after, capacity),
+            windows_of(of_pairs, at, after, N),
+            windows_of(of_pairs, at, swapped, N),
         ]
-        groups, order = grouped([*videos, *exchanged], device)
-        selected_rows = selected.flatten(0, 1)[frames]
+        present, both = None, [*videos, *exchanged]
+        if fixed:
+            present = torch.arange(most, device=device) < index([len(video) for video in both])[:, None]
+            groups = (index([video + [0] * (most - len(video)) for video in both]),)
+            order = torch.arange(len(both), device=device)
+        else:
+            groups, order = grouped(both, device)
+        turn, count = order.argsort(), max(len(tracks), 1)
+        of_rows = F.pad(frames, (0, rounded_up(len(frames), N * T) - len(frames))) if fixed else frames
+        weight = (torch.arange(len(of_rows), device=device) < len(frames))[:, None].to(clips.dtype)  # [F, 1]
+        empty, of_pair = frames.new_zeros(1), torch.full_like(windows[1][:, 0], PAIRS)
+        packing = Packing(
+            of_rows,
+            torch.cat(windows),
+            groups,
+            order,
+            (
+                torch.cat([empty, of_rows // T]),
+                torch.cat([index(of_visible, capacity), index(of_pairs, N), index(of_pairs, N)]),
+                index(tracks)[turn % count],
+            ),
+            (
+                torch.cat([empty, of_rows % T]),
+                torch.cat([index(numbers, capacity), of_pair, of_pair + 1]),
+                turn // count,
+            ),
+            present,
+        )
         return HiTRSInputs(
-            masked.flatten(0, 1)[frames],
-            Packing(frames, torch.cat(windows), groups, order),
-            selected_rows.flatten().nonzero()[:, 0] + clips.shape[2],
-            clips.flatten(0, 1)[frames][selected_rows],
-            len(starts) + torch.arange(2 * len(pairs), device=device),
-            index(future),
-            index(list(counts)),
+            masked.flatten(0, 1)[of_rows] * weight[..., None],
+            packing,
+            clips.flatten(0, 1)[of_rows],
+            selected.flatten(0, 1)[of_rows] * weight,
+            (torch.arange(len(windows[1]), device=device) < len(pairs)).to(clips.dtype),
+            windows_of(tracks, [(counts.get(track, 1) - 1) * section.stride for track in tracks], after, len(tracks)),
+            index(tracks),
+            torch.tensor(weights, dtype=clips.dtype, device=device),
+        )
+
+    def with_noise(self, inputs: HiTRSInputs, draw: Draw) -> HiTRSInputs:
+        """The same with what dropout keeps."""
+        encoder, packing = self.encoder, inputs.packing
+        if not encoder.section.dropout:
+            return inputs
+        draws = draw.words(NOISE, encoder.bodies, inputs.rows.device)
+        sizes = (encoder.section, encoder.joints)
+        last = torch.full_like(inputs.tracks, PAIRS - 1)
+        future = window_noise(*sizes, inputs.tracks, last, draws)
+        return replace(
+            inputs,
+            noise=level_noise(packing, *sizes, draws),
+            future_noise=LevelNoise((), future, ()),
         )
 
     def outputs(self, inputs: HiTRSInputs) -> dict[str, Tensor]:
         """Embeddings of each level by name, what the heads make of them, and ``target``."""
-        frames = self.encoder.frames(inputs.rows, inputs.packing)
-        windows = self.encoder.windows(frames, inputs.packing)
-        videos = self.encoder.videos(windows, inputs.packing)
+        encoder, packing, rate = self.encoder, inputs.packing, self.encoder.section.dropout
+        of_frames, of_windows, of_videos = scales(inputs.noise, rate)
+        frames = encoder.frames(inputs.rows, of_frames)
+        windows = encoder.windows(frames, packing.windows, of_windows)
+        videos = encoder.videos(windows, packing, of_videos)
+        with torch.no_grad():
+            target = encoder.windows(frames, inputs.future, scales(inputs.future_noise, rate)[1])
         return {
             "frames": frames,
             "windows": windows,
             "videos": videos,
-            "pose": self.pose_head(frames.flatten(0, 1)[inputs.masked]),
-            "clip": self.clip_head(windows[inputs.pairs]),
+            "pose": self.pose_head(frames[1:]),
+            "clip": self.clip_head(windows[len(windows) - 2 * len(inputs.pairs) :]),
             "video": self.video_head(videos),
             "prediction": self.future_head(videos[: len(inputs.tracks)]),
-            "target": windows[inputs.future].detach(),
+            "target": target,
         }
 
     def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
@@ -268,14 +338,16 @@ class HiTRSLoss(Objective):
         inputs, options = batch.inputs, self.options
         out = self.outputs(inputs)
         scale = options.pose_scale
+        pose = F.smooth_l1_loss(scale * out["pose"], scale * inputs.joints, reduction="none").mean(-1)
         sums = {
-            "pose": smooth_l1_sum(scale * out["pose"], scale * inputs.joints),
-            "clip": _order_sum(out["clip"]),
-            "video": _order_sum(out["video"]),
-            "future": self._future_sum(out["prediction"], out["target"], inputs.tracks, len(batch.clips)),
+            "pose": (pose * inputs.selected).sum(),
+            "clip": _order_sum(out["clip"], inputs.pairs),
+            "video": _order_sum(out["video"], inputs.videos),
+            "future": self._future_sum(out["prediction"], out["target"], inputs, len(batch.clips)),
         }
-        sizes = [len(inputs.joints), len(inputs.pairs), 2 * len(inputs.tracks), len(inputs.tracks)]
-        counts = self.ranks.all_gather(out["pose"].new_tensor([sizes])).sum(0).clamp(min=1)
+        sequences = inputs.videos.sum()
+        sizes = torch.stack([inputs.selected.sum(), 2 * inputs.pairs.sum(), 2 * sequences, sequences])
+        counts = self.ranks.all_gather(sizes[None]).sum(0).clamp(min=1)
         means = {
             name: value * self.ranks.world_size / count
             for (name, value), count in zip(sums.items(), counts, strict=True)
@@ -283,21 +355,22 @@ class HiTRSLoss(Objective):
         loss = sum(getattr(options, name) * mean for name, mean in means.items())
         return Loss(loss, len(batch.clips), {name: mean.detach() for name, mean in means.items()})
 
-    def _future_sum(self, prediction: Tensor, target: Tensor, tracks: Tensor, size: int) -> Tensor:
+    def _future_sum(self, prediction: Tensor, target: Tensor, inputs: HiTRSInputs, size: int) -> Tensor:
         """InfoNCE over the sequences of all ranks; tracks that are not looked at are no negatives."""
         rows = target.new_zeros(size, target.shape[1] + 1)
-        rows[tracks] = F.pad(target, (0, 1), value=1.0)
+        rows[inputs.tracks] = torch.cat([target, inputs.videos[:, None].to(target.dtype)], 1)
         rows = self.ranks.all_gather(rows)
         similarity = F.normalize(prediction, dim=-1, eps=1e-8) @ F.normalize(rows[:, :-1], dim=-1, eps=1e-8).T
         logits = (similarity / self.options.temperature).masked_fill(rows[:, -1] == 0, -torch.inf)
-        return F.cross_entropy(logits, self.ranks.rank * size + tracks, reduction="sum")
+        logits = torch.where(inputs.videos[:, None] > 0, logits, 0.0)  # whose own track is not among them
+        losses = F.cross_entropy(logits, self.ranks.rank * size + inputs.tracks, reduction="none")
+        return (losses * inputs.videos).sum()
 
 
-def _order_sum(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits [2 n, 2]: the first half is in order (1), the second is not (0)."""
-    half = len(logits) // 2
-    labels = (torch.arange(len(logits), device=logits.device) < half).long()
-    return F.cross_entropy(logits, labels, reduction="sum")
+def _order_sum(logits: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of logits [2 n, 2]: the first half is in order (1), the second is not (0); weights [n]."""
+    labels = (torch.arange(len(logits), device=logits.device) < len(weights)).long()
+    return (F.cross_entropy(logits, labels, reduction="none") * weights.repeat(2)).sum()
 
 
 def _apart(count: int, distance: int, bits: int) -> tuple[int, int]:

@@ -212,6 +212,10 @@ class SkeAttnCLR(Objective):
             raise ConfigError(f"objective.queue: {options.queue} is no multiple of train.batch = {train.batch}")
         if train.batch < 2:
             raise ConfigError(f"train.batch: {train.batch}; 2 or more is expected, for batch norms")
+        if config.network_class.segments(config) is None:
+            raise ConfigError(
+                f"objective.name: skeattnclr weighs joints in segments; model.name: {config.model.name} has none"
+            )
         try:
             swap = Swap(options.swap_parts, options.swap_cells)
             if layout is not None:
@@ -229,12 +233,8 @@ class SkeAttnCLR(Objective):
         swap = philox.random_bits(draw.seed, draw.epoch, ids, SWAP, self.swap.draw_count(self.layout))
         noise = []
         for number in (QUERY, MIXED, KEY):
-            tracks = philox.track_ids(ids, self.bodies, number)
-            noise.append(
-                self.encoder.draw_noise(
-                    lambda count, tracks=tracks: philox.random_bits(draw.seed, draw.epoch, tracks, NOISE, count)
-                )
-            )
+            draws = draw.words(NOISE, self.bodies, views[0].device, number)
+            noise.append(self.encoder.draw_noise(views[number == KEY], draws))
         return Inputs(swap, tuple(noise))
 
     def mix(self, clips: Tensor, draws: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, fake, operator, signed
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference import philox
-from s2vfast.reference.clip_sample import ANGLE, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, rotation
+from s2vfast.reference.clip_sample import ANGLE, AT_ORIGIN, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, anchor, rotation
 from s2vfast.reference.clip_sample import clip_sample as _reference
 
 __all__ = ["ClipSpec", "clip_sample"]
@@ -96,15 +96,18 @@ def _torch(
         x = torch.where(seen0 & seen1, between, torch.where(seen0 | (w == 0), x, x1))
     seen = (x != 0).any(-1, keepdim=True)
 
-    main_seen, root = seen[:, 0, ..., 0], x[:, 0, :, spec.root]  # [B, T, V], [B, T, 3]
+    main_seen = seen[:, 0, ..., 0]  # [B, T, V]
+    root, has_root = anchor(x[:, 0], main_seen, spec.root)  # [B, T, 3], [B, T]
     if spec.center == "first":
-        first = frames[row[:, 0], spec.root].float()  # [B, 3]
-        earliest = _earliest(root, main_seen[:, :, spec.root], lower)
-        x = x - torch.where((first != 0).any(-1, keepdim=True), first, earliest)[:, None, None, None]
+        pose = frames[row[:, 0]].float()  # [B, V, 3]
+        first, has_first = anchor(pose, (pose != 0).any(-1), spec.root)
+        x = x - torch.where(has_first[:, None], first, _earliest(root, has_root, lower))[:, None, None, None]
     elif spec.center == "frame":
-        x = x - _nearest(root, main_seen[:, :, spec.root])[:, None, :, None]
+        x = x - _nearest(root, has_root)[:, None, :, None]
     x = _transform(x, main_seen, spec, u if training else None)
     x = torch.where(seen, x, 0.0)
+    at_origin = seen & (x == 0).all(-1, keepdim=True)  # [B, M, T, V, 1]
+    x[..., :1].masked_fill_(at_origin, AT_ORIGIN)
     if spec.velocity:
         step = torch.zeros_like(x)
         step[:, :, :-1] = torch.where(seen[:, :, 1:] & seen[:, :, :-1], x[:, :, 1:] - x[:, :, :-1], 0.0)
@@ -207,9 +210,8 @@ def _transform(x: Tensor, seen: Tensor, spec: ClipSpec, u: Tensor | None) -> Ten
         turn = rotation(angles) @ turn
     factor = torch.ones(x.shape[0], device=x.device)
     if spec.scale == "torso":
-        both = seen[:, :, spec.torso[0]] & seen[:, :, spec.torso[1]]
-        torso = (main[:, :, spec.torso[1]] - main[:, :, spec.torso[0]]).square().sum(-1, keepdim=True).sqrt()
-        length = _mean(torso, both)[:, 0]
+        (low, has_low), (high, has_high) = (anchor(main, seen, end) for end in spec.torso)
+        length = _mean((high - low).square().sum(-1, keepdim=True).sqrt(), has_low & has_high)[:, 0]
         factor = torch.where(length > 1e-6, 1.0 / length.clamp(min=1e-6), 1.0)
     if u is not None:
         factor = factor * (1.0 + spec.scale_jitter * (2.0 * u[:, SIZE] - 1.0))
@@ -227,8 +229,8 @@ def _limits(rotate: tuple[float, ...], device: torch.device) -> Tensor:
 # A schema knows no dataclass: a ClipSpec travels as its fields in their order.
 _ARGUMENTS = (
     "(Tensor frames, Tensor frame_index, Tensor row, Tensor count, Tensor ids, int length, str sampling, "
-    "float crop_min, str center, str scale, str align, float[] rotate, float scale_jitter, float velocity, int root, "
-    "int[] torso, int[] sides, int up, int seed, int epoch, bool training) -> Tensor"
+    "float crop_min, str center, str scale, str align, float[] rotate, float scale_jitter, float velocity, int[] root, "
+    "int[][] torso, int[] sides, int up, int seed, int epoch, bool training) -> Tensor"
 )
 
 
@@ -269,9 +271,9 @@ def _native_op(frames, frame_index, row, count, ids, *spec_and_draws):
             rotate=list(spec.rotate),
             scale_jitter=spec.scale_jitter,
             velocity=spec.velocity,
-            root=spec.root,
+            root=list(spec.root),
             # Joints that are not looked at may be those of another skeleton.
-            ends=list(spec.torso) if spec.scale == "torso" else [0, 0],
+            ends=[list(end) for end in spec.torso] if spec.scale == "torso" else [[0], [0]],
             sides=list(spec.sides) if spec.align == "yaw" else [0, 0],
             up=spec.up,
             seed=seed % 2**64,

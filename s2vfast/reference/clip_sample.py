@@ -16,6 +16,9 @@ from s2vfast.reference import philox
 # Draws of the stream CLIP, shared by the bodies of a sequence.
 START, ANGLE, SIZE, STRETCH = 0, 1, 4, 5
 CLIP_DRAWS = 6
+AT_ORIGIN = 1e-30
+"""x of a joint that was seen and is at the origin, as a centred root is: zeros are a joint that was not seen. Beside
+any other number it is nothing, and no float32 arithmetic takes it for 0."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,24 @@ class ClipSpec:
     rotate: tuple[float, float, float] = (0.0, 0.0, 0.0)
     scale_jitter: float = 0.0
     velocity: float = 0.0
-    root: int = 0
-    torso: tuple[int, int] = (0, 1)
+    root: int | tuple[int, ...] = 0
+    torso: tuple[int | tuple[int, ...], int | tuple[int, ...]] = (0, 1)
     sides: tuple[int, int] = (0, 1)
     up: int = 1
+
+    def __post_init__(self) -> None:
+        # The root and an end of the torso are joints whose mean counts; one joint may be written as its number.
+        object.__setattr__(self, "root", _joints(self.root))
+        object.__setattr__(self, "torso", tuple(map(_joints, self.torso)))
 
     @property
     def channels(self) -> int:
         """C: 3, or 6 with velocities."""
         return 6 if self.velocity else 3
+
+
+def _joints(anchor: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (anchor,) if isinstance(anchor, int) else tuple(anchor)
 
 
 def clip_sample(
@@ -57,12 +69,15 @@ def clip_sample(
     """Clips of the sequences ``ids``, one after the other.
 
     A frame counts where the main body (slot 0) has a row. Another body is looked up by its frame number and is zero
-    where it was not seen; a joint of zeros is a missing joint and stays zero.
+    where it was not seen; a joint of zeros is a missing joint and stays zero. No other joint is all zeros in a clip:
+    one at the origin has x = `AT_ORIGIN`.
 
-    A missing joint measures nothing. Centred by frame, the root's place is that of the nearest frame of the clip that
-    has it, the earlier of two; centred first, where the recording's first frame lacks it, that of the earliest frame of
-    the clip that has it. The torso's length and the line of the sides are means over the frames that have both ends. A
-    clip without the root is not moved, without a torso not scaled, without a side not turned.
+    A missing joint measures nothing. Where the root or an end of the torso is several joints, it is the mean of those
+    that the frame has, and missing where it has none of them. Centred by frame, the root's place is that of the nearest
+    frame of the clip that has it, the earlier of two; centred first, where the recording's first frame lacks it, that
+    of the earliest frame of the clip that has it. The torso's length and the line of the sides are means over the
+    frames that have both ends. A clip without the root is not moved, without a torso not scaled, without a side not
+    turned.
 
     Args:
         frames: [R, V, 3], rows of all tracks, metres; any float dtype.
@@ -149,16 +164,17 @@ def _clip(
     seen = (x != 0).any(dim=-1, keepdim=True)  # [M, T, V, 1]
 
     main_seen = seen[0, ..., 0]  # [T, V]
-    root = x[0, :, spec.root]  # [T, 3]
+    root, has_root = anchor(x[0], main_seen, spec.root)  # [T, 3], [T]
     if spec.center == "first":
-        first = frames[int(row[0]), spec.root].float()
-        x = x - (first if first.any() else _earliest(root, main_seen[:, spec.root], lower))
+        pose = frames[int(row[0])].float()
+        first, has_first = anchor(pose, (pose != 0).any(dim=-1), spec.root)
+        x = x - (first if has_first else _earliest(root, has_root, lower))
     elif spec.center == "frame":
-        x = x - _nearest(root, main_seen[:, spec.root])[:, None]
+        x = x - _nearest(root, has_root)[:, None]
     main = x[0]
     if spec.scale == "torso":
-        both = main_seen[:, spec.torso[0]] & main_seen[:, spec.torso[1]]
-        length = _mean((main[:, spec.torso[1]] - main[:, spec.torso[0]]).square().sum(-1).sqrt(), both)
+        (low, has_low), (high, has_high) = (anchor(main, main_seen, end) for end in spec.torso)
+        length = _mean((high - low).square().sum(-1).sqrt(), has_low & has_high)
         x = x / length if length > 1e-6 else x
     if spec.align == "yaw":
         both = main_seen[:, spec.sides[0]] & main_seen[:, spec.sides[1]]
@@ -168,7 +184,7 @@ def _clip(
         angles = (2.0 * u[ANGLE : ANGLE + 3] - 1.0) * torch.tensor(spec.rotate)
         x = x @ rotation(angles).T
         x = x * (1.0 + spec.scale_jitter * (2.0 * u[SIZE] - 1.0))
-    x = torch.where(seen, x, 0.0)
+    x = mark_origin(torch.where(seen, x, 0.0), seen)
     if spec.velocity:
         step = torch.zeros_like(x)
         step[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], x[:, 1:] - x[:, :-1], 0.0)
@@ -189,6 +205,31 @@ def _blend(x0: Tensor, x1: Tensor, weight: Tensor) -> Tensor:
     # A weight of 0 names one frame: a joint missing there is missing.
     alone = torch.where(seen0 | (weight == 0), x0, x1)
     return torch.where(seen0 & seen1, between, alone)
+
+
+def anchor(x: Tensor, seen: Tensor, joints: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean of those of some joints that were seen.
+
+    Args:
+        x: [..., V, 3].
+        seen: bool [..., V].
+        joints: one or several.
+
+    Returns:
+        ([..., 3], zeros where none was seen; bool [...], whether one was).
+    """
+    total = torch.zeros_like(x[..., 0, :])
+    number = torch.zeros_like(seen[..., 0], dtype=x.dtype)
+    for joint in joints:  # in their order: a sum of floats depends on it
+        total = total + torch.where(seen[..., joint, None], x[..., joint, :], 0.0)
+        number = number + seen[..., joint]
+    return total / number.clamp(min=1.0)[..., None], number > 0
+
+
+def mark_origin(x: Tensor, seen: Tensor) -> Tensor:
+    """Joints [..., V, 3] with `AT_ORIGIN` in those of zeros that were seen, bool [..., V, 1]."""
+    marked = torch.tensor([AT_ORIGIN, 0.0, 0.0], dtype=x.dtype, device=x.device)
+    return torch.where(seen & (x == 0).all(dim=-1, keepdim=True), marked, x)
 
 
 def _earliest(root: Tensor, seen: Tensor, lower: Tensor) -> Tensor:

@@ -51,10 +51,7 @@ class Recordings:
 
     def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
         self.device, self.bodies = device, config.data.bodies
-        self.spec, self._steps = (
-            clip_spec(config.data, store.layout, store.dimensions),
-            view_steps(config.data, store.layout),
-        )
+        self.spec, self._steps = clip_spec(config.data, store.layout), view_steps(config.data, store.layout)
         self._data, self.layout = config.data, store.layout
         row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
         self._longest = int(count[:, 0].max())
@@ -206,7 +203,7 @@ class Feed:
         labels = None
         if self._labels is not None:
             labels = self._labels[ids.to(source)]
-        draw = Draw(seed, epoch, ids, labels)
+        draw = Draw(seed, epoch, ids, labels, self._repeats)
         views = tuple(self._view(view, draw) for view in range(objective.views))
         inputs, bodies = objective.prepare(views, draw), None
         if objective.empty_bodies != "compute":

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import s2vfast
 import s2vfast.errors as errors
@@ -20,6 +20,15 @@ from s2vfast.config import Config
 from s2vfast.train import checkpoint, distributed, progress, rundir, torchrun
 from s2vfast.train.resume import agreed_config
 from s2vfast.train.stopping import Stop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from s2vfast.data.layout import Layout
+
+
+Initial = tuple[Mapping[str, "Tensor"], dict[str, Any], list[str]]
+"""A network's whole state, what run.json is to say of it, what to tell the user."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     profile: int | None = None,
+    init: Callable[[Config, Layout, list[str]], Initial] | None = None,
     make_trainer: Callable[[Config, Any], Any] | None = None,
 ) -> Summary:
     """Train a run to its end, or until a signal.
@@ -70,6 +80,9 @@ def train(
         resume: Go on from the newest intact checkpoint. Where no run has begun in the folder, begin one.
         tensorboard: Write scalars for TensorBoard too.
         profile: Steps to measure and trace before the run's own; the results go to ``profile`` in the run's folder.
+        init: Reads the weights that a new run's network starts from, from (config, layout, classes): its state, what
+            run.json is to say of it, what to say; None: random ones. They are saved before the first step, so that
+            nothing is read again when the run goes on.
         make_trainer: Builds the trainer from (config, store); `s2vfast.train.trainer.Trainer` where None.
 
     Raises:
@@ -87,6 +100,11 @@ def train(
         ranks.run_on_main_and_broadcast(lambda: _check(run, plan, store))
         ranks.assert_equal_across_ranks("version", s2vfast.__version__)
         ranks.assert_equal_across_ranks("store", store.fingerprint)
+        learned: dict[str, Any] = {}
+        if init is not None and not plan.continues:
+            initial, about, notes = ranks.run_on_all(lambda: init(plan.config, store.layout, list(store.classes)))
+            plan.notes.extend(notes)
+            learned = {"initial": initial, "description": {rundir.INIT: about}}
         return run_steps(
             run,
             plan.config,
@@ -94,6 +112,7 @@ def train(
             ranks,
             begin=not plan.continues,
             notes=plan.notes,
+            **learned,
             tensorboard=tensorboard,
             profile=profile,
             make_trainer=make_trainer,
@@ -145,9 +164,18 @@ def run_steps(
 
         ranks.run_on_main_and_broadcast(claim)
         loop = _Loop(run, config, trainer, ranks, stop, stack, notes, stream, tensorboard, command, store.fingerprint)
-        if profile:
-            loop.profile(profile)
-        return loop.run()
+        try:
+            if begin and rundir.INIT in (description or {}):
+                loop.save_beginning()
+            if profile:
+                loop.profile(profile)
+            return loop.run()
+        except errors.S2vfastError:
+            if (
+                begin and ranks.is_main and loop.last is None
+            ):  # nothing was learned: the same command can be given again
+                stack.callback(rundir.withdraw, run)
+            raise
 
 
 @dataclass(frozen=True)
@@ -168,6 +196,11 @@ def _plan(run: Path, config: Config | None, store_path: str | Path | None, resum
             raise errors.CheckpointError(
                 f"{run}: holds imported weights, without an optimizer's state to go on with; evaluate or fine-tune "
                 f"them, or begin a run in another folder"
+            )
+        if (init := rundir.read(run).get(rundir.INIT)) and not checkpoint.steps(run):
+            raise errors.CheckpointError(
+                f"{run}: was stopped before it had saved the weights of {init['source']} that it began with; begin it "
+                f"again in another folder"
             )
         store_path = store_path or rundir.store_path(run)
     else:
@@ -231,6 +264,11 @@ class _Loop:
             self.records = _Records(self, size, tensorboard, stack)
         self.warned = self.stopped = False
         self.began, self.clips, self.last, self.bare = time.monotonic(), 0, None, None
+
+    def save_beginning(self) -> None:
+        """A checkpoint of what the first step starts from."""
+        self.saved = None
+        self._save()
 
     def profile(self, steps: int) -> None:
         """Measure and trace some steps, which are then forgotten."""

@@ -30,6 +30,12 @@ METRICS = "metrics.jsonl"
 THROUGHPUT = "throughput.jsonl"
 IMPORTED = "imported"
 """What run.json calls the file whose weights a run holds, where it was not trained here."""
+SPLIT = "split_sha256"
+"""What run.json calls the hash of its split, where that was made by `s2vfast data split`."""
+FINETUNE = "finetune"
+"""What run.json calls recipe and source of a fine-tuned run."""
+INIT = "init"
+"""What run.json calls the weights that a run began with, where they were another's (`s2vfast.compat.initial`)."""
 FORMAT = 1
 
 
@@ -86,7 +92,7 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
         free = True
         checkpoint.clean(path)
         write_config(path, config)
-        files.write_json(path / RUN, _description(store) | (description or {}))
+        files.write_json(path / RUN, _description(config, store) | (description or {}))
         return claim
     except BaseException as error:
         for name in (RUN, CONFIG, LOCK) if free else ():
@@ -99,6 +105,16 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
         if isinstance(error, OSError):
             raise _unwritable(path, error) from error
         raise
+
+
+def withdraw(run_dir: str | Path) -> None:
+    """Remove what `create` and a run that never finished a step wrote; the folder too, where nothing else is in it."""
+    path = Path(run_dir)
+    for name in (RUN, CONFIG, METRICS, THROUGHPUT, LOCK):
+        files.remove(path / name)
+    files.remove(checkpoint.folder(path))
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def check_beginning(run_dir: str | Path, config: Config, meta: dict[str, Any]) -> None:
@@ -182,6 +198,25 @@ def pretrained_on(described: dict[str, Any]) -> dict[str, Any]:
     return described.get(IMPORTED) or described["store"]
 
 
+def learned_from(run_dir: str | Path) -> list[dict[str, Any]]:
+    """Which sequences a run's weights have seen: path and fingerprint of a store, split, part, and with labels or not.
+
+    What it began with counts too. Of imported weights, nobody knows.
+    """
+    config, about = read_config(run_dir), read(run_dir)
+    entries = list(about.get(INIT, {}).get("seen", ()))
+    if FINETUNE in about:
+        source = about[FINETUNE]["source"]
+        entries.append({**about["store"], "split": source["split"], "part": source["part"], "labels": True})
+        if (before := source["pretrained_on"]) is not None:
+            entries += before.get("seen", ())
+            entries.append({"part": "train", "labels": False, **before})
+    elif IMPORTED not in about:
+        labels = config.objective_class.needs_labels
+        entries.append({**about["store"], "split": config.data.split, "part": "train", "labels": labels})
+    return [entry for entry in entries if entry.get("fingerprint") is not None]
+
+
 def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: bool) -> None:
     """Raise `CheckpointError` unless ``store`` fits the run.
 
@@ -193,16 +228,26 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
     """
     described = read(run_dir)
     expected, layout = described["layout"], store.layout
-    if expected["name"] != layout.name or len(expected["joints"]) != layout.num_joints:
+    if (expected["name"], expected["joints"]) != (layout.name, list(layout.joints)):
         raise errors.CheckpointError(
             f"{store_path}: its layout is {layout.name} ({layout.num_joints} joints); the run {run_dir} was made with "
             f"{expected['name']} ({len(expected['joints'])} joints). Name a store of that layout"
+        )
+    if "dimensions" in expected and tuple(expected["dimensions"]) != layout.dimensions:
+        raise errors.CheckpointError(
+            f"{store_path}: its joints have {layout.dimensions[0]} coordinates, those of the run {run_dir} "
+            f"{expected['dimensions'][0]}. Name a store like the run's"
         )
     if exact and store.fingerprint != described["store"]["fingerprint"]:
         raise errors.CheckpointError(
             f"{store_path}: not the store that the run {run_dir} began with, which was {described['store']['path']} "
             f"(fingerprint {described['store']['fingerprint'][:12]}, this one has {store.fingerprint[:12]}). Name that "
             f"store with --data, or begin another run"
+        )
+    if exact and store.split_digest(split := read_config(run_dir).data.split) != described["store"].get(SPLIT):
+        raise errors.CheckpointError(
+            f"{store_path}: its split {split} is not the one that the run {run_dir} began with; make that again with "
+            f"`s2vfast data split`, or begin another run"
         )
 
 
@@ -314,20 +359,24 @@ def _leftover(name: str) -> bool:
     return name in (CONFIG, LOCK) or name.startswith(files.TEMPORARY)
 
 
-def _description(store: Any) -> dict[str, Any]:
+def _description(config: Config, store: Any) -> dict[str, Any]:
     import numpy
     import torch
 
     import s2vfast
 
+    # Imported weights have no store. Of an imported split the fingerprint says all.
+    digest = None if store.fingerprint is None else store.split_digest(config.data.split)
     return {
         "format": FORMAT,
         "begun": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "store": {
             "path": None if store.path is None else str(Path(store.path).resolve()),
             "fingerprint": store.fingerprint,
+            **({} if digest is None else {SPLIT: digest}),
         },
         "unit": getattr(store, "unit", None),  # imported weights come without recordings
+        "min_confidence": getattr(store, "meta", {}).get("source", {}).get("min_confidence", 0.0),
         "layout": store.layout.to_dict(),
         "classes": list(store.classes),
         "versions": {

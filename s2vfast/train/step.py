@@ -154,7 +154,7 @@ class Step:
 
 
 class CUDAGraphStep:
-    """A step as CUDA graphs: one for each number of bodies there is capacity for, captured when it comes again.
+    """A step as CUDA graphs: one for each shape of its input, captured when it comes again.
 
     The first time it runs as it is, which compiles its kernels and sets up its libraries. Graphs share their memory,
     as only one of them runs at a time.
@@ -165,13 +165,16 @@ class CUDAGraphStep:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self._seen: set[tuple[int | None, ...]] = set()
-        self._graphs: dict[tuple[int | None, ...], tuple[torch.cuda.CUDAGraph, list[MicroBatch]]] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self._graphs: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[MicroBatch]]] = {}
         self._pool: Any = None
 
     def __call__(self, batches: list[MicroBatch]) -> None:
         """Do a step; the step's `report` holds what came of it."""
-        key = tuple(batch.bodies.capacity if batch.bodies else None for batch in batches)
+        key = tuple(
+            (batch.bodies.capacity if batch.bodies else None, *(tuple(tensor.shape) for tensor in batch.tensors()))
+            for batch in batches
+        )
         if key not in self._seen:
             self._seen.add(key)
             self.step(batches)

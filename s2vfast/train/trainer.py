@@ -141,7 +141,7 @@ class Trainer:
     @property
     def notes(self) -> list[str]:
         """What there is to say about how the run is done."""
-        return list(self.feed.recordings.notes)
+        return [*self.feed.recordings.notes, *length_notes(self.config, self.steps_per_epoch)]
 
     def run_step(self) -> StepResult | None:
         """Start the next step.
@@ -200,6 +200,9 @@ class Trainer:
         slot = step % (self.lag + 2)
         self._inputs[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
         self.step_fn.inputs.copy_(self._inputs[slot], non_blocking=True)
+        # Nothing of ours draws from PyTorch's own generators; dropout of somebody's network may, and goes on after a
+        # resume as it would have.
+        torch.manual_seed((self.config.train.seed << 32 ^ step << 12 ^ self.ranks.rank) % 2**63)
         impl = self.config.train.impl
         with contextlib.nullcontext() if impl == "auto" else ops.use_impl(impl, everywhere=False):
             self._advance(batch.micro_batches)
@@ -299,6 +302,21 @@ def _length(config: Config, steps_per_epoch: int) -> tuple[int, int, list[float]
         steps_per_epoch = total / train.epochs
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), total)
     return total, warmup, [epoch * steps_per_epoch for epoch in optim.milestones]
+
+
+def length_notes(config: Config, steps_per_epoch: int) -> list[str]:
+    """What is odd about a run's length: a warm-up that never ends, epochs that were not asked for."""
+    train, optim, notes = config.train, config.optim, []
+    total, warmup, _ = _length(config, steps_per_epoch)
+    if train.steps is None and train.epochs * steps_per_epoch < train.min_steps:
+        epochs = total / steps_per_epoch
+        notes.append(f"train.min_steps {train.min_steps} makes {epochs:.4g} epochs of train.epochs {train.epochs:g}")
+    if optim.warmup_epochs and warmup >= total:
+        notes.append(
+            f"warning: optim.warmup_epochs {optim.warmup_epochs:g} last as long as the run or longer ({total} steps), "
+            f"which ends before it goes on from the rate optim.lr {optim.lr:g}"
+        )
+    return notes
 
 
 def _start_from(objective: Objective, initial: Mapping[str, Tensor]) -> None:

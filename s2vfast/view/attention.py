@@ -15,6 +15,7 @@ import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.data.layout import Layout
 from s2vfast.evaluate import features
+from s2vfast.networks.base import TokenMaps
 from s2vfast.view import page, pictures, source
 from s2vfast.view.mask import motion_of
 
@@ -49,14 +50,14 @@ class Content:
     body: int
     """Its body."""
     salience: np.ndarray | None = None
-    """float32 [M, L] in [0, 1]: what the objective looks at; None: it has no such thing."""
+    """float32 [M, L] in [0, 1]: what network or objective looks at; None: there is no such thing."""
     unit: str = "m"
     """Of the recordings' coordinates."""
 
     @property
     def segments(self) -> int:
         """S."""
-        return self.config.data.frames // self.segment_frames
+        return self.similarity.shape[-1] // self.layout.num_joints
 
 
 def shown_layers(
@@ -121,56 +122,50 @@ def collect(
     M = source.body_count(store, config, index)
     # Absent bodies too, without which some networks cannot tell which body is which.
     tracks = source.make_clips(store, config, np.array([index]))
-    layers, salience = encoder.attention(tracks), None
-    if layers is None:
-        objective, _, _ = features.load_objective(run, untrained=untrained, log=log)
-        with torch.no_grad():
-            weights = objective.token_weights(tracks[:M])
-        if weights is not None:
-            salience, layers = weights[0].numpy(), iter(weights[1:])
-    if layers is None or encoder.grid is None:
-        raise errors.ConfigError(
-            f"{run}: model.name: {config.model.name} has no attention of joints and segments to show; "
-            f"`s2vfast view neighbours` and `view map` show its features"
-        )
     with torch.no_grad():
-        tokens = F.normalize(encoder(tracks)[:M], dim=-1)  # [M, L, D]
+        maps = encoder.token_maps(tracks)
+        if maps is None and encoder.grid is not None:
+            objective, _, _ = features.load_objective(run, untrained=untrained, log=log)
+            weights = objective.token_weights(tracks)
+            if weights is not None:
+                maps = TokenMaps(encoder.grid, encoder.segment_frames, encoder(tracks), weights[1:], 1, weights[0])
+        if maps is None:
+            raise errors.ConfigError(
+                f"{run}: model.name: {config.model.name} has no attention of joints and segments to show; "
+                f"`s2vfast view neighbours` and `view map` show its features"
+            )
+        tokens = F.normalize(maps.features[:M], dim=-1)  # [M, L, D]
         similarity = tokens @ tokens.transpose(1, 2)
         attention: dict[tuple[int, int | None], np.ndarray] = {}
-        for number, weights in enumerate(layers):
+        for number, weights in enumerate(maps.attention):
             weights = weights[:M]  # [M, H, L, L]
             if number == 0:
                 size = weights[:, 0].numel()
                 initial_layer, layers_shown = shown_layers(
-                    1 if salience is not None else encoder.depth,
-                    weights.shape[1],
-                    size,
-                    budget - size // 2,
-                    block,
-                    head,
+                    maps.layers, weights.shape[1], size, budget - size // 2, block, head
                 )
             for layer, h in layers_shown:
                 if layer == number:
                     attention[number, h] = (weights.mean(1) if h is None else weights[:, h]).numpy()
     if not torch.isfinite(similarity).all():
         raise errors.DataError(f"{store.path}: the encoder's features of {store.names[index]} are not finite")
-    coordinates = source.coordinates(store, config, index)[:M]
-    body, token = _first_token(coordinates, encoder.segment_frames, store.layout, joint, segment)
+    coordinates = source.coordinates(store, config, index)[:M, : maps.grid[0] * maps.segment_frames]
+    body, token = _first_token(coordinates, maps.segment_frames, store.layout, joint, segment)
     return Content(
         store.names[index],
         store.class_name(index),
         store.layout,
         config,
-        encoder.segment_frames,
+        maps.segment_frames,
         features.called(step, untrained),
         coordinates,
-        source.seen_in(coordinates, store.layout.root),
+        (coordinates != 0).any(-1),
         similarity.numpy(),
         attention,
         initial_layer,
         token,
         body,
-        salience,
+        None if maps.salience is None else maps.salience[:M].numpy(),
         store.unit,
     )
 
@@ -249,7 +244,7 @@ def draw(content: Content, out: str | Path) -> Path:
         ),
     ]
     if content.salience is not None:
-        panels.append(("salience of tokens, mean over channels", content.salience[content.body], "salience"))
+        panels.append(("salience of tokens", content.salience[content.body], "salience"))
     figure = pictures.figure(5.5 * len(panels), 0.17 * V + 1.6)
     axes = figure.subplots(1, 2 * len(panels), width_ratios=[3.4, 1.6] * len(panels))
     frame = segment * content.segment_frames + content.segment_frames // 2

@@ -146,8 +146,9 @@ def test_without_a_store(tmp_path, store, cli):
     # Five joints are no skeleton that is known.
     path = write(tmp_path / "x.pth", mae(model("mamp")))
     code, out, err = cli(f"import-checkpoint {path} --out {tmp_path}/other")
-    assert code == 2
-    assert "--layout: needed, as no known skeleton has the 5 joints of pos_embed" in err[0]
+    assert code == 1
+    assert "pos_embed: skeletons of 5 joints with 3 coordinates each" in err[0]
+    assert "--layout" in err[0]
     (tmp_path / "stick.json").write_text(json.dumps(Store.open(store).layout.to_dict()))
     line = f"import-checkpoint {path} --out {tmp_path}/other --layout {tmp_path}/stick.json"
     assert cli(line)[0] == 0

@@ -4,13 +4,16 @@ import argparse
 import os
 import pathlib
 import pickle
+import resource
+import time
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
 from s2vfast import errors
-from s2vfast.compat import read_checkpoint
+from s2vfast.compat import read_checkpoint, source_networks
 from s2vfast.compat.reader import OpaqueObject, read_file
 
 from .published import mae, model, prefixed, state, write
@@ -149,3 +152,35 @@ def test_tensors_that_are_not_all_in_the_file(tmp_path):
     content["norm.weight"] = torch.full((16,), torch.nan)
     with pytest.raises(errors.CheckpointError, match=r"norm.weight: holds numbers that are not finite"):
         read_checkpoint(write(tmp_path / "x.pth", content))
+
+
+def zipped(path, members, method):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(f"archive/{name}", content)
+    return path
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_small_file_takes_little_memory(tmp_path, form):
+    """Two gigabytes by a size in a pickle, and half a gigabyte of zeros in an archive."""
+    huge = b"\x80\x02c__builtin__\nbytearray\nJ" + (2_000_000_000).to_bytes(4, "little") + b"\x85R."
+    path = tmp_path / "x.pth"
+    if form == "zip":
+        zipped(path, {"data.pkl": huge, "version": "3\n"}, zipfile.ZIP_STORED)
+        zipped(tmp_path / "zeros.pth", {"data.pkl": b"\x80\x02}.", "data/0": bytes(2**28)}, zipfile.ZIP_DEFLATED)
+    else:
+        path.write_bytes(huge)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(errors.CheckpointError, match="it asks for bytearray"):
+        read_file(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+    if form == "zip":
+        with pytest.raises(errors.CheckpointError, match="bytes become 268,"):
+            read_file(tmp_path / "zeros.pth")
+
+
+def test_many_containers_take_a_time_that_grows_with_them():
+    begun = time.process_time()
+    assert sum(1 for _ in source_networks._containers({str(number): number for number in range(400_000)})) == 1
+    assert time.process_time() - begun < 10.0

@@ -37,7 +37,7 @@ def test_ntu_in_three_dimensions(tmp_path, dtype):
     assert (store.subjects.tolist(), store.views.tolist()) == ([3, 7], [2, 1])
     assert (store.repetitions.tolist(), store.setups.tolist()) == ([2, 1], [1, 2])
     assert store.labels.tolist() == [12, 0]
-    assert store.classes == [f"A{number:03d}" for number in range(1, 14)]
+    assert (len(store.classes), store.classes[12]) == (13, "tear up paper")
     assert store.layout.name == "kinect_v2"
     clip, present = store.sequence(0)
     np.testing.assert_array_equal(clip, one["keypoint"].astype(np.float32))
@@ -50,9 +50,9 @@ def test_two_coordinates_get_a_zero_and_a_word(tmp_path):
     item["keypoint"] *= 500  # pixels
     item["keypoint_score"] = np.ones((1, 5, 17), np.float16)
     report, store = load(tmp_path, {"annotations": [item]})
-    assert store.layout.name == "coco"
+    assert store.layout.name == "coco17"
     assert "2 coordinates a joint: z set to 0" in report.notes
-    assert "layout coco taken for 17 joints" in report.notes
+    assert "layout coco17 taken for 17 joints with 2 coordinates" in report.notes
     assert "2 coordinates a joint: z set to 0" in imported(report)
     np.testing.assert_array_equal(store.sequence(0)[0][..., :2], item["keypoint"].astype(np.float32))
     assert not store.frames[..., 2].any()

@@ -11,18 +11,23 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from s2vfast.data import archive
 from s2vfast.data.formats import FORMATS
+from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
+from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import LAYOUTS, get_layout
-from s2vfast.data.store import Store, hash_file, header_bytes
+from s2vfast.data.store import Sequence, Store, hash_file, header_bytes
 from s2vfast.errors import DataError
 
 from .ntu_files import IDS, frames_of, person, skeleton_text
+from .pose_files import as_dicts, as_lists, world
 from .stores import example
 
 ROUNDS = int(os.environ.get("S2VFAST_FUZZ", "120"))
@@ -30,9 +35,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def npz():
-    rng, buffer = np.random.default_rng(0), io.BytesIO()
-    x, y = rng.uniform(0.1, 1, (2, 3, 150)).astype(np.float32), np.eye(2)
-    np.savez_compressed(buffer, x_train=x, y_train=y, x_test=x, y_test=y)
+    x, y = np.random.default_rng(0).uniform(0.1, 1, (2, 3, 150)).astype(np.float32), np.eye(2)
+    return npz_of(x_train=x, y_train=y, x_test=x, y_test=y)
+
+
+def npz_of(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -42,6 +51,31 @@ def annotations(protocol):
     return pickle.dumps({"split": {"x_train": ["a0"], "x_val": ["a1"]}, "annotations": entries}, protocol)
 
 
+def dumped(data):
+    return json.dumps(data).encode()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
+        for action in (1, 2):
+            out.writestr(f"x/S001C001P001R001A00{action}.skeleton", CORPUS["ntu"][1])
+    return buffer.getvalue()
+
+
+RNG = np.random.default_rng(0)
+LANDMARKS = world(2)
+POSE = {"keypoints": RNG.uniform(1, 99, (17, 2)).round(2).tolist(), "keypoint_scores": [0.5] * 17, "track_id": 3}
+OPENPOSE = {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d": RNG.uniform(1, 99, 75).tolist()}] * 2}
+SKELETON = {"pose": RNG.uniform(0, 1, 36).round(3).tolist(), "score": [0.5] * 18}
+VIDEO = {"data": [{"frame_index": 1, "skeleton": [SKELETON] * 2}], "label": "a", "label_index": 1}
+BODIES = RNG.uniform(-1, 1, (2, 12, 25, 3)).astype(np.float32)
 UCLA = {"file_name": "a01_s01_e00_v01", "label": 1, "skeletons": np.full((2, 20, 3), 0.5).tolist()}
 CORPUS = {
     "ntu": ("S001C001P001R001A001.skeleton", skeleton_text(frames_of((IDS[0], 0, person(2)), total=3)).encode()),
@@ -50,7 +84,18 @@ CORPUS = {
     "ctrgcn": ("a.npz", npz()),
     "nwucla": ("a01_s01_e00_v01.json", json.dumps(UCLA).encode()),
     "pkummd": ("0002-L.txt", "\n".join([" ".join(["0.5"] * 150)] * 3).encode()),
+    "stgcn": ("train_data.npy", npy(BODIES.transpose(3, 1, 2, 0)[None])),
+    "stgcn labels": ("train_label.pkl", pickle.dumps((["a"], [0]))),
+    "kinetics": ("a.json", dumped(VIDEO)),
+    "mediapipe": ("a.json", dumped([{"pose_world_landmarks": as_dicts(pose), "frame": 1} for pose in LANDMARKS[:1]])),
+    "mediapipe lists": ("a.json", dumped([as_lists(pose) for pose in LANDMARKS])),
+    "rtmpose": ("a.json", dumped({"instance_info": [{"frame_id": at, "instances": [POSE]} for at in (1, 2)]})),
+    "openpose": ("a_000000000001_keypoints.json", dumped(OPENPOSE)),
+    "arrays npy": ("a.npy", npy(BODIES)),
+    "arrays npz": ("a.npz", npz_of(keypoints=BODIES[0], scores=BODIES[0, ..., 0])),
+    "arrays csv": ("a.csv", ("x," * 74 + "x\n" + ",".join(["-0.5"] * 75) + "\n").encode()),
 }
+CORPUS["ntu zip"] = ("a.zip", zipped())
 
 
 def mutated(data, rng):
@@ -79,8 +124,9 @@ def one_line(message):
 
 
 def read_all(format, path):
-    """What an import reads; DataError alone may come out."""
-    module = FORMATS[format]
+    """What an import reads, how many sequences; DataError alone may come out."""
+    module, sequences = FORMATS[format], 0
+    archive._open.cache_clear()  # files change here faster than their times
     module.detect(path)
     source = module.open_source(path, None, labelled=format != "pkummd")
     for item in source.items:
@@ -88,7 +134,9 @@ def read_all(format, path):
             if isinstance(entry, dict):
                 assert len(str(entry)) < 2000
             else:
+                sequences += 1
                 assert all(np.isfinite(body.joints).all() for body in entry.bodies)
+    return sequences
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -98,12 +146,16 @@ def test_no_reader_raises_but_data_errors(tmp_path, name):
     format, path = name.split(" ")[0], tmp_path / file
     rng = np.random.default_rng(list(CORPUS).index(name))
     path.write_bytes(data)
-    read_all(format, path)
+    src = path
+    if name == "stgcn labels":  # the pickle beside a good array
+        src = tmp_path / "train_data.npy"
+        src.write_bytes(CORPUS["stgcn"][1])
+    assert read_all(format, src)
     refused = 0
     for number in range(ROUNDS):
         path.write_bytes(changed := mutated(data, rng))
         try:
-            read_all(format, path)
+            read_all(format, src)
         except DataError as error:
             refused += 1
             one_line(str(error))
@@ -114,8 +166,23 @@ def test_no_reader_raises_but_data_errors(tmp_path, name):
     assert refused or format != "ctrgcn"
 
 
+@pytest.mark.parametrize("file", ["l.csv", "l.json"])
+def test_labels_raise_but_data_errors(tmp_path, file):
+    rng = np.random.default_rng(1)
+    data = b"file,class,subject,part\na.json,walk,7,train\nb/c.npy,run,anna,val\n"
+    if file == "l.json":
+        data = json.dumps({"a.json": "walk", "b/c.npy": {"class": "run", "subject": 3}}).encode()
+    for _ in range(ROUNDS):
+        (tmp_path / file).write_bytes(mutated(data, rng))
+        source = Source(LAYOUTS["coco17"], [], [], 2, list, lambda infos: {}, names=["a", "b/c"])
+        try:
+            list(Labelling(tmp_path / file, source).apply([Sequence("a", 0, 1, []), Sequence("b/c", 0, 1, [])], []))
+        except DataError as error:
+            one_line(str(error))
+
+
 def test_layouts_raise_but_data_errors(tmp_path):
-    rng, data = np.random.default_rng(0), json.dumps(LAYOUTS["coco"].to_dict()).encode()
+    rng, data = np.random.default_rng(0), json.dumps(LAYOUTS["coco17"].to_dict()).encode()
     for _ in range(ROUNDS):
         (tmp_path / "l.json").write_bytes(mutated(data, rng))
         with contextlib.suppress(DataError):

@@ -179,6 +179,34 @@ def test_json_is_read_strictly(tmp_path, bounded, name):
     assert message.replace("'", "") in said.replace("'", "").replace("\\", "")
 
 
+def crowd(people):
+    """A video of ``people`` who are elsewhere in every frame: as many tracks as sightings."""
+    rng = np.random.default_rng(0)
+    poses = (9 * rng.random((people, 1)) + 0.2 * rng.random((people, 36))).round(1).tolist()
+    people = [{"pose": pose, "score": [1] * 18} for pose in poses]
+    frames = [{"skeleton": people[at : at + 64]} for at in range(0, len(people), 64)]
+    return json.dumps({"data": frames}, separators=(",", ":"))
+
+
+LANDMARKS = "[" + ",".join(["[1,1,1]"] * 33) + "]"
+FLOODS = {
+    "a.json as kinetics": (crowd(1500), "kinetics", ""),
+    "frames without anybody": (f"[{LANDMARKS}{',[]' * 100_000}]", "mediapipe", ""),
+    "deep landmarks": ('[{"pose_landmarks":' + "[" * 400_000, "mediapipe", "nested too deeply"),
+    "a number of 900,000 digits": ('[[{"keypoints":[[1' + "0" * 900_000 + ",1]]}]]", "rtmpose", "Exceeds the limit"),
+    "a million columns": ("1," * 400_000 + "1\n1\n", "arrays", "1 numbers, the first line has 400001"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_floods_of_keypoints_stay_within_the_limits(tmp_path, bounded, name):
+    text, format, message = FLOODS[name]
+    path = tmp_path / ("a.csv" if format == "arrays" else "a.json")
+    path.write_text(text)
+    assert path.stat().st_size < 2**20
+    assert message in refused_or_dropped(path, tmp_path / "store", format=format)
+
+
 def test_layouts_stay_within_the_limits(tmp_path, bounded):
     layout = get_layout("kinect_v1").to_dict()
     for change in (

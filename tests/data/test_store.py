@@ -233,7 +233,7 @@ def test_show_says_what_is_in_a_store(tmp_path):
         "bodies     1 in 2 sequences, 2 in 1 sequences",
         "main body absent in 10 frames of 2 sequences",
         "3 subjects, 2 views, 1 repetitions, 1 setups",
-        "xsub        train 2, test 1",
+        "xsub        train 2 (2 classes), test 1 (1 classes)",
         "x       1",
         "y       2",
         "dropped: 1 sequences or files, 1 of them broken",

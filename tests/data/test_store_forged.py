@@ -119,3 +119,26 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, small_store,
     monkeypatch.setattr(np, "load", refuse)
     with pytest.raises(DataError, match=r"frames\.npy: cannot be read: Permission denied$"):
         Store.open(small_store)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1],
+        {"mine": {}},
+        {"mine": {"by": 3, "parts": {"train": None, "test": [0]}}},
+        {"mine": {"by": "share", "parts": {"train": None, "test": None}}},
+        {"mine": {"by": "share", "parts": {"train": None, "test": [0, 3]}}},
+        {"mine": {"by": "share", "parts": {"train": [1, 1], "test": [0]}}},
+        {"mine": {"by": "share", "parts": {"train": [True], "test": [0]}}},
+        {"mine": {"by": "share", "parts": [0]}},
+        {"xsub": {"by": "share", "parts": {"train": None, "test": [0]}}},
+    ],
+)
+def test_splits_in_a_header_that_fit_nothing(small_store, tmp_path, content):
+    shutil.copytree(small_store, tmp_path / "store")
+    meta = json.loads((tmp_path / "store" / HEADER).read_bytes())
+    (tmp_path / "store" / HEADER).write_bytes(header_bytes({**meta, "made_splits": content}))
+    with pytest.raises(DataError, match="store.json: damaged") as caught:
+        Store.open(tmp_path / "store")
+    assert "\n" not in str(caught.value)

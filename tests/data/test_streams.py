@@ -38,7 +38,7 @@ def published_modes(edges, count, k):
     return np.eye(count, dtype=int) - np.linalg.matrix_power(adjacency, k)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ["kinect_v2", "kinect_v1", "coco17"])
 @pytest.mark.parametrize("motion", [None, "forward", "backward"])
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_stream_is_its_reference(stream, motion, name):
@@ -126,15 +126,15 @@ def test_a_stream_comes_back_from_its_data():
     [
         (
             {"name": "bones"},
-            "stream.name: 'bones' is not one of joint, bone, motion, bone_motion, mode; did you mean",
+            "stream.name: 'bones' is not one of joint, bone, motion, bone_motion, mode",
         ),
-        ({"nam": "bone"}, "stream.nam: no such field; there are name, motion, k, direction, root; did you mean name?"),
-        ({"motion": "front"}, "stream.motion: 'front' is not one of none, forward, backward, null"),
+        ({"nam": "bone"}, "stream.nam: no such field; did you mean stream.name?"),
+        ({"motion": "front"}, "stream.motion: 'front'; one of none, forward, backward or null is expected"),
         ({"name": "bone_motion", "motion": "none"}, "stream.motion: none, and the stream is bone_motion"),
-        ({"name": "mode", "k": 0}, "stream.k: 0; a whole number from 1 on is expected; k = 0 would subtract"),
+        ({"name": "mode", "k": 0}, "stream.k: 0; 1 or more is expected"),
         ({"name": "mode", "k": 1.5}, "stream.k: 1.5; a whole number"),
         ({"direction": "up"}, "stream.direction: 'up' is not one of ancestors, descendants"),
-        ("bone", "stream: a name and fields are expected, as in {name: bone}, found 'bone'"),
+        ("bone", "stream: a section of fields is expected, not 'bone'"),
     ],
 )
 def test_impossible_streams_are_refused(data, message):
@@ -144,9 +144,9 @@ def test_impossible_streams_are_refused(data, message):
 
 
 def test_roots_that_are_not_there_are_refused():
-    with pytest.raises(ConfigError, match="'spine_mi' is no joint of layout kinect_v2; did you mean spine_mid"):
+    with pytest.raises(ConfigError, match="'spine_mi' is no joint of layout kinect_v2 "):
         Stream("mode", root="spine_mi").matrix(LAYOUTS["kinect_v2"])
-    two_trees = replace(LAYOUTS["coco"], bone_parents=(-1, -1, *LAYOUTS["coco"].parents[2:]))
+    two_trees = replace(LAYOUTS["coco17"], bone_parents=(-1, -1, *LAYOUTS["coco17"].parents[2:]))
     with pytest.raises(ConfigError, match="several trees"):
         Stream("bone", root="nose").matrix(two_trees)
     assert Stream("bone").matrix(two_trees)[1] == (0,) * 17

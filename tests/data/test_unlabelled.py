@@ -14,6 +14,7 @@ from s2vfast.errors import DataError
 from s2vfast.evaluate import context
 
 from .ntu_files import IDS, frames_of, person, skeleton_text
+from .pose_files import as_dicts, world
 
 
 def coordinates(*shape):
@@ -58,6 +59,45 @@ def ctrgcn(folder):
     return folder / "a.npz", {f"test_{i:06d}": x[i, :, :75].reshape(7, 25, 3) for i in range(2)}
 
 
+def stgcn(folder):
+    data = coordinates(2, 3, 7, 25, 1)
+    np.save(folder / "train_data.npy", data)
+    return folder / "train_data.npy", {f"train_data_{i:06d}": data[i, ..., 0].transpose(1, 2, 0) for i in range(2)}
+
+
+def arrays(folder):
+    joints = coordinates(7, 25, 3)
+    np.save(folder / "clip.npy", joints)
+    return folder / "clip.npy", {"clip": joints}
+
+
+def mediapipe(folder):
+    joints = world(7)
+    (folder / "clip.json").write_text(json.dumps([as_dicts(pose) for pose in joints]))
+    return folder / "clip.json", {"clip": joints}
+
+
+def rtmpose(folder):
+    joints = coordinates(7, 17, 2)
+    frames = [[{"keypoints": pose.tolist(), "scores": [1.0] * 17}] for pose in joints]
+    (folder / "clip.json").write_text(json.dumps(frames))
+    return folder / "clip.json", {"clip": np.pad(joints, ((0, 0), (0, 0), (0, 1)))}
+
+
+def openpose(folder):
+    joints = np.pad(coordinates(1, 25, 2), ((0, 0), (0, 0), (0, 1)))
+    people = [{"pose_keypoints_2d": joints[0].reshape(-1).tolist()}]
+    (folder / "clip_000000000007_keypoints.json").write_text(json.dumps({"people": people}))
+    return folder / "clip_000000000007_keypoints.json", {"clip": joints}
+
+
+def kinetics(folder):
+    joints = coordinates(7, 18, 2)
+    frames = [{"skeleton": [{"pose": pose.reshape(-1).tolist(), "score": [1.0] * 18}]} for pose in joints]
+    (folder / "clip.json").write_text(json.dumps({"data": frames, "label": 7, "label_index": "x"}))
+    return folder / "clip.json", {"clip": np.pad(joints, ((0, 0), (0, 0), (0, 1)))}
+
+
 def pkummd_file(folder, name="0002-L"):
     joints = coordinates(9, 2, 25, 3)
     joints[:, 1] = 0
@@ -76,7 +116,22 @@ def pkummd_folder(folder):
 
 @pytest.mark.parametrize(
     "make",
-    [ntu, ntu_action, nwucla, nwucla_folder, pyskl, ctrgcn, pkummd_file, pkummd_folder],
+    [
+        ntu,
+        ntu_action,
+        nwucla,
+        nwucla_folder,
+        pyskl,
+        ctrgcn,
+        pkummd_file,
+        pkummd_folder,
+        stgcn,
+        arrays,
+        mediapipe,
+        rtmpose,
+        openpose,
+        kinetics,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_recordings_without_labels(tmp_path, make):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import s2vfast.errors as errors
 from s2vfast.data import Store
 from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, probe, protocols, subsets, table
+from s2vfast.evaluate.context import EvalContext
 from s2vfast.train import checkpoint, distributed, rundir
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.feed import Recordings
@@ -92,10 +93,7 @@ def test_semi_measures_lists(run, store_path, store):
     assert set(rows) == {(p, m) for p in (25, 50) for m in ("linear", "probe", "knn", "finetune")}
     assert rows[25, "knn"]["n_train"] == 3  # a quarter of four, of each of three classes
     assert rows[50, "knn"]["n_train"] == 6
-    context = protocols._open(
-        run[0], store_path, None, "mean", False, "train", "test", 64, "cpu", False, None, None, print,
-        protocols.Options(seed=4),
-    )  # fmt: skip
+    context = EvalContext.open(run[0], store_path, device="cpu", seed=4)
     for (percent, measure), row in rows.items():
         assert len(row["top1_each"]) == 2
         assert row["top1"] == pytest.approx(np.mean(row["top1_each"]))

@@ -25,6 +25,7 @@ def test_configs():
         ({"drop_path": 1.0}, r"finetune.drop_path: 1.0; a number in \[0, 1\)"),
         ({"layer_decay": 0.0}, "finetune.layer_decay"),
         ({"precision": "half"}, "finetune.precision: 'half' is not one of auto"),
+        ({"milestones": [3]}, "finetune.milestones: epochs are expected where finetune.schedule is steps"),
     ]:
         with pytest.raises(errors.ConfigError, match=message):
             finetune_config.load(changes=changes)
@@ -40,10 +41,11 @@ def test_recipes_and_files(tmp_path):
     assert finetune_config.load(tmp_path / "mine.yaml") == made
 
 
-def test_the_run_of_a_recipe():
+@pytest.mark.parametrize("recipe", ["nwucla", "skeattnclr"])
+def test_the_run_of_a_recipe(recipe):
     """Every field of a recipe is somewhere in the run's config; the network and the clips are those of the source."""
     source = Config.from_dict({"data": {"frames": 12, "split": "a"}, "mask": {"tube_len": 2}})
-    options = finetune_config.load("nwucla", {"seed": 5, "accumulate": 2, "checkpoint_every": 7, "keep": 4})
+    options = finetune_config.load(recipe, {"seed": 5, "accumulate": 2, "checkpoint_every": 7, "keep": 4})
     made = finetune_config.run_config(source, options, sequences=20, split="b")
     made.validate()
     assert made.mask is None
@@ -53,10 +55,11 @@ def test_the_run_of_a_recipe():
     assert (made.checkpoint.every, made.checkpoint.keep, made.checkpoint.final) == (7, 4, "weights")
     tree = made.to_dict()
     fields = {name: value for section in ("objective", "optim", "train") for name, value in tree[section].items()}
-    renamed = {"checkpoint_every", "keep", "batch"}
+    renamed = {"checkpoint_every", "keep", "batch", "optimizer"}
+    assert made.optim.name == options.optimizer
     for name, value in options.to_dict().items():
         assert name in renamed or fields[name] == value, name
-    assert finetune_config.run_config(source, options).train.batch == 32
+    assert finetune_config.run_config(source, options).train.batch == options.batch
     assert (source.data.split, source.objective.name) == ("a", "skeleton2vec")  # the source's is left alone
 
 

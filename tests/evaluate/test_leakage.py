@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import s2vfast.errors as errors
-from s2vfast.data import Store
+from s2vfast.data import Store, splits
 from s2vfast.evaluate import features, finetune, finetune_config, leakage, protocols, runs, table
 from s2vfast.train import checkpoint, rundir, trainer
 
@@ -157,3 +157,25 @@ def test_a_finished_run_keeps_what_is_needed_of_it(run, swapped, tmp_path):
     again = protocols.evaluate(run, swapped, "halves", "finetune", out=tmp_path / "tuned", **how)
     assert again["top1"] == first["top1"]
     assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_split_that_a_user_made_is_remembered_by_what_is_in_it(small, tmp_path):
+    """Another split under its name is none that a run goes on with, or that says what the run has seen."""
+    store = small.make_store(tmp_path / "store")
+    (split,) = splits.make(Store.open(store), "share", test="0.5", name="mine")
+    splits.keep(store, [split])
+    small.make_run(tmp_path / "run", Store.open(store), data__split="mine")
+    about = rundir.read(tmp_path / "run")
+    assert about["store"]["split_sha256"] == Store.open(store).split_digest("mine")
+    result = protocols.evaluate(tmp_path / "run", store, "halves", "knn", **QUICK)
+    assert result["overlap"] == len(np.intersect1d(split.train, Store.open(store).select("halves", "test")))
+    protocols.evaluate(tmp_path / "run", store, None, "finetune", out=tmp_path / "tuned", **QUICK)
+    rundir.check_store(tmp_path / "run", Store.open(store), store, exact=True)
+
+    (other,) = splits.make(Store.open(store), "share", test="0.5", name="mine", seed=1)
+    splits.keep(store, [other], overwrite=True)
+    with pytest.raises(errors.CheckpointError, match="its split mine is not the one"):
+        rundir.check_store(tmp_path / "run", Store.open(store), store, exact=True)
+    for run in ("run", "tuned"):
+        with pytest.raises(errors.DataError, match="'mine' is not the one that the run has learned from"):
+            protocols.evaluate(tmp_path / run, store, "halves", "knn", **QUICK)

@@ -69,6 +69,23 @@ def test_steps_are_those_of_the_recipe():
     np.testing.assert_allclose(probe.scores(test).numpy(), expected, rtol=2e-3, atol=2e-4)
 
 
+def test_rates_fall_at_milestones_and_a_norm_may_be_left_out():
+    """One row twice, one epoch a step: SGD with momentum by hand."""
+    features, labels = torch.tensor([[1.0, 2.0]]).repeat(2, 1), torch.tensor([1, 1])
+    settings = {**linear.RECIPES["skeattnclr"], "epochs": 3, "lr": 0.5, "milestones": (1, 2)}
+    fitted = linear.fit(features, labels, classes=2, batch=2, **settings)
+    torch.testing.assert_close(fitted.scores(features), features @ fitted.weight.T + fitted.bias)
+    start = torch.nn.init.trunc_normal_(torch.empty(2, 2), std=0.01, generator=torch.Generator().manual_seed(0))
+    weight, bias, velocity = start.double(), torch.zeros(2).double(), 0.0
+    for rate in (0.5, 0.05, 0.005):
+        error = torch.softmax(weight @ features[0].double() + bias, 0) - torch.tensor([0.0, 1.0])
+        velocity = 0.9 * velocity + torch.cat([torch.outer(error, features[0].double()), error[:, None]], 1)
+        weight, bias = weight - rate * velocity[:, :2], bias - rate * velocity[:, 2]
+    torch.testing.assert_close(fitted.weight.double(), weight, rtol=1e-5, atol=1e-6)
+    adam = linear.fit(features, labels, classes=2, batch=2, **linear.RECIPES["hitrs"] | {"epochs": 1})
+    assert float((adam.weight - start).abs().max()) == pytest.approx(0.01, rel=1e-3), "AdamW's first step is its rate"
+
+
 def test_the_seed_decides():
     train, labels, test, _ = _blobs(n=100, m=20)
     first, again, other = (linear.fit(train, labels, classes=8, epochs=3, seed=s).scores(test) for s in (1, 1, 2))

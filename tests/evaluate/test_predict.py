@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from s2vfast import cli
 from s2vfast.config import Config
 from s2vfast.data import Store
 from s2vfast.data.importer import import_dataset
+from s2vfast.data.layout import Layout, get_layout
 from s2vfast.evaluate import features, finetune, finetune_config, protocols
 from s2vfast.evaluate import predict as prediction
 from s2vfast.evaluate.predict import predict
@@ -131,7 +133,9 @@ def test_answers_come_while_files_are_read(place, monkeypatch):
     read = []
     monkeypatch.setattr(prediction, "_AT_ONCE", 3)
     one_by_one = prediction.read_checked
-    monkeypatch.setattr(prediction, "read_checked", lambda source, item: read.append(item) or one_by_one(source, item))
+    monkeypatch.setattr(
+        prediction, "read_checked", lambda source, item, *more: read.append(item) or one_by_one(source, item, *more)
+    )
     found = predict(place / "tuned", [place / "raw"])
     next(found)
     assert len(read) == 3
@@ -284,3 +288,45 @@ def test_a_stream_refuses(place):
     assert len(stream.push(np.ones((20, 3)))) == 5
     with pytest.raises(errors.DataError, match=r"a frame: numbers \[20, 3\] or \[bodies, 20, 3\] are expected"):
         stream.push(np.ones((19, 3)))
+
+
+def test_any_container_of_the_runs_skeleton_is_read(place, tmp_path):
+    """Arrays that name no layout have the run's; the same numbers give the same classes."""
+    good = sorted((place / "raw").iterdir())[0]
+    body = np.array(json.loads(good.read_text())["skeletons"])
+    np.save(tmp_path / "a.npy", body)
+    np.save(tmp_path / "b.npy", body.transpose(2, 0, 1)[None, ..., None])  # [N, C, T, V, M]
+    np.savez(tmp_path / "c.npz", keypoints=body[:, None])
+    (tmp_path / "d.csv").write_text("\n".join(",".join(map(str, row.reshape(-1))) for row in body))
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        archive.write(good, f"x/{good.name}")
+    names = ("a.npy", "b.npy", "c.npz", "d.csv", "e.zip")
+    first, *others = predict(place / "tuned", [good, *(tmp_path / name for name in names)], axes=None)
+    assert [entry["file"] for entry in others] == [str(tmp_path / name) for name in names]
+    for entry in others:
+        assert entry["top"] == first["top"], entry["file"]
+    np.save(tmp_path / "f.npy", body.transpose(2, 0, 1))
+    (turned,) = predict(place / "tuned", [tmp_path / "f.npy"], axes="CTV")
+    assert turned["top"] == first["top"]
+    (refused,) = predict(place / "tuned", [good], axes="CTV")
+    assert "format nwucla says itself how its numbers are laid out" in refused["error"]
+
+
+def test_another_unit_is_said(place, tmp_path):
+    good = sorted((place / "raw").iterdir())[0]
+    np.save(tmp_path / "a.npy", 1000 * np.array(json.loads(good.read_text())["skeletons"]))
+    said = []
+    assert len(list(predict(place / "tuned", [tmp_path / "a.npy", good], log=said.append))) == 2
+    assert len(said) == 1
+    assert f"{tmp_path / 'a.npy'}: its unit is mm (bodies measure" in said[0]
+    assert said[0].endswith("the run was trained on m")
+
+
+def test_a_guessed_layout_gives_way_to_the_runs(tmp_path):
+    layout = Layout.from_dict({**get_layout("coco17").to_dict(), "name": "mine"})
+    file = tmp_path / "a.json"
+    body = np.random.default_rng(0).uniform(0, 300, (4, 17, 2)).tolist()
+    file.write_text(json.dumps([[{"keypoints": pose, "scores": [1.0] * 17}] for pose in body]))
+    assert prediction._open(file, None, None, layout, {}).layout.name == "mine"
+    assert prediction._open(file, None, None, get_layout("halpe26"), {}).layout.name == "coco17"
+    assert prediction._open(file, None, get_layout("coco17"), layout, {}).layout.name == "coco17"

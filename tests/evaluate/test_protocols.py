@@ -172,7 +172,7 @@ def test_a_store_of_another_layout_is_one_error(run, small, tmp_path):
 
 
 def test_embed_writes_all_sequences(run, store_path, store, tmp_path):
-    said = npz.embed(run[0], store_path, tmp_path / "all.npz", pool="joint_time", log=_quiet)
+    said = npz.embed(run[0], store_path, tmp_path / "all.npz", "all", pool="joint_time", log=_quiet)
     with np.load(tmp_path / "all.npz", allow_pickle=False) as file:
         table = dict(file)
     assert sorted(table) == ["classes", "features", "labels", "names", "part"]
@@ -187,8 +187,9 @@ def test_embed_writes_all_sequences(run, store_path, store, tmp_path):
     assert (said["n"], said["features"], said["step"], said["pool"]) == (24, 144, 30, "joint_time")
 
 
-def test_embed_writes_the_parts_of_a_split(run, store_path, store, tmp_path):
-    npz.embed(run[0], store_path, tmp_path / "f.npz", "halves", log=_quiet)
+@pytest.mark.parametrize("split", ["halves", None], ids=["named", "the run's own"])
+def test_embed_writes_the_parts_of_a_split(run, store_path, store, tmp_path, split):
+    npz.embed(run[0], store_path, tmp_path / "f.npz", split, log=_quiet)
     with np.load(tmp_path / "f.npz") as file:
         for part, expected in zip(("train", "test"), _halves(run[0], store), strict=True):
             rows = file["part"] == part
@@ -203,7 +204,7 @@ def test_embed_writes_the_parts_of_a_split(run, store_path, store, tmp_path):
 def test_embed_leaves_files_alone(run, store_path, tmp_path, monkeypatch):
     out = tmp_path / "f.npz"
     out.write_text("mine")
-    with pytest.raises(errors.DataError, match="exists already"):
+    with pytest.raises(errors.DataError, match="exists already; .*--overwrite"):
         npz.embed(run[0], store_path, out)
 
     # A failure half-way: what was there stays, and nothing else does.
@@ -223,6 +224,11 @@ def test_embed_leaves_files_alone(run, store_path, tmp_path, monkeypatch):
     npz.embed(run[0], store_path, out, overwrite=True, log=_quiet)
     assert len(np.load(out)["labels"]) == 24
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_embed_writes_no_npz_under_another_suffix(run, store_path, tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"--out .*f.txt: an .npz file is written"):
+        npz.embed(run[0], store_path, tmp_path / "f.txt")
 
 
 def test_embed_finds_out_first_that_it_cannot_write(run, store_path, tmp_path, monkeypatch):

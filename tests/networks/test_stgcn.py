@@ -29,7 +29,7 @@ def clips(joints=25, tracks=3):
     return torch.randn(tracks, 16, joints, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("layout", ["kinect_v1", "coco", chain(7)], ids=str)
+@pytest.mark.parametrize("layout", ["kinect_v1", "coco17", chain(7)], ids=str)
 def test_any_skeleton_has_tokens(layout):
     encoder = network(layout)
     joints = encoder.grid[1]
@@ -73,13 +73,13 @@ def test_dropout_is_drawn_for_each_track(rate, exact):
     def draws(ids):
         return lambda count: philox.random_bits(1, 2, torch.tensor(ids), 34, count)
 
-    noise = encoder.draw_noise(draws([5, 6, 7]))
+    noise = encoder.draw_noise(None, draws([5, 6, 7]))
     shapes = [(3, 8, 25, 8), (3, 4, 25, 16), (3, 4, 25, 16)]
     assert [part.shape for part in noise] == shapes
     kept = torch.cat([part.flatten() for part in noise]).double()
     assert abs(float(kept.mean()) - (1 - exact)) < 4 * (exact * (1 - exact) / len(kept)) ** 0.5
     assert sorted(kept.unique().tolist()) == [0.0, 1.0]
-    alone = encoder.draw_noise(draws([6]))
+    alone = encoder.draw_noise(None, draws([6]))
     assert all(torch.equal(one[0], three[1]) for one, three in zip(alone, noise, strict=True))
     # Numbers of a layer, and of layers, are not one another's.
     assert not torch.equal(noise[1], noise[2])
@@ -95,7 +95,7 @@ def test_dropout_acts_on_the_branch():
             block.norm2.weight.mul_(2.0)
             block.norm2.bias.mul_(2.0)
     torch.testing.assert_close(encoder.with_noise(clips(), ones), doubled(clips()))
-    assert network().draw_noise(None) is None
+    assert network().draw_noise(None, None) is None
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from s2vfast import errors
 from s2vfast.ops import ClipSpec, clip_sample
+from s2vfast.reference.clip_sample import AT_ORIGIN, picks, rotation
 from s2vfast.reference.clip_sample import clip_sample as reference
-from s2vfast.reference.clip_sample import picks, rotation
 
 PLAIN = ClipSpec(frames=12, center="none")
 FULL = ClipSpec(
@@ -71,11 +71,13 @@ LENGTHS = [1, 2, 5, 11, 12, 13, 17, 23, 24, 25, 60, 200]
         {"align": "yaw", "up": 1},
         {"align": "yaw", "up": 2},
         {"align": "yaw", "up": 0},
+        {"center": "first", "root": (1, 4), "scale": "torso", "torso": ((0, 5, 3), 2)},
+        {"center": "frame", "sampling": "crop", "root": (4, 1, 0, 2), "scale": "torso", "torso": (3, (0, 5))},
     ],
 )
 def test_agrees_with_reference(impl, change, training):
     data = dataset(LENGTHS)
-    spec = dataclasses.replace(PLAIN, root=1, torso=(0, 2), sides=(3, 4), **change)
+    spec = dataclasses.replace(PLAIN, **{"root": 1, "torso": (0, 2), "sides": (3, 4), **change})
     ids = torch.tensor([11, 0, 3, 4, 5, 8, 8, 1])
     for seed in (0, 7):
         expected = reference(*data, ids, spec, seed=seed, epoch=2, training=training)
@@ -266,7 +268,40 @@ def test_a_missing_root_moves_nobody(impl, center):
         impl=impl,
     )
     assert clip[0, :, 1].tolist() == [[10.0, 20.0, 0.0]] * 8
-    assert not clip[0, :, 0].any()
+    assert clip[0, [0, 1, 5], 0].tolist() == [[0.0] * 3] * 3
+    # Where it was seen, it is at the origin, and that is told from zeros.
+    torch.testing.assert_close(
+        clip[0, [2, 3, 4, 6, 7], 0], torch.tensor([AT_ORIGIN, 0.0, 0.0]).expand(5, 3), atol=0, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("center", ["first", "frame"])
+def test_a_root_of_two_joints_is_the_mean_of_those_that_are_there(impl, center):
+    """Hips at 2 and 4, each missing once, both missing once; once their mean is 0, which is not missing."""
+    x = torch.tensor([[2.0, 4.0, 7.0], [0.0, 4.0, 7.0], [2.0, 0.0, 7.0], [0.0, 0.0, 7.0], [-3.0, 3.0, 7.0]])
+    frames = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], dim=-1)
+    table = torch.arange(5, dtype=torch.int32), torch.tensor([[0]]), torch.tensor([[5]], dtype=torch.int32)
+    spec = ClipSpec(frames=5, center=center, root=(0, 1))
+    clip = clip_sample(frames, *table, torch.tensor([0]), spec, training=False, impl=impl)
+    origins = [3.0] * 5 if center == "first" else [3.0, 4.0, 2.0, 2.0, 0.0]
+    assert clip[0, :, 2, 0].tolist() == [7.0 - origin for origin in origins]
+    lacking = torch.cat([frames[3:4], frames[4:], frames[:3]])  # first: none of both, then a mean of 0
+    clip = clip_sample(lacking, *table, torch.tensor([0]), spec, training=False, impl=impl)
+    assert clip[0, 0, 2, 0] == 7.0
+
+
+def test_a_torso_between_means(impl):
+    """From the mean of hips to the mean of shoulders: 3 high, though either side is longer; one hip is missing once."""
+    pose = torch.tensor([[-1.0, 1.0, 5.0], [1.0, 1.0, 5.0], [-5.0, 4.0, 5.0], [5.0, 4.0, 5.0]])
+    frames = pose.expand(4, 4, 3).clone()
+    table = torch.arange(4, dtype=torch.int32), torch.tensor([[0]]), torch.tensor([[4]], dtype=torch.int32)
+    spec = ClipSpec(frames=4, center="none", scale="torso", torso=((0, 1), (2, 3)))
+    clip = clip_sample(frames, *table, torch.tensor([0]), spec, training=False, impl=impl)
+    torch.testing.assert_close(clip[0], frames / 3.0)
+    frames[3, :2] = 0.0  # no end, no length
+    frames[2, 0] = 0.0  # the mean of one hip is that hip
+    clip = clip_sample(frames, *table, torch.tensor([0]), spec, training=False, impl=impl)
+    torch.testing.assert_close(clip[0], frames / ((3.0 + 3.0 + 10.0**0.5) / 3.0))
 
 
 def test_torso_and_sides_are_means_over_the_frames_that_have_them(impl):

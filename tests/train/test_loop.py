@@ -273,6 +273,18 @@ def test_numbers_that_are_not_finite_end_the_run(tmp_path, start):
     assert checkpoint.load_latest(tmp_path).step == 5
 
 
+def test_a_first_step_that_fails_leaves_the_folder_as_it_was(tmp_path, start):
+    def fail(done):
+        raise TrainingError("no such implementation")
+
+    (tmp_path / "run").mkdir()
+    for run in (tmp_path / "run", tmp_path / "new"):
+        with pytest.raises(TrainingError, match="no such implementation"):
+            start(run, before=fail)
+        assert not run.exists() or not os.listdir(run)
+        assert start(run).finished, "the same command can be given again"
+
+
 def test_a_collapsed_teacher_is_called_out_once(tmp_path, start, capsys):
     start(tmp_path / "collapsed", target_var=COLLAPSED_VARIANCE * 0.9)
     assert capsys.readouterr().out.count("warning: step 1: the teacher has collapsed") == 1

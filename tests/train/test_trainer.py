@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from s2vfast import errors
-from s2vfast.train.trainer import NonFiniteError
+from s2vfast.train.trainer import NonFiniteError, length_notes
 
 
 def copy_of(trainer):
@@ -37,6 +39,34 @@ def test_state_and_load_continue_bitwise(make):
     other.load(saved, meta)
     assert [other.run_step().loss for _ in range(4)] == rest
     assert equal(other.state(), whole.state())
+
+
+def test_draws_of_torch_go_on_after_a_resume(make):
+    """As those of a foreign network's nn.Dropout: whatever has been drawn before, in this process or another."""
+
+    draws = []
+
+    def noisy(trainer):
+        loss = trainer.step_fn._loss
+
+        def drawn(*inputs):
+            draws.append(torch.rand(()))
+            output = loss(*inputs)
+            return replace(output, loss=output.loss * draws[-1])
+
+        trainer.step_fn._loss = drawn
+        return trainer
+
+    whole = noisy(make())
+    for _ in range(3):
+        whole.run_step()
+    saved, meta = copy_of(whole), whole.meta()
+    losses = [whole.run_step().loss for _ in range(3)]
+    other = noisy(make())
+    other.load(saved, meta)
+    torch.rand(7)
+    assert [other.run_step().loss for _ in range(3)] == losses
+    assert len({float(draw) for draw in draws[: len(draws) // 3 * 2]}) == len(draws) // 3 * 2
 
 
 def test_workers_change_nothing(make):
@@ -124,3 +154,26 @@ def test_load_refuses_other_tensors(make):
 def test_refuses_what_cannot_be(make, changes, message):
     with pytest.raises(errors.S2vfastError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("train", "warmup", "expected"),
+    [
+        ({"steps": 12}, 1.0, []),
+        ({"steps": 12}, 0.0, []),
+        ({"steps": 1}, 0.0, []),
+        ({"steps": 12}, 6.0, ["warning: optim.warmup_epochs 6 last as long as the run or longer (12 steps)"]),
+        (
+            {"steps": None, "epochs": 1.0, "min_steps": 25},
+            0.5,
+            ["train.min_steps 25 makes 12.5 epochs of train.epochs 1"],
+        ),
+        ({"steps": None, "epochs": 20.0, "min_steps": 25}, 0.5, []),
+    ],
+)
+def test_an_odd_length_is_said(tiny_config, train, warmup, expected):
+    config = tiny_config(**train)
+    config.optim.warmup_epochs = warmup
+    notes = length_notes(config, steps_per_epoch=2)
+    assert len(notes) == len(expected)
+    assert all(note.startswith(start) for note, start in zip(notes, expected, strict=True))

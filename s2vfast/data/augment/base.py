@@ -8,18 +8,17 @@ number of (seed, epoch, sample, view), so a clip comes out the same on any devic
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import math
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from s2vfast.config.fields import check_section, option, section_from_tree, tree_of
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError, ShapeError
 from s2vfast.reference import philox
@@ -86,13 +85,19 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One step of a view: ``step(batch)`` is the batch with other clips. Never waits for the device."""
+    """One step of a view: ``step(batch)`` is the batch with other clips. Never waits for the device.
+
+    Its fields are those of a config's section: their types and ranges are checked wherever a step is made.
+    """
 
     name: ClassVar[str]
     stream: ClassVar[int]
 
-    occurrence: int = field(default=0, kw_only=True, repr=False)
+    occurrence: int = field(default=0, init=False, repr=False)
     """How many steps of this kind come before it in its view; `Compose` counts them. Not part of a config."""
+
+    def __post_init__(self) -> None:
+        check_section(self, self.name)
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """The batch after this step."""
@@ -108,6 +113,12 @@ class Augmentation:
     def draws(self, batch: ViewBatch, count: int) -> Tensor:
         """This step's draws: int64 [B, count], uniform in [0, 2**32)."""
         return batch.key.draws(self.stream, count, self.occurrence)
+
+    def refuse_planar(self, layout: Layout, remedy: str) -> None:
+        """Raise `ConfigError` for recordings of 2 coordinates, which this step would turn out of their plane."""
+        if layout.planar:
+            reason = "the recordings have 2 coordinates a joint, which turn in their plane alone"
+            raise ConfigError(f"{self.name}: {reason}; {remedy}")
 
     def require(self, holds: bool, field_name: str, expected: str) -> None:
         """Raise `ConfigError`, naming field, value and what was expected, unless ``holds``."""
@@ -167,6 +178,7 @@ class OneOf(Augmentation):
     """The lists."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(len(self.options) > 0, "options", "one list of steps or more")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
@@ -198,12 +210,12 @@ class Maybe(Augmentation):
 
     steps: tuple[Augmentation, ...] = ()
     """The list."""
-    probability: float = 0.5
-    """Of going through it, in [0, 1]."""
+    probability: float = option(0.5, ge=0, le=1)
+    """Of going through it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(len(self.steps) > 0, "steps", "one step or more")
-        self.require(0 <= self.probability <= 1, "probability", "a number in [0, 1]")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 1."""
@@ -297,73 +309,40 @@ def augmentation(data: Any, where: str = "view") -> Augmentation:
     """
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise ConfigError(f"{where}: a name and fields are expected, as in {{name: shear}}, found {data!r}")
-    fields = {key: value for key, value in data.items() if key != "name"}
-    _refuse_unknown(f"{where}.name", "augmentation", [data["name"]], AUGMENTATIONS)
-    cls = AUGMENTATIONS[data["name"]]
+    name, fields = data["name"], {key: value for key, value in data.items() if key != "name"}
+    if name not in AUGMENTATIONS:
+        raise ConfigError(f"{where}.name: {name!r} is not one of {', '.join(AUGMENTATIONS)}")
+    cls = AUGMENTATIONS[name]
     hints = typing.get_type_hints(cls)
-    names = [entry.name for entry in dataclasses.fields(cls) if entry.name != "occurrence"]
-    _refuse_unknown(f"{where}.{cls.name}", "field", fields, names)
-    values = {key: _value(value, hints[key], f"{where}.{cls.name}.{key}") for key, value in fields.items()}
+    for key, value in fields.items():
+        fields[key] = _with_steps(value, hints.get(key), f"{where}.{name}.{key}")
     try:
-        return cls(**values)
+        return section_from_tree(cls, fields, name)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
 
 
 def to_data(step: Augmentation) -> dict[str, Any]:
     """The plain data of a step, which `augmentation` reads back."""
-    data = {"name": step.name}
-    for entry in dataclasses.fields(step):
-        if entry.name != "occurrence":
-            data[entry.name] = _plain(getattr(step, entry.name))
-    return data
+    return {"name": step.name} | {key: _without_steps(value) for key, value in tree_of(step).items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Augmentation):
-        return to_data(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _refuse_unknown(path: str, kind: str, names: Iterable[Any], choices: Iterable[str]) -> None:
-    for name in names:
-        if name not in choices:
-            near = difflib.get_close_matches(str(name), list(choices), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(choices) or 'none'}"
-            raise ConfigError(f"{path}: no such {kind}: {name}; {hint}")
-
-
-def _value(value: Any, hint: Any, path: str) -> Any:
-    """A value of plain data as the field's type has it: a list becomes a tuple, and steps are built."""
-    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+def _with_steps(value: Any, hint: Any, path: str) -> Any:
+    """The steps of a field that has steps, built from their plain data; other values as they are."""
     if hint is Augmentation:
         return augmentation(value, path)
-    if kind is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if inner is not Augmentation and typing.get_origin(inner) is not tuple:
         return value
-    if kind is tuple:
-        if isinstance(value, (list, tuple)) and arguments[-1] is Ellipsis:
-            return tuple(_value(item, arguments[0], f"{path}.{number}") for number, item in enumerate(value))
-        if isinstance(value, (list, tuple)) and len(arguments) == len(value):
-            return tuple(_value(item, of, path) for item, of in zip(value, arguments, strict=True))
-    elif any(_is(value, of) for of in arguments or (hint,)):  # a union's types, or the one type
-        return value
-    raise ConfigError(f"{path}: {value!r}; {_described(hint)} expected")
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{path}: {value!r}; a list of steps is expected")
+    return [_with_steps(entry, inner, f"{path}.{number}") for number, entry in enumerate(value)]
 
 
-def _is(value: Any, hint: Any) -> bool:
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _described(hint: Any) -> str:
-    words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return "a list of steps is" if arguments[-1] is Ellipsis else f"{len(arguments)} numbers are"
-    return " or ".join(words[of] for of in arguments or (hint,)) + " is"
+def _without_steps(value: Any) -> Any:
+    if isinstance(value, Augmentation):
+        return to_data(value)
+    return [_without_steps(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _numbered(steps: tuple, counts: Counter) -> tuple:
@@ -373,13 +352,15 @@ def _numbered(steps: tuple, counts: Counter) -> tuple:
         if isinstance(step, tuple):
             numbered.append(_numbered(step, counts))
             continue
-        changes: dict[str, Any] = {"occurrence": counts[step.name]}
+        changes: dict[str, Any] = {}
+        occurrence = counts[step.name]
         counts[step.name] += 1
         for entry in dataclasses.fields(step):
             value = getattr(step, entry.name)
             if isinstance(value, tuple) and value and isinstance(value[0], (tuple, Augmentation)):
                 changes[entry.name] = _numbered(value, counts)
         numbered.append(replace(step, **changes))
+        object.__setattr__(numbered[-1], "occurrence", occurrence)  # steps are frozen, and this one is new
     return tuple(numbered)
 
 

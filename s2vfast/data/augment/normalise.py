@@ -11,15 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s2vfast.data.augment.base import Augmentation, ViewBatch, register_augmentation
+from s2vfast.data.augment.base import Augmentation, ViewBatch, constant, register_augmentation
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
+from s2vfast.reference.clip_sample import anchor, mark_origin
 
 
 @register_augmentation("centre", stream=40)
 @dataclass(frozen=True)
 class Centre(Augmentation):
-    """A joint becomes the origin.
+    """A joint, or the mean of several that is the layout's root, becomes the origin.
 
     SkeAttnCLR: joint ``spine_shoulder``, ``at: frame``, ``body: own``. NTU (CTR-GCN's loader) and NW-UCLA: the
     defaults; the layouts' roots are ``spine_mid`` and ``spine``.
@@ -35,26 +36,32 @@ class Centre(Augmentation):
 
     def check_layout(self, layout: Layout) -> None:
         """The joint must be one of the skeleton's."""
-        _joint(self, layout)
+        _joints(self, layout)
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: none."""
-        clips, joint = batch.clips, _joint(self, batch.layout)
+        clips = batch.clips
         source = clips if self.body == "own" else clips[:, :1]
-        origin = source[:, :, :, joint : joint + 1]  # [B, M or 1, T, 1, 3]
+        origin = _mean(source, _joints(self, batch.layout))[:, :, :, None]  # [B, M or 1, T, 1, 3]
         if self.at == "first":
             origin = take_first_present(origin, batch.present if self.body == "own" else batch.present[:, :1])
-        return replace(batch, clips=torch.where(batch.present, clips - origin, clips))
+        clips = torch.where(batch.present, clips - origin, clips)
+        return replace(batch, clips=mark_origin(clips, batch.present))
 
 
-def _joint(step: Centre, layout: Layout) -> int:
+def _joints(step: Centre, layout: Layout) -> tuple[int, ...]:
     if step.joint is None:
         return layout.root
     if isinstance(step.joint, str) and step.joint in layout.joints:
-        return layout.joints.index(step.joint)
+        return (layout.joints.index(step.joint),)
     if isinstance(step.joint, int) and 0 <= step.joint < layout.num_joints:
-        return step.joint
+        return (step.joint,)
     raise ConfigError(f"centre.joint: {step.joint!r} is no joint of layout {layout.name} ({', '.join(layout.joints)})")
+
+
+def _mean(clips: Tensor, joints: tuple[int, ...]) -> Tensor:
+    """Of those of some joints of [..., V, 3] that are not zeros: [..., 3]."""
+    return anchor(clips, (clips != 0).any(-1), joints)[0]
 
 
 def take_first_present(values: Tensor, present: Tensor) -> Tensor:
@@ -68,7 +75,8 @@ def take_first_present(values: Tensor, present: Tensor) -> Tensor:
 class MinMax(Augmentation):
     """Every axis of a sample is mapped to [low, high], by its smallest and largest coordinate (NW-UCLA: [-1, 1]).
 
-    The extremes are over all frames, bodies and joints that are there. An axis without extent goes to the middle.
+    The extremes are over all frames, bodies and joints that are there. An axis without extent goes to the middle, but
+    the z of recordings of 2 coordinates stays 0.
     """
 
     low: float = -1.0
@@ -77,6 +85,7 @@ class MinMax(Augmentation):
     """Where the largest goes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(self.high > self.low, "high", "a number above low")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
@@ -87,7 +96,10 @@ class MinMax(Augmentation):
         largest = torch.where(present, clips, -infinity).amax(dim=(1, 2, 3), keepdim=True)
         extent = largest - smallest
         relative = torch.where(extent > 0, (clips - smallest) / extent, 0.5)
-        return replace(batch, clips=torch.where(present, self.low + (self.high - self.low) * relative, 0.0))
+        clips = torch.where(present, self.low + (self.high - self.low) * relative, 0.0)
+        if batch.layout.planar:
+            clips = clips * constant((1.0, 1.0, 0.0), clips.device, clips.dtype)
+        return replace(batch, clips=clips)
 
 
 @register_augmentation("person_frame", stream=42)
@@ -104,7 +116,8 @@ class PersonFrame(Augmentation):
     becomes all zeros, as the published code leaves it."""
 
     def check_layout(self, layout: Layout) -> None:
-        """The skeleton must have hips."""
+        """The skeleton must have hips, and its joints a depth."""
+        self.refuse_planar(layout, "leave the step out")
         if layout.hips is None:
             raise ConfigError(f"person_frame: layout {layout.name} names no hips; give it hips (left, right)")
 
@@ -114,7 +127,7 @@ class PersonFrame(Augmentation):
         pose = clips[:, :, :1] if self.frame == "first" else take_first_present(clips, batch.present)
         pose = pose[:, :, 0]  # [B, M, V, 3]
         (lower, upper), (left, right) = layout.spine, layout.hips
-        v1 = _unit(pose[:, :, upper] - pose[:, :, lower])
+        v1 = _unit(_mean(pose, upper) - _mean(pose, lower))
         across = pose[:, :, left] - pose[:, :, right]
         v2 = _unit(across - (across * v1).sum(-1, keepdim=True) * v1)
         v3 = _unit(torch.linalg.cross(v2, v1))
@@ -139,7 +152,8 @@ class AlignShoulders(Augmentation):
     """
 
     def check_layout(self, layout: Layout) -> None:
-        """y must be the vertical."""
+        """y must be the vertical, and joints must have a depth."""
+        self.refuse_planar(layout, "leave the step out")
         if abs(layout.up[1]) < 0.999:
             raise ConfigError(f"align_shoulders: it turns about y, and layout {layout.name} has up = {layout.up}")
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from s2vfast.config.fields import option
 from s2vfast.data.augment.base import Augmentation, ViewBatch, choose, constant, register_augmentation, uniform
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
@@ -27,17 +28,19 @@ def linear_map(clips: Tensor, matrix: Tensor) -> Tensor:
 @register_augmentation("shear", stream=18)
 @dataclass(frozen=True)
 class Shear(Augmentation):
-    """x ← R x with R = 1 on the diagonal and uniform numbers beside it (SkeAttnCLR, Hi-TRS: amplitude 0.5)."""
+    """x ← R x with R = 1 on the diagonal and uniform numbers beside it (SkeAttnCLR, Hi-TRS: amplitude 0.5).
 
-    amplitude: float = 0.5
+    Recordings of 2 coordinates stay in their plane.
+    """
+
+    amplitude: float = option(0.5, ge=0)
     """Largest entry beside the diagonal."""
-
-    def __post_init__(self) -> None:
-        self.require(self.amplitude >= 0, "amplitude", "a number from 0 on")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 6, a0 a1 a2 b0 b1 b2 of R = [[1, a0, b0], [a1, 1, b1], [a2, b2, 1]]."""
         entries = uniform(self.draws(batch, 6), -self.amplitude, self.amplitude, batch.clips.dtype)
+        if batch.layout.planar:  # a2 and b2 make a z
+            entries = entries * constant((1.0, 1.0, 0.0) * 2, entries.device, entries.dtype)
         return replace(batch, clips=linear_map(batch.clips, shear_matrix(entries)))
 
 
@@ -74,11 +77,17 @@ class Rotate(Augmentation):
     """Range of the two axes that were not drawn (``one``)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("x", "y", "z", "others"):
             low, high = getattr(self, name)
             self.require(low <= high, name, "a range from the smaller to the larger angle")
             if self.unit == "whole_degrees":
                 self.require(low == int(low) and high == int(high), name, "two whole numbers")
+
+    def check_layout(self, layout: Layout) -> None:
+        """Recordings of 2 coordinates turn about z alone."""
+        if any(self.x) or any(self.y) or (self.axes == "one" and any(self.others)):
+            self.refuse_planar(layout, "give x and y [0, 0]")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 4, the angles about x, y and z and the axis (``one``)."""
@@ -125,7 +134,7 @@ def rotation_matrix(angles: Tensor, order: str = "zyx") -> Tensor:
 class Scale(Augmentation):
     """x ← s x, s uniform (NW-UCLA: 0.5 to 1.5; Hi-TRS: 0.8 to 1.2)."""
 
-    low: float = 0.8
+    low: float = option(0.8, gt=0)
     """Smallest factor."""
     high: float = 1.2
     """Largest."""
@@ -133,7 +142,7 @@ class Scale(Augmentation):
     """One factor for each of x, y and z in place of one for all."""
 
     def __post_init__(self) -> None:
-        self.require(self.low > 0, "low", "a positive number")
+        super().__post_init__()
         self.require(self.high >= self.low, "high", "a number that is no smaller than low")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
@@ -150,11 +159,8 @@ class Flip(Augmentation):
 
     axis: Literal["x", "y", "z"] = "x"
     """The coordinate."""
-    probability: float = 0.5
-    """Of a flip, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        self.require(0 <= self.probability <= 1, "probability", "a number in [0, 1]")
+    probability: float = option(0.5, ge=0, le=1)
+    """Of a flip."""
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have left and right joints."""
@@ -182,16 +188,15 @@ def mirror_order(layout: Layout) -> tuple[int, ...]:
 @register_augmentation("jitter", stream=22)
 @dataclass(frozen=True)
 class Jitter(Augmentation):
-    """Some joints are moved, each by a constant of its own in all frames (Hi-TRS: 5 joints, ±0.2 m a coordinate)."""
+    """Some joints are moved, each by a constant of its own in all frames (Hi-TRS: 5 joints, ±0.2 m a coordinate).
 
-    joints: int = 5
+    Recordings of 2 coordinates stay in their plane.
+    """
+
+    joints: int = option(5, ge=1)
     """Joints that are moved, drawn without replacement; the bodies of a sample share them."""
-    amplitude: float = 0.2
+    amplitude: float = option(0.2, ge=0)
     """Largest move along an axis, in the clips' unit."""
-
-    def __post_init__(self) -> None:
-        self.require(self.joints >= 1, "joints", "1 or more")
-        self.require(self.amplitude >= 0, "amplitude", "a number from 0 on")
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have as many joints."""
@@ -203,6 +208,8 @@ class Jitter(Augmentation):
         draws = self.draws(batch, V + 3 * self.joints)
         joints = choose(draws[:, :V], self.joints)
         moves = uniform(draws[:, V:], -self.amplitude, self.amplitude, clips.dtype).unflatten(1, (self.joints, 3))
+        if batch.layout.planar:
+            moves = moves * constant((1.0, 1.0, 0.0), moves.device, moves.dtype)
         offsets = torch.zeros(clips.shape[0], V, 3, dtype=clips.dtype, device=clips.device)
         offsets = offsets.scatter(1, joints[:, :, None].expand(-1, -1, 3), moves)
         return replace(batch, clips=torch.where(batch.present, clips + offsets[:, None, None], clips))
@@ -213,11 +220,8 @@ class Jitter(Augmentation):
 class DropJoints(Augmentation):
     """Some joints become zeros in all frames and bodies."""
 
-    joints: int = 5
+    joints: int = option(5, ge=1)
     """Joints that are lost, drawn without replacement."""
-
-    def __post_init__(self) -> None:
-        self.require(self.joints >= 1, "joints", "1 or more")
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have as many joints."""
@@ -236,11 +240,8 @@ class DropJoints(Augmentation):
 class DropAxis(Augmentation):
     """One coordinate, each as likely as the others, becomes zero everywhere."""
 
-    probability: float = 0.5
-    """Of losing one, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        self.require(0 <= self.probability <= 1, "probability", "a number in [0, 1]")
+    probability: float = option(0.5, ge=0, le=1)
+    """Of losing one."""
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 2, whether and which."""
@@ -265,16 +266,16 @@ class Swap(Augmentation):
     """Fewest and most body parts."""
     cells: tuple[int, int] = (4, 7)
     """Shortest and longest stretch, in cells of the grid; at most the whole clip."""
-    cell_frames: int = 4
+    cell_frames: int = option(4, ge=1)
     """Frames of a cell."""
     block: Literal["sample", "batch"] = "batch"
     """``batch``: the draws of the batch's first sample give n and one block for all, as published. ``sample``: every
     sample draws its own block, which does not depend on the batch; n still comes from the first."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(1 <= self.parts[0] <= self.parts[1], "parts", "1 or more, and no more than the second number,")
         self.require(1 <= self.cells[0] <= self.cells[1], "cells", "1 or more, and no more than the second number,")
-        self.require(self.cell_frames >= 1, "cell_frames", "1 or more")
 
     def check_layout(self, layout: Layout) -> None:
         """The skeleton must have as many body parts."""

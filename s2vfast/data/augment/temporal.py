@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from s2vfast.config.fields import option
 from s2vfast.data.augment.base import Augmentation, ViewBatch, register_augmentation, uniform
 from s2vfast.reference import philox
 
@@ -49,11 +50,8 @@ def resample(clips: Tensor, start: Tensor, length: Tensor, frames: int) -> Tenso
 class Resize(Augmentation):
     """All frames of a sample, linearly interpolated to a number of frames (see `resample`)."""
 
-    frames: int = 64
+    frames: int = option(64, ge=1)
     """Frames that come out."""
-
-    def __post_init__(self) -> None:
-        self.require(self.frames >= 1, "frames", "1 or more")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: none."""
@@ -74,22 +72,20 @@ class CropResize(Augmentation):
     start. Testing (``central``, low = high = 0.95) leaves int((1 - p) · length / 2) frames out at each end.
     """
 
-    frames: int = 64
+    frames: int = option(64, ge=1)
     """Frames that come out."""
-    low: float = 0.5
+    low: float = option(0.5, gt=0, le=1)
     """Smallest stretch, relative to the sample's length, in (0, 1]."""
     high: float = 1.0
     """Largest stretch, in [low, 1]."""
-    least: int = 64
+    least: int = option(64, ge=1)
     """Frames that a random stretch has at least, where the sample has them."""
     central: bool = False
     """The middle of the sample, in place of a random start."""
 
     def __post_init__(self) -> None:
-        self.require(self.frames >= 1, "frames", "1 or more")
-        self.require(0 < self.low <= 1, "low", "a number in (0, 1]")
+        super().__post_init__()
         self.require(self.low <= self.high <= 1, "high", "a number from low to 1")
-        self.require(self.least >= 1, "least", "1 or more")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 2, p and the start."""
@@ -120,11 +116,8 @@ class MirrorCrop(Augmentation):
     uniform on all that leave a whole clip.
     """
 
-    ratio: int = 6
+    ratio: int = option(6, ge=1)
     """The part of the length that is put at each end."""
-
-    def __post_init__(self) -> None:
-        self.require(self.ratio >= 1, "ratio", "1 or more")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 1, the start."""
@@ -152,16 +145,12 @@ class SampleFrames(Augmentation):
     than frames / copies frames shows each of them equally often.
     """
 
-    frames: int = 52
+    frames: int = option(52, ge=1)
     """Frames that come out."""
-    copies: int = 100
+    copies: int = option(100, ge=1, le=1000)
     """Copies of each frame that are drawn from; 1: no frame twice."""
     even: bool = False
     """Evenly spaced frames, as published for testing."""
-
-    def __post_init__(self) -> None:
-        self.require(self.frames >= 1, "frames", "1 or more")
-        self.require(1 <= self.copies <= 1000, "copies", "1 to 1000")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: one for each frame that comes out."""
@@ -230,11 +219,8 @@ class Trim(Augmentation):
     Rounding is to the even number, as Python's; the number that the start loses is uniform on 0 … all of them.
     """
 
-    most: float = 0.2
+    most: float = option(0.2, ge=0, lt=1)
     """Largest u, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        self.require(0 <= self.most < 1, "most", "a number in [0, 1)")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 2, u and the number of frames that the start loses."""
@@ -252,11 +238,8 @@ class Trim(Augmentation):
 class Pad(Augmentation):
     """All frames as they were recorded, then zeros up to a number of frames; what is longer is cut at its end."""
 
-    frames: int = 300
+    frames: int = option(300, ge=1)
     """Frames that come out."""
-
-    def __post_init__(self) -> None:
-        self.require(self.frames >= 1, "frames", "1 or more")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: none."""

@@ -10,9 +10,10 @@ To add a format, write ``formats/<name>.py`` with::
         # for; a format with a skeleton of its own leaves it aside. Without `labelled`, which is how `s2vfast predict`
         # reads, neither labels nor names need to be there. Raise DataError if src as a whole is unusable.
 
-and add the module to `FORMATS`, or from outside of the package by `register_format`. Its ``read`` returns `Sequence`
-objects: bodies with the main one first, each with the frame numbers it was seen in, gaps left as gaps, and a note for
-everything that was dropped. Everything else is done for it: the importer runs ``read`` in parallel, refuses NaN, Inf
+``OPTIONS``, a tuple of "axes" and "channels", names what ``open_source`` takes beside that, by keyword. Add the module
+to `FORMATS`, or from outside of the package by `register_format`. Its ``read`` returns `Sequence` objects: bodies with
+the main one first, each with the frame numbers it was seen in, gaps left as gaps, and a note for everything that was
+dropped. Everything else is done for it: the importer runs ``read`` in parallel, refuses NaN, Inf
 and absurd coordinates, counts, reports, and writes the store. A recording that cannot be read raises
 ``BrokenRecording(file, reason, line)``.
 """
@@ -22,12 +23,29 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from s2vfast.data.formats import ctrgcn, ntu, nwucla, pkummd, pyskl
+from s2vfast.data.formats import (
+    arrays,
+    ctrgcn,
+    kinetics,
+    mediapipe,
+    ntu,
+    nwucla,
+    openpose,
+    pkummd,
+    pyskl,
+    rtmpose,
+    stgcn,
+)
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.errors import DataError
 
-FORMATS: dict[str, ModuleType] = {"ntu": ntu, "pyskl": pyskl, "ctrgcn": ctrgcn, "nwucla": nwucla, "pkummd": pkummd}
+FORMATS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (ntu, pyskl, ctrgcn, nwucla, pkummd, stgcn, kinetics, mediapipe, rtmpose, openpose, arrays)
+}
 """Modules by the name that ``--format`` takes."""
+BUILT_IN = tuple(FORMATS)
+"""Names of the formats of the package. Those that are added are asked first: they know their files better."""
 
 __all__ = ["FORMATS", "BrokenRecording", "Source", "detect_format", "register_format"]
 
@@ -46,16 +64,37 @@ def register_format(name: str, module: ModuleType) -> None:
     FORMATS[name] = module
 
 
+def array_options(format: str, **options: str | None) -> dict[str, str]:
+    """The options that were given, of those that say how arrays are laid out.
+
+    Raises:
+        DataError: the format has none of these.
+    """
+    named = {name: value for name, value in options.items() if value is not None}
+    for name in named:
+        if name not in getattr(FORMATS[format], "OPTIONS", ()):
+            raise DataError(f"--{name}: format {format} says itself how its numbers are laid out")
+    return named
+
+
 def detect_format(src: Path) -> str:
     """The name of the one format that recognises ``src``.
 
     Raises:
         DataError: nothing there, no format or more than one recognises it.
     """
-    if not src.exists():
+    if isinstance(src, Path) and not src.exists():
         raise DataError(f"{src}: no such file or folder")
-    matches = [name for name, module in FORMATS.items() if module.detect(src)]
+    added = [name for name in FORMATS if name not in BUILT_IN]
+    matches = [name for name in added if FORMATS[name].detect(src)]
+    matches = matches or [name for name in BUILT_IN if FORMATS[name].detect(src)]
     if len(matches) == 1:
         return matches[0]
-    what = f"may be {' or '.join(matches)}" if matches else "of no known format"
-    raise DataError(f"{src}: {what}; name one with --format: {', '.join(FORMATS)}")
+    if matches:
+        raise DataError(f"{src}: may be {' or '.join(matches)}; name one with --format: {', '.join(FORMATS)}")
+    raise DataError(
+        f"{src}: of no known format; name one with --format: {', '.join(FORMATS)}. Looked for, also below it and in a "
+        ".zip: .skeleton (ntu), .pkl (pyskl), .npz with x_train (ctrgcn), aAA_sSS_eEE_vVV.json (nwucla), 0002-L.txt "
+        "(pkummd), train_data_joint.npy with train_label.pkl (stgcn), .json of Kinetics-skeleton, MediaPipe or "
+        "RTMPose, CLIP_000000000012_keypoints.json (openpose), .npy, .npz or .csv of numbers (arrays)"
+    )

@@ -28,10 +28,6 @@ class BrokenRecording(DataError):
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {reason}")
 
 
-class UnknownLayout(DataError):
-    """The files do not tell which skeleton they hold; the one who imports has to."""
-
-
 Read = Callable[[Any], "list[Sequence | BrokenRecording]"]
 
 
@@ -41,6 +37,8 @@ class Source:
 
     layout: Layout
     """The skeleton of all its recordings."""
+    layout_reason: str = field(default="", kw_only=True)
+    """What that layout was taken for, where nobody and nothing names it; empty where the format or its files do."""
     classes: list[str]
     """Class names by label."""
     items: Iterable[Any]
@@ -63,6 +61,11 @@ class Source:
     """Recorded coordinates of a joint; with 2, z is 0."""
     notes: list[str] = field(default_factory=list)
     """Said in the report: what was converted or left out for the whole dataset."""
+    names: list[str] | None = None
+    """Names of the recordings, folders included, in a format whose files say nothing of classes: ``--labels`` takes
+    classes from them."""
+    exclude: str | None = None
+    """List of `s2vfast.data.names` that an import leaves out if nobody asks for another."""
     labelled: bool = True
     """Whether its sequences must have labels, and names that tell what the format's names tell. Else label, subject,
     view, repetition and setup are -1, and classes and splits say nothing."""

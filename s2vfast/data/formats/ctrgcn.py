@@ -8,12 +8,7 @@ else "default". Arrays are streamed out of the zip archive, one sequence at a ti
 
 from __future__ import annotations
 
-import contextlib
-import lzma
 import math
-import os
-import zipfile
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,9 +16,12 @@ from typing import IO
 
 import numpy as np
 
+from s2vfast.data.archive import is_single
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.npy import check_c_order, npz_array, npz_names, read_header
 from s2vfast.data.layout import LAYOUTS, Layout
-from s2vfast.data.limits import FREE_EXPANSION, MAX_CLASSES, MAX_EXPANSION, MAX_FRAMES, MAX_SEQUENCES, open_plain
+from s2vfast.data.limits import MAX_CLASSES, MAX_FRAMES, MAX_SEQUENCES
+from s2vfast.data.names import ntu_classes, ntu_codes
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -35,10 +33,10 @@ PARTS = ("train", "val", "test")
 
 def detect(src: Path) -> bool:
     """A .npz file with x_train or x_test."""
-    if not src.is_file() or src.suffix != ".npz":
+    if not is_single(src) or src.suffix.lower() != ".npz":
         return False
     try:
-        return not {"x_train.npy", "x_test.npy"}.isdisjoint(_names(src))
+        return not {"x_train", "x_test"}.isdisjoint(npz_names(src))
     except DataError:
         return True  # `open_source` says what is wrong with it
 
@@ -49,15 +47,15 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     Raises:
         DataError: an array is missing or of another shape.
     """
-    if not src.is_file():
+    if not is_single(src):
         raise DataError(f"{src}: expected one .npz file")
     labels: dict[str, np.ndarray] = {}
     classes = 0
     notes: list[str] = []
-    names = {name.removesuffix(".npy") for name in _names(src)}
+    names = set(npz_names(src))
     parts = [part for part in PARTS if f"x_{part}" in names] or [PARTS[0]]
     for part in parts:
-        with _member(src, f"x_{part}") as member:
+        with npz_array(src, f"x_{part}") as member:
             shape, _ = _skeletons_header(member, f"{src}: x_{part}")
         labels[part], count = _labels(src, part, names) if labelled else (np.full(shape[0], -1), 0)
         classes = max(classes, count)
@@ -68,7 +66,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
             raise DataError(f"{src}: {shape[0]} sequences in x_{part} but {len(labels[part])} labels in y_{part}")
     return Source(
         layout=LAYOUTS["kinect_v2"],
-        classes=[f"A{number:03d}" for number in range(1, classes + 1)],
+        classes=(ntu_classes if classes in (60, 120) else ntu_codes)(classes),  # others reuse the container
         items=_items(src, labels),
         total=sum(map(len, labels.values())),
         read=partial(read_row, file=src.name, labelled=labelled),
@@ -117,7 +115,7 @@ def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True
 
 def _items(src: Path, labels: dict[str, np.ndarray]) -> Iterator[tuple[str, int, np.ndarray]]:
     for part in sorted(labels):  # test before train: names ascend, as in every store
-        with _member(src, f"x_{part}") as member:
+        with npz_array(src, f"x_{part}") as member:
             (count, frames, width), dtype = _skeletons_header(member, f"{src}: x_{part}")
             size = frames * width * dtype.itemsize
             for number in range(count):
@@ -130,54 +128,9 @@ def _items(src: Path, labels: dict[str, np.ndarray]) -> Iterator[tuple[str, int,
                 raise DataError(f"{src}: x_{part}: more data than {count} sequences")
 
 
-@contextlib.contextmanager
-def _member(src: Path, name: str) -> Iterator[IO[bytes]]:
-    """One array of the archive, as a stream of its .npy bytes."""
-    with _damage(f"{src}: {name}"), os.fdopen(open_plain(src), "rb") as file, zipfile.ZipFile(file) as archive:
-        members = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
-        if len(members) != 1:
-            raise DataError(f"{src}: {'two arrays' if members else 'no array'} {name}")
-        (info,) = members
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DataError(f"{src}: {name}: compressed by another method than np.savez_compressed's")
-        if info.file_size > FREE_EXPANSION + MAX_EXPANSION * info.compress_size:
-            raise DataError(f"{src}: {name}: {info.compress_size:,} bytes that become {info.file_size:,}: refused")
-        with archive.open(info) as member:
-            yield member
-
-
-def _names(src: Path) -> list[str]:
-    """What an archive holds; DataError where it is none."""
-    with _damage(str(src)), os.fdopen(open_plain(src), "rb") as file, zipfile.ZipFile(file) as archive:
-        return archive.namelist()
-
-
-@contextlib.contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """One line for what zipfile and its decompressors raise."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: damaged ({error})") from error
-
-
-def _header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) at the beginning of a .npy stream."""
-    try:
-        version = np.lib.format.read_magic(member)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(member)
-    except Exception as error:  # what numpy raises for a damaged header has no common class
-        raise DataError(f"{where}: no readable numpy array ({type(error).__name__}: {error})") from error
-    if fortran and len(shape) > 1:
-        raise DataError(f"{where}: in Fortran order; save np.ascontiguousarray of it")
-    return shape, dtype
-
-
 def _skeletons_header(member: IO[bytes], where: str) -> tuple[tuple[int, int, int], np.dtype]:
-    shape, dtype = _header(member, where)
+    shape, fortran, dtype = read_header(member, where)
+    check_c_order(shape, fortran, where)
     width = BODIES * JOINTS * 3
     if len(shape) != 3 or shape[2] != width or not 1 <= shape[1] <= MAX_FRAMES or not 0 <= shape[0] <= MAX_SEQUENCES:
         raise DataError(f"{where}: shape {list(shape)}, expected [n, T, {width}]")
@@ -191,8 +144,9 @@ def _labels(src: Path, part: str, names: set[str]) -> tuple[np.ndarray, int]:
     if f"y_{part}" not in names:
         return np.empty(0, dtype=np.int64), 0
     name = f"{src}: y_{part}"
-    with _member(src, f"y_{part}") as member:
-        shape, dtype = _header(member, name)
+    with npz_array(src, f"y_{part}") as member:
+        shape, fortran, dtype = read_header(member, name)
+        check_c_order(shape, fortran, name)
         if dtype.kind not in "iufb" or len(shape) not in (1, 2) or not 0 <= shape[0] <= MAX_SEQUENCES:
             raise DataError(f"{name}: {dtype} {list(shape)}, expected one-hot rows or numbers")
         if shape[1:] and not 1 <= shape[1] <= MAX_CLASSES:

@@ -5,6 +5,9 @@ begins with the tracking id, the number of joints (25), and a line of twelve num
 The name SsssCcccPpppRrrrAaaa gives setup, camera, performer, replication and action. Lines end in LF or CRLF.
 The nine other numbers of a joint (depth and colour pixels, orientation, state) are not used and not checked.
 
+The 535 recordings whose skeletons are missing or incomplete, as the authors list them, are left out of an import; that
+gives the published numbers of sequences.
+
 Which tracks are people is decided by `s2vfast.data.tracks`. A track keeps its frame numbers: where its body was not
 seen there is a gap.
 """
@@ -16,10 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from s2vfast.data.archive import is_single, read_bytes
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.text import BYTE_ORDER_MARK
 from s2vfast.data.formats.text import parse_ntu as parse
 from s2vfast.data.layout import LAYOUTS, Layout
-from s2vfast.data.limits import MAX_TEXT_BYTES, read_plain
+from s2vfast.data.limits import MAX_TEXT_BYTES
+from s2vfast.data.names import ntu_classes
 from s2vfast.data.scan import scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
@@ -53,7 +59,7 @@ def parse_name(name: str) -> Name | None:
 
 def detect(src: Path) -> bool:
     """A ``.skeleton`` file or a folder with one somewhere below."""
-    return src.suffix.lower() == ".skeleton" if src.is_file() else bool(scan(src, ".skeleton")[0])
+    return src.suffix.lower() == ".skeleton" if is_single(src) else bool(scan(src, ".skeleton", first=True)[0])
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -65,12 +71,13 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     classes = (120 if max(actions) > 60 else 60) if actions else 0
     return Source(
         layout=LAYOUTS["kinect_v2"],
-        classes=[f"A{action:03d}" for action in range(1, classes + 1)],
+        classes=ntu_classes(classes),
         items=files,
         total=len(files),
         read=partial(read_file, labelled=labelled),
         splits=splits120 if classes == 120 else splits60,
         notes=notes,
+        exclude="ntu_missing",
         labelled=labelled,
     )
 
@@ -105,7 +112,7 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     name = parse_name(path.stem)
     if labelled and name is not None and not 1 <= name.action <= 120:
         raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
-    frames, tracks, notes = parse(read_plain(path, MAX_TEXT_BYTES), path.name)
+    frames, tracks, notes = parse(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
     if labelled and name is not None:
         sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera

@@ -10,7 +10,6 @@ whose numbers have holes. Splits:
 
 from __future__ import annotations
 
-import contextlib
 import re
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from s2vfast.data.archive import is_single, read_bytes
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.poses import kind_of
 from s2vfast.data.layout import LAYOUTS, Layout
-from s2vfast.data.limits import MAX_TEXT_BYTES, NotJson, describe, parse_json, read_plain
-from s2vfast.data.scan import scan
+from s2vfast.data.limits import MAX_TEXT_BYTES, NotJson, describe, parse_json
+from s2vfast.data.scan import original_stem, scan
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -47,13 +48,9 @@ _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
 
 def detect(src: Path) -> bool:
     """A folder with aAA_sSS_eEE_vVV.json files, one such file, or a .json file with ``"skeletons"`` near its start."""
-    if src.is_file() and src.suffix.lower() == ".json" and not _NAME.fullmatch(src.stem):
-        with contextlib.suppress(OSError), src.open("rb") as file:
-            return b'"skeletons"' in file.read(4096)
-        return False
-    if src.is_file():
-        return src.suffix.lower() == ".json"
-    return bool(scan(src, ".json", _is_named)[0])
+    if is_single(src):
+        return src.suffix.lower() == ".json" and (_is_named(src) or kind_of(src) == "nwucla")
+    return bool(scan(src, ".json", _is_named, first=True)[0])
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -74,7 +71,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
 
 
 def _is_named(path: Path) -> bool:
-    return _NAME.fullmatch(path.stem) is not None
+    return _NAME.fullmatch(original_stem(path)) is not None
 
 
 def splits(infos: list[SequenceInfo]) -> Splits:
@@ -93,10 +90,10 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     Raises:
         BrokenRecording: not such a file, or a label that does not fit its name.
     """
-    name = _NAME.fullmatch(path.stem)
+    name = _NAME.fullmatch(original_stem(path))
     labelled = labelled and name is not None
     try:
-        data = parse_json(read_plain(path, MAX_TEXT_BYTES))
+        data = parse_json(read_bytes(path, MAX_TEXT_BYTES))
     except NotJson as error:
         raise BrokenRecording(path.name, f"not JSON: {error}", error.line) from None
     if not isinstance(data, dict) or not {"skeletons", *(["file_name", "label"] if labelled else [])} <= data.keys():
@@ -111,7 +108,7 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
 def _labels(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, int]:
     """What the name and the label say: label, subject, view and repetition."""
     action, performer, repetition, camera = map(int, name.groups())
-    if data["file_name"] != path.stem:
+    if data["file_name"] not in (path.stem, path.name, original_stem(path)):
         raise BrokenRecording(path.name, f"file_name inside is {describe(data['file_name'])}")
     label, actions = data["label"], list(ACTIONS)
     if type(label) is not int or not 1 <= label <= len(actions) or actions[label - 1] != action:
@@ -127,6 +124,8 @@ def _joints(frames: Any, file: str) -> np.ndarray:
     if not frames:
         return np.zeros((0, JOINTS, 3), dtype=np.float32)
     for number, frame in enumerate(frames):
+        if isinstance(frame, list) and len(frame) == 3 * JOINTS:  # flat: x y z of one joint after another
+            frame = frames[number] = [frame[at : at + 3] for at in range(0, 3 * JOINTS, 3)]
         if not isinstance(frame, list) or len(frame) != JOINTS:
             count = len(frame) if isinstance(frame, list) else "no list of"
             raise BrokenRecording(file, f"frame {number}: {count} joints, expected {JOINTS}")

@@ -13,17 +13,19 @@ cross-subject.txt there is no xsub, because the names of part 1 do not tell the 
 
 from __future__ import annotations
 
-import os
 import re
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from s2vfast.data.archive import AnyPath, is_single, open_file, read_bytes
 from s2vfast.data.formats.base import MAX_METRES, BrokenRecording, Source, find_absurd
-from s2vfast.data.formats.text import parse_pkummd, split_lines, whole_number
+from s2vfast.data.formats.text import BYTE_ORDER_MARK, parse_pkummd, split_lines, whole_number
 from s2vfast.data.layout import LAYOUTS, Layout
-from s2vfast.data.limits import MAX_LIST_BYTES, MAX_TEXT_BYTES, open_plain, read_plain
+from s2vfast.data.limits import MAX_LIST_BYTES, MAX_TEXT_BYTES
+from s2vfast.data.names import shipped_names
+from s2vfast.data.scan import original_stem, scan
 from s2vfast.data.store import Body, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
@@ -36,9 +38,11 @@ _IN_LIST = re.compile(r"\b(?:A\d{2,3}N\d{2,3}|\d{4})-[LMR]\b")
 
 def detect(src: Path) -> bool:
     """A folder with files like 0002-L.txt below it, or one such file."""
-    if src.is_file():
-        return src.suffix == ".txt" and _NAME.fullmatch(src.stem) is not None
-    return any(_NAME.fullmatch(path.stem) for path in src.rglob("*-[LMR].txt"))
+    return _is_named(src) if is_single(src) else bool(scan(src, ".txt", _is_named, first=True)[0])
+
+
+def _is_named(path: AnyPath) -> bool:
+    return path.suffix.lower() == ".txt" and _NAME.fullmatch(original_stem(path)) is not None
 
 
 def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
@@ -47,35 +51,39 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     Without ``labelled``, ``src`` may be one skeleton file of any name.
     """
     skeletons, labels, empty = {}, {}, []
-    if src.is_file():
+    paths, notes = ([], []) if is_single(src) else scan(src, ".txt", _is_named)
+    if is_single(src):
         if labelled:
             raise DataError(f"{src}: expected a folder of skeleton files and label files")
         skeletons[src.stem] = src
-    for path in sorted(src.rglob("*-[LMR].txt")):
-        if not _NAME.fullmatch(path.stem) or path.is_dir():
+    for path in sorted(paths):
+        if isinstance(path, Path) and path.is_dir():
             continue
-        with os.fdopen(open_plain(path), "rb") as file:
+        with open_file(path) as (file, _):
             first = file.readline(100_000)
         if not first.strip():
             empty.append(path)
             continue
         files = labels if b"," in first else skeletons
-        if path.stem in files:
-            raise DataError(f"{path}: a second file of this name and kind, the first is {files[path.stem]}")
-        files[path.stem] = path
+        stem = original_stem(path)
+        if stem in files:
+            raise DataError(f"{path}: a second file of this name and kind, the first is {files[stem]}")
+        files[stem] = path
     for path in empty:  # without a line to tell which kind it is, it stands for the kind that is missing
-        (skeletons if path.stem not in skeletons else labels).setdefault(path.stem, path)
+        stem = original_stem(path)
+        (skeletons if stem not in skeletons else labels).setdefault(stem, path)
     if not skeletons:
         raise DataError(f"{src}: no skeleton files named like 0002-L.txt below")
     lists = {key: _find_list(src, file) for key, file in (("xsub", "cross-subject.txt"), ("xview", "cross-view.txt"))}
-    notes = [] if labels else ["no label files: every recording is one sequence without a label"]
+    if not labels:
+        notes.append("no label files: every recording is one sequence without a label")
     if lists["xview"] is None:
         notes.append("no cross-view.txt: split xview made from the names, cameras M and R train, L is the test")
     if lists["xsub"] is None:
         notes.append("no cross-subject.txt: no split xsub")
     return Source(
         layout=LAYOUTS["kinect_v2"],
-        classes=[f"action {number}" for number in range(1, CLASSES + 1)],
+        classes=list(shipped_names("pkummd_classes")),
         items=[(skeletons[name], labels.get(name)) for name in sorted(skeletons)],
         total=len(skeletons),
         read=partial(read_recording, labelled=labelled and bool(labels)),
@@ -105,12 +113,13 @@ def splits(infos: list[SequenceInfo], lists: dict[str, dict[str, set[str]] | Non
 
 def _find_list(src: Path, name: str) -> dict[str, set[str]] | None:
     """Read an official split list: recordings after a line "Training videos" and after one "Validation videos"."""
-    path = next(iter(sorted(src.rglob(name))), None)
-    if path is None:
+    paths = [] if is_single(src) else scan(src, ".txt", lambda path: path.name.lower() == name)[0]
+    if not paths:
         return None
+    path = paths[0]
     by_part: dict[str, set[str]] = {"train": set(), "test": set()}
     part = None
-    for line in read_plain(path, MAX_LIST_BYTES).decode("utf-8", "replace").splitlines():
+    for line in read_bytes(path, MAX_LIST_BYTES).decode("utf-8", "replace").splitlines():
         start = line.strip().lower()
         if start.startswith("train"):
             part = "train"
@@ -137,14 +146,14 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
     path, label_path = item
     if labelled and label_path is None:
         raise BrokenRecording(path.name, "no label file of this name")
-    frames = parse_pkummd(read_plain(path, MAX_TEXT_BYTES), path.name)  # [F, 2, V, 3]
+    frames = parse_pkummd(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)  # [F, 2, V, 3]
     if label_path is None:
-        return [_action(path, path.stem, frames, 0, len(frames))]
+        return [_action(path, original_stem(path), frames, 0, len(frames))]
     sequences: list[Sequence | BrokenRecording] = []
-    for number, line in enumerate(split_lines(read_plain(label_path, MAX_TEXT_BYTES), label_path.name), start=1):
+    for number, line in enumerate(split_lines(read_bytes(label_path, MAX_TEXT_BYTES), label_path.name), start=1):
         if not line.strip():
             continue
-        name = f"{path.stem}.{number:03d}"
+        name = f"{original_stem(path)}.{number:03d}"
         try:
             label, start, stop, notes = _label(line, label_path, number, len(frames), labelled)
             sequence = _action(path, name, frames, start, stop)
@@ -154,7 +163,7 @@ def read_recording(item: tuple[Path, Path | None], labelled: bool = True) -> lis
             continue
         sequence.label, sequence.notes = label, notes
         if labelled:
-            performer, camera = _NAME.fullmatch(path.stem).groups()
+            performer, camera = _NAME.fullmatch(original_stem(path)).groups()
             sequence.subject, sequence.view = int(performer) if performer else -1, VIEWS[camera]
         sequences.append(sequence)
     return sequences

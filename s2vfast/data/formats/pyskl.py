@@ -10,7 +10,7 @@
 
 C is 3 or 2 (z becomes 0). A joint of zeros or NaN was not seen; 'keypoint_score' [M, T, V], where there is one, is the
 confidence. Frames in which no joint of a body was seen are gaps. The skeleton is the one that ``--layout`` names, else
-the pickle's own, else by V and C: 25 of 3 kinect_v2, 20 of 3 kinect_v1, 17 of 2 coco; any other has to be named. A list
+the pickle's own, else the one known layout of that V and C; where there are several or none, it has to be named. A list
 of annotations, one annotation, and a folder with one list a part (``train.pkl``, ``val.pkl``) are read too. An
 annotation without a label, or with -1, has none. Names like NTU's tell setup, camera, performer and replication. Split
 lists ``X_train`` and ``X_val`` or ``X_test`` make train and test of split X; without X the split is called "default",
@@ -28,18 +28,20 @@ from typing import Any
 
 import numpy as np
 
-from s2vfast.data.formats.base import BrokenRecording, Source, UnknownLayout
+from s2vfast.data.archive import AnyPath, file_size, is_single
+from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.ntu import parse_name
-from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.data.formats.poses import bodies_of
+from s2vfast.data.layout import Layout, layout_of_shape
 from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
+from s2vfast.data.names import ntu_classes
 from s2vfast.data.safe_pickle import load_pickle
-from s2vfast.data.store import Body, Sequence
+from s2vfast.data.scan import only_folder, scan
+from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.data.units import LIMITS, guess_unit
 from s2vfast.errors import DataError
 
-# 17 joints in three dimensions may be COCO's or Human3.6M's, 25 in two Kinect's or OpenPose's: these are asked for.
-LAYOUT_BY_SHAPE = {(25, 3): "kinect_v2", (20, 3): "kinect_v1", (17, 2): "coco"}
 SUFFIXES = (".pkl", ".pickle")
 MAX_NAMELESS = 1000  # annotations that are reported one by one
 _PART = re.compile(r"(?:(?P<split>.+?)[_-])?(?P<part>train|val|test)(?P<fold>\d*)")
@@ -47,15 +49,16 @@ _PART = re.compile(r"(?:(?P<split>.+?)[_-])?(?P<part>train|val|test)(?P<fold>\d*
 
 def detect(src: Path) -> bool:
     """A file named .pkl or .pickle, or a folder that holds such files, named after their parts, and no arrays."""
-    if src.is_file():
+    if is_single(src):
         return src.suffix.lower() in SUFFIXES
-    return bool(_part_files(src)) and not any(src.glob("*.npy"))
+    return bool(_part_files(src)) and not scan(src, ".npy", first=True)[0]
 
 
-def _part_files(src: Path) -> dict[str, Path]:
+def _part_files(src: AnyPath) -> dict[str, AnyPath]:
     """Split list -> pickle, of a folder of pickles named like train.pkl, ntu_val.pkl or xsub_test.pkl."""
-    paths = sorted(path for path in src.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return {path.stem: path for path in paths if _PART.fullmatch(path.stem)}
+    paths = [path for path in scan(src, SUFFIXES)[0] if _PART.fullmatch(path.stem)]
+    only_folder(paths, src)
+    return {path.stem: path for path in paths}
 
 
 def _load_folder(src: Path) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     Raises:
         DataError: refused or damaged, not such a dictionary, or a skeleton that needs a layout.
     """
-    data = load_pickle(src) if src.is_file() else _load_folder(src)
+    data = load_pickle(src) if is_single(src) else _load_folder(src)
     if isinstance(data, dict) and "keypoint" in data:  # one annotation, as demo scripts write it
         data = [data]
     if isinstance(data, list):
@@ -104,17 +107,12 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     if first is None:
         raise DataError(f"{src}: no annotation can be used; the first: {_keypoint(annotations[0])}")
     notes: list[str] = []
+    layout_reason = ""
     if layout is None and data.get("layout") is not None:
         layout = Layout.from_dict(data["layout"], where=f"{src}: layout")
     if layout is None:
-        if first.shape[2:] not in LAYOUT_BY_SHAPE:
-            raise UnknownLayout(
-                f"{src}: skeletons of {first.shape[2]} joints with {first.shape[3]} coordinates each, which the file "
-                f"does not name; give their layout with --layout, one of {', '.join(LAYOUTS)} or FILE.json "
-                "(name, joints, parents, root, torso, sides)"
-            )
-        layout = LAYOUTS[LAYOUT_BY_SHAPE[first.shape[2:]]]
-        notes.append(f"layout {layout.name} taken for {first.shape[2]} joints")
+        layout = layout_of_shape(*first.shape[2:], where=str(src))
+        layout_reason = f"{first.shape[2]} joints with {first.shape[3]} coordinates"
     sampled = map(_keypoint, annotations[:: max(1, len(annotations) // 100)])
     unit, unit_reason = guess_unit((array for array in sampled if isinstance(array, np.ndarray)), first.shape[3])
     if first.shape[3] == 2:
@@ -122,6 +120,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     splits, split_notes = _splits(data.get("split"), src) if labelled else ({}, [])
     return Source(
         layout=layout,
+        layout_reason=layout_reason,
         classes=_classes(data.get("classes"), annotations, src) if labelled else [],
         items=sorted(annotations, key=_name),
         total=len(annotations),
@@ -169,15 +168,8 @@ def read_annotation(
     if score is not None and (not isinstance(score, np.ndarray) or score.shape != keypoint.shape[:3]):
         score, expected = None, f"an array {list(keypoint.shape[:3])} is expected"
         notes.append(f"'keypoint_score' left out, confidence is not known: {expected}")
-    bodies = []
-    for body, track in enumerate(joints):  # [T, V, 3]
-        present = track.any(axis=(1, 2))
-        if present.any():
-            bodies.append(Body(str(body), np.flatnonzero(present).astype(np.int32), track[present]))
-            if score is not None:
-                bodies[-1].confidence = np.nan_to_num(score[body, present].astype(np.float32))
     fields = parse_name(name) if labelled else None
-    sequence = Sequence(name, label, keypoint.shape[1], bodies, notes=notes)
+    sequence = Sequence(name, label, keypoint.shape[1], bodies_of(joints, score), notes=notes)
     if fields is not None:
         sequence.subject, sequence.view = fields.performer, fields.camera
         sequence.repetition, sequence.setup = fields.replication, fields.setup
@@ -193,8 +185,8 @@ def _check_annotations(annotations: list[Any], src: Path) -> None:
         raise DataError(f"{src}: one annotation stands in 'annotations' more than once")
     keypoints = (annotation.get("keypoint") for annotation in annotations if isinstance(annotation, dict))
     size = sum(keypoint.nbytes for keypoint in keypoints if isinstance(keypoint, np.ndarray))
-    paths = [src] if src.is_file() else _part_files(src).values()
-    if size > sum(path.stat().st_size for path in paths) + FREE_EXPANSION:
+    paths = [src] if is_single(src) else _part_files(src).values()
+    if size > sum(file_size(path) for path in paths) + FREE_EXPANSION:
         raise DataError(f"{src}: its annotations share arrays: {size:,} bytes of keypoints in a smaller file")
 
 
@@ -244,7 +236,7 @@ def _classes(value: Any, annotations: list[Any], src: Path) -> list[str]:
             check_text(f"{src}: class name", name)
         return value
     if any(parse_name(_name(annotation)) for annotation in annotations[:1]):
-        return [f"A{label:03d}" for label in range(1, count + 1)]
+        return ntu_classes(count)
     return [f"class {label}" for label in range(count)]
 
 

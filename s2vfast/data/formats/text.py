@@ -23,6 +23,8 @@ from s2vfast.data.store import Body
 
 JOINTS = 25
 NUMBER_LENGTH = 64
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""That Windows' editors write before UTF-8; readers take it off."""
 _NUMBER = re.compile(
     rb"(?=.{1,%d}\Z)-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))" % NUMBER_LENGTH
 )
