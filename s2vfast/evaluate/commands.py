@@ -121,8 +121,6 @@ def _evaluate_ensemble(options: Any) -> int:
             options.split,
             weights=None if options.weights is None else numbers("--weights", options.weights),
             scores=options.scores,
-            folds=options.folds,
-            seed=options.seed,
             train_part=options.train_part,
             test_part=options.test_part,
             device=options.device,

@@ -20,13 +20,11 @@ from s2vfast.data.store import Store
 from s2vfast.evaluate import finetune, finetune_protocols, measures, metrics, runs
 from s2vfast.evaluate.checks import check_choice, check_counts
 from s2vfast.evaluate.context import EvalContext, Log
-from s2vfast.reference import philox
+from s2vfast.evaluate.ridge import fold_numbers
 from s2vfast.train.distributed import Ranks
 
 Scores = Literal["log_softmax", "softmax"]
 SCORES: tuple[str, ...] = ("log_softmax", "softmax")
-_FOLDS = 35
-"""What the draws of folds are for: a stream of `s2vfast.reference.philox`."""
 _CANDIDATES = tuple(i / 10 for i in range(16))
 """Weights that are tried."""
 
@@ -38,8 +36,6 @@ def evaluate_ensemble(
     *,
     weights: Sequence[float] | None = None,
     scores: Scores = "log_softmax",
-    folds: int = 5,
-    seed: int = 0,
     train_part: str = "train",
     test_part: str = "test",
     clips: int = 64,
@@ -56,8 +52,6 @@ def evaluate_ensemble(
         weights: one a run, 0 or more; None: chosen, see `fitted_weights`, on ``train_part``. Where runs have learned
             that part, weights say little: name a part that they have not.
         scores: what of a run is added.
-        folds: of the part that weights are chosen on.
-        seed: of the folds.
         train_part: part of the split that weights are chosen on.
         test_part: part that is measured.
         clips: sequences that go through a network at a time.
@@ -83,8 +77,6 @@ def evaluate_ensemble(
         raise errors.ConfigError(
             f"--weights: {numbers}; {len(run_dirs)} numbers of 0 or more, not all 0, are expected, one a run"
         )
-    if weights is None and folds < 2:
-        raise errors.ConfigError(f"folds: {folds}; 2 or more are expected")
     began, ranks = time.perf_counter(), ranks or Ranks()
     split = split or runs.read(run_dirs[0])[0].data.split
     how = {"untrained": False, "device": device, "ranks": ranks, "log": log, "clips": clips}
@@ -104,7 +96,7 @@ def evaluate_ensemble(
     chosen_folds: list[dict[str, Any]] = []
     numbers = list(weights or [])
     if weights is None:
-        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), context.labels[0].cpu(), folds, seed)
+        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), context.labels[0].cpu())
     total = _mixed(torch.stack(test_scores), numbers)
     result = measures.scores(metrics.rank_scores(total), context.labels[1].cpu(), context.store.classes)
     for one, weight in zip(about, numbers, strict=True):
@@ -128,38 +120,31 @@ def evaluate_ensemble(
     }
 
 
-def fitted_weights(
-    scores: Tensor, labels: Tensor, folds: int, seed: int = 0
-) -> tuple[list[float], list[dict[str, Any]]]:
+def fitted_weights(scores: Tensor, labels: Tensor) -> tuple[list[float], list[dict[str, Any]]]:
     """Weights by cross-validation: those that the other folds choose, averaged over folds.
 
     Weights of all folds but one are those of `_CANDIDATES` of least cross-entropy of the sum, found a run at a time
-    until none changes. Which fold a row is of is a function of the seed and the row.
+    until none changes.
 
     Args:
         scores: [runs, n, classes].
         labels: int64 [n].
-        folds: how many, 2 or more and n at most.
-        seed: of the folds.
 
     Returns:
         The weights; and of each fold the weights that the others chose, with their accuracy on it in per cent.
     """
-    n = len(labels)
-    if n < folds:
-        raise errors.ConfigError(f"folds: {folds}; there are {n} sequences to choose weights on")
-    draws = philox.random_bits(seed, 0, torch.arange(n), _FOLDS, 1)[:, 0]
-    order = torch.argsort(draws, stable=True).to(labels.device)
-    fold_of = torch.empty_like(order)
-    fold_of[order] = torch.arange(n, device=labels.device) % folds
-    results = []
-    for fold in range(folds):
+    fold_of, results = fold_numbers(labels), []
+    for fold in fold_of.unique():
         inside = fold_of == fold
+        if bool(inside.all()):
+            raise errors.ConfigError(
+                f"--weights: needed; {len(labels)} sequence(s) are too few to choose them on folds"
+            )
         weights = _least_entropy(scores[:, ~inside], labels[~inside])
         ranked = metrics.rank_scores(_mixed(scores[:, inside], weights))
         results.append({"weights": weights, "top1": metrics.top_k(ranked, labels[inside], 1)})
     columns = zip(*(one["weights"] for one in results), strict=True)
-    return [sum(column) / folds for column in columns], results
+    return [sum(column) / len(results) for column in columns], results
 
 
 def _least_entropy(scores: Tensor, labels: Tensor) -> list[float]:
