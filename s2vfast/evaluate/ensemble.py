@@ -77,13 +77,13 @@ def evaluate_ensemble(
         raise errors.ConfigError(
             f"--weights: {numbers}; {len(run_dirs)} numbers of 0 or more, not all 0, are expected, one a run"
         )
-    began, ranks = time.perf_counter(), ranks or Ranks()
+    began = time.perf_counter()
     split = split or runs.read(run_dirs[0])[0].data.split
-    how = {"untrained": False, "device": device, "ranks": ranks, "log": log, "clips": clips}
+    parts = {"train_part": train_part, "test_part": test_part}
     test_scores, fit_scores, about = [], [], []
     for run in run_dirs:
         _check(run, store_path, split)
-        context = EvalContext.open(run, store_path, split, (train_part, test_part), **how)
+        context = EvalContext.open(run, store_path, split, **parts, clips=clips, device=device, ranks=ranks, log=log)
         test_scores.append(_scores(context, 1, scores))
         if weights is None:
             fit_scores.append(_scores(context, 0, scores))
@@ -111,7 +111,7 @@ def evaluate_ensemble(
         "runs": about,
         "table": _rows(about, result),
         "split": split,
-        "parts": [train_part, test_part],
+        **parts,
         "store": str(store_path),
         "store_fingerprint": context.store.fingerprint,
         "n_train": len(context.ids[0]),
