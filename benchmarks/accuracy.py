@@ -187,7 +187,8 @@ def floor_rows(out: Path) -> dict[str, list[float]]:
     try:
         rows = json.loads(path.read_text("utf-8"))["rows"]
         return {
-            evaluation.floor_name(row): [round(value, 2) for value in row.get("top1_each", [row["top1"]])] for row in rows
+            evaluation.floor_name(row): [round(value, 2) for value in row.get("top1_each", [row["top1"]])]
+            for row in rows
         }
     except (OSError, ValueError, KeyError) as error:
         raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
@@ -215,8 +216,9 @@ def section(record: dict[str, Any]) -> str:
     device, versions = record["device"], ", ".join(f"{name} {v}" for name, v in sorted(record["versions"].items()))
     commits = " and ".join(f"`{commit}`" for commit in record["commits"])
     floor = "\n".join(f"| {name} | {mean_and_std(values)} |" for name, values in record["floor"].items())
+    floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n\n"
     return (
-        f"| no learning | top-1 |\n|---|---|\n{floor}\n\n{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} "
+        f"{floor}{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} "
         f"seeds. `{record['command']}`, commit {commits}, {record['date']}, {device['name']}, {versions}.</sub>"
     )
 

@@ -46,7 +46,6 @@ def _evaluate(parser: Any) -> None:
         "--weights", help="of the ensemble's runs, with commas; without it chosen on folds of train_part"
     )
     parser.add_argument("--scores", choices=("log_softmax", "softmax"), default="log_softmax", help="what is added")
-    parser.add_argument("--folds", type=int, default=5, help="of train_part, that the ensemble's weights are chosen on")
     parser.add_argument(
         "--protocol",
         help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "

@@ -117,7 +117,6 @@ def _evaluate_ensemble(options: Any) -> int:
             options.protocol or "classify",
             weights=None if options.weights is None else numbers("--weights", options.weights),
             scores=options.scores,
-            folds=options.folds,
             **_options(options, several=False) | {"ranks": ranks, "progress": showing if ranks.is_main else None},
         )
         if results is not None:

@@ -21,14 +21,12 @@ from s2vfast.data.store import Store
 from s2vfast.evaluate import finetune, finetune_protocols, linear, measures, metrics, protocols, runs
 from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.context import EvalContext
-from s2vfast.reference import philox
+from s2vfast.evaluate.ridge import fold_numbers
 
 Scores = Literal["log_softmax", "softmax"]
 PROTOCOLS = ("classify", "linear")
 """Those whose scores can be added."""
 SCORES: tuple[str, ...] = ("log_softmax", "softmax")
-_FOLDS = 35
-"""What the draws of folds are for: a stream of `s2vfast.reference.philox`."""
 _CANDIDATES = tuple(i / 10 for i in range(16))
 """Weights that are tried."""
 
@@ -41,7 +39,6 @@ def evaluate_ensemble(
     *,
     weights: Sequence[float] | None = None,
     scores: Scores = "log_softmax",
-    folds: int = 5,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure several runs, each by itself and all together.
@@ -55,8 +52,7 @@ def evaluate_ensemble(
             see `fitted_weights`. Where runs have learned that part, such weights say little: name a part that they
             have not.
         scores: what of a run is added.
-        folds: of the part that weights are chosen on.
-        options: as of `protocols.evaluate`; the seed is of the folds too.
+        options: as of `protocols.evaluate`.
 
     Returns:
         Plain values for JSON: accuracies, ``per_class`` and ``confusion`` of the ensemble; ``weights``,
@@ -76,8 +72,6 @@ def evaluate_ensemble(
         raise errors.ConfigError(
             f"--weights: {numbers}; {len(run_dirs)} numbers of 0 or more, not all 0, are expected, one a run"
         )
-    if folds < 2:
-        raise errors.ConfigError(f"folds: {folds}; 2 or more are expected")
     began = time.perf_counter()
     weights_from = "given"
     if weights is None:
@@ -102,7 +96,7 @@ def evaluate_ensemble(
     chosen_folds: list[dict[str, Any]] = []
     numbers = [1.0] * len(run_dirs) if weights is None else list(weights)
     if weights_from == "folds":
-        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), labels[0], folds, how.seed)
+        numbers, chosen_folds = fitted_weights(torch.stack(fit_scores), labels[0])
     total = _mixed(torch.stack(test_scores), numbers)
     result = measures.scores(metrics.rank_scores(total), labels[1], context.store.classes)
     for one, weight in zip(about, numbers, strict=True):
@@ -117,7 +111,8 @@ def evaluate_ensemble(
         "runs": about,
         "table": _rows(about, result),
         "split": split,
-        "parts": list(context.parts),
+        "train_part": context.parts[0],
+        "test_part": context.parts[1],
         "store": str(store_path),
         "store_fingerprint": context.store.fingerprint,
         "n_train": len(context.ids[0]),
@@ -126,38 +121,31 @@ def evaluate_ensemble(
     }
 
 
-def fitted_weights(
-    scores: Tensor, labels: Tensor, folds: int, seed: int = 0
-) -> tuple[list[float], list[dict[str, Any]]]:
+def fitted_weights(scores: Tensor, labels: Tensor) -> tuple[list[float], list[dict[str, Any]]]:
     """Weights by cross-validation: those that the other folds choose, averaged over folds.
 
     Weights of all folds but one are those of `_CANDIDATES` of least cross-entropy of the sum, found a run at a time
-    until none changes. Which fold a row is of is a function of the seed and the row.
+    until none changes.
 
     Args:
         scores: [runs, n, classes].
         labels: int64 [n].
-        folds: how many, 2 or more and n at most.
-        seed: of the folds.
 
     Returns:
         The weights; and of each fold the weights that the others chose, with their accuracy on it in per cent.
     """
-    n = len(labels)
-    if n < folds:
-        raise errors.ConfigError(f"folds: {folds}; there are {n} sequences to choose weights on")
-    draws = philox.random_bits(seed, 0, torch.arange(n), _FOLDS, 1)[:, 0]
-    order = torch.argsort(draws, stable=True).to(labels.device)
-    fold_of = torch.empty_like(order)
-    fold_of[order] = torch.arange(n, device=labels.device) % folds
-    results = []
-    for fold in range(folds):
+    fold_of, results = fold_numbers(labels), []
+    for fold in fold_of.unique():
         inside = fold_of == fold
+        if bool(inside.all()):
+            raise errors.ConfigError(
+                f"--weights: needed; {len(labels)} sequence(s) are too few to choose them on folds"
+            )
         weights = _least_entropy(scores[:, ~inside], labels[~inside])
         ranked = metrics.rank_scores(_mixed(scores[:, inside], weights))
         results.append({"weights": weights, "top1": metrics.top_k(ranked, labels[inside], 1)})
     columns = zip(*(one["weights"] for one in results), strict=True)
-    return [sum(column) / folds for column in columns], results
+    return [sum(column) / len(results) for column in columns], results
 
 
 def _least_entropy(scores: Tensor, labels: Tensor) -> list[float]:

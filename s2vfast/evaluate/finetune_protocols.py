@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, subsets
+from s2vfast.evaluate import features, finetune, finetune_config, measures, subsets
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.networks import build_network
@@ -103,11 +102,11 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
         CheckpointError: a run that was not fine-tuned, or to other classes.
     """
     ranked = metrics.rank_scores(class_logits(context, folder, 1))
-    return measures.scores(ranked, context.labels[1], context.store.classes)
+    return measures.scores(ranked, context.labels[1].cpu(), context.store.classes)
 
 
 def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
-    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context; errors as of `measure`."""
+    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context, on the host; errors of `measure`."""
     model, config, about = finetune.load_classifier(folder, log=context.log)
     if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(
@@ -125,7 +124,7 @@ def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
         device=context.device,
         ranks=context.ranks,
     )
-    return model.head(pooled.to(context.device)).cpu()
+    return model.head(pooled.to(context.device)).detach().cpu()
 
 
 def semi(

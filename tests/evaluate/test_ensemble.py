@@ -54,7 +54,7 @@ def test_the_command(folder, capsys, tmp_path):
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["weights"] == [0.6, 0.6, 0.4, 0.4]
     assert json.loads((tmp_path / "x.json").read_text())["top1"] == printed["top1"]
-    assert cli.main(["evaluate", runs[0], "--ensemble", runs[1], "--folds", "3"]) == 0
+    assert cli.main(["evaluate", runs[0], "--ensemble", runs[1]]) == 0
     assert "weights folds" in capsys.readouterr().out
     assert cli.main(["evaluate", runs[0], "--weights", "1"]) == 2
     assert "--weights: they are an ensemble's" in capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_the_command(folder, capsys, tmp_path):
 
 def test_weights_do_not_look_at_what_is_measured(folder, monkeypatch):
     """Other labels of the part that is measured: the same weights."""
-    before = of(folder, folds=3)
+    before = of(folder)
     open_context = protocols.EvalContext.open.__func__
 
     def relabelled(cls, *args, **kwargs):
@@ -71,20 +71,20 @@ def test_weights_do_not_look_at_what_is_measured(folder, monkeypatch):
         return context
 
     monkeypatch.setattr(protocols.EvalContext, "open", classmethod(relabelled))
-    after = of(folder, folds=3)
+    after = of(folder)
     assert after["weights"] == before["weights"]
-    assert len(after["folds"]) == 3
+    assert 2 <= len(after["folds"]) <= 5
 
 
 def test_the_better_run_gets_the_weight():
     labels = torch.arange(60) % 3
     good = F.log_softmax(4.0 * F.one_hot(labels, 3).double(), 1)
     bad = F.log_softmax(4.0 * F.one_hot((labels + 1) % 3, 3).double(), 1)
-    weights, folds = fitted_weights(torch.stack([good, bad]), labels, 4)
+    weights, folds = fitted_weights(torch.stack([good, bad]), labels)
     assert weights[0] > 1.0
     assert weights[1] == 0.0
-    assert [one["top1"] for one in folds] == [100.0] * 4
-    assert fitted_weights(torch.stack([good, bad]), labels, 4) == (weights, folds)
+    assert [one["top1"] for one in folds] == [100.0] * 5
+    assert fitted_weights(torch.stack([good, bad]), labels) == (weights, folds)
 
 
 def test_what_cannot_be_added_is_refused(folder, tmp_path):
