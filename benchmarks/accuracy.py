@@ -218,8 +218,9 @@ def section(record: dict[str, Any]) -> str:
     floor = "\n".join(f"| {name} | {mean_and_std(values)} |" for name, values in record["floor"].items())
     floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n\n"
     return (
-        f"{floor}{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} "
-        f"seeds. `{record['command']}`, commit {commits}, {record['date']}, {device['name']}, {versions}.</sub>"
+        f"{floor}{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over "
+        f"{record['seeds']} seeds. `{record['command']}`, commit {commits}, {record['date']}, {device['name']}, "
+        f"{versions}.</sub>"
     )
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import features, finetune, finetune_config, measures, subsets
+from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, subsets
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 from s2vfast.networks import build_network
@@ -106,7 +107,7 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
 
 
 def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
-    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context, on the host; errors of `measure`."""
+    """Logits [n, classes], on the host, of a run that has classes, on a part (0, 1) of the context; errors of `measure`."""
     model, config, about = finetune.load_classifier(folder, log=context.log)
     if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(

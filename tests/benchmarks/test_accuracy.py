@@ -37,11 +37,13 @@ def test_every_command_is_one_that_there_is(tmp_path):
     from s2vfast import cli
 
     made = accuracy.tasks(tmp_path / "store", tmp_path / "runs", "nwucla", 2)
-    assert len(made) == 2 * (4 * 3 + 3)
+    assert len(made) == 2 * (4 * 3 + 3) + 1
     assert len({task.name for task in made}) == len(made)
     for task in made:
         cli.parse(task.words)
         assert task.after is None or task.after in {other.name for other in made}
+    floor = made.pop()
+    assert floor.words[-1].endswith("evaluated/floor.json")
     places = [task.words[-1] for task in made if task.after]
     assert places == [str(tmp_path / "runs/evaluated" / task.name) for task in made if task.after]
 
@@ -86,6 +88,28 @@ def test_numbers_of_all_seeds_are_collected(tmp_path):
     (tmp_path / "evaluated/mamp-2-mean/results.json").unlink()
     with pytest.raises(errors.DataError, match="mamp-2-mean/results.json: cannot be read"):
         accuracy.collected(tmp_path, 2)
+
+
+def test_the_floor_is_read(tmp_path):
+    rows = [
+        {"features": "coordinates", "classifier": "1-NN", "copies": 0, "top1": 70.0},
+        {
+            "features": "random convolutions",
+            "classifier": "ridge",
+            "copies": 5,
+            "top1": 91.0,
+            "top1_each": [90.0, 92.0],
+        },
+    ]
+    (tmp_path / "evaluated").mkdir()
+    (tmp_path / "evaluated/floor.json").write_text(json.dumps({"rows": rows}))
+    assert accuracy.floor_rows(tmp_path) == {
+        "floor: coordinates, 1-NN": [70.0],
+        "floor: random convolutions, ridge, 5 drawn copies": [90.0, 92.0],
+    }
+    (tmp_path / "evaluated/floor.json").write_text("{}")
+    with pytest.raises(errors.DataError, match="floor.json: cannot be read"):
+        accuracy.floor_rows(tmp_path)
 
 
 def test_a_page_without_marks_is_an_error(tmp_path):
