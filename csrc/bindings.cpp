@@ -70,12 +70,6 @@ void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, in
   S2V_RUN(tube_mask, call, device, stream, threads);
 }
 
-s2v::ClipAnchor clip_anchor(const std::vector<int>& joints) {
-  s2v::ClipAnchor anchor = {int32_t(joints.size()), {}};
-  for (size_t i = 0; i < joints.size() && i < size_t(s2v::kMaxAnchor); ++i) anchor.joint[i] = joints[i];
-  return anchor;
-}
-
 void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t row, uintptr_t count, uintptr_t ids,
                  int64_t samples, int64_t sequences, int64_t rows, int64_t bodies, int64_t joints, int64_t length,
                  bool crop, double crop_min,
@@ -107,9 +101,9 @@ void clip_sample(uintptr_t frames, int kind, uintptr_t frame_index, uintptr_t ro
   for (int i = 0; i < 3; ++i) spec.rotate[i] = float(rotate[i]);
   spec.scale_jitter = float(scale_jitter);
   spec.velocity = float(velocity);
-  spec.root = clip_anchor(root);
-  spec.lower = clip_anchor(ends[0]);
-  spec.upper = clip_anchor(ends[1]);
+  spec.root = s2v::clip_anchor(root);
+  spec.lower = s2v::clip_anchor(ends[0]);
+  spec.upper = s2v::clip_anchor(ends[1]);
   spec.left = sides[0];
   spec.right = sides[1];
   spec.up = up;

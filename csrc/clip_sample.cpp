@@ -50,6 +50,12 @@ void check_tables(const ClipSampleCall& call) {
 
 }  // namespace
 
+ClipAnchor clip_anchor(const std::vector<int>& joints) {
+  ClipAnchor anchor = {int32_t(joints.size()), {}};
+  for (size_t i = 0; i < joints.size() && i < size_t(kMaxAnchor); ++i) anchor.joint[i] = joints[i];
+  return anchor;
+}
+
 void clip_sample_check(const ClipSampleCall& call) {
   const ClipSampleSpec& spec = call.spec;
   require(call.kind >= kFloat32 && call.kind <= kBfloat16, "clip_sample: no such kind of frames");

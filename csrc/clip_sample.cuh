@@ -306,6 +306,7 @@ S2V_HD void clip_item(const ClipSampleSpec& spec, const T* __restrict__ frames, 
       } else if (spec.center == kCenterFrame) {
         point = point - root(int32_t(scratch.order[t])).at;
       }
+      if (!point.seen()) return Point{kAtOrigin, 0.0f, 0.0f};
       return Point{point.x * matrix[0] + point.y * matrix[1] + point.z * matrix[2],
                    point.x * matrix[3] + point.y * matrix[4] + point.z * matrix[5],
                    point.x * matrix[6] + point.y * matrix[7] + point.z * matrix[8]};

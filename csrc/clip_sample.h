@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda_launch.h"
 
@@ -11,6 +12,8 @@ enum Center : int32_t { kCenterNone, kCenterFirst, kCenterFrame };
 enum FrameKind : int { kFloat32, kFloat16, kBfloat16 };
 
 constexpr int32_t kMaxAnchor = 4;
+// x of a joint that was seen and is at the origin: zeros are one that was not.
+constexpr float kAtOrigin = 1e-30f;
 
 // Joints whose mean counts: of those that a frame has.
 struct ClipAnchor {
@@ -52,6 +55,9 @@ void clip_sample(const ClipSampleCall& call, int threads);
 
 // On a device, where all addresses are the device's; in a build with CUDA.
 void clip_sample_cuda(const ClipSampleCall& call, const CudaTarget& target);
+
+// Of a list of joints; one that is too long is refused by the check.
+ClipAnchor clip_anchor(const std::vector<int>& joints);
 
 // What both refuse.
 void clip_sample_check(const ClipSampleCall& call);

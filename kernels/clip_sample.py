@@ -20,9 +20,10 @@ from s2vfast.kernels._clip import anchor_at, binned, column, cropped, find, join
 from s2vfast.kernels._launch import cdiv, configuration, launch, next_power_of_2
 from s2vfast.kernels._philox import key_and_epoch, random_bits, uniform
 from s2vfast.reference import philox
-from s2vfast.reference.clip_sample import ANGLE, SIZE, ClipSpec
+from s2vfast.reference.clip_sample import ANGLE, AT_ORIGIN, SIZE, ClipSpec
 
 _CLIP, _ANGLE, _SIZE = tl.constexpr(philox.CLIP), tl.constexpr(ANGLE), tl.constexpr(SIZE)
+_AT_ORIGIN = tl.constexpr(AT_ORIGIN)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "epoch"])
@@ -203,6 +204,7 @@ def _moved(
     value = tl.where(axis == 0, x, tl.where(axis == 1, y, z))
     if TURNED:
         value = m0 * x + m1 * y + m2 * z
+    value = tl.where(seen(x, y, z) | (axis != 0), value, _AT_ORIGIN)
     return tl.where(recorded, value, 0.0), recorded
 
 

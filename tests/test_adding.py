@@ -140,7 +140,7 @@ def test_every_protocol_measures_it(trained, plugins, capsys):
             "--epochs", "2", "--lists", "1", "--percents", "50", "--finetune.epochs", "1", "--finetune.hidden", "8",
         ).splitlines()[-1]
     )  # fmt: skip
-    assert set(found["results"]) == {"linear", "knn", "retrieval", "finetune", "supervised", "semi"}
+    assert set(found["results"]) == {"floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi"}
     tuned = found["results"]["finetune"]["folders"][0]
     again = json.loads(call(capsys, "evaluate", tuned, *plugins, "--protocol", "classify", "--json").splitlines()[-1])
     assert again["top1"] == found["results"]["finetune"]["top1"]

@@ -1,5 +1,7 @@
 """What README and docs say: their Python runs as it stands, their links lead somewhere, their commands exist."""
 
+import dataclasses
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from s2vfast import cli
+from s2vfast.data.layout import LAYOUTS, Layout
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +36,20 @@ def test_links_lead_somewhere(page):
                 titles = re.findall(r"^#+ (.*)$", (page.parent / path).read_text("utf-8"), re.MULTILINE)
                 anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
                 assert anchor in anchors, target
+
+
+def test_the_layouts_page_has_every_layout_and_an_example_that_is_one():
+    text = (ROOT / "docs/layouts.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)`.* \| (\d+) \| (.*) \| .*\|$", text, re.MULTILINE) == [
+        (name, str(layout.num_joints), " or ".join(map(str, layout.dimensions)))
+        for name, layout in sorted(LAYOUTS.items(), key=lambda entry: text.index(f"`{entry[0]}`"))
+    ]
+    (code,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert Layout.from_dict(json.loads(code)).root == (3, 4)
+    fields = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| [^|]*\|$", text, re.MULTILINE)))
+    )
+    assert fields == {field.name for field in dataclasses.fields(Layout)}
 
 
 def test_files_that_the_architecture_names_are_there():

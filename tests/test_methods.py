@@ -107,7 +107,7 @@ def test_it_is_evaluated_and_exported(trained, capsys, tmp_path):
     _, out = trained
     options = "--epochs 2 --lists 1 --percents 50 --finetune.epochs 1 --finetune.hidden 8 --device cpu --json".split()
     results = json.loads(call(capsys, "evaluate", out, "--protocol", "all", *options).splitlines()[-1])["results"]
-    assert set(results) == {"linear", "knn", "retrieval", "finetune", "supervised", "semi"}
+    assert set(results) == {"floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi"}
     call(capsys, "export", out, "--to", "onnx", "--out", tmp_path / "network.onnx")
     assert (tmp_path / "network.onnx").stat().st_size > 0
 

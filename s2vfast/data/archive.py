@@ -12,7 +12,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -72,14 +72,14 @@ def is_single(path: AnyPath) -> bool:
     return isinstance(path, Member) or (path.is_file() and not is_archive(path))
 
 
-def members(archive: Path) -> list[Member]:
-    """The files of an archive in the order of their names, without those that macOS adds.
+def members(archive: Path, accept: Callable[[str], bool] = lambda name: True) -> list[Member]:
+    """The files of an archive whose names are accepted, in their order, without those that macOS adds.
 
     Raises:
         DataError: no readable archive, or one that is refused.
     """
-    names = sorted(_opened(archive)[1])
-    return [Member(archive, PurePosixPath(name)) for name in names if not name.startswith("__MACOSX/")]
+    names = sorted(name for name in _opened(archive)[1] if accept(name) and not name.startswith("__MACOSX/"))
+    return [Member(archive, PurePosixPath(name)) for name in names]
 
 
 def only_member(path: AnyPath) -> AnyPath:

@@ -13,7 +13,7 @@ from s2vfast.data.streams import Stream
 from s2vfast.ops.clip_sample import ClipSpec, body_rows
 
 
-def clip_spec(data: DataConfig, layout: Layout, dimensions: int = 3) -> ClipSpec:
+def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
     """How clips of skeletons of ``layout`` are made by `s2vfast.ops.clip_sample`.
 
     Recordings of 2 coordinates turn in their plane alone, about z. Another rotation would squeeze bodies as no camera
@@ -23,7 +23,7 @@ def clip_spec(data: DataConfig, layout: Layout, dimensions: int = 3) -> ClipSpec
         ConfigError: data.align is "yaw" and the layout's vertical is no coordinate axis, or one of 2-D recordings is
             turned about x or y.
     """
-    if dimensions == 2 and (data.align == "yaw" or any(data.rotate[:2])):
+    if layout.planar and (data.align == "yaw" or any(data.rotate[:2])):
         raise errors.ConfigError(
             "data.rotate, data.align: the recordings have 2 coordinates a joint, which turn in their plane alone; set "
             "data.align none and data.rotate [0, 0, angle]"

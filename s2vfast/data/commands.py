@@ -65,6 +65,10 @@ def _add_synth(parser: Any) -> None:
     _add_out(parser)
 
 
+def _add_layouts(parser: Any) -> None:
+    parser.add_argument("layout", nargs="?", help="name or JSON file of one to print; without it all names are listed")
+
+
 def _add_store(parser: Any) -> None:
     parser.add_argument("store", help="folder of a store")
 
@@ -165,11 +169,19 @@ def _show(options: Any) -> int:
     return 0
 
 
+def _layouts(options: Any) -> int:
+    from s2vfast.data import report
+
+    print(report.layouts() if options.layout is None else report.layout(options.layout))
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
     "import": ("make a store from a dataset's own files", _import, _add_import),
     "synth": ("make a store of synthetic people", _synth, _add_synth),
     "split": ("make splits of a store: by subject, by a share of every class, by names", _split, _add_split),
     "check": ("prove a store intact: compare every file with its hash", _check, _add_store),
     "show": ("print what is in a store", _show, _add_store),
+    "layouts": ("list the known skeletons, or print one", _layouts, _add_layouts),
 }
 """Name → what it does, what runs it (options to exit code), what gives a parser its options."""

@@ -156,6 +156,8 @@ def import_dataset(
     excluded = exclusion(exclude, source.exclude)
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"format": name, "name": path.resolve().name, "notes": list(source.notes)}
+    if min_confidence > 0.0:
+        about["min_confidence"] = min_confidence
     write_store(
         out,
         labelling.apply(
@@ -187,13 +189,15 @@ def import_dataset(
     )
 
 
-def read_checked(source: Source, item: Any) -> list[Sequence | dict[str, Any]]:
+def read_checked(source: Source, item: Any, min_confidence: float = 0.0) -> list[Sequence | dict[str, Any]]:
     """The recordings of one item of a source, each a sequence that a store may hold, or why it is none.
 
     The latter is a dictionary with name, reason, kind, and file and line where known. Of a source that was opened
-    without labels, a sequence's label is not looked at.
+    without labels, a sequence's label is not looked at. Joints that the detector was less sure of than
+    ``min_confidence`` were not seen.
     """
-    return _Task(source.read, source.layout, len(source.classes) if source.labelled else None, source.limit)([item])[0]
+    classes = len(source.classes) if source.labelled else None
+    return _Task(source.read, source.layout, classes, source.limit, min_confidence)([item])[0]
 
 
 def _collect(

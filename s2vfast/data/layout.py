@@ -61,7 +61,8 @@ class Layout:
     bones: tuple[tuple[int, int], ...] = ()
     """Joints that a line joins in pictures, which may be more than a tree. Empty: every joint and its parent."""
     dimensions: tuple[int, ...] = (2, 3)
-    """Coordinates a joint that recordings of this skeleton come with: arrays of another number are not taken for it."""
+    """Coordinates a joint that recordings of this skeleton come with: arrays of another number are not taken for it.
+    The layout of a store has the one number of its recordings."""
     about: str = ""
     """Whose skeleton it is, in a few words."""
 
@@ -83,6 +84,16 @@ class Layout:
     def num_joints(self) -> int:
         """V."""
         return len(self.joints)
+
+    @property
+    def planar(self) -> bool:
+        """Whether joints have 2 coordinates, z being 0: such bodies turn in their plane alone."""
+        return self.dimensions == (2,)
+
+    def same_joints(self, other: Layout) -> bool:
+        """Whether arrays of one are arrays of the other; an alias of a layout's name counts as the name."""
+        names = {ALIASES.get(name, name) for name in (self.name, other.name)}
+        return len(names) == 1 and self.joints == other.joints
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON; `from_dict` reads it back.

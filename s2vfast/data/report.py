@@ -1,4 +1,4 @@
-"""What `s2vfast data import`, `show` and `check` print."""
+"""What `s2vfast data import`, `show`, `check` and `layouts` print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from s2vfast.data.layout import ALIASES, LAYOUTS, get_layout
 from s2vfast.data.limits import printable
 from s2vfast.data.splits import describe
 from s2vfast.data.store import HEADER, MADE_SPLITS, Store
@@ -63,6 +64,62 @@ def show(store: Store | str | Path) -> str:
         lines.append(f"left out of sequences that were kept: {total:,} times in {len(store.notes):,} sequences")
         lines += [f"  {name}: {'; '.join(notes)}" for name, notes in list(store.notes.items())[:LISTED]]
         lines += _more(len(store.notes))
+    return "\n".join(map(printable, lines))
+
+
+def layouts() -> str:
+    """The known skeletons, one a line."""
+    rows = [("layout", "joints", "coordinates", "also", "whose")]
+    for name, skeleton in LAYOUTS.items():
+        coordinates = " or ".join(map(str, skeleton.dimensions))
+        rows.append(
+            (
+                name,
+                str(skeleton.num_joints),
+                coordinates,
+                " ".join(alias for alias in ALIASES if ALIASES[alias] == name),
+                skeleton.about,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def layout(name_or_path: str | Path) -> str:
+    """One skeleton: what clips are centred, scaled and turned by, its body parts, and its joints as a tree.
+
+    Raises:
+        DataError: as of `s2vfast.data.layout.get_layout`.
+    """
+    skeleton = get_layout(name_or_path)
+
+    def named(anchor: tuple[int, ...]) -> str:
+        names = [skeleton.joints[joint] for joint in anchor]
+        return names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
+
+    lines = [
+        _line("layout", ": ".join(filter(None, (skeleton.name, skeleton.about)))),
+        _line("joints", str(skeleton.num_joints)),
+        _line("root", named(skeleton.root)),
+        _line("torso", " to ".join(map(named, skeleton.torso))),
+        _line("sides", f"{skeleton.joints[skeleton.sides[0]]} left, {skeleton.joints[skeleton.sides[1]]} right"),
+        _line("up", " ".join(f"{x:g}" for x in skeleton.up)),
+        _line("bones", f"{len(skeleton.bones)} lines are drawn"),
+        *(
+            _line("part", f"{part}: {', '.join(skeleton.joints[j] for j in members)}")
+            for part, members in skeleton.parts.items()
+        ),
+        "",
+    ]
+
+    children: dict[int, list[int]] = {}
+    for joint, parent in enumerate(skeleton.parents):
+        children.setdefault(parent, []).append(joint)
+    stack = [(joint, 0) for joint in reversed(children[-1])]
+    while stack:
+        joint, depth = stack.pop()
+        lines.append(f"{joint:>4} {'  ' * depth}{skeleton.joints[joint]}")
+        stack += [(child, depth + 1) for child in reversed(children.get(joint, ()))]
     return "\n".join(map(printable, lines))
 
 

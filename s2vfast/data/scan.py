@@ -67,7 +67,7 @@ def _walk(src: AnyPath, suffix: str | tuple[str, ...]) -> Iterator[AnyPath]:
         return name.lower().endswith(endings) and len(name) > min(map(len, endings))
 
     if is_archive(src):
-        yield from (member for member in members(src) if ends(member.name))
+        yield from members(src, lambda name: ends(name.rpartition("/")[2]))
         return
     entered: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(src, followlinks=True):

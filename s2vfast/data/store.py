@@ -27,7 +27,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ class Store:
         for name in ("sequences", "rows", "tracks"):
             require(is_count(meta["counts"][name]) and meta["counts"][name] > 0, f"counts: {name}")
         require(meta["dtype"] in ("float32", "float16"), "dtype")
-        self.layout = Layout.from_dict(meta["layout"], where=str(where))
+        self.layout = replace(Layout.from_dict(meta["layout"], where=str(where)), dimensions=(self.dimensions,))
         self.classes = list(meta["classes"])
         require(all(isinstance(name, str) for name in self.classes), "classes: expected texts")
         require(isinstance(meta["source"], dict), "source: expected an object")

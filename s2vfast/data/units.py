@@ -52,3 +52,16 @@ def guess_unit(samples: Iterable[np.ndarray], dimensions: int) -> tuple[str, str
     if 300.0 <= size <= 5_000.0:
         return "mm", bodies
     return "normalised", f"{bodies}, as no person does in m or mm"
+
+
+def third_is_score(samples: Iterable[np.ndarray]) -> bool:
+    """Whether the third coordinate looks like a score: 0 to 1 beside pixels, or beside parts of a picture.
+
+    Args:
+        samples: some arrays [..., V, 3]; zeros and NaN where a joint was not seen.
+    """
+    low, high = np.zeros(3), np.zeros(3)
+    for sample in samples:
+        joints = np.nan_to_num(np.asarray(sample, dtype=np.float64)).reshape(-1, 3)
+        low, high = np.minimum(low, joints.min(axis=0, initial=0.0)), np.maximum(high, joints.max(axis=0, initial=0.0))
+    return bool(low[2] == 0.0 and 0.0 < high[2] <= 1.0 and (high[:2].min() > 10.0 or low[:2].min() == 0.0))

@@ -39,8 +39,8 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--protocol",
         default="linear",
-        help="linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: each of "
-        "these; classify: a fine-tuned run as it is",
+        help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "
+        "each of these; classify: a fine-tuned run as it is",
     )
     parser.add_argument(
         "--out",
@@ -55,8 +55,10 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument("--stream_weights", metavar="W,W,W", help="of the scores of RUN and --streams [1 each]")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
     parser.add_argument("--transform", help="of features before knn: center (the default), none or standardize")
-    parser.add_argument("--seed", type=int, default=0, help="of the linear probe, and of the lists of semi")
-    parser.add_argument("--repeats", type=int, default=1, help="seeds of linear, finetune and supervised")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the floor, of the linear probe, and of the lists of semi"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="seeds of floor, linear, finetune and supervised")
     parser.add_argument(
         "--probe",
         default="published",

@@ -169,7 +169,7 @@ def numbers(name: str, text: str) -> list[float]:
 def _lines(result: dict[str, Any]) -> str:
     """The result of one protocol as text."""
     protocol = result["protocol"]
-    if protocol in ("retrieval", "semi"):
+    if protocol in ("floor", "retrieval", "semi"):
         return table.text({**result, "table": table.rows({protocol: result})})
     name = {
         "linear": f"linear probe on {result['pool']} features",

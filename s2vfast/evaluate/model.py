@@ -47,6 +47,8 @@ class Model:
         """The skeleton."""
         self.unit: str | None = about.get("unit")
         """Of the coordinates that the run was trained on; None where that is not known."""
+        self.min_confidence: float = about.get("min_confidence", 0.0)
+        """Joints that a detector was less sure of were not seen in training."""
         self.classes: list[str] | None = None
         """Names of the classes; None of a pretrained run."""
         self._classifier = None

@@ -23,6 +23,7 @@ from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.units import LIMITS
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
 
@@ -178,6 +179,17 @@ def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str
             first = False
 
 
+def _take_unit(source: Source, path: Path, model: Model, log: Callable[[str], object]) -> None:
+    """Coordinates that look like another unit than the run's, by a guess, are in the run's; what matters is said."""
+    if model.unit in (None, source.unit):
+        return
+    if model.config.data.scale != "torso":
+        reason = f" ({source.unit_reason})" if source.unit_reason else ""
+        log(f"{path}: its unit is {source.unit}{reason}, the run was trained on {model.unit}")
+    if source.unit_reason:
+        source.unit, source.limit = model.unit, LIMITS[model.unit]
+
+
 def _open(
     path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, str | None]
 ) -> Source:
@@ -203,18 +215,20 @@ def _read(
     log: Callable[[str], object],
 ) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""
+    skeleton = model.layout
     try:
-        skeleton = model.layout
         source = _open(path, format, layout, skeleton, options)
-        if (source.layout.name, source.layout.joints) != (skeleton.name, skeleton.joints):
+        if not source.layout.same_joints(skeleton):
             raise errors.DataError(
                 f"{path}: its layout is {source.layout.name}; the run was made with {skeleton.name} "
                 f"({skeleton.num_joints} joints)"
             )
-        if model.unit is not None and source.unit != model.unit:
-            reason = f" ({source.unit_reason})" if source.unit_reason else ""
-            log(f"{path}: its unit is {source.unit}{reason}, the run was trained on {model.unit}")
-        entries = (entry for item in source.items for entry in read_checked(source, item))
+        if source.dimensions not in skeleton.dimensions:
+            raise errors.DataError(
+                f"{path}: its joints have {source.dimensions} coordinates, those of the run {skeleton.dimensions[0]}"
+            )
+        _take_unit(source, path, model, log)
+        entries = (entry for item in source.items for entry in read_checked(source, item, model.min_confidence))
         first = list(itertools.islice(entries, 2))
         if not first:
             yield {"file": str(path), "error": f"{path}: no recording in it"}

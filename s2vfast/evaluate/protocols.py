@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import finetune, finetune_protocols, knn, measures, subsets, table
+from s2vfast.evaluate import finetune, finetune_protocols, floor, knn, measures, subsets, table
 from s2vfast.evaluate.checks import check_choice, check_counts
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 
-PROTOCOLS: tuple[str, ...] = ("linear", "knn", "retrieval", "finetune", "supervised", "semi")
+PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
 """What "all" is made of. "classify" measures a fine-tuned run as it is."""
 KNOWN = (*PROTOCOLS, "classify")
 
@@ -51,8 +51,8 @@ class Options:
     seed: int = 0
     """Of first weights, order and draws, and of the lists of "semi"."""
     repeats: int = 1
-    """Seeds of "linear", "finetune" and "supervised", counted up from ``seed`` or the recipe's; results are then mean
-    and sample standard deviation."""
+    """Seeds of "floor", "linear", "finetune" and "supervised", counted up from ``seed`` or the recipe's; results are
+    then mean and sample standard deviation."""
     draws: int = 0
     """Features of this many randomly drawn clips of every training sequence, as pretraining makes them, on top of the
     deterministic one. "linear" shows one of them an epoch, in turn; "knn" has them all as neighbours."""
@@ -110,8 +110,9 @@ def evaluate(
         run_dir: a run's folder, pretrained or fine-tuned.
         store_path: a store of the run's layout; not necessarily the one it was pretrained on (transfer).
         split: named split of the store; None: the one of the run.
-        protocol: "linear" (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn"
-            (`s2vfast.evaluate.knn`), "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
+        protocol: "floor" (`s2vfast.evaluate.floor`: what no learning is needed for), "linear"
+            (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
+            "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
         confusion: add the confusion matrix, rows are true classes.
         options: arguments of `EvalContext.open`, and fields of `Options`.
@@ -204,6 +205,10 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
                 result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
             settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
+    if protocol == "floor":
+        result = floor.measure(context, range(how.seed, how.seed + how.repeats))
+        settings = {"kernels": floor.KERNELS, "frames": floor.FRAMES, "copies": floor.COPIES, "seed": how.seed}
+        return result | {"settings": settings | ({"repeats": how.repeats} if how.repeats > 1 else {})}
     if protocol == "retrieval":
         return measures.retrieval_scores(context)
     if protocol == "classify":

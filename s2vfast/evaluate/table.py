@@ -45,6 +45,10 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 for key, value in result[scores].items():
                     if key == "map" or key.startswith("recall"):
                         row(f"retrieval, {name}", {"map": "mAP"}.get(key, key), value)
+        elif protocol == "floor":
+            for part in result["rows"]:
+                copies = f", {part['copies']} drawn copies" if part["copies"] else ""
+                accuracies(f"floor: {part['features']}, {part['classifier']}{copies}", part)
         elif protocol == "semi":
             several = f", {result['lists']} list{'s' * (result['lists'] > 1)}"
             for part in result["rows"]:

@@ -16,7 +16,7 @@ from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, fake, operator, signed
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference import philox
-from s2vfast.reference.clip_sample import ANGLE, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, anchor, rotation
+from s2vfast.reference.clip_sample import ANGLE, AT_ORIGIN, CLIP_DRAWS, SIZE, START, STRETCH, ClipSpec, anchor, rotation
 from s2vfast.reference.clip_sample import clip_sample as _reference
 
 __all__ = ["ClipSpec", "clip_sample"]
@@ -106,6 +106,8 @@ def _torch(
         x = x - _nearest(root, has_root)[:, None, :, None]
     x = _transform(x, main_seen, spec, u if training else None)
     x = torch.where(seen, x, 0.0)
+    at_origin = seen & (x == 0).all(-1, keepdim=True)  # [B, M, T, V, 1]
+    x[..., :1].masked_fill_(at_origin, AT_ORIGIN)
     if spec.velocity:
         step = torch.zeros_like(x)
         step[:, :, :-1] = torch.where(seen[:, :, 1:] & seen[:, :, :-1], x[:, :, 1:] - x[:, :, :-1], 0.0)

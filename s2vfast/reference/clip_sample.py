@@ -16,6 +16,9 @@ from s2vfast.reference import philox
 # Draws of the stream CLIP, shared by the bodies of a sequence.
 START, ANGLE, SIZE, STRETCH = 0, 1, 4, 5
 CLIP_DRAWS = 6
+AT_ORIGIN = 1e-30
+"""x of a joint that was seen and is at the origin, as a centred root is: zeros are a joint that was not seen. Beside
+any other number it is nothing, and no float32 arithmetic takes it for 0."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def clip_sample(
     """Clips of the sequences ``ids``, one after the other.
 
     A frame counts where the main body (slot 0) has a row. Another body is looked up by its frame number and is zero
-    where it was not seen; a joint of zeros is a missing joint and stays zero.
+    where it was not seen; a joint of zeros is a missing joint and stays zero. No other joint is all zeros in a clip:
+    one at the origin has x = `AT_ORIGIN`.
 
     A missing joint measures nothing. Where the root or an end of the torso is several joints, it is the mean of those
     that the frame has, and missing where it has none of them. Centred by frame, the root's place is that of the nearest
@@ -180,7 +184,7 @@ def _clip(
         angles = (2.0 * u[ANGLE : ANGLE + 3] - 1.0) * torch.tensor(spec.rotate)
         x = x @ rotation(angles).T
         x = x * (1.0 + spec.scale_jitter * (2.0 * u[SIZE] - 1.0))
-    x = torch.where(seen, x, 0.0)
+    x = mark_origin(torch.where(seen, x, 0.0), seen)
     if spec.velocity:
         step = torch.zeros_like(x)
         step[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], x[:, 1:] - x[:, :-1], 0.0)
@@ -220,6 +224,12 @@ def anchor(x: Tensor, seen: Tensor, joints: tuple[int, ...]) -> tuple[Tensor, Te
         total = total + torch.where(seen[..., joint, None], x[..., joint, :], 0.0)
         number = number + seen[..., joint]
     return total / number.clamp(min=1.0)[..., None], number > 0
+
+
+def mark_origin(x: Tensor, seen: Tensor) -> Tensor:
+    """Joints [..., V, 3] with `AT_ORIGIN` in those of zeros that were seen, bool [..., V, 1]."""
+    marked = torch.tensor([AT_ORIGIN, 0.0, 0.0], dtype=x.dtype, device=x.device)
+    return torch.where(seen & (x == 0).all(dim=-1, keepdim=True), marked, x)
 
 
 def _earliest(root: Tensor, seen: Tensor, lower: Tensor) -> Tensor:

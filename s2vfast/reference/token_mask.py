@@ -84,7 +84,8 @@ def gumbel_scores(clips: Tensor, segment_frames: int, tau: float, uniform: Tenso
     """Gumbel noise on the log-softmax of the tokens' motion: float64 [N, S * V].
 
     A token's intensity is the mean absolute difference of its numbers from those of the same joint one segment before;
-    in the first segment it is that of the second. In double precision and fixed order, so that no device's rounding
+    in the first segment it is that of the second. A joint whose numbers are all zero in a frame was not seen there: it
+    does not move from or to that frame. In double precision and fixed order, so that no device's rounding
     changes what is chosen.
 
     Args:
@@ -98,7 +99,8 @@ def gumbel_scores(clips: Tensor, segment_frames: int, tau: float, uniform: Tenso
     frames = clips.to(torch.float64).reshape(N, S, segment_frames, V, C)
     intensity = clips.new_zeros((N, S, V), dtype=torch.float64)
     if S > 1:
-        apart = (frames[:, 1:] - frames[:, :-1]).abs()
+        seen = (frames != 0).any(-1, keepdim=True)
+        apart = torch.where(seen[:, 1:] & seen[:, :-1], (frames[:, 1:] - frames[:, :-1]).abs(), 0.0)
         for f in range(segment_frames):
             for c in range(C):
                 intensity[:, 1:] += apart[:, :, f, :, c]

@@ -51,10 +51,7 @@ class Recordings:
 
     def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
         self.device, self.bodies = device, config.data.bodies
-        self.spec, self._steps = (
-            clip_spec(config.data, store.layout, store.dimensions),
-            view_steps(config.data, store.layout),
-        )
+        self.spec, self._steps = clip_spec(config.data, store.layout), view_steps(config.data, store.layout)
         self._data, self.layout = config.data, store.layout
         row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
         self._longest = int(count[:, 0].max())

@@ -228,10 +228,15 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
     """
     described = read(run_dir)
     expected, layout = described["layout"], store.layout
-    if expected["name"] != layout.name or len(expected["joints"]) != layout.num_joints:
+    if (expected["name"], expected["joints"]) != (layout.name, list(layout.joints)):
         raise errors.CheckpointError(
             f"{store_path}: its layout is {layout.name} ({layout.num_joints} joints); the run {run_dir} was made with "
             f"{expected['name']} ({len(expected['joints'])} joints). Name a store of that layout"
+        )
+    if "dimensions" in expected and tuple(expected["dimensions"]) != layout.dimensions:
+        raise errors.CheckpointError(
+            f"{store_path}: its joints have {layout.dimensions[0]} coordinates, those of the run {run_dir} "
+            f"{expected['dimensions'][0]}. Name a store like the run's"
         )
     if exact and store.fingerprint != described["store"]["fingerprint"]:
         raise errors.CheckpointError(
@@ -371,6 +376,7 @@ def _description(config: Config, store: Any) -> dict[str, Any]:
             **({} if digest is None else {SPLIT: digest}),
         },
         "unit": getattr(store, "unit", None),  # imported weights come without recordings
+        "min_confidence": getattr(store, "meta", {}).get("source", {}).get("min_confidence", 0.0),
         "layout": store.layout.to_dict(),
         "classes": list(store.classes),
         "versions": {

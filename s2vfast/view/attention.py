@@ -159,7 +159,7 @@ def collect(
         maps.segment_frames,
         features.called(step, untrained),
         coordinates,
-        source.seen_in(coordinates, store.layout.root),
+        (coordinates != 0).any(-1),
         similarity.numpy(),
         attention,
         initial_layer,

@@ -136,7 +136,7 @@ def _draw(store: Any, config: Config, model: Any, index: int, bodies: int, epoch
     return Draw(
         epoch,
         coordinates,
-        source.seen_in(coordinates, store.layout.root),
+        (coordinates != 0).any(-1),
         motion(coordinates, s),
         visible.view(-1, len(clips), S, V)[:, :bodies].numpy(),
     )
@@ -172,8 +172,9 @@ def segment_motion_of(coordinates: np.ndarray, segment_frames: int) -> np.ndarra
     M, T, V, _ = coordinates.shape
     S = T // segment_frames
     motion = np.zeros((M, S, V), dtype=coordinates.dtype)
-    apart = np.abs(np.diff(coordinates.reshape(M, S, segment_frames, V, 3), axis=1))
-    motion[:, 1:] = apart.mean(axis=(2, 4))
+    x = coordinates.reshape(M, S, segment_frames, V, 3)
+    seen = (x != 0).any(-1, keepdims=True)  # as above
+    motion[:, 1:] = np.where(seen[:, 1:] & seen[:, :-1], np.abs(np.diff(x, axis=1)), 0.0).mean(axis=(2, 4))
     motion[:, 0] = motion[:, min(1, S - 1)]
     return motion
 

@@ -90,17 +90,6 @@ def body_count(store: Store, config: Config, index: int) -> int:
     return min(here, config.data.bodies, BODIES)
 
 
-def seen_in(coordinates: np.ndarray, root: tuple[int, ...]) -> np.ndarray:
-    """Which joints of clips [..., V, 3] were seen: bool [..., V].
-
-    Zeros are a joint that was not; but where clips are centred on one, that is at zero and there.
-    """
-    seen = (coordinates != 0).any(-1)
-    if len(root) == 1:  # the mean of several is at zero where none of them is
-        seen[..., root[0]] |= seen.any(-1)
-    return seen
-
-
 def clip_unit(config: Config, recorded_unit: str) -> str:
     """What a unit of a clip's coordinates is, of recordings in ``recorded_unit``."""
     return "torso lengths" if config.data.scale == "torso" else recorded_unit

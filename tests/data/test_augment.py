@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from s2vfast.data.augment import AUGMENTATIONS, Compose, ViewKey, spatial, temporal
 from s2vfast.data.layout import LAYOUTS
+from s2vfast.errors import ConfigError
 from s2vfast.reference import augment as reference
 from s2vfast.reference import philox
 
@@ -129,6 +131,25 @@ def agree(clips, expected):
     assert clips.numpy().shape == expected.shape
     assert clips.numpy().dtype == expected.dtype
     np.testing.assert_allclose(clips.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_recordings_of_two_coordinates_stay_in_their_plane():
+    layout, refused = replace(LAYOUT, dimensions=(2,)), {}
+    clips = batch() * torch.tensor([1.0, 1.0, 0.0])
+    for case, (fields, *_) in CASES.items():
+        step = {"name": case.split()[0], **fields}
+        try:
+            output, _ = Compose([step], layout)(clips, key(), torch.tensor(LENGTHS))
+        except ConfigError as error:
+            refused[case] = str(error)
+        else:
+            assert not output[..., 2].any(), case
+            assert output[..., :2].any(), case
+    turning = {case for case in CASES if case.split()[0] in ("rotate", "person_frame", "align_shoulders")}
+    assert refused.keys() == turning
+    assert all("2 coordinates a joint, which turn in their plane alone" in text for text in refused.values())
+    flat = Compose([{"name": "rotate", "x": [0, 0], "y": [0, 0], "z": [1.0, 1.0]}], layout)
+    assert not flat(clips, key(), torch.tensor(LENGTHS))[0][..., 2].any()
 
 
 @pytest.mark.parametrize("case", CASES)

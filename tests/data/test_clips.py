@@ -111,7 +111,7 @@ def test_steps_are_plain_data_of_a_config():
 
 
 def test_recordings_of_two_coordinates_turn_in_their_plane():
-    data, layout = Config().data, get_layout("coco17")
+    data, layout = Config().data, replace(get_layout("coco17"), dimensions=(2,))
     with pytest.raises(ConfigError, match="turn in their plane alone"):
-        clip_spec(replace(data, rotate=(0.1, 0.0, 0.0)), layout, 2)
-    assert clip_spec(replace(data, rotate=(0.0, 0.0, 0.4)), layout, 2).rotate == (0.0, 0.0, 0.4)
+        clip_spec(replace(data, rotate=(0.1, 0.0, 0.0)), layout)
+    assert clip_spec(replace(data, rotate=(0.0, 0.0, 0.4)), layout).rotate == (0.0, 0.0, 0.4)

@@ -4,6 +4,9 @@ import collections
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +141,24 @@ def test_every_text_format_walks_in_that_way(tmp_path):
     store = Store.open(tmp_path / "ucla")
     assert (store.labels.tolist(), store.views.tolist()) == ([0, 0], [1, 2])
     assert "1 copies beside their originals left out: a01_s01_e00_v01_copy.json" in report.notes
+
+
+def test_the_script_of_the_docs_converts_trc(tmp_path):
+    """OpenSim's markers: a header of five lines and an empty one, then frame, time and x y z, some of them missing."""
+    lines = [
+        "PathFileType\t4\t(X/Y/Z)\twalk.trc",
+        "DataRate",
+        "30",
+        "Frame#\tTime\tHip\t\t\tNeck\t\t\tRHip\t\t\tRKnee\t\t",
+    ]
+    lines += ["\t\tX1\tY1\tZ1\tX2\tY2\tZ2\tX3\tY3\tZ3\tX4\tY4\tZ4", ""]
+    lines += ["\t".join([f"{at}", "0.1", *("" if i == 7 else f"{i + at}.5" for i in range(12))]) for at in (1, 2)]
+    (tmp_path / "walk.trc").write_text("\n".join(lines))
+    page = (Path(__file__).parents[2] / "docs/containers.md").read_text("utf-8")
+    (tmp_path / "trc.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    subprocess.run([sys.executable, "trc.py"], cwd=tmp_path, check=True)
+    first = np.array([[1.5, 2.5, 3.5], [7.5, np.nan, 9.5], [10.5, 11.5, 12.5]])
+    np.testing.assert_array_equal(np.load(tmp_path / "walk.npy"), [first, first + 1])
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the collected inputs are not on this machine")

@@ -75,6 +75,10 @@ def test_numbers_of_a_joint(tmp_path):
         import_dataset(tmp_path / "a.npy", tmp_path / "store")
     with pytest.raises(DataError, match=r"is the third number a score\? It lies in 0 to 1; say --channels xys, or xyz"):
         import_dataset(tmp_path / "a.npy", tmp_path / "store", layout="coco17")
+    np.save(tmp_path / "n.npy", pixels / [640, 480, 1])
+    with pytest.raises(DataError, match=r"is the third number a score"):
+        import_dataset(tmp_path / "n.npy", tmp_path / "store", layout="coco17")
+    assert import_dataset(tmp_path / "n.npy", tmp_path / "xyz", layout="coco17", channels="xyz").sequences == 1
     _, store = stored(tmp_path / "a.npy", tmp_path / "xys", channels="xys")
     assert (store.layout.name, store.dimensions, store.unit) == ("coco17", 2, "px")
     np.testing.assert_array_equal(store.confidence, np.full((12, 17), 0.7, np.float16))

@@ -65,6 +65,18 @@ def test_kinetics_arrays_hold_scores(tmp_path):
     assert not store.frames[..., 2].any()
 
 
+def test_scores_of_other_skeletons_are_asked_for(tmp_path):
+    np.save(tmp_path / "train_data.npy", numbers(2, 3, 12, 17, 1) / 2)
+    with pytest.raises(DataError, match="is the third number a score"):
+        import_dataset(tmp_path / "train_data.npy", tmp_path / "store", layout="coco17")
+    for channels, dimensions in (("xys", 2), ("xyz", 3)):
+        import_dataset(tmp_path / "train_data.npy", tmp_path / channels, layout="coco17", channels=channels)
+        store = Store.open(tmp_path / channels)
+        assert (store.dimensions, store.confidence is None) == (dimensions, dimensions == 3)
+    with pytest.raises(DataError, match="--channels 'xy': expected xyz or xys, s a score"):
+        import_dataset(tmp_path / "train_data.npy", tmp_path / "store", layout="coco17", channels="xy")
+
+
 def test_repetitions_that_fill_an_array_are_cut(tmp_path):
     data = numbers(2, 3, 40, 25, 1)
     data[0] = data[0, :, np.arange(40) % 13].transpose(1, 0, 2, 3)

@@ -75,7 +75,7 @@ POSE = {"keypoints": RNG.uniform(1, 99, (17, 2)).round(2).tolist(), "keypoint_sc
 OPENPOSE = {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d": RNG.uniform(1, 99, 75).tolist()}] * 2}
 SKELETON = {"pose": RNG.uniform(0, 1, 36).round(3).tolist(), "score": [0.5] * 18}
 VIDEO = {"data": [{"frame_index": 1, "skeleton": [SKELETON] * 2}], "label": "a", "label_index": 1}
-BODIES = RNG.uniform(0.1, 1, (2, 12, 25, 3)).astype(np.float32)
+BODIES = RNG.uniform(-1, 1, (2, 12, 25, 3)).astype(np.float32)
 UCLA = {"file_name": "a01_s01_e00_v01", "label": 1, "skeletons": np.full((2, 20, 3), 0.5).tolist()}
 CORPUS = {
     "ntu": ("S001C001P001R001A001.skeleton", skeleton_text(frames_of((IDS[0], 0, person(2)), total=3)).encode()),
@@ -93,7 +93,7 @@ CORPUS = {
     "openpose": ("a_000000000001_keypoints.json", dumped(OPENPOSE)),
     "arrays npy": ("a.npy", npy(BODIES)),
     "arrays npz": ("a.npz", npz_of(keypoints=BODIES[0], scores=BODIES[0, ..., 0])),
-    "arrays csv": ("a.csv", ("x," * 74 + "x\n" + ",".join(["0.5"] * 75) + "\n").encode()),
+    "arrays csv": ("a.csv", ("x," * 74 + "x\n" + ",".join(["-0.5"] * 75) + "\n").encode()),
 }
 CORPUS["ntu zip"] = ("a.zip", zipped())
 

@@ -63,7 +63,7 @@ def test_all_protocols_in_one_command(cli, place, tmp_path):
     code, out, _ = cli(f"{line} --finetune.epochs 1 --finetune.hidden 8 --finetune.batch 16 --out {tmp_path}/all")
     assert code == 0
     found = json.loads(out[-1])
-    assert list(found["results"]) == ["linear", "knn", "retrieval", "finetune", "supervised", "semi"]
+    assert list(found["results"]) == ["floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi"]
     assert found == json.loads((tmp_path / "all/results.json").read_text())
     assert {row["measure"] for row in found["table"]} >= {"1-NN", "10-NN", "fine-tuned", "supervised from scratch"}
     assert (place / "run/features").is_dir()

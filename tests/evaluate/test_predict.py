@@ -133,7 +133,9 @@ def test_answers_come_while_files_are_read(place, monkeypatch):
     read = []
     monkeypatch.setattr(prediction, "_AT_ONCE", 3)
     one_by_one = prediction.read_checked
-    monkeypatch.setattr(prediction, "read_checked", lambda source, item: read.append(item) or one_by_one(source, item))
+    monkeypatch.setattr(
+        prediction, "read_checked", lambda source, item, *more: read.append(item) or one_by_one(source, item, *more)
+    )
     found = predict(place / "tuned", [place / "raw"])
     next(found)
     assert len(read) == 3

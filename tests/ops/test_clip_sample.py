@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from s2vfast import errors
 from s2vfast.ops import ClipSpec, clip_sample
+from s2vfast.reference.clip_sample import AT_ORIGIN, picks, rotation
 from s2vfast.reference.clip_sample import clip_sample as reference
-from s2vfast.reference.clip_sample import picks, rotation
 
 PLAIN = ClipSpec(frames=12, center="none")
 FULL = ClipSpec(
@@ -268,7 +268,11 @@ def test_a_missing_root_moves_nobody(impl, center):
         impl=impl,
     )
     assert clip[0, :, 1].tolist() == [[10.0, 20.0, 0.0]] * 8
-    assert not clip[0, :, 0].any()
+    assert clip[0, [0, 1, 5], 0].tolist() == [[0.0] * 3] * 3
+    # Where it was seen, it is at the origin, and that is told from zeros.
+    torch.testing.assert_close(
+        clip[0, [2, 3, 4, 6, 7], 0], torch.tensor([AT_ORIGIN, 0.0, 0.0]).expand(5, 3), atol=0, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("center", ["first", "frame"])

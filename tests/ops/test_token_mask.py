@@ -192,7 +192,7 @@ def chi_square(counted, probability):
 def test_gumbel_frequencies_are_those_of_the_exact_distribution():
     """Masked tokens are drawn one after the other, without putting back, in proportion to the softmax."""
     L, K, N, tau = 6, 2, 20000, 0.8
-    clips = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.5, 2.0]]).reshape(1, 2, 3, 1).repeat(1, 1, 1, 3)
+    clips = torch.tensor([[1.0, 1.0, 1.0], [1.1, 1.5, 3.0]]).reshape(1, 2, 3, 1).repeat(1, 1, 1, 3)
     options = {"kind": "motion_token", "segment_frames": 1, "keep": K, "tau": tau}
     visible, _ = token_mask(clips.expand(N, -1, -1, -1), **options, seed=11, ids=torch.arange(N))
     weight = np.exp(np.array([0.1, 0.5, 2.0, 0.1, 0.5, 2.0]) / (2.0 * tau))
@@ -228,12 +228,22 @@ def test_other_kinds_choose_evenly():
 
 def test_moving_tokens_are_masked_more_often(impl):
     clips = torch.zeros(400, 4, 10, 3)
-    clips[:, :, 0, 0] = torch.arange(4) * 0.1
+    clips[:, :, 0, 0] = 1.0 + torch.arange(4) * 0.1
     options = {"segment_frames": 1, "keep": 20, "seed": 1, "ids": torch.arange(400), "impl": impl}
     still = token_mask(clips, kind="random", **options)[0]
     moving = token_mask(clips, kind="motion_token", tau=0.2, **options)[0]
     assert abs(int((still % 10 == 0).sum()) - 800) < 80
     assert (moving % 10 == 0).sum() < 80
+
+
+def test_a_missing_joint_does_not_move(impl):
+    """Joint 2 is missing in every other frame, 300 from the origin where it is seen; joint 0 moves a little."""
+    clips = torch.full((1, 4, 3, 3), 300.0)
+    clips[0, ::2, 2] = 0.0
+    clips[0, ::2, 0] += 1.0
+    options = {"kind": "motion_token", "segment_frames": 1, "keep": 8, "noise": torch.full((1, 12), 0.5)}
+    _, masked = token_mask(clips, **options, impl=impl)
+    assert masked[0].tolist() == [0, 3, 6, 9]
 
 
 def test_one_segment_has_no_motion(impl):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2vfast import errors
+from s2vfast import errors, ops
 from s2vfast.ops import IMPLEMENTATIONS, _dispatch, tube_mask
 from s2vfast.reference import philox
 from s2vfast.reference.tube_mask import published_slots, tube_scores
@@ -105,6 +105,25 @@ def test_numpy_oracle():
             for joint in sorted(np.argsort(score[n, segment // 3])[:3].tolist())
         ]
         assert visible[n].tolist() == expected
+
+
+def test_a_root_at_the_origin_is_there(impl):
+    """Centred on the first frame's root, which moves from zero on: the published rule, which knows no missing joint."""
+    walk = clips_of(8, 12, 5, seed=2) + torch.linspace(0, 9, 12)[:, None, None] + 1.0
+    table = torch.arange(12, dtype=torch.int32).repeat(8), torch.arange(8)[:, None] * 12, torch.full((8, 1), 12)
+    spec = ops.ClipSpec(frames=12, center="first", root=3)
+    clips = ops.clip_sample(walk.flatten(0, 1), *table, torch.arange(8), spec, training=False)
+    assert clips[0, 0, 3].abs().max() < 1e-20
+    intensity = (clips[:, 1:].double() - clips[:, :-1]).abs()
+    intensity = torch.cat([intensity, torch.zeros_like(intensity[:, :1])], 1).reshape(8, 4, 3, 5, 3).mean((2, 4))
+    noise = torch.rand(8, 4, 5, generator=torch.Generator().manual_seed(1))
+    score = noise + 1.0 * intensity / (intensity.amax(-1, keepdim=True) + 1e-6)
+    joints = torch.argsort(score, dim=-1)[..., :2].sort(-1).values
+    expected = (joints + 5 * torch.arange(4)[:, None]).flatten(1).int()
+    options = {"segment_frames": 3, "tube_len": 1, "keep": 2, "motion_weight": 1.0}
+    assert torch.equal(tube_mask(clips, **options, noise=noise, impl=impl)[0], expected)
+    zeros = torch.where(clips.abs() < 1e-20, 0.0, clips)  # a root that was not seen hardly moves in the first tube
+    assert not torch.equal(tube_mask(zeros, **options, noise=noise, impl=impl)[0], expected)
 
 
 def test_moving_joints_are_masked_more_often():

@@ -62,15 +62,6 @@ def test_the_first_view_keeps_up_and_hands(up):
     np.testing.assert_allclose(basis[1], up)
 
 
-def test_a_root_at_zero_is_seen_and_an_absent_body_is_not():
-    places = np.ones((3, 4, 3))
-    places[1, 2] = 0
-    places[1, 0] = 0
-    places[2] = 0
-    seen = source.seen_in(places, root=(0,))
-    np.testing.assert_array_equal(seen, [[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]])
-
-
 def test_masks_are_those_of_the_operation(place, tmp_path, read_page, is_picture):
     config, S, V = place.config, 4, 5
     shown = mask.collect(place.store, place.evil, run=place.run, epoch=3, epochs=2)

@@ -114,6 +114,12 @@ class Augmentation:
         """This step's draws: int64 [B, count], uniform in [0, 2**32)."""
         return batch.key.draws(self.stream, count, self.occurrence)
 
+    def refuse_planar(self, layout: Layout, remedy: str) -> None:
+        """Raise `ConfigError` for recordings of 2 coordinates, which this step would turn out of their plane."""
+        if layout.planar:
+            reason = "the recordings have 2 coordinates a joint, which turn in their plane alone"
+            raise ConfigError(f"{self.name}: {reason}; {remedy}")
+
     def require(self, holds: bool, field_name: str, expected: str) -> None:
         """Raise `ConfigError`, naming field, value and what was expected, unless ``holds``."""
         if not holds:

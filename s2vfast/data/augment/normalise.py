@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s2vfast.data.augment.base import Augmentation, ViewBatch, register_augmentation
+from s2vfast.data.augment.base import Augmentation, ViewBatch, constant, register_augmentation
 from s2vfast.data.layout import Layout
 from s2vfast.errors import ConfigError
-from s2vfast.reference.clip_sample import anchor
+from s2vfast.reference.clip_sample import anchor, mark_origin
 
 
 @register_augmentation("centre", stream=40)
@@ -45,7 +45,8 @@ class Centre(Augmentation):
         origin = _mean(source, _joints(self, batch.layout))[:, :, :, None]  # [B, M or 1, T, 1, 3]
         if self.at == "first":
             origin = take_first_present(origin, batch.present if self.body == "own" else batch.present[:, :1])
-        return replace(batch, clips=torch.where(batch.present, clips - origin, clips))
+        clips = torch.where(batch.present, clips - origin, clips)
+        return replace(batch, clips=mark_origin(clips, batch.present))
 
 
 def _joints(step: Centre, layout: Layout) -> tuple[int, ...]:
@@ -74,7 +75,8 @@ def take_first_present(values: Tensor, present: Tensor) -> Tensor:
 class MinMax(Augmentation):
     """Every axis of a sample is mapped to [low, high], by its smallest and largest coordinate (NW-UCLA: [-1, 1]).
 
-    The extremes are over all frames, bodies and joints that are there. An axis without extent goes to the middle.
+    The extremes are over all frames, bodies and joints that are there. An axis without extent goes to the middle, but
+    the z of recordings of 2 coordinates stays 0.
     """
 
     low: float = -1.0
@@ -94,7 +96,10 @@ class MinMax(Augmentation):
         largest = torch.where(present, clips, -infinity).amax(dim=(1, 2, 3), keepdim=True)
         extent = largest - smallest
         relative = torch.where(extent > 0, (clips - smallest) / extent, 0.5)
-        return replace(batch, clips=torch.where(present, self.low + (self.high - self.low) * relative, 0.0))
+        clips = torch.where(present, self.low + (self.high - self.low) * relative, 0.0)
+        if batch.layout.planar:
+            clips = clips * constant((1.0, 1.0, 0.0), clips.device, clips.dtype)
+        return replace(batch, clips=clips)
 
 
 @register_augmentation("person_frame", stream=42)
@@ -111,7 +116,8 @@ class PersonFrame(Augmentation):
     becomes all zeros, as the published code leaves it."""
 
     def check_layout(self, layout: Layout) -> None:
-        """The skeleton must have hips."""
+        """The skeleton must have hips, and its joints a depth."""
+        self.refuse_planar(layout, "leave the step out")
         if layout.hips is None:
             raise ConfigError(f"person_frame: layout {layout.name} names no hips; give it hips (left, right)")
 
@@ -146,7 +152,8 @@ class AlignShoulders(Augmentation):
     """
 
     def check_layout(self, layout: Layout) -> None:
-        """y must be the vertical."""
+        """y must be the vertical, and joints must have a depth."""
+        self.refuse_planar(layout, "leave the step out")
         if abs(layout.up[1]) < 0.999:
             raise ConfigError(f"align_shoulders: it turns about y, and layout {layout.name} has up = {layout.up}")
 

@@ -28,7 +28,10 @@ def linear_map(clips: Tensor, matrix: Tensor) -> Tensor:
 @register_augmentation("shear", stream=18)
 @dataclass(frozen=True)
 class Shear(Augmentation):
-    """x ← R x with R = 1 on the diagonal and uniform numbers beside it (SkeAttnCLR, Hi-TRS: amplitude 0.5)."""
+    """x ← R x with R = 1 on the diagonal and uniform numbers beside it (SkeAttnCLR, Hi-TRS: amplitude 0.5).
+
+    Recordings of 2 coordinates stay in their plane.
+    """
 
     amplitude: float = option(0.5, ge=0)
     """Largest entry beside the diagonal."""
@@ -36,6 +39,8 @@ class Shear(Augmentation):
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 6, a0 a1 a2 b0 b1 b2 of R = [[1, a0, b0], [a1, 1, b1], [a2, b2, 1]]."""
         entries = uniform(self.draws(batch, 6), -self.amplitude, self.amplitude, batch.clips.dtype)
+        if batch.layout.planar:  # a2 and b2 make a z
+            entries = entries * constant((1.0, 1.0, 0.0) * 2, entries.device, entries.dtype)
         return replace(batch, clips=linear_map(batch.clips, shear_matrix(entries)))
 
 
@@ -78,6 +83,11 @@ class Rotate(Augmentation):
             self.require(low <= high, name, "a range from the smaller to the larger angle")
             if self.unit == "whole_degrees":
                 self.require(low == int(low) and high == int(high), name, "two whole numbers")
+
+    def check_layout(self, layout: Layout) -> None:
+        """Recordings of 2 coordinates turn about z alone."""
+        if any(self.x) or any(self.y) or (self.axes == "one" and any(self.others)):
+            self.refuse_planar(layout, "give x and y [0, 0]")
 
     def __call__(self, batch: ViewBatch) -> ViewBatch:
         """Draws: 4, the angles about x, y and z and the axis (``one``)."""
@@ -178,7 +188,10 @@ def mirror_order(layout: Layout) -> tuple[int, ...]:
 @register_augmentation("jitter", stream=22)
 @dataclass(frozen=True)
 class Jitter(Augmentation):
-    """Some joints are moved, each by a constant of its own in all frames (Hi-TRS: 5 joints, ±0.2 m a coordinate)."""
+    """Some joints are moved, each by a constant of its own in all frames (Hi-TRS: 5 joints, ±0.2 m a coordinate).
+
+    Recordings of 2 coordinates stay in their plane.
+    """
 
     joints: int = option(5, ge=1)
     """Joints that are moved, drawn without replacement; the bodies of a sample share them."""
@@ -195,6 +208,8 @@ class Jitter(Augmentation):
         draws = self.draws(batch, V + 3 * self.joints)
         joints = choose(draws[:, :V], self.joints)
         moves = uniform(draws[:, V:], -self.amplitude, self.amplitude, clips.dtype).unflatten(1, (self.joints, 3))
+        if batch.layout.planar:
+            moves = moves * constant((1.0, 1.0, 0.0), moves.device, moves.dtype)
         offsets = torch.zeros(clips.shape[0], V, 3, dtype=clips.dtype, device=clips.device)
         offsets = offsets.scatter(1, joints[:, :, None].expand(-1, -1, 3), moves)
         return replace(batch, clips=torch.where(batch.present, clips + offsets[:, None, None], clips))

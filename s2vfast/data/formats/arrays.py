@@ -15,6 +15,7 @@ has to be named. Classes and people come from ``--labels``, or from the folders 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +33,7 @@ from s2vfast.data.layout import LAYOUTS, Layout, UnknownLayout, layout_of_shape
 from s2vfast.data.limits import MAX_ARRAY_BYTES, MAX_BODIES, MAX_FRAMES, MAX_JOINTS, MAX_TEXT_BYTES, describe
 from s2vfast.data.scan import recording_name, scan
 from s2vfast.data.store import Sequence
-from s2vfast.data.units import LIMITS, guess_unit
+from s2vfast.data.units import LIMITS, guess_unit, third_is_score
 from s2vfast.errors import DataError
 
 OPTIONS = ("axes", "channels")
@@ -44,6 +45,8 @@ NAMES = "keypoints keypoint joints skeleton skeletons data poses pose positions 
 SCORES = "scores score confidence confidences keypoint_scores keypoint_score visibility".split()
 SAMPLES = 50
 """Files whose shapes and sizes are looked at before all are read."""
+SAMPLE_FRAMES, SAMPLE_BYTES = 1000, 2**26
+"""Frames of each, about, and bytes of all, unless the first has more."""
 _ASIDE = re.compile(r"frame.*|time.*|timestamp.*|index|id|idx|unnamed.*|", re.IGNORECASE)
 _COLUMN = re.compile(r"(?:.*[^a-z]|)([xyzsvcp])|([xyzsvcp])(?:[^a-z].*|)|.*(score|visibility|confidence)", re.I)
 
@@ -92,7 +95,7 @@ def open_source(
     axes = None if axes is None else _check_axes(axes)
     if channels is not None and channels not in ("xy", "xyz", "xys", "xyzs"):
         raise DataError(f"--channels {channels!r}: expected xy, xyz, xys or xyzs, s a score")
-    samples = [array for path in files[:: max(1, len(files) // SAMPLES)] if (array := _sample(path)) is not None]
+    samples = _samples(files[:: max(1, len(files) // SAMPLES)])
     if not samples:
         raise DataError(f"{src}: none of its {len(files):,} files can be read; the first: {_reason(files[0])}")
     ranks = {array.ndim for array in samples}
@@ -100,12 +103,14 @@ def open_source(
         axes = _people_axis([array.shape for array in samples if array.ndim == 4], src)
         notes.append(f"axes {axes} taken: one has {PEOPLE} or fewer, the other more")
     first = samples[0]
-    named = layout
+    named, named_channels = layout, channels
     layout, channels, layout_reason = _skeleton(first, layout, axes, channels, src)
-    arranged = [array for sample in samples if (array := _arranged(sample, layout, axes, channels)) is not None]
+    fitting = [array for sample in samples if (array := _arranged(sample, layout, axes, channels)) is not None]
+    arranged = [array[:, :: max(1, array.shape[1] // SAMPLE_FRAMES)] for array in fitting]
     if not arranged:
         raise DataError(f"{src}: {_misfit(first, layout, axes, channels)}")
-    _check_scores(arranged, channels, src)
+    if channels == "xyz" and named_channels is None and third_is_score(arranged):
+        raise DataError(f"{src}: is the third number a score? It lies in 0 to 1; say --channels xys, or xyz if it is z")
     dimensions = 3 if "z" in channels else 2
     unit, reason = guess_unit((array[..., :dimensions] for array in arranged), dimensions)
     return Source(
@@ -182,16 +187,6 @@ def _skeleton(
     return layout, channels, f"{joints} joints of {channels}"
 
 
-def _check_scores(arrays: list[np.ndarray], channels: str, src: Path) -> None:
-    """Ask, where a z looks like a score: from 0 to 1, beside an x and a y of pixels."""
-    if channels != "xyz":
-        return
-    largest = [max(float(np.nan_to_num(array[..., axis]).max(initial=0)) for array in arrays) for axis in range(3)]
-    lowest = min(float(np.nan_to_num(array[..., 2]).min(initial=0)) for array in arrays)
-    if lowest >= 0.0 and largest[2] <= 1.0 and min(largest[:2]) > 10.0:
-        raise DataError(f"{src}: is the third number a score? It lies in 0 to 1; say --channels xys, or xyz if it is z")
-
-
 def read_file(path: AnyPath, src: AnyPath, layout: Layout, axes: str | None, channels: str) -> list[Sequence]:
     """One recording.
 
@@ -253,11 +248,15 @@ def _misfit(array: np.ndarray, layout: Layout, axes: str | None, channels: str) 
     )
 
 
-def _sample(path: AnyPath) -> np.ndarray | None:
-    try:
-        return _load(path)[0]
-    except (DataError, OSError):
-        return None
+def _samples(paths: list[AnyPath]) -> list[np.ndarray]:
+    """The arrays of files, as far as they can be read and while they are no more than `SAMPLE_BYTES`."""
+    arrays: list[np.ndarray] = []
+    for path in paths:
+        with contextlib.suppress(DataError, OSError):
+            arrays.append(_load(path)[0])
+        if sum(array.nbytes for array in arrays) > SAMPLE_BYTES:
+            break
+    return arrays
 
 
 def _reason(path: AnyPath) -> str:

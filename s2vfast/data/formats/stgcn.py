@@ -5,9 +5,10 @@ A folder holds a pair a part (train, val, test), which make the split "default".
 holds (names, labels). One .npy alone is read too, with the pickle beside it where there is one. Arrays are read one
 sequence after another, so that 10 GB take no more memory than one.
 
-C is 3, or 2: x, y and z; of 18 joints (Kinetics) the third number is the score. Frames of zeros are gaps, and a
-sequence ends with its last frame that is none. AGCN's scripts fill an array by repeating the sequence; a body whose
-frames repeat exactly from some frame on is cut there. Names like NTU's tell performer, camera, replication and setup.
+C is 3, or 2: x, y and z; of 18 joints (Kinetics) the third number is the score, of others with ``--channels xys``.
+Frames of zeros are gaps, and a sequence ends with its last frame that is none. AGCN's scripts fill an array by
+repeating the sequence; a body whose frames repeat exactly from some frame on is cut there. Names like NTU's tell
+performer, camera, replication and setup.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.scan import only_folder, scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import Splits
-from s2vfast.data.units import LIMITS, guess_unit
+from s2vfast.data.units import LIMITS, guess_unit, third_is_score
 from s2vfast.errors import DataError
 
+OPTIONS = ("channels",)
 KINETICS = 18
 SAMPLES = 50
-"""Sequences that the unit is guessed from."""
+"""Sequences, and frames of each, that the unit is guessed from."""
 _ARRAY = re.compile(r"(?:.*[_-])?(?P<part>train|val|test)_(?:data|joint|position|data_joint)", re.IGNORECASE)
 _DERIVED = re.compile(r".*_(?:bone|motion|joint_motion|bone_motion|joint_bone)", re.IGNORECASE)
 
@@ -62,7 +64,7 @@ def _axes(path: AnyPath) -> int:
         return 0
 
 
-def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Source:
+def open_source(src: Path, layout: Layout | None, labelled: bool = True, channels: str | None = None) -> Source:
     """Read the headers and the labels.
 
     Raises:
@@ -70,9 +72,11 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     """
     arrays, notes = _arrays(src)
     shape, dtype = _header(arrays[sorted(arrays)[0]])
-    _, channels, _, joints, _ = shape
-    scored = joints == KINETICS and channels == 3
-    dimensions = 2 if scored else channels
+    _, width, _, joints, _ = shape
+    if channels is not None and (channels not in ("xy", "xyz", "xys") or len(channels) != width):
+        raise DataError(f"{src}: --channels {channels!r}: expected {'xy' if width == 2 else 'xyz or xys, s a score'}")
+    scored = channels == "xys" or (channels is None and joints == KINETICS and width == 3)
+    dimensions = 2 if scored else width
     layout_reason = ""
     if layout is None:
         layout = get_layout("openpose18") if joints == KINETICS else layout_of_shape(joints, dimensions, where=str(src))
@@ -83,8 +87,8 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     labels: dict[str, list[int]] = {}
     for part, path in arrays.items():
         other = _header(path)[0]
-        if (other[1], other[3]) != (channels, joints):
-            raise DataError(f"{path}: {other[3]} joints of {other[1]} numbers, another part has {joints} of {channels}")
+        if (other[1], other[3]) != (width, joints):
+            raise DataError(f"{path}: {other[3]} joints of {other[1]} numbers, another part has {joints} of {width}")
         names[part], labels[part] = [f"{path.stem}_{number:06d}" for number in range(other[0])], [-1] * other[0]
         pickle = _labels_beside(path) if labelled else None
         if pickle is not None:
@@ -97,7 +101,9 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         notes.append(f"some names stand in several parts ({distinct:,} names in all): they begin with their part here")
         names = {part: [f"{part}/{name}" for name in members] for part, members in names.items()}
     first_rows = itertools.islice(_rows(arrays[min(arrays)]), SAMPLES)
-    samples = (row[:dimensions].transpose(3, 1, 2, 0) for row in first_rows)
+    samples = [row[:dimensions, :: max(1, row.shape[1] // SAMPLES)].transpose(3, 1, 2, 0) for row in first_rows]
+    if dimensions == 3 and channels is None and third_is_score(samples):
+        raise DataError(f"{src}: is the third number a score? It lies in 0 to 1; say --channels xys, or xyz if it is z")
     unit, reason = guess_unit(samples, dimensions)
     parts = {part: members for part, members in names.items() if part}
     return Source(
