@@ -61,13 +61,13 @@ def test_the_command(folder, capsys, tmp_path):
 
 
 def test_weights_do_not_look_at_what_is_measured(folder, monkeypatch):
-    """Other labels of the part that is measured: the same weights."""
+    """One label for all of the part that is measured: the same weights."""
     before = of(folder)
     open_context = protocols.EvalContext.open.__func__
 
     def relabelled(cls, *args, **kwargs):
         context = open_context(cls, *args, **kwargs)
-        context.labels = (context.labels[0], context.labels[1].flip(0))
+        context.labels = (context.labels[0], context.labels[1][:1].expand(len(context.labels[1])))
         return context
 
     monkeypatch.setattr(protocols.EvalContext, "open", classmethod(relabelled))
