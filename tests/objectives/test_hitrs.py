@@ -91,6 +91,7 @@ def test_dropout_is_of_the_track_its_row_and_the_epoch():
     frames, windows = layers[0].flatten(2), layers[2].flatten(2)
     assert len(frames[0].unique(dim=0)) == frames.shape[1], "each frame has its own"
     assert len(windows[0].unique(dim=0)) == windows.shape[1], "each window has its own"
+    assert len(layers[4][0].unique(dim=0)) == layers[4].shape[1], "so has each token of either video"
     assert not torch.equal(frames[0], frames[1]), "attention and MLP have their own"
     loss = model.step_loss(MicroBatch((clips,), together)).loss
     assert loss != model.step_loss(MicroBatch((clips,), replace(together, noise=None))).loss
