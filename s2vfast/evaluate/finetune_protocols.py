@@ -107,7 +107,7 @@ def measure(context: EvalContext, folder: Path) -> dict[str, Any]:
 
 
 def class_logits(context: EvalContext, folder: Path, part: int) -> Tensor:
-    """Logits [n, classes] of a run that has classes, on part 0 or 1 of the context, on the host; errors as `measure`."""
+    """Logits [n, classes], on the host, of a run that has classes; errors as of `measure`."""
     model, config, about = finetune.load_classifier(folder, log=context.log)
     if about["classes"] != list(context.store.classes):
         raise errors.CheckpointError(
