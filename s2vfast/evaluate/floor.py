@@ -114,7 +114,7 @@ def clips_of(
         rotate=(0.1, 0.1, 0.1), scale_jitter=0.1, train_steps=(), test_steps=(), stream="joint", velocity=0.0,
     )  # fmt: skip
     try:
-        clip_spec(data, store.layout, store.dimensions)
+        clip_spec(data, store.layout)
     except errors.ConfigError:  # no vertical to turn about
         data = replace(data, align="none", rotate=(0.0, 0.0, 0.1))
     recordings = Recordings(replace(config, data=data), store, torch.device("cpu"))
