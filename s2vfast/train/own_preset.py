@@ -75,7 +75,7 @@ def _clips(store: Store, ids: np.ndarray, changes: dict[str, dict[str, Any]], re
         f"{median} frames or more"
     )
     vertical = [axis for axis in range(3) if abs(abs(store.layout.up[axis]) - 1.0) <= 1e-3]
-    if store.dimensions == 2:
+    if store.dimensions == 2 or store.layout.planar:
         data["align"], data["rotate"] = "none", [0.0, 0.0, 0.3]
         reasons.append("data.align none: recordings of 2 coordinates turn in their plane alone")
     elif not vertical:

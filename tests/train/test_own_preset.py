@@ -46,7 +46,7 @@ def test_it_fits_every_layout_with_and_without_labels(tmp_path, layout):
             store = make(tmp_path / f"{labels}{dimensions}", layout, labels=labels, dimensions=dimensions)
             config, reasons = chosen(store)
             config.validate(store.layout)
-            clip_spec(config.data, store.layout, store.dimensions)
+            clip_spec(config.data, store.layout)
             build_objective(config, store.layout)
             assert config.data.split == "all"
             assert 1 <= config.mask.keep < layout.num_joints
