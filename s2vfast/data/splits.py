@@ -30,8 +30,6 @@ COLUMNS = ("subject", "view", "setup", "repetition")
 """Facts of a sequence that a split can go by."""
 BY = (*COLUMNS, "share", "file")
 """What a split can go by."""
-STREAM = 35
-"""What the draws of a share and of folds are for: the stream of `philox.random_bits`."""
 
 
 @dataclass
@@ -169,7 +167,7 @@ def _column(store: Store, by: str, test: str | None, folds: int | None, seed: in
     elif folds is not None:
         if folds > len(values):
             raise DataError(f"--folds: {folds}; {store.path} has {len(values)} {by}s")
-        draws = name_draws([str(value) for value in values], seed, 0, STREAM)
+        draws = name_draws([str(value) for value in values], seed, 0, philox.SPLIT)
         order = [value for _, value in sorted(zip(draws, values, strict=True))]
         tests = {f"{name or by}-{fold + 1}of{folds}": sorted(order[fold::folds]) for fold in range(folds)}
         origin = {"by": by, "folds": folds, "seed": seed}
@@ -203,7 +201,7 @@ def _share(store: Store, test: str, seed: int, name: str | None) -> Split:
         fraction = Fraction(0)
     if not 0 < fraction < 1:
         raise ConfigError(f"--test: {test!r}; with --by share a number in (0, 1) is expected")
-    draws = name_draws(store.names, seed, 0, STREAM)
+    draws = name_draws(store.names, seed, 0, philox.SPLIT)
     ids: list[int] = []
     for label in sorted(set(store.labels.tolist())):  # -1: those without a label are one stratum more
         members = np.flatnonzero(store.labels == label).tolist()

@@ -17,13 +17,12 @@ import numpy as np
 import s2vfast.errors as errors
 from s2vfast.data.splits import name_draws
 from s2vfast.data.store import Store
+from s2vfast.reference import philox
 
 PERCENTS: tuple[float, ...] = (1, 5, 10, 20)
 """Shares of the published tables."""
 LISTS = 5
 """Lists of each share; results are mean and standard deviation over them."""
-LABELS = 34
-"""What the draws are for: the stream of `philox.random_bits`."""
 
 
 def subset_size(count: int, percent: float) -> int:
@@ -47,7 +46,7 @@ def choose(names: Sequence[str], labels: Sequence[int], percent: float, seed: in
     """
     if not 0 < percent <= 100:
         raise errors.ConfigError(f"percent: {percent}; a number in (0, 100] is expected")
-    draws = name_draws(names, seed, number, LABELS)
+    draws = name_draws(names, seed, number, philox.LABELS)
     members: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         members.setdefault(int(label), []).append(position)

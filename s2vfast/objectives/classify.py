@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.layout import Layout
 
-DROP_PATH, DROPOUT, NOISE = 32, 33, 35
-"""What the draws are for: streams of `s2vfast.reference.philox`."""
 _INIT_STD = 0.02
 
 
@@ -212,7 +210,7 @@ class Classify(Supervised):
         dropout = draw_dropout(self.options.dropout, draw.seed, draw.epoch, ids, self.features)
         noise = None
         if self.options.noise:
-            noise = self.encoder.draw_noise(views[0], draw.words(NOISE, self.bodies, ids.device))
+            noise = self.encoder.draw_noise(views[0], draw.words(philox.NETWORK_NOISE, self.bodies, ids.device))
         return ClassifyInputs(draw.labels, paths, dropout, noise)
 
     def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
@@ -257,7 +255,7 @@ def draw_paths(rates: list[float], branches: int, seed: int, epoch: int, sample_
         float32 [B * M, layers, branches].
     """
     ids = philox.track_ids(sample_ids, bodies)
-    draws = philox.uniform(philox.random_bits(seed, epoch, ids, DROP_PATH, branches * len(rates)))
+    draws = philox.uniform(philox.random_bits(seed, epoch, ids, philox.DROP_PATH, branches * len(rates)))
     rate = torch.tensor(rates, device=draws.device)[:, None]
     return (draws.unflatten(1, (-1, branches)) >= rate) / (1.0 - rate)
 
@@ -266,7 +264,7 @@ def draw_dropout(rate: float, seed: int, epoch: int, sample_ids: Tensor, feature
     """Factors of the head's inputs: 0, or 1 / (1 - rate); float32 [B, features], or None where nothing is dropped."""
     if not rate:
         return None
-    draws = philox.uniform(philox.random_bits(seed, epoch, sample_ids, DROPOUT, features))
+    draws = philox.uniform(philox.random_bits(seed, epoch, sample_ids, philox.DROPOUT, features))
     return (draws >= rate) / (1.0 - rate)
 
 

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.layout import Layout
 
-MASK, ORDERS, NOISE = 70, 71, 72
-"""What the draws are for: streams of `s2vfast.reference.philox`."""
 _MASK_VALUE = 1.0
 _LEAST = 3
 """Windows of the shortest sequence that is looked at: two to exchange, and the one to come."""
@@ -134,7 +132,7 @@ class HiTRSLoss(Objective):
         tracks = seen.any(1).nonzero()[:, 0].tolist()
         ids = philox.track_ids(draw.sample_ids.to(clips.device), encoder.bodies)
         masked, selected = self.mask(clips, seen, draw.seed, draw.epoch, ids)
-        bits = philox.random_bits(draw.seed, draw.epoch, ids, ORDERS, 3)
+        bits = philox.random_bits(draw.seed, draw.epoch, ids, philox.HITRS_ORDERS, 3)
         orders = bits[:, 2].tolist()
         return {
             "masked": masked,
@@ -157,7 +155,7 @@ class HiTRSLoss(Objective):
             ids: int64 [N], of the tracks.
         """
         N, T, V, _ = clips.shape
-        bits = philox.random_bits(seed, epoch, ids, MASK, 2 * T * V).view(N, 2, T, V)
+        bits = philox.random_bits(seed, epoch, ids, philox.HITRS_MASK, 2 * T * V).view(N, 2, T, V)
         rate, kind = self.options.mask, philox.uniform(bits[:, 0])
         selected = (kind < rate) & seen[..., None]
         # Another joint of another of the frames where the body is seen.
@@ -303,7 +301,7 @@ class HiTRSLoss(Objective):
         encoder, packing = self.encoder, inputs.packing
         if not encoder.section.dropout:
             return inputs
-        draws = draw.words(NOISE, encoder.bodies, inputs.rows.device)
+        draws = draw.words(philox.HITRS_NOISE, encoder.bodies, inputs.rows.device)
         sizes = (encoder.section, encoder.joints)
         last = torch.full_like(inputs.tracks, PAIRS - 1)
         future = window_noise(*sizes, inputs.tracks, last, draws)

@@ -21,8 +21,6 @@ from s2vfast.objectives.base import Draw, Loss, MicroBatch, register
 from s2vfast.objectives.classify import Supervised, operand_linear, top1
 from s2vfast.reference import philox
 
-NOISE = 34
-"""What the draws are for: a stream of `s2vfast.reference.philox`."""
 _LARGEST_DEVIATION = 100.0
 
 
@@ -154,7 +152,7 @@ def mean_discrepancy(z: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
 def draw_noise(seed: int, epoch: int, sample_ids: Tensor, features: int) -> Tensor:
     """Standard normal float32 [B, features]: Box and Muller's pairs of uniform draws, a function of the sample."""
     pairs = (features + 1) // 2
-    draws = philox.random_bits(seed, epoch, sample_ids, NOISE, 2 * pairs).unflatten(1, (2, pairs))
+    draws = philox.random_bits(seed, epoch, sample_ids, philox.CODE_NOISE, 2 * pairs).unflatten(1, (2, pairs))
     radius = torch.sqrt(-2.0 * torch.log(1.0 - philox.uniform(draws[:, 0])))  # of (0, 1]
     angle = 2.0 * math.pi * philox.uniform(draws[:, 1])
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)[:, :features]

@@ -36,8 +36,6 @@ from s2vfast.reference import philox
 if TYPE_CHECKING:
     from s2vfast.config import Config
 
-NOISE, SWAP = 36, 37
-"""What the draws are for: streams of `s2vfast.reference.philox`."""
 KINDS = ("z", "s", "ns")
 """Embeddings: of whole clips, salient, non-salient."""
 INIT_STD = 0.02
@@ -230,10 +228,10 @@ class SkeAttnCLR(Objective):
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> Inputs:
         """Draws of the block and the networks' noise."""
         ids = draw.sample_ids.to(views[0].device, non_blocking=True)
-        swap = philox.random_bits(draw.seed, draw.epoch, ids, SWAP, self.swap.draw_count(self.layout))
+        swap = philox.random_bits(draw.seed, draw.epoch, ids, philox.SWAP, self.swap.draw_count(self.layout))
         noise = []
         for number in (QUERY, MIXED, KEY):
-            draws = draw.words(NOISE, self.bodies, views[0].device, number)
+            draws = draw.words(philox.CONTRAST_NOISE, self.bodies, views[0].device, number)
             noise.append(self.encoder.draw_noise(views[number == KEY], draws))
         return Inputs(swap, tuple(noise))
 

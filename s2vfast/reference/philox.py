@@ -20,7 +20,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# What draws are for, in one place: two that shared a number would draw the same. Augmentations have 16 to 31 and
+# 40 to 69 (`s2vfast.data.augment.register_augmentation`).
 ORDER, CLIP, FRAMES, MASK, WEIGHTS, TOKEN_MASK, VIEW = range(7)
+DROP_PATH, DROPOUT, LABELS, NETWORK_NOISE, CONTRAST_NOISE, SWAP, SPLIT, CODE_NOISE = range(32, 40)
+HITRS_MASK, HITRS_ORDERS, HITRS_NOISE = range(70, 73)
 
 _LOW = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

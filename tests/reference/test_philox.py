@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from s2vfast.data.augment import AUGMENTATIONS
 from s2vfast.reference import philox
 
 
@@ -78,3 +79,11 @@ def test_uniform_and_below():
 def test_track_ids():
     ids = philox.track_ids(torch.tensor([5, 9]), bodies=2, mask=3)
     assert ids.tolist() == [5 | 3 << 40, 5 | 1 << 32 | 3 << 40, 9 | 3 << 40, 9 | 1 << 32 | 3 << 40]
+
+
+def test_no_two_purposes_share_their_draws():
+    purposes = [value for name, value in vars(philox).items() if name.isupper() and not name.startswith("_")]
+    numbers = purposes + [step.stream for step in AUGMENTATIONS.values()]
+    assert len(purposes) >= 18
+    assert len(set(numbers)) == len(numbers)
+    assert max(numbers) < 256

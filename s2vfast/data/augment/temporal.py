@@ -233,7 +233,7 @@ class Trim(Augmentation):
         return replace(trimmed, clips=trimmed.clips.masked_fill(~trimmed.in_length, 0.0))
 
 
-@register_augmentation("pad", stream=32)
+@register_augmentation("pad", stream=44)
 @dataclass(frozen=True)
 class Pad(Augmentation):
     """All frames as they were recorded, then zeros up to a number of frames; what is longer is cut at its end."""
