@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from s2vfast.data.importer import import_dataset
+from s2vfast.data.layout import get_layout
 from s2vfast.data.scan import scan
 from s2vfast.data.store import Store
 from s2vfast.errors import DataError
@@ -309,3 +310,13 @@ def test_collected_attacks_are_one_line(tmp_path, name):
     assert BAD[name] in reason if BAD[name] else reason == ""
     assert "\n" not in reason
     assert "\x1b" not in reason.replace("'\\x1b[2J", "")
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the collected inputs are not on this machine")
+def test_a_collected_layout(tmp_path):
+    """Joints by number alone; with it arrays of 33 joints are read."""
+    layout = get_layout(CASES / "layout_mediapipe.json")
+    assert (layout.num_joints, layout.root, layout.sides, layout.up) == (33, (23,), (11, 12), (0, -1, 0))
+    np.save(tmp_path / "anna.npy", np.random.default_rng(0).normal(size=(8, 33, 3)).astype(np.float32))
+    report = import_dataset(tmp_path / "anna.npy", tmp_path / "store", layout=CASES / "layout_mediapipe.json")
+    assert (report.sequences, Store.open(tmp_path / "store").layout.name) == (1, "mediapipe")
