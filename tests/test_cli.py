@@ -207,7 +207,9 @@ def test_a_missing_store_or_split_is_one_line(cli, place, tmp_path):
     refused(cli(f"data check {tmp_path}/nowhere"), "nowhere: no store here", 1)
     refused(cli(f"data show {tmp_path}/nowhere"), "nowhere: no store here", 1)
     refused(cli("evaluate"), "needed: RUN")
-    refused(cli(f"evaluate {place}/run --protocol guess"), "--protocol: 'guess' is not one of linear, knn, retrieval")
+    refused(
+        cli(f"evaluate {place}/run --protocol guess"), "--protocol: 'guess' is not one of floor, linear, knn, retrieval"
+    )
     assert os.listdir(tmp_path) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from s2vfast.kernels.emulator.faults import Unsupported
 from s2vfast.kernels.emulator.generate import NARROW, Writer, address, token
 from s2vfast.kernels.emulator.ptx import BYTES, Instruction, Sink, Symbol, Vector
@@ -46,10 +48,12 @@ def _ld(w: Writer, ins: Instruction) -> None:
     items = target.items if isinstance(target, Vector) else (target,)
     size = BYTES[kind]
     if space == "param":
-        if not isinstance(source.base, Symbol):
-            raise Unsupported("a parameter at a computed address")
         for i, item in enumerate(items):
             dtype = token(kind)
+            if not isinstance(source.base, Symbol):
+                where = address(w, replace(source, offset=source.offset + i * size), space)
+                w.define(item, dtype, f"m.parameter_at({where}, {dtype}, {w.site})")
+                continue
             at = w.program.kernel.parameters[source.base.name] + source.offset + i * size
             w.define(item, dtype, f"m.parameter({at}, {dtype})")
         return

@@ -295,9 +295,18 @@ class Machine:
         """A parameter, [1, 1]."""
         return self.parameters[at : at + np.dtype(dtype).itemsize].view(dtype).reshape(1, 1)
 
+    def parameter_at(self, where: ndarray, dtype: type, site: Site) -> ndarray:
+        """The bytes of parameters at an address, which is the same for all threads: [1, 1]."""
+        first, size = int(where.flat[0]), np.dtype(dtype).itemsize
+        if (where != first).any() or first % size or first + size > len(self.parameters):
+            raise Unsupported(f"{site}: {size} bytes of parameters at addresses that differ, or that are outside")
+        return self.parameter(first, dtype)
+
     def symbol(self, name: str, site: Site) -> ndarray:
-        """The address of a variable, [1, 1]."""
-        address = self.program.symbols.get(name, self.global_symbols.get(name))
+        """The address of a variable, or of a parameter among parameters, [1, 1]."""
+        address = self.program.symbols.get(
+            name, self.global_symbols.get(name, self.program.kernel.parameters.get(name))
+        )
         if address is None:
             raise Unsupported(f"{site}: {name} is no variable")
         return np.array([[address]], np.uint64)

@@ -301,7 +301,7 @@ class _Reader:
         memory, value = _split(words) if name == "st" else reversed(_split(words))
         symbol, _, offset = memory.strip("[] ").partition("+")
         symbol = self.aliases[-1].get(symbol.strip(), symbol.strip())
-        if symbol in self.parameters:
+        if symbol in self.parameters or symbol.startswith("%"):  # by name, or by an address of one
             return False
         kind = mods[-1]
         values = self._operand(value, site)

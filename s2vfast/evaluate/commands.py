@@ -52,7 +52,7 @@ def evaluate(options: Any) -> int:
     if options.ensemble:
         return _evaluate_ensemble(options)
     if options.run is None:
-        raise errors.ConfigError("run: the folder of a run is expected, or --ensemble with several")
+        raise errors.ConfigError("needed: RUN, the folder of a run, or --ensemble with several")
     if options.weights is not None:
         raise errors.ConfigError("--weights: they are an ensemble's; name its runs with --ensemble")
     protocol = options.protocol or "linear"

@@ -92,7 +92,7 @@ class Options:
     @property
     def probe(self) -> dict[str, Any]:
         """Settings of the published linear probe."""
-        return {name: getattr(self, name) for name in _PROBE}
+        return {name: getattr(self, name) for name in _PROBE} | {"milestones": list(self.milestones)}
 
 
 def evaluate(

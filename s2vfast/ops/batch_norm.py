@@ -52,15 +52,15 @@ def batch_norm(
         require(value.shape == (channels,), "batch_norm", name, f"[{channels}]", value)
     good = residual is None or residual.shape == (*first, channels)
     require(good, "batch_norm", "residual", f"[{', '.join(map(str, first))}, {channels}]", residual)
-    return _op(impl, x[0].device, x, weight, bias, residual, relu_first, relu, eps)
+    return _op(impl, x[0].device, x, weight, bias, residual, relu_first=relu_first, relu=relu, eps=eps)
 
 
 def _torch(
-    x: list[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None, relu_first: bool, relu: bool, eps: float
+    x: list[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu_first: bool, relu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     columns = x[0] if len(x) == 1 else torch.cat(x, -1)
     if not columns.numel():
-        return _reference(x, weight, bias, residual, relu_first, relu, eps)
+        return _reference(x, weight, bias, residual, relu_first=relu_first, relu=relu, eps=eps)
     y, mean, rstd = torch.native_batch_norm(columns.flatten(0, -2), weight, bias, None, None, True, 0.0, eps)
     y = y.view(columns.shape)
     if relu_first:
@@ -163,7 +163,13 @@ def _gradients(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
 differentiate(_native_op, _gradients, _save)
 
 
-def _float32(x: list[Tensor], *_: Any) -> list[str]:
+def _run_native(
+    x: list[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu_first: bool, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _native_op(x, weight, bias, residual, relu_first, relu, eps)
+
+
+def _float32(x: list[Tensor], *_: Any, **options: Any) -> list[str]:
     """`reasons` looks at tensors, not into lists."""
     wrong = next((matrix.dtype for matrix in x if matrix.dtype != torch.float32), None)
     return [] if wrong is None else [f"it takes float32, not {str(wrong)[6:]}"]
@@ -173,6 +179,6 @@ _op = register(
     "batch_norm",
     reference=_reference,
     torch=_torch,
-    native=_native_op,
+    native=_run_native,
     reasons={"native": _native.reasons(_float32, floats=(torch.float32,), cuda=False)},
 )

@@ -16,6 +16,7 @@ def batch_norm(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None = None,
+    *,
     relu_first: bool = False,
     relu: bool = False,
     eps: float = 1e-5,

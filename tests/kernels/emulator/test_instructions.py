@@ -394,6 +394,27 @@ def test_functions_are_inlined():
     assert result.tolist() == [0, 4, 8, 3, 16]
 
 
+def test_parameters_have_addresses():
+    """A structure that a kernel takes by value, read through its address."""
+    text = """.version 8.3
+    .target sm_80
+    .address_size 64
+    .visible .entry k(.param .u64 p, .param .align 8 .b8 s[24]) {
+      .reg .b32 %r<8>; .reg .b64 %rd<6>;
+      ld.param.u64 %rd1, [p]; mov.b64 %rd2, s; add.s64 %rd3, %rd2, 8;
+      ld.param.v2.u32 {%r1, %r2}, [%rd3+4]; ld.param.s32 %rd4, [%rd2+20];
+      st.global.u32 [%rd1], %r1; st.global.u32 [%rd1+4], %r2; st.global.u64 [%rd1+8], %rd4; AFTER ret;
+    }"""
+    structure = np.arange(6, dtype=np.int32)
+    structure[5] = -7
+    result = np.zeros(4, U32)
+    emulator.run_ptx(text.replace("AFTER", ""), "k", (1,), (3,), tensor(result), structure.tobytes())
+    assert result.tolist() == [3, 4, 2**32 - 7, 2**32 - 1]
+    beyond = text.replace("AFTER", "ld.param.u32 %r3, [%rd2+24];")
+    with pytest.raises(emulator.Unsupported, match="outside"):
+        emulator.run_ptx(beyond, "k", (1,), (3,), tensor(result), structure.tobytes())
+
+
 def test_what_is_not_known_stops_with_its_line():
     with pytest.raises(emulator.Unsupported, match=r"PTX line \d+.*dp4a\.u32\.u32 .*does not know"):
         execute("dp4a.u32.u32 %r1, %r100, %r100, %r100;", tensor(np.zeros(1, U32)))
