@@ -3,7 +3,8 @@
 # make test      set-up, then everything that CI runs
 # make lint      set-up, then the style checks alone
 # make bench     set-up, then all measurements on this machine, with docs/performance.md (10 minutes)
-# make fuzz      set-up, then every reader against many mutated files (FUZZ=20000 of each)
+# make fuzz      set-up, then every reader against many mutated files (FUZZ=20000 of each), and against those that a
+#                fuzzer guided by coverage makes (GUIDED=20000 of each; Linux)
 # make gpu       all that needs a GPU: tests, measurements, compute-sanitizer; results go to $(OUT)
 # make clean     removes what was built; .venv stays (make clean-all removes it too)
 
@@ -59,8 +60,11 @@ bench: install
 	$(BIN)/python -m benchmarks.run --device cpu --out benchmarks/results --report $(BENCH_ARGS)
 
 FUZZ ?= 20000
+GUIDED ?= 20000
 fuzz: install
 	S2VFAST_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/data/test_fuzz.py tests/data/test_formats_text.py $(PYTEST_ARGS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_ARGS) atheris==3.0.0
+	$(BIN)/python -m tests.data.fuzz_guided --runs $(GUIDED)
 
 # Nothing is installed into .venv where PY names another interpreter than the one of .venv.
 gpu: $(if $(filter $(BIN)/python,$(PY)),install)

@@ -166,6 +166,25 @@ def test_no_reader_raises_but_data_errors(tmp_path, name):
     assert refused or format != "ctrgcn"
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CORPUS)
+def test_inputs_that_a_guided_fuzzer_found(tmp_path, name):
+    """Each of them reached code that others did not (`fuzz_guided`)."""
+    file, data = CORPUS[name]
+    src = tmp_path / file
+    if name == "stgcn labels":
+        src = tmp_path / "train_data.npy"
+        src.write_bytes(CORPUS["stgcn"][1])
+    kept = sorted((Path(__file__).with_name("fuzz_corpus") / name.replace(" ", "_")).iterdir())
+    assert kept
+    for path in kept:
+        (tmp_path / file).write_bytes(path.read_bytes())
+        try:
+            read_all(name.split(" ")[0], src)
+        except DataError as error:
+            one_line(str(error))
+
+
 @pytest.mark.parametrize("file", ["l.csv", "l.json"])
 def test_labels_raise_but_data_errors(tmp_path, file):
     rng = np.random.default_rng(1)
