@@ -48,6 +48,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def forgotten_afterwards():
     """Other tests look at the lists of what there is."""
+    for registry in (NETWORKS, OBJECTIVES):
+        registry.names()  # what is built in registers itself once, when it is first asked for
     implementations = operation("attention").implementations
     lists = (NETWORKS._classes, OBJECTIVES._classes, FORMATS, implementations)
     before = [dict(entries) for entries in lists]

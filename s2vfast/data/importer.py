@@ -28,7 +28,7 @@ from s2vfast.data.names import Exclusion, exclusion, key, stem
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.data.tracks import BodyCounts, arrange
-from s2vfast.data.units import LIMITS, check_unit
+from s2vfast.data.units import check_unit
 from s2vfast.errors import DataError
 
 CHUNK = 16  # recordings a task: small files cost more to hand over than to read
@@ -148,7 +148,7 @@ def import_dataset(
         check_unit(unit, source.dimensions)
         if not source.unit_reason and unit != source.unit:
             raise DataError(f"{src}: --unit {unit}: format {name} is in {source.unit}")
-        source.unit, source.limit = unit, LIMITS[unit]
+        source.unit = unit
     elif source.unit_reason:
         source.notes.append(f"unit {source.unit} taken: {source.unit_reason}; --unit says it")
     labelling = Labelling(labels, source)

@@ -49,7 +49,7 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--protocol",
         help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "
-        "each of these; classify: a fine-tuned run as it is",
+        "each of these; classify: a fine-tuned run as it is [linear; of an ensemble classify, or linear]",
     )
     parser.add_argument(
         "--out",

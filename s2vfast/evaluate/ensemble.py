@@ -77,10 +77,11 @@ def evaluate_ensemble(
     if weights is None:
         weights_from = "folds" if protocol == "classify" else "equal"
     split = split or runs.read(run_dirs[0])[0].data.split
+    fingerprint = Store.open(store_path).fingerprint
     test_scores, fit_scores, about = [], [], []
     for run in run_dirs:
         if protocol == "classify":
-            _check(run, store_path, split)
+            _check(run, store_path, fingerprint, split)
         context, how = protocols.opened(run, store_path, split, [protocol], options)
         of_parts = _logits(context, protocol, how, parts=(0, 1) if weights_from == "folds" else (1,))
         *fit, test = (getattr(F, scores)(logits.double(), dim=1) for logits in of_parts)
@@ -177,18 +178,18 @@ def _logits(context: EvalContext, protocol: str, how: protocols.Options, parts: 
     return [fitted.scores(context.features(part)).cpu() for part in parts]
 
 
-def _check(run: str | Path, store_path: str | Path, split: str) -> None:
+def _check(run: str | Path, store_path: str | Path, fingerprint: str, split: str) -> None:
     """Raise where a run is of another store or split than the one that is measured on."""
     finetune.require(run)
     config, about = runs.read(run)
-    fingerprint = about["store"]["fingerprint"]
+    trained_on = about["store"]["fingerprint"]
     # Imported weights come without recordings; classes are compared by name in any case.
-    if fingerprint not in (None, Store.open(store_path).fingerprint):
+    if trained_on not in (None, fingerprint):
         raise errors.ConfigError(
             f"--ensemble: {run} was trained on the store {about['store']['path']}, not on {store_path}; scores of one "
             f"store are added"
         )
-    if fingerprint is not None and config.data.split != split:
+    if trained_on is not None and config.data.split != split:
         raise errors.ConfigError(
             f"--ensemble: {run} was trained on split {config.data.split!r}, not {split!r}; scores of one split are "
             f"added"

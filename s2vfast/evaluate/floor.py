@@ -100,28 +100,32 @@ def draw_kernels(count: int, channels: int, frames: int, seed: int) -> list[Kern
     return groups
 
 
-def clips_of(
-    config: Config,
-    store: Store,
-    ids: np.ndarray,
-    draw: int | None = None,
-    seed: int = 0,
-    report: Callable[[int], object] | None = None,
-) -> Tensor:
-    """float32 [n, M, T, V, 3], see above; of a random stretch of each recording, turned a little, where drawn."""
+def recordings_of(config: Config, store: Store) -> Recordings:
+    """A store whose clips are made as above; drawn ones of a random stretch of each recording, turned a little."""
     data = replace(
         config.data, frames=FRAMES, sampling="crop", crop_min=0.8, center="first", scale="none", align="yaw",
         rotate=(0.1, 0.1, 0.1), scale_jitter=0.1, train_steps=(), test_steps=(), stream="joint", velocity=0.0,
+        confidence=False,
     )  # fmt: skip
     try:
         clip_spec(data, store.layout)
     except errors.ConfigError:  # no vertical to turn about
         data = replace(data, align="none", rotate=(0.0, 0.0, 0.1))
-    recordings = Recordings(replace(config, data=data), store, torch.device("cpu"))
+    return Recordings(replace(config, data=data), store, torch.device("cpu"))
+
+
+def clips_of(
+    recordings: Recordings,
+    ids: np.ndarray,
+    draw: int | None = None,
+    seed: int = 0,
+    report: Callable[[int], object] | None = None,
+) -> Tensor:
+    """float32 [n, M, T, V, 3] of sequences."""
     batches = []
     for start in range(0, len(ids), _BATCH):
         batch_ids = torch.from_numpy(ids[start : start + _BATCH])
-        batches.append(recordings.clips(batch_ids, epoch=draw, seed=seed).unflatten(0, (-1, data.bodies)))
+        batches.append(recordings.clips(batch_ids, epoch=draw, seed=seed).unflatten(0, (-1, recordings.bodies)))
         if report is not None:
             report(start + len(batch_ids))
     return torch.cat(batches)
@@ -169,13 +173,13 @@ def _mean(alike: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _measure(context: EvalContext, seed: int) -> dict[str, Any]:
     """Of one seed: ``rows``, and ``results`` of ridge regression on random convolutions by the number of copies."""
     labels, test_labels = (part.cpu() for part in context.labels)
-    classes = context.store.classes
+    classes, recordings = context.store.classes, recordings_of(context.config, context.store)
 
     def clips(part: int, draw: int | None = None) -> Tensor:
         what = f"floor: clips of {context.parts[part]}" + ("" if draw is None else f", draw {draw + 1} of {COPIES}")
         ids, progress = context.ids[part], context.progress
         report = None if progress is None else lambda done: progress(what, done, len(ids))
-        return clips_of(context.config, context.store, ids, draw, seed, report)
+        return clips_of(recordings, ids, draw, seed, report)
 
     train, test = clips(0), clips(1)
     convolutions = _Convolutions(train, context.store, seed)

@@ -133,7 +133,7 @@ def test_the_protocol(run, store_path, capsys):
 
 def test_it_depends_on_neither_network_nor_test_labels(run, store_path):
     context = EvalContext.open(run[0], store_path, **QUICK)
-    data = replace(context.config.data, frames=4, velocity=2.0, center="none", align="none")
+    data = replace(context.config.data, frames=4, velocity=2.0, confidence=True, center="none", align="none")
     other = replace(context, config=replace(context.config, data=data))
     expected = floor.measure(context)
     assert floor.measure(other) == expected

@@ -44,10 +44,10 @@ def test_a_mean_that_is_large_beside_the_deviation_costs_no_digits(numbers, impl
 
 def test_only_what_the_residual_needs_is_computed_for_it(numbers, impl):
     """Its gradient is there whether x wants one or not."""
-    given = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in case(numbers, relu=True).items()}
-    given["x"] = [x.float() for x in given["x"]]
-    residual = given["residual"].requires_grad_()
-    y, *_ = batch_norm(**given, impl=impl)
+    arguments = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in case(numbers, relu=True).items()}
+    arguments["x"] = [x.float() for x in arguments["x"]]
+    residual = arguments["residual"].requires_grad_()
+    y, *_ = batch_norm(**arguments, impl=impl)
     (gradient,) = torch.autograd.grad(y.sum(), residual)
     torch.testing.assert_close(gradient, (y > 0).float())
 

@@ -14,9 +14,9 @@ SMALL = Shape(N=2, S=2, V=3, s=2, D=6, H=2, E=5, keep=1)
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in WITHOUT_GRADIENT])
 def test_gradcheck(op):
-    given = inputs(op, replace(SMALL, D=8) if op == "joint_mix" else SMALL, dtype=torch.float64)
-    floating = {n: v.double() for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()}
-    rest = {n: v for n, v in given.items() if n not in floating}
+    arguments = inputs(op, replace(SMALL, D=8) if op == "joint_mix" else SMALL, dtype=torch.float64)
+    floating = {n: v.double() for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    rest = {n: v for n, v in arguments.items() if n not in floating}
 
     def run(*leaves):
         out = getattr(ops, op)(**dict(zip(floating, leaves, strict=True)), **rest, impl="reference")

@@ -33,7 +33,7 @@ from s2vfast.data.layout import LAYOUTS, Layout, UnknownLayout, layout_of_shape
 from s2vfast.data.limits import MAX_ARRAY_BYTES, MAX_BODIES, MAX_FRAMES, MAX_JOINTS, MAX_TEXT_BYTES, describe
 from s2vfast.data.scan import recording_name, scan
 from s2vfast.data.store import Sequence
-from s2vfast.data.units import LIMITS, guess_unit, third_is_score
+from s2vfast.data.units import guess_unit, third_is_score
 from s2vfast.errors import DataError
 
 OPTIONS = ("axes", "channels")
@@ -121,7 +121,6 @@ def open_source(
         total=len(files),
         read=partial(read_file, src=src, layout=layout, axes=axes, channels=channels),
         splits=lambda infos: {},
-        limit=LIMITS[unit],
         unit=unit,
         unit_reason=reason,
         dimensions=dimensions,

@@ -11,12 +11,11 @@ import numpy as np
 from s2vfast.data.layout import Layout
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
+from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
-MAX_METRES = 20.0
-"""Largest believable coordinate of a depth camera's recording; the Kinects see no farther than 8 m."""
-MAX_PIXELS = 1e5
-"""Largest believable coordinate of a 2D pose."""
+MAX_METRES = LIMITS["m"]
+"""Largest believable coordinate of a depth camera's recording."""
 
 
 class BrokenRecording(DataError):
@@ -51,8 +50,6 @@ class Source:
     """Named splits of the sequences that were kept; ones with an empty part are left out by the importer."""
     parallel: bool = True
     """Items may be read by other processes: ``read`` must be a function of a module."""
-    limit: float = MAX_METRES
-    """Largest believable absolute coordinate, in the format's units."""
     unit: str = "m"
     """Of the coordinates, a key of `s2vfast.data.units.LIMITS`."""
     unit_reason: str = ""
@@ -69,6 +66,11 @@ class Source:
     labelled: bool = True
     """Whether its sequences must have labels, and names that tell what the format's names tell. Else label, subject,
     view, repetition and setup are -1, and classes and splits say nothing."""
+
+    @property
+    def limit(self) -> float:
+        """Largest believable absolute coordinate, in the unit."""
+        return LIMITS[self.unit]
 
 
 def find_absurd(joints: np.ndarray, limit: float) -> tuple[int, int, str] | None:

@@ -24,7 +24,6 @@ from s2vfast.data.scan import recording_name, scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import Splits, check_text
 from s2vfast.data.tracks import Sighting
-from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
 JOINTS = 18
@@ -64,7 +63,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         total=len(files),
         read=partial(read_file, src=src, labelled=labelled),
         splits=lambda infos: _splits({name: match[1].lower() for name, match in parts.items() if match}),
-        limit=LIMITS["normalised"],
         unit="normalised",
         dimensions=2,
         notes=notes,

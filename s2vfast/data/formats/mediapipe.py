@@ -25,7 +25,6 @@ from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.scan import recording_name
 from s2vfast.data.store import Sequence
 from s2vfast.data.tracks import Sighting
-from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
 JOINTS = 33
@@ -65,7 +64,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         total=len(files),
         read=partial(read_file, src=src, kind=kind),
         splits=lambda infos: {},
-        limit=LIMITS[unit],
         unit=unit,
         unit_reason=reason,
         notes=notes,

@@ -22,7 +22,7 @@ from s2vfast.data.limits import MAX_FRAMES, describe
 from s2vfast.data.scan import recording_name, scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.tracks import Sighting
-from s2vfast.data.units import LIMITS, guess_unit
+from s2vfast.data.units import guess_unit
 from s2vfast.errors import DataError
 
 LAYOUT_OF = {25: "body25", 18: "openpose18"}
@@ -66,7 +66,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         total=len(recordings),
         read=partial(read_frames, joints=len(first)),
         splits=lambda infos: {},
-        limit=LIMITS[unit],
         unit=unit,
         unit_reason=reason,
         dimensions=2,

@@ -39,7 +39,7 @@ from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.scan import only_folder, scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import Splits, check_text
-from s2vfast.data.units import LIMITS, guess_unit
+from s2vfast.data.units import guess_unit
 from s2vfast.errors import DataError
 
 SUFFIXES = (".pkl", ".pickle")
@@ -127,7 +127,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         read=partial(read_annotation, file=src.name, channels=first.shape[3], labelled=labelled),
         splits=lambda infos: splits,
         parallel=False,
-        limit=LIMITS[unit],
         unit=unit,
         unit_reason=unit_reason,
         dimensions=first.shape[3],

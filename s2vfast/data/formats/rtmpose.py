@@ -25,7 +25,7 @@ from s2vfast.data.limits import MAX_JOINTS, describe
 from s2vfast.data.scan import recording_name
 from s2vfast.data.store import Sequence
 from s2vfast.data.tracks import Sighting
-from s2vfast.data.units import LIMITS, guess_unit
+from s2vfast.data.units import guess_unit
 from s2vfast.errors import DataError
 
 LISTS = ("instance_info", "frames", "data", "results")
@@ -70,7 +70,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         total=len(files),
         read=partial(read_file, src=src, joints=joints, width=width),
         splits=lambda infos: {},
-        limit=LIMITS[unit],
         unit=unit,
         unit_reason=reason,
         dimensions=width,

@@ -33,7 +33,7 @@ from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.scan import only_folder, scan
 from s2vfast.data.store import Sequence
 from s2vfast.data.store_writer import Splits
-from s2vfast.data.units import LIMITS, guess_unit, third_is_score
+from s2vfast.data.units import guess_unit, third_is_score
 from s2vfast.errors import DataError
 
 OPTIONS = ("channels",)
@@ -115,7 +115,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True, channel
         read=partial(read_row, dimensions=dimensions, scored=scored, labelled=labelled),
         splits=lambda infos: _splits(parts),
         parallel=False,
-        limit=LIMITS[unit],
         unit=unit,
         unit_reason=reason,
         dimensions=dimensions,
@@ -179,7 +178,7 @@ def _header(path: AnyPath) -> tuple[tuple[int, int, int, int, int], np.dtype]:
     """(N, C, T, V, M) and dtype of an array."""
     with open_file(path) as (file, size):
         shape, fortran, dtype = read_header(file, str(path))
-        begin = file.tell()
+        start = file.tell()
     check_c_order(shape, fortran, str(path))
     if len(shape) != 5 or dtype.kind != "f" or shape[1] not in (2, 3):
         raise DataError(f"{path}: {dtype} {list(shape)}, expected floating-point [N, C, T, V, M] with C 2 or 3")
@@ -189,8 +188,8 @@ def _header(path: AnyPath) -> tuple[tuple[int, int, int, int, int], np.dtype]:
     if not 1 <= bodies <= MAX_BODIES:
         raise DataError(f"{path}: shape {list(shape)}; 1 to {MAX_BODIES} bodies are read")
     expected = count * channels * frames * joints * bodies * dtype.itemsize
-    if size - begin != expected:
-        raise DataError(f"{path}: {size - begin:,} bytes for shape {list(shape)} of {dtype}, expected {expected:,}")
+    if size - start != expected:
+        raise DataError(f"{path}: {size - start:,} bytes for shape {list(shape)} of {dtype}, expected {expected:,}")
     return (count, channels, frames, joints, bodies), dtype
 
 
