@@ -23,7 +23,6 @@ from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.store import Sequence as Recording
-from s2vfast.data.units import LIMITS
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
 
@@ -187,7 +186,7 @@ def _take_unit(source: Source, path: Path, model: Model, log: Callable[[str], ob
         reason = f" ({source.unit_reason})" if source.unit_reason else ""
         log(f"{path}: its unit is {source.unit}{reason}, the run was trained on {model.unit}")
     if source.unit_reason:
-        source.unit, source.limit = model.unit, LIMITS[model.unit]
+        source.unit = model.unit
 
 
 def _open(
