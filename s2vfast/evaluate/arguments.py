@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-POOLS = ("mean", "joint", "joint_time")
+POOLS = ("mean", "joint", "segment", "joint_time")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
 
 COMMANDS = {

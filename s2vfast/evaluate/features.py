@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from s2vfast.config import Config
     from s2vfast.data.store import Store
 
-Pool = Literal["mean", "joint", "joint_time"]
-POOLS: tuple[str, ...] = ("mean", "joint", "joint_time")
+Pool = Literal["mean", "joint", "segment", "joint_time"]
+POOLS: tuple[str, ...] = ("mean", "joint", "segment", "joint_time")
 
 
 def load_encoder(
@@ -109,7 +109,7 @@ def resolve_device(name: str, ranks: Ranks | None = None) -> torch.device:
 def feature_width(encoder: Network, pool: Pool) -> int:
     """F: numbers a sequence."""
     segments, joints = encoder.grid or (1, 1)
-    return encoder.width * {"mean": 1, "joint": joints, "joint_time": joints + segments}[pool]
+    return encoder.width * {"mean": 1, "joint": joints, "segment": segments, "joint_time": joints + segments}[pool]
 
 
 def check_pool(encoder: Network, pool: Pool) -> None:
@@ -128,14 +128,15 @@ def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
         tokens: [N, L, D].
         encoder: whose tokens they are.
         pool: "mean" (published): over all tokens, [N, D]. "joint": each joint's mean over segments, [N, V * D].
-            "joint_time": the same, then each segment's mean over joints, [N, (V + S) * D].
+            "segment": each segment's mean over joints, [N, S * D]. "joint_time": both, [N, (V + S) * D].
     """
     if pool == "mean":
         return tokens.mean(dim=1)
     grid = tokens.unflatten(1, encoder.grid)  # [N, S, V, D]
-    if pool == "joint":
-        return grid.mean(dim=1).flatten(1)
-    return torch.cat([grid.mean(dim=1).flatten(1), grid.mean(dim=2).flatten(1)], dim=1)
+    over_segments, over_joints = grid.mean(dim=1).flatten(1), grid.mean(dim=2).flatten(1)
+    if pool == "joint_time":
+        return torch.cat([over_segments, over_joints], dim=1)
+    return over_segments if pool == "joint" else over_joints
 
 
 def extract(

@@ -61,8 +61,8 @@ class FinetuneConfig(Section):
     block (published)."""
     dropout: float = option(0.3, ge=0, lt=1)
     """Share of the head's inputs that are dropped (published)."""
-    head: Literal["mlp", "linear"] = "mlp"
-    """As objective.head of classify: two maps (published), or one of the mean over all tokens."""
+    head: Literal["mlp", "linear", "segments"] = "mlp"
+    """As objective.head of classify: two maps (published), one of the mean over all tokens, or one of all segments."""
     hidden: int = option(2048, ge=1)
     """Width of the head between its two linear maps (mlp; published)."""
     noise: bool = False

@@ -1,4 +1,4 @@
-"""Attention between tubes of points, after P4Transformer (Fan, Yang and Kankanhalli, CVPR 2021), on this project's blocks.
+"""Attention between tubes of points, after P4Transformer (Fan et al., CVPR 2021), on this project's blocks.
 
 A tube is some frames long and lies about a point of its middle frame; what is seen of it are the nearest points of each
 of its frames. Sizes are this project's own, and so is the choice of middles: every so many-th point of a frame, which
@@ -38,7 +38,7 @@ class PointTubesConfig:
     neighbors: int = option(16, ge=1)
     """Points of a frame that a tube looks at: those nearest to its middle."""
     dim: int = option(128, ge=1)
-    """Width of a tube's token in the blocks."""
+    """Width of a tube's token in the blocks. D is twice that: the mean and the maximum over the tubes of a stretch."""
     heads: int = option(4, ge=1)
     """H. Divides dim."""
     depth: int = option(4, ge=1)
@@ -47,8 +47,6 @@ class PointTubesConfig:
     """Hidden width of a block's MLP as a multiple of dim."""
     layer_scale: float = option(0.1, gt=0)
     """First value of LayerScale's gamma."""
-    width: int = option(256, ge=1)
-    """D: numbers of a stretch."""
 
 
 @register("point_tubes")
@@ -63,14 +61,13 @@ class PointTubes(ClipEncoder):
     Section = PointTubesConfig
 
     def __init__(self, section: PointTubesConfig, frames: int) -> None:
-        super().__init__(frames, section.segment_frames, section.width)
+        super().__init__(frames, section.segment_frames, 2 * section.dim)
         self.section, self.depth = section, section.depth
         dim = section.dim
         self.fc1, self.fc2 = nn.Linear(4, dim), nn.Linear(dim, dim)
         self.position = nn.Linear(4, dim)
         self.blocks = BlockStack(section.depth, BlockOptions.of(section))
         self.norm = nn.LayerNorm(dim)
-        self.out = nn.Linear(2 * dim, section.width)
 
     @classmethod
     def build(cls, config: Config, layout: Layout) -> PointTubes:
@@ -93,15 +90,15 @@ class PointTubes(ClipEncoder):
         """[N, D] of stretches [N, segment_frames, P, 3]. Points that are not finite are at the origin."""
         section, P = self.section, clips.shape[2]
         points = torch.nan_to_num(clips, 0.0, 0.0, 0.0).unflatten(1, (-1, section.tube_frames))  # [N, S, f, P, 3]
-        chosen = torch.arange(section.tubes, device=clips.device) * P // section.tubes
-        middles = points[:, :, section.tube_frames // 2, chosen]  # [N, S, A, 3]
+        numbers = torch.arange(section.tubes, device=clips.device) * P // section.tubes
+        middles = points[:, :, section.tube_frames // 2, numbers]  # [N, S, A, 3]
         offsets = self._offsets(points, middles)
         seen = self.fc2(F.relu(self.fc1(offsets))).amax(dim=(2, 4))  # [N, S, A, dim]
         time = torch.arange(points.shape[1], device=clips.device) / points.shape[1] - 0.5
         time = time[:, None, None].expand(*middles.shape[:3], 1)
         x = (seen + self.position(torch.cat([time, middles], dim=3))).flatten(1, 2)
         x = self.norm(self.blocks(x))
-        return self.out(torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=1))
+        return torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=1)
 
     def _offsets(self, points: Tensor, middles: Tensor) -> Tensor:
         """[N, S, f, A, k, 4]: time (in [-0.5, 0.5] of the tube) and place of neighbours, from the tube's middle."""
@@ -121,4 +118,4 @@ class PointTubes(ClipEncoder):
         first, _, remainder = name.partition(".")
         if first == "blocks":
             return int(remainder.partition(".")[0]) + 1
-        return self.depth + 1 if first in ("norm", "out") else 0
+        return self.depth + 1 if first == "norm" else 0

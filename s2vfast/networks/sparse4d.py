@@ -44,9 +44,7 @@ class Sparse4DConfig:
     """Neighbours that a convolution looks at: ``cube``, all 81 of space and time; ``hybrid``, 29: a cube in space and a
     cross in time; ``cross``, 9."""
     channels: tuple[int, ...] = (32, 64, 128)
-    """Of the three levels."""
-    width: int = option(256, ge=1)
-    """D: numbers of a stretch."""
+    """Of the three levels. D is twice the last: the mean and the maximum over the cells of a stretch."""
     cells: int | None = option(None, ge=1)
     """Cells a frame that there is memory for on a GPU, on average over a batch; what is beyond is left out. null: as
     many as points. On a CPU there are as many as needed."""
@@ -92,7 +90,7 @@ class Sparse4D(ClipEncoder):
     depth = 3
 
     def __init__(self, section: Sparse4DConfig, frames: int) -> None:
-        super().__init__(frames, section.segment_frames, section.width)
+        super().__init__(frames, section.segment_frames, 2 * section.channels[-1])
         self.section = section
         offsets, channels = len(KERNELS[section.kernel]), section.channels
         self.stem = Convolution(offsets, _POINT_FEATURES, channels[0])
@@ -100,7 +98,6 @@ class Sparse4D(ClipEncoder):
         self.down = nn.ModuleList(Convolution(st * ss**3, before, after) for (st, ss), before, after in pairs)
         self.blocks = nn.ModuleList(Block(offsets, width) for width in channels)
         self.position = nn.Linear(4, channels[-1])
-        self.out = nn.Linear(2 * channels[-1], section.width)
 
     @classmethod
     def build(cls, config: Config, layout: Layout) -> Sparse4D:
@@ -120,13 +117,11 @@ class Sparse4D(ClipEncoder):
             raise ConfigError(f"model.segment_frames: {model.segment_frames}; an even number is expected")
 
     def encode(self, clips: Tensor) -> Tensor:
-        """[N, D] of stretches [N, segment_frames, P, 3]; a stretch without any point is zeros through the last map."""
+        """[N, D] of stretches [N, segment_frames, P, 3]; zeros of a stretch without any point."""
         N, T, P, _ = clips.shape
         on_host = clips.device.type == "cpu" and not torch.compiler.is_compiling()
         capacity = None if on_host else N * T * min(self.section.cells or P, P)
-        voxels = ops.voxelize(
-            clips, self.section.voxel, kernel=self.section.kernel, strides=STRIDES, capacity=capacity
-        )
+        voxels = ops.voxelize(clips, self.section.voxel, kernel=self.section.kernel, strides=STRIDES, capacity=capacity)
         levels = voxels.levels
         masks = [None if on_host else _mask(level) for level in levels]
         x = F.relu(self.stem(voxels.features, levels[0].neighbors, masks[0]))
@@ -140,16 +135,16 @@ class Sparse4D(ClipEncoder):
             torch.segment_reduce(x, reduce, offsets=offsets, axis=0, unsafe=True, initial=0.0)
             for reduce in ("mean", "max")
         ]
-        return self.out(torch.cat(pooled, dim=1))
+        return torch.cat(pooled, dim=1)
 
     def _centres(self, level: Level, frames: int) -> Tensor:
         """[R, 4], middles of the coarsest cells: of time in [-0.5, 0.5], of x, y and z in metres."""
         st, ss = (math.prod(factors) for factors in zip(*STRIDES, strict=True))
-        time, place = level.coordinates[:, 1:2] + 0.5, level.coordinates[:, 2:] + 0.5
-        return torch.cat([time * (st / frames) - 0.5, place * (ss * self.section.voxel)], dim=1)
+        time, xyz = level.coordinates[:, 1:2] + 0.5, level.coordinates[:, 2:] + 0.5
+        return torch.cat([time * (st / frames) - 0.5, xyz * (ss * self.section.voxel)], dim=1)
 
     def layer_of(self, name: str) -> int:
-        """0: the stem; i + 1: level i; 4: what pools the last."""
+        """0: the stem; i + 1: level i; 4: where cells are."""
         first, _, remainder = name.partition(".")
         if first == "stem":
             return 0

@@ -72,7 +72,8 @@ def test_pooled_values_of_known_tokens():
     expected = [50.0, 50, 51, 51, 52, 52, 1, 1, 101, 101]
     assert features.pool_tracks(tokens, network, "joint_time").tolist() == [expected] * 2
     assert features.pool_tracks(tokens, network, "joint").tolist() == [expected[:6]] * 2
-    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 10]
+    assert features.pool_tracks(tokens, network, "segment").tolist() == [expected[6:]] * 2
+    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 4, 10]
 
 
 def test_tokens_that_are_no_joints_have_a_mean_alone():
