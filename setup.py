@@ -181,7 +181,7 @@ setup(
     package_dir={"s2vfast.kernels": "kernels", "s2vfast.configs": "configs"},
     package_data={
         "s2vfast.configs": ["*.yaml"],
-        "s2vfast.data": ["layouts/*.json", "lists/*.txt"],
+        "s2vfast.data": ["cameras/*.json", "layouts/*.json", "lists/*.txt"],
         "s2vfast.kernels": ["README.md", "tuned/*.json"],
         "s2vfast.kernels.emulator": ["cudart.c"],
         "s2vfast.view": ["assets/*"],

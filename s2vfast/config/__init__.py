@@ -250,6 +250,9 @@ class Config(Section):
             raise ConfigError(f"optim.milestones: {list(optim.milestones)}; ascending epochs above 0 are expected")
         if bool(self.data.train_steps) != bool(self.data.test_steps):
             raise ConfigError("data.test_steps: steps are expected where data.train_steps has some, and only there")
+        if layout is not None and layout.kind not in self.network_class.reads:
+            kinds = " or ".join(self.network_class.reads)
+            raise ConfigError(f"model.name: {self.model.name} reads {kinds}, the store holds {layout.kind}")
         self.network_class.check(self, layout)
         self.objective_class.check(self, layout)
 

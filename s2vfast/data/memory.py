@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from s2vfast.data.layout import Layout
+from s2vfast.data.skeleton_writer import check_sequence
 from s2vfast.data.store import Sequence
-from s2vfast.data.store_writer import check_sequence
 from s2vfast.errors import DataError
 
 

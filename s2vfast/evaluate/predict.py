@@ -18,10 +18,10 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.archive import only_member
-from s2vfast.data.formats import FORMATS, array_options, detect_format
+from s2vfast.data.formats import FORMATS, detect_format, format_options
 from s2vfast.data.formats.base import Source
-from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
+from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Sequence as Recording
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
@@ -195,7 +195,7 @@ def _open(
     """What a file holds, without labels. Where nothing names its layout it is ``skeleton``, the run's."""
     src = only_member(path)
     name = format or detect_format(src)
-    open_source = partial(FORMATS[name].open_source, labelled=False, **array_options(name, **options))
+    open_source = partial(FORMATS[name].open_source, labelled=False, **format_options(name, **options))
     try:
         source: Source = open_source(src, layout)
     except UnknownLayout:

@@ -83,6 +83,8 @@ class Network(nn.Module):
     """D: channels of a token."""
     depth: int = 1
     """Layers, as `hidden` and `layer_of` count them."""
+    reads: ClassVar[tuple[str, ...]] = ("skeletons",)
+    """What its clips may be of: ``skeletons``, whose V are joints, or ``points``, whose V are points in no order."""
     grid: tuple[int, int] | None = None
     """(S, V) where token s * V + v is joint v in segment s; None: tokens have no such meaning."""
     segment_frames: int | None = None

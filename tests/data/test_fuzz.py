@@ -20,9 +20,9 @@ import pytest
 from s2vfast.data import archive
 from s2vfast.data.formats import FORMATS
 from s2vfast.data.formats.base import Source
-from s2vfast.data.importer import read_checked
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import LAYOUTS, get_layout
+from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Sequence, Store, hash_file, header_bytes
 from s2vfast.errors import DataError
 

@@ -27,7 +27,7 @@ from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_TEXT_BYTES
 from s2vfast.data.names import ntu_classes
 from s2vfast.data.scan import scan
-from s2vfast.data.store import Sequence
+from s2vfast.data.store import Recording, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
 
@@ -110,11 +110,22 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
         BrokenRecording: file, line and reason.
     """
     name = parse_name(path.stem)
-    if labelled and name is not None and not 1 <= name.action <= 120:
-        raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
+    if labelled and name is not None:
+        check_action(name, path.name)
     frames, tracks, notes = parse(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
     if labelled and name is not None:
-        sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera
-        sequence.repetition, sequence.setup = name.replication, name.setup
+        label(sequence, name)
     return [sequence]
+
+
+def check_action(name: Name, file: str) -> None:
+    """Raise BrokenRecording unless a name says an action of the data set."""
+    if not 1 <= name.action <= 120:
+        raise BrokenRecording(file, f"the name says action {name.action}, expected 1 to 120")
+
+
+def label(sequence: Recording, name: Name) -> None:
+    """Give a recording the label and the facts of its name."""
+    sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera
+    sequence.repetition, sequence.setup = name.replication, name.setup
