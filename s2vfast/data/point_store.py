@@ -99,10 +99,6 @@ class PointStore(Store):
     def _check_frames(self) -> None:
         check_finite(self.path / "points.npy", self.points)
 
-    def frame_table(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the points of every frame lie, for clips: as of `frame_table`."""
-        return frame_table(self.frame_rows, self.first_frame)
-
     def cloud(self, index: int) -> list[np.ndarray]:
         """The frames of a sequence as the camera saw them: float32 [n, 3] each, metres; n may be 0."""
         if not 0 <= index < len(self):
@@ -110,27 +106,3 @@ class PointStore(Store):
         edges = self.frame_rows[self.first_frame[index] : self.first_frame[index + 1] + 1]
         points = self.points[edges[0] : edges[-1]].astype(np.float32) + self.centres[index]
         return np.split(points, edges[1:-1] - edges[0])
-
-
-def frame_table(frame_rows: np.ndarray, first_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the points of every frame lie; a frame without any has those of the nearest of its sequence that has some.
-
-    Of two that are as near it is the earlier one.
-
-    Args:
-        frame_rows: int64 [F + 1].
-        first_frame: int64 [Q + 1]; every sequence has a point.
-
-    Returns:
-        (row int64 [F], count int32 [F]); no count is 0.
-    """
-    row, count = frame_rows[:-1].astype(np.int64), np.diff(frame_rows).astype(np.int32)
-    empty, full = np.flatnonzero(count == 0), np.flatnonzero(count)
-    at = np.searchsorted(full, empty)  # the first full frame after each empty one
-    before, after = full[np.maximum(at - 1, 0)], full[np.minimum(at, len(full) - 1)]
-    sequence = np.searchsorted(first_frame, empty, side="right") - 1
-    some_before = (before >= first_frame[sequence]) & (before < empty)
-    some_after = (after < first_frame[sequence + 1]) & (after > empty)
-    nearest = np.where(some_before & (~some_after | (empty - before <= after - empty)), before, after)
-    row[empty], count[empty] = row[nearest], count[nearest]
-    return row, count

@@ -184,12 +184,13 @@ def extract(
     check_pool(encoder, pool)
     ranks = ranks or Ranks()
     recordings = recordings or Recordings(config, store, torch.device(device))
-    V, M = store.layout.num_joints, config.data.bodies
+    M = config.data.bodies
     result = torch.zeros(len(ids), feature_width(encoder, pool))
     with torch.no_grad():
         some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
         if some_absent:
-            empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
+            joints = store.layout.num_joints
+            empty = torch.zeros(M, config.data.frames, joints, config.channels, device=device)
             empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
