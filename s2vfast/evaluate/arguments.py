@@ -49,13 +49,17 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--protocol",
         help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "
-        "each of these; classify: a fine-tuned run as it is [linear; of an ensemble classify, or linear]",
+        "each of these; classify: a fine-tuned run as it is; order: of clips, of a run of clip_order [linear; of an "
+        "ensemble classify, or linear]",
     )
     parser.add_argument(
         "--out",
         metavar="FILE.json|DIR",
         help="a file for the results, with confusion matrices; or a folder for results.json and what is fine-tuned "
         "(without it, that goes to RUN/finetuned)",
+    )
+    parser.add_argument(
+        "--windows", type=int, default=1, help="clips of a sequence whose features are averaged (point clouds)"
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
@@ -83,7 +87,7 @@ def _evaluate(parser: Any) -> None:
         "--recipe",
         default="published",
         metavar="NAME|FILE",
-        help="of fine-tuning: published, nwucla, skeattnclr, hitrs or a YAML file of its fields",
+        help="of fine-tuning: published, nwucla, skeattnclr, hitrs, msr_finetune or a YAML file of its fields",
     )
 
 

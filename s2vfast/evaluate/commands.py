@@ -169,6 +169,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}
     return {
         "pool": options.pool,
+        "windows": options.windows,
         "untrained": options.untrained,
         "train_part": options.train_part,
         "test_part": options.test_part,
@@ -199,7 +200,7 @@ def numbers(name: str, text: str) -> list[float]:
 def _lines(result: dict[str, Any]) -> str:
     """The result of one protocol as text."""
     protocol = result["protocol"]
-    if protocol in ("floor", "retrieval", "semi"):
+    if protocol in ("floor", "order", "retrieval", "semi"):
         return table.text({**result, "table": table.rows({protocol: result})})
     name = {
         "linear": f"linear probe on {result['pool']} features",

@@ -62,6 +62,8 @@ class EvalContext:
     """How tokens become a vector."""
     clips: int = 64
     """Sequences that go through the encoder at a time."""
+    windows: int = 1
+    """Deterministic clips of a sequence, at equal distances, whose features are averaged."""
     seed: int = 0
     """Of drawn clips."""
     cache: bool = False
@@ -86,6 +88,7 @@ class EvalContext:
         untrained: bool = False,
         pool: features.Pool = "mean",
         clips: int = 64,
+        windows: int = 1,
         device: str = "auto",
         ranks: Ranks | None = None,
         log: Log = print,
@@ -102,6 +105,7 @@ class EvalContext:
             untrained: take the weights that the run started from.
             pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
             clips: sequences that go through the encoder at a time.
+            windows: deterministic clips of a sequence, see `EvalContext`; 1 but of point clouds.
             device: auto, cpu, cuda or cuda:N.
             ranks: processes that share the work; None: this one alone.
             log: told of what is odd, a line each, by the first of them.
@@ -111,7 +115,7 @@ class EvalContext:
             S2vfastError: a run, store, split or option that cannot be used.
         """
         check_choice("pool", pool, features.POOLS)
-        check_counts(clips=clips)
+        check_counts(clips=clips, windows=windows)
         parts, ranks = (train_part, test_part), ranks or Ranks()
         where = features.resolve_device(device, ranks)
         log = log if ranks.is_main else _silent
@@ -128,6 +132,11 @@ class EvalContext:
                 f"{tuned['source']['run']}"
             )
         features.check_pool(encoder, pool)
+        if windows > 1 and config.data.sampling != "window":
+            raise errors.ConfigError(
+                f"--windows: {windows}; the run's data.sampling is {config.data.sampling}, which makes one clip of a "
+                f"sequence; window is expected"
+            )
         split = split or config.data.split
         ids = _part_ids(store, split, *parts)
         if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
@@ -139,7 +148,7 @@ class EvalContext:
         labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
         context = cls(
             Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, clips,
-            **options, ranks=ranks, log=log,
+            windows, **options, ranks=ranks, log=log,
         )  # fmt: skip
         if overlap := context.overlap:
             log(
@@ -203,14 +212,29 @@ class EvalContext:
         return len(np.intersect1d(leakage.unlabelled(learned, self.store), self.ids[1]))
 
     def features(self, part: int, draw: int | None = None, what: str = "") -> Tensor:
-        """float32 [n, F] of part 0 or 1, on the device; computed once.
+        """float32 [n, F] of part 0 or 1, on the device; computed once. Those of several clips are averaged.
 
         Args:
             part: number of the part.
             draw: as of `s2vfast.evaluate.features.extract`.
             what: said of it while it is computed.
         """
-        key = self._key(part, draw)
+        if draw is None and self.windows > 1:
+            return self.clip_features(part).mean(dim=1)
+        return self._table(part, draw, (0, 1), what)
+
+    def clip_features(self, part: int) -> Tensor:
+        """float32 [n, windows, F] of every deterministic clip of part 0 or 1, on the device; computed once."""
+        name = self.parts[part]
+        tables = [
+            self._table(part, None, (number, self.windows), f"features of {name}, clip {number + 1} of {self.windows}")
+            for number in range(self.windows)
+        ]
+        return torch.stack(tables, dim=1)
+
+    def _table(self, part: int, draw: int | None, window: tuple[int, int], what: str) -> Tensor:
+        """float32 [n, F] of one clip of each sequence; arguments as of `s2vfast.evaluate.features.extract`."""
+        key = self._key(part, draw, window)
         cached = self._features
         if key not in cached:
             cached[key] = self._read(key) if self.cache else None
@@ -224,6 +248,7 @@ class EvalContext:
                     pool=self.pool,
                     draw=draw,
                     seed=self.seed,
+                    window=window,
                     batch=self.clips,
                     device=self.device,
                     recordings=self._recordings,
@@ -242,6 +267,7 @@ class EvalContext:
             "split": self.split,
             "untrained": self.untrained,
             "pool": self.pool,
+            "windows": self.windows,
             "n_train": len(self.ids[0]),
             "n_test": len(self.ids[1]),
             "missing_classes": self.missing,
@@ -270,7 +296,7 @@ class EvalContext:
     def _recordings(self) -> Recordings:
         return Recordings(self.config, self.store, self.device)
 
-    def _key(self, part: int, draw: int | None) -> str:
+    def _key(self, part: int, draw: int | None, window: tuple[int, int]) -> str:
         """SHA-256 of all that features depend on."""
         about = {
             "version": s2vfast.__version__,  # another one may make other clips
@@ -281,6 +307,7 @@ class EvalContext:
             "ids": finetune.digest_ids(self.ids[part]),
             "pool": self.pool,
             "draw": None if draw is None else [draw, self.seed],
+            "window": window,
             "device": self.device.type,
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -148,6 +148,7 @@ def extract(
     pool: Pool = "mean",
     draw: int | None = None,
     seed: int = 0,
+    window: tuple[int, int] = (0, 1),
     batch: int = 64,
     device: torch.device | str = "cpu",
     recordings: Recordings | None = None,
@@ -168,6 +169,7 @@ def extract(
         pool: see `pool_tracks`.
         draw: number of a random draw of the clips, as training makes them; None: the one deterministic clip.
         seed: of that draw.
+        window: which of how many deterministic clips, as of `s2vfast.train.feed.Recordings.clips`.
         batch: sequences at a time.
         device: where the encoder runs.
         recordings: where clips come from, if these have been read already.
@@ -194,7 +196,7 @@ def extract(
             empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
-            tracks = recordings.clips(batch_ids, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
+            tracks = recordings.clips(batch_ids, epoch=draw, seed=seed, window=window).to(device)  # [B * M, T, V, C]
             if some_absent:
                 present = recordings.present[batch_ids].flatten().to(device)  # [B * M]
                 pooled = empty.repeat(len(tracks), 1)

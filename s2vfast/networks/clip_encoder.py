@@ -27,6 +27,9 @@ class ClipEncoder(Network):
         width: D.
     """
 
+    reads = ("points",)
+    any_frames = True
+
     def __init__(self, frames: int, segment_frames: int, width: int) -> None:
         super().__init__()
         self.segment_frames, self.width = segment_frames, width

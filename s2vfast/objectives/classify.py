@@ -86,12 +86,19 @@ class Head(nn.Module):
 
 
 class LinearHead(nn.Linear):
-    """Features of a sequence -> linear, from the start that graph convolutions were published with."""
+    """Features of a sequence -> linear.
 
-    def __init__(self, features: int, classes: int, seed: int = 0) -> None:
+    Args:
+        features: F.
+        classes: number of classes.
+        seed: of the first weights.
+        std: of the first weights; None: that which graph convolutions were published with.
+    """
+
+    def __init__(self, features: int, classes: int, seed: int = 0, std: float | None = None) -> None:
         super().__init__(features, classes)
         generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.weight, std=(2.0 / classes) ** 0.5, generator=generator)
+        nn.init.normal_(self.weight, std=(2.0 / classes) ** 0.5 if std is None else std, generator=generator)
         nn.init.uniform_(self.bias, -(features**-0.5), features**-0.5, generator=generator)
 
     def operand_weights(self) -> Iterable[nn.Parameter]:
@@ -184,7 +191,8 @@ class Classify(Supervised):
         if options.head == "mlp":
             head = Head(features, options.hidden, len(classes), seed)
         else:
-            head = LinearHead(features, len(classes), seed)
+            std = _INIT_STD if options.head == "segments" else None
+            head = LinearHead(features, len(classes), seed, std)
         super().__init__(encoder, head, features, bodies, pool)
         self.options = options
         self.rates = drop_rates(encoder.depth, options.drop_path)
