@@ -7,6 +7,9 @@ from typing import Any
 POOLS = ("mean", "joint", "segment", "joint_time")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
 
+PREDICT_FORMAT_OPTIONS = ("axes", "channels", "camera", "near", "far", "foreground")
+"""Options of predict that some formats take."""
+
 COMMANDS = {
     "evaluate": "measure a run's encoder on a labelled split: probes, neighbours, retrieval, fine-tuning",
     "embed": "write a run's features of a store's sequences to an npz file",
@@ -130,6 +133,10 @@ def _predict(parser: Any) -> None:
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
     parser.add_argument("--axes", help="order of the axes of arrays, as TVC, MTVC or TMVC")
     parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs")
+    parser.add_argument("--camera", metavar="NAME|FILE", help="of depth, as of s2vfast data import")
+    parser.add_argument("--near", type=float, help="of depth: metres from which pixels count")
+    parser.add_argument("--far", type=float, help="of depth: metres up to which they do")
+    parser.add_argument("--foreground", help="of depth: all pixels with one, or what is moving before the background")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
     parser.add_argument("--window", type=int, help="frames of a window that slides over a sequence (default: all)")
     parser.add_argument("--step", type=int, default=1, help="frames from one window to the next")

@@ -278,6 +278,7 @@ def export(options: Any) -> int:
 
 def predict(options: Any) -> int:
     """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
+    from s2vfast.evaluate.arguments import PREDICT_FORMAT_OPTIONS
     from s2vfast.evaluate.model import Model
     from s2vfast.evaluate.predict import predict, predict_lines
 
@@ -291,11 +292,10 @@ def predict(options: Any) -> int:
             options.files,
             format=options.format,
             layout=options.layout,
-            axes=options.axes,
-            channels=options.channels,
             device=options.device,
             log=_to_stderr,
             **sliding,
+            **{name: getattr(options, name) for name in PREDICT_FORMAT_OPTIONS},
         )
     code = 0
     for prediction in predictions:

@@ -155,5 +155,5 @@ class Sparse4D(ClipEncoder):
 
 def _mask(level: Level) -> Tensor:
     """float32 [R, 1]: 1 where a row has a cell."""
-    rows = torch.arange(len(level.coordinates), device=level.starts.device)
+    rows = torch.arange(level.coordinates.shape[0], device=level.starts.device)
     return (rows < level.starts[-1])[:, None].float()

@@ -61,7 +61,7 @@ def voxelize(
     """
     require(clips.ndim == 4 and clips.shape[3] == 3, "voxelize", "clips", "[N, T, P, 3]", clips)
     require(clips.dtype == torch.float32, "voxelize", "clips", "float32", clips)
-    fits = clips.shape[0] < MOST_CLIPS and clips.shape[1] <= MOST_FRAMES
+    fits = torch.compiler.is_compiling() or (clips.shape[0] < MOST_CLIPS and clips.shape[1] <= MOST_FRAMES)
     require(fits, "voxelize", "clips", f"fewer than {MOST_CLIPS} clips of at most {MOST_FRAMES} frames", clips)
     require(size > 0, "voxelize", "size", "metres above 0", size)
     require(kernel in KERNELS, "voxelize", "kernel", f"one of {', '.join(KERNELS)}", repr(kernel))
@@ -96,13 +96,13 @@ def _build(
     if capacity is None:
         keys = _trimmed(keys)
         features = features[: len(keys)]
-    children = keys.new_empty((0, len(keys)), dtype=torch.int32)
+    children = keys.new_empty((0, keys.shape[0]), dtype=torch.int32)
     results = [features]
     for st, ss in (*strides, (0, 0)):
-        fields, starts = _unpacked(keys, len(clips))
+        fields, starts = _unpacked(keys, clips.shape[0])
         results += [children, fields, starts, stages.neighbors(keys, kernel)]
         if st:
-            keys, children = stages.coarsen(keys, st, ss, len(keys))
+            keys, children = stages.coarsen(keys, st, ss, keys.shape[0])
             if capacity is None:
                 keys = _trimmed(keys)
                 children = children[:, : len(keys)].contiguous()
@@ -189,7 +189,8 @@ def _cells(clips: Tensor, factor: float, capacity: int) -> tuple[Tensor, Tensor]
     keys = _packed(clip[:, None, None], frame[:, None], cell.long().unbind(-1))
     ordered, order = torch.where(inside, keys, EMPTY).flatten().sort(stable=True)
     unique, begin, row = segments(ordered, capacity)
-    _check_capacity(int(row[-1]) + 1 if len(row) and not clips.is_cuda else 0, capacity)
+    if not clips.is_cuda and not torch.compiler.is_compiling():  # where nobody waits
+        _check_capacity(int(row[-1]) + 1 if len(row) else 0, capacity)
     offsets = (scaled - (cell + 0.5)).flatten(0, 2)[order]
     row = torch.where((ordered != EMPTY) & (row < capacity), row, capacity)
     sums = offsets.new_zeros(capacity + 1, 3).index_put_((row,), offsets, accumulate=True)[:capacity]
@@ -204,9 +205,9 @@ def _check_capacity(cells: int, capacity: int) -> None:
 
 def _neighbors(keys: Tensor, kernel: str) -> Tensor:
     near = torch.tensor(deltas(kernel), device=keys.device)[:, None] + keys  # [O, R]
-    if not len(keys):
+    if not keys.shape[0]:
         return near.to(torch.int32)
-    at = torch.searchsorted(keys, near).clamp_(max=len(keys) - 1)
+    at = torch.searchsorted(keys, near).clamp_(max=keys.shape[0] - 1)
     return torch.where((keys[at] == near) & (keys != EMPTY), at, -1).to(torch.int32)
 
 
