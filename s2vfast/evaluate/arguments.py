@@ -62,7 +62,11 @@ def _evaluate(parser: Any) -> None:
         "(without it, that goes to RUN/finetuned)",
     )
     parser.add_argument(
-        "--windows", type=int, default=1, help="clips of a sequence whose features are averaged (point clouds)"
+        "--windows",
+        type=int,
+        default=1,
+        help="clips of a sequence, of a segment's frames each, whose features are averaged; with --pool segment they "
+        "stand one after the other (point clouds)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ class EvalContext:
     clips: int = 64
     """Sequences that go through the encoder at a time."""
     windows: int = 1
-    """Deterministic clips of a sequence, at equal distances, whose features are averaged."""
+    """Deterministic clips of a sequence; more than one are of a segment's frames each, at equal distances, and their
+    features are averaged, or stand one after the other where ``pool`` is "segment"."""
     seed: int = 0
     """Of drawn clips."""
     cache: bool = False
@@ -212,7 +213,7 @@ class EvalContext:
         return len(np.intersect1d(leakage.unlabelled(learned, self.store), self.ids[1]))
 
     def features(self, part: int, draw: int | None = None, what: str = "") -> Tensor:
-        """float32 [n, F] of part 0 or 1, on the device; computed once. Those of several clips are averaged.
+        """float32 [n, F] of part 0 or 1, on the device; computed once. Several clips as `windows` says.
 
         Args:
             part: number of the part.
@@ -220,7 +221,8 @@ class EvalContext:
             what: said of it while it is computed.
         """
         if draw is None and self.windows > 1:
-            return self.clip_features(part).mean(dim=1)
+            each = self.clip_features(part)
+            return each.flatten(1) if self.pool == "segment" else each.mean(dim=1)
         return self._table(part, draw, (0, 1), what)
 
     def clip_features(self, part: int) -> Tensor:
@@ -242,10 +244,11 @@ class EvalContext:
                 report, name = self.progress, what or f"features of {self.parts[part]}"
                 table = features.extract(
                     self.encoder,
-                    self.config,
+                    self._clip_config,
                     self.store,
                     self.ids[part],
-                    pool=self.pool,
+                    # A clip of one segment has one token a joint: what "segment" puts in a row are the clips.
+                    pool="mean" if self.windows > 1 and self.pool == "segment" else self.pool,
                     draw=draw,
                     seed=self.seed,
                     window=window,
@@ -293,15 +296,22 @@ class EvalContext:
         return finetune.digest(self.encoder)
 
     @functools.cached_property
+    def _clip_config(self) -> Config:
+        """The run's config; of several clips a sequence, with the frames of one segment."""
+        if self.windows == 1:
+            return self.config
+        return replace(self.config, data=replace(self.config.data, frames=self.encoder.segment_frames))
+
+    @functools.cached_property
     def _recordings(self) -> Recordings:
-        return Recordings(self.config, self.store, self.device)
+        return Recordings(self._clip_config, self.store, self.device)
 
     def _key(self, part: int, draw: int | None, window: tuple[int, int]) -> str:
         """SHA-256 of all that features depend on."""
         about = {
             "version": s2vfast.__version__,  # another one may make other clips
             "weights": self.weights,
-            "clips": asdict(self.config.data),
+            "clips": asdict(self._clip_config.data),
             "model": self.config.to_dict()["model"],
             "store": self.store.fingerprint,
             "ids": finetune.digest_ids(self.ids[part]),

@@ -250,7 +250,7 @@ def _to_torch(network: nn.Module, shape: list[int], metadata: str) -> bytes:
 def _to_onnx(network: nn.Module, shape: list[int], metadata: str) -> bytes:
     import onnx
 
-    with _plain(), contextlib.redirect_stdout(io.StringIO()):
+    with _plain(), contextlib.redirect_stdout(io.StringIO()), _told_of_onnx():
         program = torch.onnx.export(
             network,
             (_example(2, shape),),
@@ -264,6 +264,18 @@ def _to_onnx(network: nn.Module, shape: list[int], metadata: str) -> bytes:
     onnx.helper.set_model_props(model, {METADATA: metadata})
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _told_of_onnx() -> Iterator[None]:
+    """What ONNX has no operator for, as an error of ours."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        first = str(error).strip().splitlines()[0]
+        raise errors.S2vfastError(
+            f"--to onnx: this network has an operation that ONNX does not have ({first}); export with --to torch"
+        ) from error
 
 
 def _runner(to: str, content: bytes) -> tuple[Callable[[Tensor], list[np.ndarray]], str]:

@@ -209,8 +209,10 @@ def _cells(clips: Tensor, factor: float, capacity: int) -> tuple[Tensor, Tensor]
 
 
 def _last(row: Tensor) -> int:
-    """How many cells the points' rows are of; 0 on a GPU, for which nobody waits."""
-    return int(row[-1]) + 1 if len(row) and not row.is_cuda else 0
+    """How many cells the points' rows are of; 0 on a GPU and in an exported graph, for which nobody waits."""
+    if row.is_cuda or torch.compiler.is_compiling():
+        return 0
+    return int(row[-1]) + 1 if len(row) else 0
 
 
 def _check_capacity(cells: int, capacity: int) -> None:
