@@ -14,7 +14,7 @@ FORMAT_OPTIONS = ("axes", "channels", "camera", "points", "near", "far", "foregr
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    helpers = {"base", "npy", "poses", "text"}
+    helpers = {"base", "depth_files", "npy", "poses", "text"}
     names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 

@@ -41,6 +41,8 @@ class ImportReport:
     format: str
     sequences: int
     rows: int
+    rows_are: str
+    """What is counted: as of `s2vfast.data.store.Store.rows_are`."""
     classes: int
     splits: dict[str, dict[str, int]]
     """split -> part -> sequences."""
@@ -159,6 +161,7 @@ def import_dataset(
         format=name,
         sequences=len(store),
         rows=store.rows,
+        rows_are=store.rows_are,
         classes=len(store.classes),
         splits={split: {part: len(ids) for part, ids in by_part.items()} for split, by_part in store.splits.items()},
         dropped=store.dropped,

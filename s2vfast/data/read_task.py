@@ -29,7 +29,6 @@ class Tally:
     zero_joints: int = 0
     repeated_frames: int = 0
     unsure_joints: int = 0
-    empty_frames: int = 0
     bodies: BodyCounts = field(default_factory=BodyCounts)
 
     def add(self, other: Tally) -> None:
@@ -37,13 +36,12 @@ class Tally:
         self.zero_joints += other.zero_joints
         self.repeated_frames += other.repeated_frames
         self.unsure_joints += other.unsure_joints
-        self.empty_frames += other.empty_frames
         self.bodies.add(other.bodies)
 
     def facts(self, layout: Layout | PointLayout) -> dict[str, Any]:
         """What a store's source says of them."""
         if layout.kind == PointLayout.kind:
-            return {"empty_frames": self.empty_frames}
+            return {}
         facts: dict[str, Any] = {"zero_joints": self.zero_joints, "repeated_frames": self.repeated_frames}
         if self.unsure_joints:
             facts["unsure_joints"] = self.unsure_joints
@@ -101,11 +99,7 @@ class ReadTask:
             check_points(entry, self.layout, self.classes)
         except DataError as error:
             return _refused(entry, error)
-        empty = int((entry.counts == 0).sum())
-        if empty == entry.total_frames:
-            return _empty(entry, "no point in any frame")
-        tally.empty_frames += empty
-        return entry
+        return entry if entry.counts.any() else _empty(entry, "no point in any frame")
 
     def _check_bodies(self, entry: Sequence, tally: Tally) -> Sequence | dict[str, Any]:
         for body in entry.bodies:

@@ -25,13 +25,15 @@ BODIES = 2
 
 
 def open_store(path: str | Path, run: str | Path | None = None) -> Store:
-    """The store at ``path``; where a run is named, one of its layout.
+    """The store of skeletons at ``path``; where a run is named, one of its layout.
 
     Raises:
-        DataError: no store.
+        DataError: no store, or one of point clouds.
         CheckpointError: no run, or one of another layout.
     """
     store = Store.open(path)
+    if store.kind != "skeletons":
+        raise errors.DataError(f"{path}: a store of {store.kind}, which have no joints; `s2vfast view cloud` shows it")
     if run is not None:
         rundir.check_store(run, store, path, exact=False)
     return store

@@ -18,9 +18,9 @@ from typing import Any
 
 from s2vfast.data.archive import AnyPath
 from s2vfast.data.depth import DEPTH_OPTIONS, Depth, point_layout
-from s2vfast.data.depth_files import Pictures
 from s2vfast.data.formats import ntu
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.depth_files import Pictures
 from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_FRAMES
 from s2vfast.data.names import ntu_classes
