@@ -55,6 +55,14 @@ def find(store: Store, which: str) -> int:
     raise errors.DataError(f"{store.path}: no sequence {which!r}; the nearest names are {', '.join(close)}")
 
 
+def facts_of(store: Store, index: int) -> list[tuple[str, str | int]]:
+    """What a store's tables know of a sequence."""
+    facts: list[tuple[str, str | int]] = [("name", store.names[index]), ("class", store.class_name(index))]
+    facts.append(("number", index))
+    columns = {what: int(getattr(store, f"{what}s")[index]) for what in ("subject", "view", "repetition", "setup")}
+    return facts + [(what, value) for what, value in columns.items() if value >= 0]
+
+
 def recorded(store: Store, index: int) -> tuple[np.ndarray, np.ndarray]:
     """A sequence on its full time line.
 
