@@ -9,6 +9,7 @@ from s2vfast.evaluate.metrics import ACCURACIES
 _NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
+    "ridge": "linear probe (ridge)",
     "finetune": "fine-tuned",
     "supervised": "supervised from scratch",
     "classify": "as fine-tuned",
@@ -58,8 +59,11 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 accuracies(f"{k}-NN", part)
         else:
             accuracies(_NAMES[protocol], result)
-            if "probe" in result:
-                accuracies(_NAMES["probe"], result["probe"])
+            for solver in ("probe", "ridge"):
+                if solver in result:
+                    accuracies(_NAMES[solver], result[solver])
+            for solver, part in result.get("averaged", {}).items():
+                accuracies(f"{_NAMES[solver]}, {part['clips']} clips of a test sequence averaged", part)
     return table_rows
 
 
