@@ -18,7 +18,18 @@ from s2vfast.evaluate.finetune_config import FinetuneConfig
 
 PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
 """What "all" is made of. "classify" measures a fine-tuned run as it is."""
-KNOWN = (*PROTOCOLS, "classify")
+HEADINGS = {
+    "floor": "the floor, without an encoder",
+    "linear": "linear probes of frozen features",
+    "knn": "nearest neighbours of frozen features",
+    "retrieval": "retrieval by frozen features",
+    "finetune": "fine-tuning the whole encoder",
+    "supervised": "supervised training from scratch",
+    "semi": "a few labels: probes, neighbours and fine-tuning",
+    "classify": "the classes of a run as it is",
+}
+"""What several protocols say before each of them."""
+KNOWN = tuple(HEADINGS)
 
 
 _PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
@@ -164,6 +175,8 @@ def evaluate_all(
 
     for number, protocol in enumerate(protocols):
         started = time.perf_counter()
+        if len(protocols) > 1:
+            context.log(f"— {number + 1} of {len(protocols)}: {HEADINGS[protocol]} —")
         folder = None if how.out is None else Path(how.out) / protocol
         result = _measure(context, protocol, how, folder)
         results[protocol] = _finished(result, started, confusion=True)
