@@ -55,8 +55,8 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE.json|DIR",
-        help="a file for the results, with confusion matrices; or a folder for results.json and what is fine-tuned "
-        "(without it, that goes to RUN/finetuned)",
+        help="a file for the results, with confusion matrices and predictions; or a folder for results.json and what "
+        "is fine-tuned (without it, that goes to RUN/finetuned)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
@@ -78,7 +78,7 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
     parser.add_argument("--train_part", default="train", help="part of the split that is fitted")
     parser.add_argument("--test_part", default="test", help="part of the split that is measured")
-    parser.add_argument("--confusion", action="store_true", help="add the confusion matrix to the JSON")
+    parser.add_argument("--confusion", action="store_true", help="add confusion matrices and predictions to the JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument(
         "--recipe",

@@ -12,7 +12,7 @@ from typing import Any
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
-from s2vfast.evaluate import features, finetune_config, linear, protocols
+from s2vfast.evaluate import features, finetune_config, linear, measures, protocols
 from s2vfast.evaluate import table as tables
 from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.comparison import RESULTS
@@ -93,8 +93,7 @@ def evaluate(options: Any) -> int:
         return 128 + stopped.signum
     if torchrun.is_main_process():
         if not options.confusion and not several:
-            for part in (result, result.get("probe", {})):
-                part.pop("confusion", None)
+            result = measures.without_details(result)
         print(json.dumps(result) if options.json else tables.text(result) if several else _lines(result))
     return 0
 
@@ -123,7 +122,7 @@ def _evaluate_ensemble(options: Any) -> int:
             ranks.run_on_main_and_broadcast(lambda: _write(results, result))
     if torchrun.is_main_process():
         if not options.confusion:
-            result.pop("confusion")
+            result = measures.without_details(result)
         print(json.dumps(result) if options.json else ensemble.text(result))
     return 0
 

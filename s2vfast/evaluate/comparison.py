@@ -100,16 +100,7 @@ def read(name: str | Path) -> Result:
     path = Path(text)
     if not path.exists() and Path(name).exists():  # a path with = in it
         method, path = "", Path(name)
-    path = path / RESULTS if path.is_dir() else path
-    try:
-        content = _json(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(content, dict) or "store_fingerprint" not in content:
-        raise DataError(
-            f"{path}: holds no results; a file is expected that `s2vfast evaluate … --out FILE.json` wrote, or what "
-            f"`--json` printed"
-        )
+    path, content = content_of(path)
     try:
         rows = content.get("table") or table.rows({content["protocol"]: content})
         run, untrained = content.get("run", str(path)), content.get("untrained", False)
@@ -124,6 +115,22 @@ def read(name: str | Path) -> Result:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: results that lack something ({error}); evaluate the run again") from error
+
+
+def content_of(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file of results at a path, or in the folder there, and what it holds; errors as of `read`."""
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        content = _json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict) or "store_fingerprint" not in content:
+        raise DataError(
+            f"{path}: holds no results; a file is expected that `s2vfast evaluate … --out FILE.json` wrote, or what "
+            f"`--json` printed"
+        )
+    return path, content
 
 
 def _json(text: str) -> Any:

@@ -125,7 +125,7 @@ def evaluate(
             (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
             "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
-        confusion: add the confusion matrix, rows are true classes.
+        confusion: add the confusion matrix, rows are true classes, and the class predicted for each sequence.
         options: arguments of `EvalContext.open`, and fields of `Options`.
 
     Returns:
@@ -161,7 +161,7 @@ def evaluate_all(
 
     Returns:
         Plain values for JSON: where everything came from, as in `evaluate`, ``results`` by protocol (with confusion
-        matrices), and ``table``, the rows that `s2vfast.evaluate.table.text` prints.
+        matrices and predictions), and ``table``, the rows that `s2vfast.evaluate.table.text` prints.
     """
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
@@ -249,7 +249,5 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
 
 
 def _finished(result: dict[str, Any], began: float, confusion: bool) -> dict[str, Any]:
-    if not confusion:
-        for part in (result, result.get("probe", {})):
-            part.pop("confusion", None)
+    result = result if confusion else measures.without_details(result)
     return result | {"seconds": round(time.perf_counter() - began, 2)}
