@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "measure a run's encoder on a labelled split: probes, neighbours, retrieval, fine-tuning",
     "embed": "write a run's features of a store's sequences to an npz file",
     "predict": "name the action in raw files, by a fine-tuned run",
+    "table": "a table of several results, mean ± deviation over runs, for a paper or a page",
     "export": "write a run's network as a file that needs no s2vfast",
 }
 """Names of the commands, and what they do."""
@@ -18,7 +19,7 @@ COMMANDS = {
 
 def add(name: str, parser: Any) -> None:
     """Give a command its options."""
-    {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "export": _export}[name](parser)
+    {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "table": _table, "export": _export}[name](parser)
 
 
 def _run(parser: Any, **several: Any) -> None:
@@ -55,8 +56,8 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE.json|DIR",
-        help="a file for the results, with confusion matrices; or a folder for results.json and what is fine-tuned "
-        "(without it, that goes to RUN/finetuned)",
+        help="a file for the results, with confusion matrices and predictions; or a folder for results.json and what "
+        "is fine-tuned (without it, that goes to RUN/finetuned)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
@@ -84,7 +85,7 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
     parser.add_argument("--train_part", default="train", help="part of the split that is fitted")
     parser.add_argument("--test_part", default="test", help="part of the split that is measured")
-    parser.add_argument("--confusion", action="store_true", help="add the confusion matrix to the JSON")
+    parser.add_argument("--confusion", action="store_true", help="add confusion matrices and predictions to the JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument(
         "--recipe",
@@ -124,6 +125,16 @@ def add_subset(parser: Any) -> None:
     parser.add_argument("--lists", type=int, default=5, help="lists of each share")
     parser.add_argument("--seed", type=int, default=0, help="of the lists")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
+
+
+def _table(parser: Any) -> None:
+    text = (
+        "files of results that evaluate wrote, or folders of one; runs of one method are averaged, NAME=FILE names it"
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help=text)
+    parser.add_argument("--format", choices=("md", "csv", "latex"), default="md", help="of the table")
+    parser.add_argument("--metric", choices=("top1", "top5", "mean_class", "map"), default="top1", help="what it shows")
+    parser.add_argument("--out", metavar="FILE", help="write it there instead of printing it")
 
 
 def _embed(parser: Any) -> None:

@@ -25,6 +25,7 @@ from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
+    from s2vfast.data.memory import MemoryStore
     from s2vfast.data.store import Store
 
 Pool = Literal["mean", "joint", "joint_time", "statistics"]
@@ -182,7 +183,7 @@ def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> 
 def extract(
     encoder: Network,
     config: Config,
-    store: Store,
+    store: Store | MemoryStore,
     ids: np.ndarray,
     *,
     pool: Pool = "mean",

@@ -80,7 +80,9 @@ def tuned(
     }
     if mode == "supervised":  # whatever the run is whose network it has
         about |= {"step": 0, "pretrained_on": None, "overlap": 0, "transfer": False}
-    scores = [measures.accuracies(one) | {name: one[name] for name in ("per_class", "confusion")} for one in results]
+    scores = [
+        measures.accuracies(one) | {name: one[name] for name in ("per_class", *measures.DETAILS)} for one in results
+    ]
     return measures.aggregate(scores) | about
 
 

@@ -12,11 +12,15 @@ from torch import Tensor
 from s2vfast.evaluate import knn, linear, metrics, probe, retrieval, ridge
 from s2vfast.evaluate.context import EvalContext
 
+DETAILS = ("confusion", "predicted")
+"""What is large in a result: it goes into files, and is printed where it is asked for."""
+
 
 def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """The accuracies, ``per_class`` in per cent, and ``confusion`` (rows are true classes).
+    """The accuracies, ``per_class`` in per cent, and `DETAILS`: ``confusion`` (rows are true classes), ``predicted``.
 
-    ``mean_class`` is the mean of ``per_class`` over the classes that have a test sample.
+    ``mean_class`` is the mean of ``per_class`` over the classes that have a test sample. ``predicted`` is a list a seed
+    of the class predicted for each sequence, in the order of the part.
 
     Args:
         ranked: int64 [n, classes], the best class first.
@@ -31,6 +35,16 @@ def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
         "mean_class": statistics.fmean(value for value in per_class if value is not None),
         "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": matrix.tolist(),
+        "predicted": [ranked[:, 0].tolist()],
+    }
+
+
+def without_details(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without `DETAILS`, nor those of the results in it."""
+    return {
+        name: without_details(value) if isinstance(value, dict) else value
+        for name, value in result.items()
+        if name not in DETAILS
     }
 
 
@@ -40,7 +54,7 @@ def accuracies(result: dict[str, Any]) -> dict[str, float]:
 
 
 def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several results of `scores` as one: means, sample standard deviations, the sum of the confusion matrices."""
+    """Several results of `scores` as one: means, sample standard deviations, confusions added, all predictions."""
     if len(results) == 1:
         return results[0]
     result: dict[str, Any] = {}
@@ -52,7 +66,8 @@ def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
         name: None if value is None else statistics.fmean(one["per_class"][name] for one in results)
         for name, value in classes.items()
     }
-    return result | {"confusion": torch.tensor([one["confusion"] for one in results]).sum(dim=0).tolist()}
+    confusion = torch.tensor([one["confusion"] for one in results]).sum(dim=0).tolist()
+    return result | {"confusion": confusion, "predicted": [seed for one in results for seed in one["predicted"]]}
 
 
 def drawn_features(context: EvalContext, part: int, draws: int) -> Tensor:

@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 
 PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
 """What "all" is made of. "classify" measures a fine-tuned run as it is."""
-KNOWN = (*PROTOCOLS, "classify")
+HEADINGS = {
+    "floor": "the floor, without an encoder",
+    "linear": "linear probes of frozen features",
+    "knn": "nearest neighbours of frozen features",
+    "retrieval": "retrieval by frozen features",
+    "finetune": "fine-tuning the whole encoder",
+    "supervised": "supervised training from scratch",
+    "semi": "a few labels: probes, neighbours and fine-tuning",
+    "classify": "the classes of a run as it is",
+}
+"""What several protocols say before each of them."""
+KNOWN = tuple(HEADINGS)
 
 
-SOLVERS = ("probe", "ridge")
-"""What "linear" adds to the published recipe: `s2vfast.evaluate.probe` and `s2vfast.evaluate.ridge`."""
 _PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
 
 
@@ -123,7 +132,7 @@ def evaluate(
             (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
             "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
-        confusion: add the confusion matrix, rows are true classes.
+        confusion: add the confusion matrix, rows are true classes, and the class predicted for each sequence.
         options: arguments of `EvalContext.open`, and fields of `Options`.
 
     Returns:
@@ -160,7 +169,7 @@ def evaluate_all(
 
     Returns:
         Plain values for JSON: where everything came from, as in `evaluate`, ``results`` by protocol (with confusion
-        matrices), and ``table``, the rows that `s2vfast.evaluate.table.text` prints.
+        matrices and predictions), and ``table``, the rows that `s2vfast.evaluate.table.text` prints.
     """
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
@@ -174,6 +183,8 @@ def evaluate_all(
 
     for number, protocol in enumerate(protocols):
         started = time.perf_counter()
+        if len(protocols) > 1:
+            context.log(f"— {number + 1} of {len(protocols)}: {HEADINGS[protocol]} —")
         folder = None if how.out is None else Path(how.out) / protocol
         result = _measure(context, protocol, how, folder)
         results[protocol] = _finished(result, started, confusion=True)
@@ -257,7 +268,5 @@ def _ridge(context: EvalContext, train: Tensor, test_draws: int) -> dict[str, An
 
 
 def _finished(result: dict[str, Any], began: float, confusion: bool) -> dict[str, Any]:
-    if not confusion:
-        for part in (result, *(result.get(name, {}) for name in SOLVERS), *result.get("averaged", {}).values()):
-            part.pop("confusion", None)
+    result = result if confusion else measures.without_details(result)
     return result | {"seconds": round(time.perf_counter() - began, 2)}
