@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,11 @@ class HiTRSLossConfig(Section):
     """Factor of coordinates, in metres, before the smooth L1 loss."""
     temperature: float = option(0.07, gt=0)
     """Of the softmax over last windows."""
+    future_view: Literal["same", "other"] = "same"
+    """Whose last window is to be told: that of the ``same`` masked sequence (published; by the published strides the
+    window before it has seen half of its time), or that of an ``other`` draw of it, unmasked and without dropout."""
+    future_gradient: bool = False
+    """Whether embeddings of last windows learn from being told; published: no."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,12 @@ class HiTRSInputs:
     joints: Tensor  # [F, V, C], where they are
     selected: Tensor  # [F, V], weights of the joints that are told
     pairs: Tensor  # [P], weights
-    future: Tensor  # int64 [U, window]: packed frames of the last windows
+    future: Tensor  # int64 [U, window]: packed frames of the last windows, or of ``other``
     tracks: Tensor  # int64 [U]
     videos: Tensor  # [U], weights
     noise: LevelNoise | None = None  # of the packing
     future_noise: LevelNoise | None = None  # of the last windows
+    other: Tensor | None = None  # [U * window, V, C], frames of last windows of the second view
 
 
 @register("hitrs")
@@ -100,6 +106,7 @@ class HiTRSLoss(Objective):
     def __init__(self, encoder: HiTRS, options: HiTRSLossConfig, channels: int = 3) -> None:
         super().__init__(encoder)
         self.options = options
+        self.views = 2 if options.future_view == "other" else 1
         frame, clip, video = (encoder.section.width * 2**level for level in range(3))
         self.pose_head = nn.Linear(frame, channels)
         self.clip_head, self.video_head = nn.Linear(clip, 2), nn.Linear(video, 2)
@@ -121,7 +128,7 @@ class HiTRSLoss(Objective):
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> HiTRSInputs:
         """Masks, pairs and exchanges, and all numbers that shapes depend on."""
         inputs = self.arrange(views[0], **self.drawn(views[0], draw), fixed=draw.shapes_repeat)
-        return self.with_noise(inputs, draw)
+        return self.with_noise(self.with_other(inputs, views[1]) if len(views) == 2 else inputs, draw)
 
     def drawn(self, clips: Tensor, draw: Draw) -> dict[str, Any]:
         """All that is random in a step: the arguments of `arrange` beside the clips [N, T, V, C]."""
@@ -296,6 +303,17 @@ class HiTRSLoss(Objective):
             torch.tensor(weights, dtype=clips.dtype, device=device),
         )
 
+    def with_other(self, inputs: HiTRSInputs, clips: Tensor) -> HiTRSInputs:
+        """The same with the last windows of another view [N, T, V, C]."""
+        encoder, tracks = self.encoder, inputs.tracks
+        counts = [window_count(length, encoder.section) for length in lengths_of(clips, encoder.bodies).tolist()]
+        starts = (torch.tensor(counts, device=clips.device)[tracks] - 1) * encoder.section.stride
+        at = starts[:, None] + offsets(encoder.section, clips.device) - encoder.pad  # [U, window]
+        within = (at >= 0) & (at < clips.shape[1])
+        rows = clips[tracks[:, None], at.clamp(0, clips.shape[1] - 1)] * within[..., None, None]
+        future = torch.arange(1, at.numel() + 1, device=clips.device).view(at.shape)
+        return replace(inputs, future=future, other=rows.flatten(0, 1))
+
     def with_noise(self, inputs: HiTRSInputs, draw: Draw) -> HiTRSInputs:
         """The same with what dropout keeps."""
         encoder, packing = self.encoder, inputs.packing
@@ -304,12 +322,10 @@ class HiTRSLoss(Objective):
         draws = draw.words(philox.HITRS_NOISE, encoder.bodies, inputs.rows.device)
         sizes = (encoder.section, encoder.joints)
         last = torch.full_like(inputs.tracks, PAIRS - 1)
-        future = window_noise(*sizes, inputs.tracks, last, draws)
-        return replace(
-            inputs,
-            noise=level_noise(packing, *sizes, draws),
-            future_noise=LevelNoise((), future, ()),
-        )
+        inputs = replace(inputs, noise=level_noise(packing, *sizes, draws))
+        if inputs.other is not None:
+            return inputs
+        return replace(inputs, future_noise=LevelNoise((), window_noise(*sizes, inputs.tracks, last, draws), ()))
 
     def outputs(self, inputs: HiTRSInputs) -> dict[str, Tensor]:
         """Embeddings of each level by name, what the heads make of them, and ``target``."""
@@ -318,8 +334,9 @@ class HiTRSLoss(Objective):
         frames = encoder.frames(inputs.rows, of_frames)
         windows = encoder.windows(frames, packing.windows, of_windows)
         videos = encoder.videos(windows, packing, of_videos)
-        with torch.no_grad():
-            target = encoder.windows(frames, inputs.future, scales(inputs.future_noise, rate)[1])
+        with torch.set_grad_enabled(self.options.future_gradient and torch.is_grad_enabled()):
+            told = frames if inputs.other is None else encoder.frames(inputs.other)
+            target = encoder.windows(told, inputs.future, scales(inputs.future_noise, rate)[1])
         return {
             "frames": frames,
             "windows": windows,
