@@ -26,6 +26,8 @@ from s2vfast.networks.windows import (
     lengths_of,
     level_noise,
     offsets,
+    pack,
+    pack_fixed,
     packed_frames,
     pad_and_span,
     rounded_up,
@@ -65,11 +67,20 @@ class HiTRSLossConfig(Section):
     """Factor of coordinates, in metres, before the smooth L1 loss."""
     temperature: float = option(0.07, gt=0)
     """Of the softmax over last windows."""
-    future_view: Literal["same", "other"] = "same"
-    """Whose last window is to be told: that of the ``same`` masked sequence (published; by the published strides the
-    window before it has seen half of its time), or that of an ``other`` draw of it, unmasked and without dropout."""
-    future_gradient: bool = False
-    """Whether embeddings of last windows learn from being told; published: no."""
+    future_target: Literal["last", "other"] = "last"
+    """What is told from those of other sequences. ``last``: the embedding of the last window of the same masked
+    sequence, which does not learn by it (published). ``other``: the mean over all windows of an other draw of the
+    sequence, unmasked and without dropout, which does."""
+
+
+@dataclass(frozen=True)
+class OtherView:
+    """An unmasked sequence: W windows of F frames."""
+
+    rows: Tensor  # [F, V, C]
+    windows: Tensor  # int64 [W, window]: packed frames
+    tracks: Tensor  # int64 [W]
+    weights: Tensor  # [W]: shares of a track's mean
 
 
 @dataclass(frozen=True)
@@ -81,12 +92,12 @@ class HiTRSInputs:
     joints: Tensor  # [F, V, C], where they are
     selected: Tensor  # [F, V], weights of the joints that are told
     pairs: Tensor  # [P], weights
-    future: Tensor  # int64 [U, window]: packed frames of the last windows, or of ``other``
+    future: Tensor  # int64 [U, window]: packed frames of the last windows
     tracks: Tensor  # int64 [U]
     videos: Tensor  # [U], weights
     noise: LevelNoise | None = None  # of the packing
     future_noise: LevelNoise | None = None  # of the last windows
-    other: Tensor | None = None  # [U * window, V, C], frames of last windows of the second view
+    other: OtherView | None = None  # what is told in place of the last windows
 
 
 @register("hitrs")
@@ -106,7 +117,7 @@ class HiTRSLoss(Objective):
     def __init__(self, encoder: HiTRS, options: HiTRSLossConfig, channels: int = 3) -> None:
         super().__init__(encoder)
         self.options = options
-        self.views = 2 if options.future_view == "other" else 1
+        self.views = 2 if options.future_target == "other" else 1
         frame, clip, video = (encoder.section.width * 2**level for level in range(3))
         self.pose_head = nn.Linear(frame, channels)
         self.clip_head, self.video_head = nn.Linear(clip, 2), nn.Linear(video, 2)
@@ -128,7 +139,9 @@ class HiTRSLoss(Objective):
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> HiTRSInputs:
         """Masks, pairs and exchanges, and all numbers that shapes depend on."""
         inputs = self.arrange(views[0], **self.drawn(views[0], draw), fixed=draw.shapes_repeat)
-        return self.with_noise(self.with_other(inputs, views[1]) if len(views) == 2 else inputs, draw)
+        if len(views) == 2:
+            inputs = replace(inputs, other=self.other_view(views[1], draw.shapes_repeat))
+        return self.with_noise(inputs, draw)
 
     def drawn(self, clips: Tensor, draw: Draw) -> dict[str, Any]:
         """All that is random in a step: the arguments of `arrange` beside the clips [N, T, V, C]."""
@@ -303,16 +316,14 @@ class HiTRSLoss(Objective):
             torch.tensor(weights, dtype=clips.dtype, device=device),
         )
 
-    def with_other(self, inputs: HiTRSInputs, clips: Tensor) -> HiTRSInputs:
-        """The same with the last windows of another view [N, T, V, C]."""
-        encoder, tracks = self.encoder, inputs.tracks
-        counts = [window_count(length, encoder.section) for length in lengths_of(clips, encoder.bodies).tolist()]
-        starts = (torch.tensor(counts, device=clips.device)[tracks] - 1) * encoder.section.stride
-        at = starts[:, None] + offsets(encoder.section, clips.device) - encoder.pad  # [U, window]
-        within = (at >= 0) & (at < clips.shape[1])
-        rows = clips[tracks[:, None], at.clamp(0, clips.shape[1] - 1)] * within[..., None, None]
-        future = torch.arange(1, at.numel() + 1, device=clips.device).view(at.shape)
-        return replace(inputs, future=future, other=rows.flatten(0, 1))
+    def other_view(self, clips: Tensor, fixed: bool = False) -> OtherView:
+        """All windows of clips [N, T, V, C]; ``fixed``: as of `arrange`."""
+        packing = (pack_fixed if fixed else pack)(clips, self.encoder.bodies, self.encoder.section)
+        tracks, windows = packing.tracks[1], packing.windows
+        present = torch.ones_like(tracks) if packing.present is None else packing.present.flatten()
+        present = present.to(clips.dtype)
+        counts = present.new_zeros(len(clips)).index_add(0, tracks, present)
+        return OtherView(clips.flatten(0, 1)[packing.frames], windows, tracks, present / counts[tracks])
 
     def with_noise(self, inputs: HiTRSInputs, draw: Draw) -> HiTRSInputs:
         """The same with what dropout keeps."""
@@ -334,9 +345,11 @@ class HiTRSLoss(Objective):
         frames = encoder.frames(inputs.rows, of_frames)
         windows = encoder.windows(frames, packing.windows, of_windows)
         videos = encoder.videos(windows, packing, of_videos)
-        with torch.set_grad_enabled(self.options.future_gradient and torch.is_grad_enabled()):
-            told = frames if inputs.other is None else encoder.frames(inputs.other)
-            target = encoder.windows(told, inputs.future, scales(inputs.future_noise, rate)[1])
+        if inputs.other is not None:
+            target = self._means(inputs.other)[inputs.tracks]
+        else:
+            with torch.no_grad():
+                target = encoder.windows(frames, inputs.future, scales(inputs.future_noise, rate)[1])
         return {
             "frames": frames,
             "windows": windows,
@@ -347,6 +360,11 @@ class HiTRSLoss(Objective):
             "prediction": self.future_head(videos[: len(inputs.tracks)]),
             "target": target,
         }
+
+    def _means(self, view: OtherView) -> Tensor:
+        """Means of window embeddings, each in the row of its track: [W, 2 * width]."""
+        windows = self.encoder.windows(self.encoder.frames(view.rows), view.windows) * view.weights[:, None]
+        return windows.new_zeros(len(view.tracks), windows.shape[1]).index_add(0, view.tracks, windows)
 
     def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
         """The weighted sum; means are over all ranks' joints, pairs and sequences."""
