@@ -45,7 +45,7 @@ PROBES = {"linear probe (published recipe)": "linear", "linear probe (L-BFGS)": 
 FULL = ("fine-tuned", "supervised from scratch")
 """Rows of one column: training from scratch is fine-tuning of first weights."""
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
-STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint", "bone", "motion")}
+STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
 OWN = ("skeattnclr", "hitrs")
 """Objectives with a preset and a network of their own."""
@@ -116,7 +116,7 @@ def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: in
         command = ["evaluate", str(out / run), "--protocol", "classify", "--out", str(results)]
         todo.append(Task(f"{run}-evaluated", command, after=(run,)))
     runs = tuple(f"{method}-{stream}-1" for stream in STREAMS[method])
-    for name in ENSEMBLES:
+    for name in ENSEMBLES if len(runs) > 1 else ():
         command = ["evaluate", "--ensemble", *(str(out / run) for run in runs)]
         command += ["--weights", ",".join("1" * len(runs))] if name == "equal" else []
         results = out / "evaluated" / f"{method}-{name}.json"
@@ -262,7 +262,7 @@ def recogniser_rows(method: str, out: Path, seeds: int) -> dict[str, dict[str, l
         row["top1"].append(round(read(out / "evaluated" / f"{run}.json", lambda results: results["top1"]), 2))
         seconds = read(out / "logs" / f"{run}.done", lambda mark: mark["cpu_seconds"])
         row["cpu_minutes"].append(round(seconds / 60, 1))
-    for name, title in ENSEMBLES.items():
+    for name, title in ENSEMBLES.items() if len(STREAMS[method]) > 1 else ():
         top1 = read(out / "evaluated" / f"{method}-{name}.json", lambda results: results["top1"])
         rows[f"{method}, {len(STREAMS[method])} streams, {title}"] = {"top1": [round(top1, 2)], "cpu_minutes": []}
     return rows
