@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-POOLS = ("mean", "joint", "joint_time")
+POOLS = ("mean", "joint", "joint_time", "statistics")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
 
 COMMANDS = {
@@ -35,6 +35,7 @@ def _features(parser: Any, **several: Any) -> None:
     parser.add_argument("--data", dest="store", metavar="STORE", help="a store; without it the run's own")
     parser.add_argument("--split", help="a split of the store; without it the run's own")
     parser.add_argument("--pool", choices=POOLS, default="mean", help="tokens to vector")
+    parser.add_argument("--layers", type=int, default=1, help="last layers whose tokens are read")
     parser.add_argument("--untrained", action="store_true", help="the same encoder with the weights it started from")
 
 
@@ -76,6 +77,12 @@ def _evaluate(parser: Any) -> None:
     )
     parser.add_argument("--epochs", type=int, help="epochs of the linear probe [its recipe's; published 100]")
     parser.add_argument("--lr", type=float, help="first rate of the linear probe [its recipe's; published 0.1]")
+    parser.add_argument(
+        "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
+    )
+    parser.add_argument(
+        "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
+    )
     parser.add_argument("--percents", default="1,5,10,20", help="shares of the labels for semi")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share for semi")
     parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
@@ -111,6 +118,12 @@ def add_subset(parser: Any) -> None:
     """Options of ``s2vfast data subset``."""
     parser.add_argument("store", help="folder of a store")
     parser.add_argument("--split", required=True, help="split whose training part is chosen from")
+    parser.add_argument(
+        "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
+    )
+    parser.add_argument(
+        "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
+    )
     parser.add_argument("--percents", default="1,5,10,20", help="shares, with commas between them")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share")
     parser.add_argument("--seed", type=int, default=0, help="of the lists")

@@ -168,6 +168,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}
     return {
         "pool": options.pool,
+        "layers": options.layers,
         "untrained": options.untrained,
         "train_part": options.train_part,
         "test_part": options.test_part,
@@ -179,6 +180,8 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         **probe,
         "seed": options.seed,
         "repeats": options.repeats,
+        "draws": options.draws,
+        "test_draws": options.test_draws,
         "recipe": recipe,
         **supervised,
         "percents": numbers("--percents", options.percents),
@@ -210,8 +213,11 @@ def _lines(result: dict[str, Any]) -> str:
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
     lines.append(_accuracies(result))
-    if "probe" in result:
-        lines.append(f"by L-BFGS: {_accuracies(result['probe'])}")
+    for key, solver in {"probe": "L-BFGS", "ridge": "ridge regression"}.items():
+        if key in result:
+            lines.append(f"by {solver}: {_accuracies(result[key])}")
+    for key, part in result.get("averaged", {}).items():
+        lines.append(f"{key}, scores of {part['clips']} clips averaged: {_accuracies(part)}")
     for k, part in result.get("by_k", {}).items():
         if len(result["by_k"]) > 1 and k == "1":
             lines.append(f"1-NN: {_accuracies(part)}")
@@ -236,6 +242,7 @@ def embed(options: Any) -> int:
         options.out,
         options.split,
         pool=options.pool,
+        layers=options.layers,
         untrained=options.untrained,
         device=options.device,
         overwrite=options.overwrite,

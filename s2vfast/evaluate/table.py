@@ -9,6 +9,7 @@ from s2vfast.evaluate.metrics import ACCURACIES
 NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
+    "ridge": "linear probe (ridge)",
     "finetune": "fine-tuned",
     "supervised": "supervised from scratch",
     "classify": "as fine-tuned",
@@ -59,8 +60,11 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 accuracies(f"{k}-NN", part)
         else:
             accuracies(NAMES[protocol], result)
-            if "probe" in result:
-                accuracies(NAMES["probe"], result["probe"])
+            for solver in ("probe", "ridge"):
+                if solver in result:
+                    accuracies(NAMES[solver], result[solver])
+            for solver, part in result.get("averaged", {}).items():
+                accuracies(f"{NAMES[solver]}, {part['clips']} clips of a test sequence averaged", part)
     return table_rows
 
 

@@ -193,7 +193,7 @@ def test_labels_raise_but_data_errors(tmp_path, file):
         data = json.dumps({"a.json": "walk", "b/c.npy": {"class": "run", "subject": 3}}).encode()
     for _ in range(ROUNDS):
         (tmp_path / file).write_bytes(mutated(data, rng))
-        source = Source(LAYOUTS["coco17"], [], [], 2, list, lambda infos: {}, names=["a", "b/c"])
+        source = Source(LAYOUTS["coco17"], [], list, names=["a", "b/c"])
         try:
             list(Labelling(tmp_path / file, source).apply([Sequence("a", 0, 1, []), Sequence("b/c", 0, 1, [])], []))
         except DataError as error:
