@@ -12,6 +12,7 @@ COMMANDS = {
     "embed": "write a run's features of a store's sequences to an npz file",
     "predict": "name the action in raw files, by a fine-tuned run",
     "table": "a table of several results, mean ± deviation over runs, for a paper or a page",
+    "pack": "write a run as one file to share, with a card",
     "export": "write a run's network as a file that needs no s2vfast",
 }
 """Names of the commands, and what they do."""
@@ -19,11 +20,13 @@ COMMANDS = {
 
 def add(name: str, parser: Any) -> None:
     """Give a command its options."""
-    {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "table": _table, "export": _export}[name](parser)
+    {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "table": _table, "pack": _pack, "export": _export}[
+        name
+    ](parser)
 
 
 def _run(parser: Any, **several: Any) -> None:
-    parser.add_argument("run", help="folder of a run", **several)
+    parser.add_argument("run", help="folder of a run, or a packed run", **several)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -135,6 +138,19 @@ def _table(parser: Any) -> None:
     parser.add_argument("--format", choices=("md", "csv", "latex"), default="md", help="of the table")
     parser.add_argument("--metric", choices=("top1", "top5", "mean_class", "map"), default="top1", help="what it shows")
     parser.add_argument("--out", metavar="FILE", help="write it there instead of printing it")
+
+
+def _pack(parser: Any) -> None:
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--out", metavar="FILE.safetensors", help="the file to write")
+    text = "results of evaluate for the card; NAME=FILE names what they are of"
+    parser.add_argument("--results", nargs="+", default=[], metavar="RESULTS", help=text)
+    parser.add_argument(
+        "--card", action="store_true", help="print the card, of a run or of a packed file; --out may lack"
+    )
+    text = "keep the whole checkpoint (student, decoder), not the evaluated network alone"
+    parser.add_argument("--everything", action="store_true", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def _embed(parser: Any) -> None:

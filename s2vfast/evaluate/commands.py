@@ -283,6 +283,27 @@ def table(options: Any) -> int:
     return 0
 
 
+def pack(options: Any) -> int:
+    """``s2vfast pack``."""
+    from s2vfast.evaluate import sharing
+
+    if options.out is None and not options.card:
+        raise errors.ConfigError("--out: needed, the FILE.safetensors to write; or --card, to print the card alone")
+    if options.card:
+        print(sharing.card(options.run, options.results), end="")
+    if options.out is not None:
+        summary = sharing.pack(
+            options.run,
+            options.out,
+            results=options.results,
+            everything=options.everything,
+            overwrite=options.overwrite,
+            log=_to_stderr,
+        )
+        print(f"{summary['out']}: {summary['bytes'] / 1e6:.1f} MB, SHA-256 of its content {summary['sha256']}")
+    return 0
+
+
 def export(options: Any) -> int:
     """``s2vfast export``."""
     from s2vfast.evaluate.export import export

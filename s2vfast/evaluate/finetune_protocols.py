@@ -191,6 +191,8 @@ def semi(
 
 def _folder(context: EvalContext, recipe: FinetuneConfig, source: finetune.Source) -> Path:
     """A folder under the run that is named by all that a fine-tuned run depends on."""
+    if context.run.is_file():
+        raise errors.ConfigError(f"--out: needed, a folder; {context.run} is a file, under which no run can be made")
     about = {
         "recipe": {
             name: value for name, value in recipe.to_dict().items() if name not in finetune.finetune_config.FREE
