@@ -126,8 +126,8 @@ def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: in
 
 def recogniser_runs(method: str, seeds: int) -> dict[str, tuple[str, int]]:
     """Stream and seed of a recogniser's runs, by name."""
-    first, *others = STREAMS[method]
-    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in others)]
+    first, *more_streams = STREAMS[method]
+    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in more_streams)]
     return {f"{method}-{stream}-{seed}": (stream, seed) for stream, seed in runs}
 
 
