@@ -116,7 +116,7 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
         seen = [(number, [replace(s, track=None) if s.track in repeated else s for s in each]) for number, each in seen]
         if notes is not None:
             notes.append(
-                f"ids that two people of a frame have ({len(repeated):,} of them) say nothing: who is who is told by place"
+                f"{len(repeated):,} id(s) that two people of a frame have say nothing: who is who is told by place"
             )
     tracks: list[list[tuple[int, Sighting]]] = []
     by_id: dict[str, list[tuple[int, Sighting]]] = {}
