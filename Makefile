@@ -1,7 +1,7 @@
 # make install   the set-up alone: .venv, pinned packages, s2vfast itself (editable) with its compiled extension
 # make demo      set-up, then the whole way on synthetic data: pretrain, evaluate, a report
 # make test      set-up, then everything that CI runs
-# make lint      set-up, then the style checks alone
+# make lint      set-up, then the checks of style and types alone
 # make bench     set-up, then all measurements on this machine, with docs/performance.md (10 minutes)
 # make fuzz      set-up, then every reader against many mutated files (FUZZ=20000 of each), and against those that a
 #                fuzzer guided by coverage makes (GUIDED=20000 of each; Linux)
@@ -50,6 +50,7 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # S2VFAST_DATA, a folder that holds nw_ucla/, turns on the tests on real recordings.
 test: lint
@@ -71,7 +72,7 @@ gpu: $(if $(filter $(BIN)/python,$(PY)),install)
 	OUT="$(OUT)" $(PY) -m benchmarks.gpu
 
 clean:
-	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_*.txt .pytest_cache .ruff_cache .hypothesis $(VENV)/.installed
+	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_*.txt .pytest_cache .ruff_cache .mypy_cache .hypothesis $(VENV)/.installed
 
 clean-all: clean
 	rm -rf $(VENV)

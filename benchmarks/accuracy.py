@@ -1,10 +1,11 @@
 """What the methods reach on real recordings: several seeds, the protocols of the papers, every command.
 
-    python -m benchmarks.accuracy --store STORE --out DIR [--methods objectives infogcn freqmixformer]
+    python -m benchmarks.accuracy --store STORE --out DIR [--methods objectives skeattnclr …]
         [--config nwucla] [--seeds 3] [--jobs 2] [--docs docs]
 
 ``objectives`` pretrains each objective of a preset with each seed, evaluates every run, the untrained encoder and the
-same network trained from scratch. Each recogniser trains its preset, CONFIG_infogcn or CONFIG_freqmixformer, joints
+same network trained from scratch. So do ``skeattnclr`` and ``hitrs``, each with its own preset, CONFIG_skeattnclr or
+CONFIG_hitrs, and network. Each recogniser trains its preset, CONFIG_infogcn or CONFIG_freqmixformer, joints
 with each seed and other streams with seed 1, and adds the streams' scores. Each of the methods writes its part of
 docs/CONFIG.md and docs/CONFIG.json. It says every command that it runs, so that each can be run by hand. ``--jobs`` run
 side by side, each on one thread. What is stopped goes on where it was when the same command is given again; what is
@@ -46,7 +47,9 @@ FULL = ("fine-tuned", "supervised from scratch")
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
 STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
-METHODS = ("objectives", *STREAMS)
+OWN = ("skeattnclr", "hitrs")
+"""Objectives with a preset and a network of their own."""
+METHODS = ("objectives", *OWN, *STREAMS)
 ENSEMBLES = {"equal": "equal weights", "folds": "weights of folds"}
 
 
@@ -64,29 +67,42 @@ class Task:
         return [sys.executable, "-m", "s2vfast", *self.words]
 
 
-def tasks(store: Path, out: Path, config: str, seeds: int) -> list[Task]:
+def objectives_of(method: str) -> dict[str, tuple[str, ...]]:
+    """Which objectives are trained, and how their features are pooled, by their names; first weights are the last's."""
+    return {method: POOLS[:1]} if method in OWN else dict.fromkeys(OBJECTIVES, POOLS)
+
+
+def baseline(name: str, method: str) -> str:
+    """What ``untrained`` and ``supervised`` of a method's network are called."""
+    return f"{name}-{method}" if method in OWN else name
+
+
+def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "objectives") -> list[Task]:
     """All that has to be done, in order."""
     todo: list[Task] = []
     for seed in range(1, seeds + 1):
         tune = f"--recipe nwucla --finetune.seed {seed}"
 
-        def evaluate(method: str, run: str, what: str, words: str, seed: int = seed) -> None:
-            folder = out / "evaluated" / f"{method}-{seed}-{what}"
+        def evaluate(name: str, run: str, what: str, words: str, seed: int = seed) -> None:
+            folder = out / "evaluated" / f"{name}-{seed}-{what}"
             command = ["evaluate", str(out / run), *words.split(), "--seed", f"{seed}", "--out", str(folder)]
             todo.append(Task(folder.name, command, after=(run,)))
 
-        for objective in OBJECTIVES:
+        for objective, pools in objectives_of(method).items():
             run = f"{objective}-{seed}"
-            train = f"pretrain --config {config} --objective {objective} --train.seed {seed} --train.threads 1 --resume"
+            preset = f"{config}_{objective}" if method in OWN else f"{config} --objective {objective}"
+            train = f"pretrain --config {preset} --train.seed {seed} --train.threads 1 --resume"
             todo.append(Task(run, [*train.split(), "--data", str(store), "--out", str(out / run)]))
-            for pool in POOLS:
+            for pool in pools:
                 evaluate(objective, run, pool, f"--protocol linear,knn --pool {pool}")
             evaluate(objective, run, TUNED, f"--protocol finetune {tune}")
-        run = f"{OBJECTIVES[-1]}-{seed}"  # whose first weights all others have too
-        for pool in POOLS:
-            evaluate("untrained", run, pool, f"--untrained --protocol linear,knn --pool {pool}")
-        evaluate("supervised", run, TUNED, f"--protocol supervised {tune}")
-    todo.append(Task(FLOOR, floor_words(out / f"{OBJECTIVES[-1]}-1", out, seeds), after=(f"{OBJECTIVES[-1]}-1",)))
+        for pool in pools:
+            name = baseline("untrained", method)
+            evaluate(name, run, pool, f"--untrained --protocol linear,knn --pool {pool}")
+        evaluate(baseline("supervised", method), run, TUNED, f"--protocol supervised {tune}")
+    if method not in OWN:
+        run = f"{OBJECTIVES[-1]}-1"
+        todo.append(Task(FLOOR, floor_words(out / run, out, seeds), after=(run,)))
     return todo
 
 
@@ -110,8 +126,8 @@ def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: in
 
 def recogniser_runs(method: str, seeds: int) -> dict[str, tuple[str, int]]:
     """Stream and seed of a recogniser's runs, by name."""
-    first, *later = STREAMS[method]
-    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in later)]
+    first, *more_streams = STREAMS[method]
+    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in more_streams)]
     return {f"{method}-{stream}-{seed}": (stream, seed) for stream, seed in runs}
 
 
@@ -212,14 +228,17 @@ def read(path: Path, select: Callable[[dict[str, Any]], Any]) -> Any:
         raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
 
 
-def collected(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Top-1 in per cent of every seed, by method and column."""
+def collected(out: Path, seeds: int, method: str = "objectives") -> dict[str, dict[str, list[float]]]:
+    """Top-1 in per cent of every seed, by row and column."""
     top1: dict[str, dict[str, list[float]]] = {}
-    for method in ("untrained", "supervised", *OBJECTIVES):
-        columns = top1.setdefault(method, {})
-        whats = {"untrained": POOLS, "supervised": (TUNED,)}.get(method, (*POOLS, TUNED))
+    pools_of = objectives_of(method)
+    pools = next(iter(pools_of.values()))
+    whats_of = {"untrained": pools, "supervised": (TUNED,), **dict.fromkeys(pools_of, (*pools, TUNED))}
+    for name, whats in whats_of.items():
+        columns = top1.setdefault(name, {})
+        folder = name if name in pools_of else baseline(name, method)
         for seed, what in itertools.product(range(1, seeds + 1), whats):
-            path = out / "evaluated" / f"{method}-{seed}-{what}" / "results.json"
+            path = out / "evaluated" / f"{folder}-{seed}-{what}" / "results.json"
             for row in read(path, lambda one: one.get("table") or evaluation.rows({one["protocol"]: one})):
                 column = f"{PROBES.get(row['measure'])}, {what}" if row["measure"] not in FULL else FULL[0]
                 if row["metric"] == "top-1" and column in COLUMNS:
@@ -258,10 +277,11 @@ def mean_and_std(values: Sequence[float] | None) -> str:
 
 def table(top1: dict[str, dict[str, list[float]]]) -> str:
     """A Markdown table of methods and columns."""
-    lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
+    columns = [name for name in COLUMNS if any(name in row for row in top1.values())]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     names = {"supervised": "supervised, from scratch"}
-    for method, columns in top1.items():
-        cells = " | ".join(mean_and_std(columns.get(column)) for column in COLUMNS)
+    for method, row in top1.items():
+        cells = " | ".join(mean_and_std(row.get(column)) for column in columns)
         lines.append(f"| {names.get(method, method)} | {cells} |")
     return "\n".join(lines)
 
@@ -274,9 +294,10 @@ def section(method: str, records: dict[str, Any]) -> str:
         records: those of the methods that were measured. A recogniser stands beside the floor and the transformer.
     """
     record, objectives = records[method], records.get("objectives", {"floor": {}, "top1": {}})
-    if method == "objectives":
-        rows = "\n".join(f"| {name} | {mean_and_std(values)} |" for name, values in record["floor"].items())
-        return f"| no learning | top-1 |\n|---|---|\n{rows}\n\n{table(record['top1'])}\n\n{origin_note(record)}"
+    if "rows" not in record:
+        floor = "".join(f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("floor", {}).items())
+        floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n" if floor else ""
+        return f"{floor}{table(record['top1'])}\n\n{origin_note(record)}"
     first = dict(list(objectives["floor"].items())[:1])
     if supervised := objectives["top1"].get("supervised"):
         first["transformer, from scratch"] = supervised[FULL[0]]
@@ -325,14 +346,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runner = Runner(out, options.jobs)
         for method in options.methods:
-            about = (method, store, out, options.config, options.seeds)
-            todo = tasks(*about[1:]) if method == "objectives" else recogniser_tasks(*about)
+            about = (store, out, options.config, options.seeds)
+            todo = recogniser_tasks(method, *about) if method in STREAMS else tasks(*about, method)
             runner.run(todo)
             record = {**origin(options, method), **runner.origins(todo)}
-            if method == "objectives":
-                record |= {"top1": collected(out, options.seeds), "floor": floor_rows(out)}
-            else:
+            if method in STREAMS:
                 record["rows"] = recogniser_rows(method, out, options.seeds)
+            else:
+                record["top1"] = collected(out, options.seeds, method)
+            if method == "objectives":
+                record["floor"] = floor_rows(out)
             if not options.docs:
                 print(section(method, {method: record}))
                 continue

@@ -28,7 +28,11 @@ def write(method, seed, what, out, rows):
     made = {"table": [{"measure": name, "metric": "top-1", "value": value} for name, value in rows.items()]}
     made["table"].append({"measure": "1-NN", "metric": "top-5", "value": 99.0})
     if what == accuracy.TUNED:  # one protocol alone has no table
-        made = {"protocol": "supervised" if method == "supervised" else "finetune", "top1": rows["tuned"], "top5": 99.0}
+        made = {
+            "protocol": "supervised" if method.startswith("supervised") else "finetune",
+            "top1": rows["tuned"],
+            "top5": 99.0,
+        }
     (folder / "results.json").write_text(json.dumps(made))
 
 
@@ -92,11 +96,31 @@ def test_numbers_of_all_seeds_are_collected(tmp_path):
         "linear, mean": [72.0, 74.0], "linear, joint_time": [72.0, 74.0], "fine-tuned": [80.0, 80.0]
     }  # fmt: skip
     text = accuracy.table(found)
-    assert "| mamp | 73.0 ± 1.4 | 73.0 ± 1.4 | – | – | – | – | 80.0 ± 0.0 |" in text
-    assert "| supervised, from scratch | – | – | – | – | – | – | 80.0 ± 0.0 |" in text
+    assert "| mamp | 73.0 ± 1.4 | 73.0 ± 1.4 | – | – | 80.0 ± 0.0 |" in text
+    assert "| supervised, from scratch | – | – | – | – | 80.0 ± 0.0 |" in text
     (tmp_path / "evaluated/mamp-2-mean/results.json").unlink()
     with pytest.raises(errors.DataError, match="mamp-2-mean/results.json: cannot be read"):
         accuracy.collected(tmp_path, 2)
+
+
+@pytest.mark.parametrize("method", accuracy.OWN)
+def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, method):
+    from s2vfast import cli
+
+    made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, method)
+    assert len({task.name for task in made}) == len(made) == 2 * 5
+    for task in made:
+        cli.parse(task.words)
+        assert {other.name for other in made}.issuperset(task.after)
+        if task.after:
+            what = task.name.rpartition("-")[2]
+            name, seed = task.name.removesuffix(f"-{what}").rsplit("-", 1)
+            top1 = 50.0 if "--untrained" in task.words else 80.0
+            write(name, seed, what, tmp_path, {"1-NN": top1, "tuned": top1})
+    top1 = accuracy.collected(tmp_path, 2, method)
+    assert top1["untrained"] == {"1-NN, mean": [50.0, 50.0]}
+    assert top1[method] == {"1-NN, mean": [80.0, 80.0], "fine-tuned": [80.0, 80.0]}
+    assert "| | 1-NN, mean | fine-tuned |\n|---|---|---|\n| untrained | 50.0 ± 0.0 | – |" in accuracy.table(top1)
 
 
 def test_the_floor_is_read(tmp_path):
