@@ -11,7 +11,7 @@ from s2vfast import ops
 from s2vfast.inputs import Shape
 
 CELL, FRAMES, POINTS = 0.08, 8, 512
-PAIRS = 4600
+PAIRS = 13600
 """Pairs of neighbours in such a clip, about: 29 offsets, of which most lead into the air."""
 
 

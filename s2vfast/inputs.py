@@ -354,7 +354,7 @@ def _point_sample(make: _Maker) -> dict[str, Any]:
 
 def _voxelize(make: _Maker) -> dict[str, Any]:
     shape = make.shape
-    frames, points = shape.S * shape.s, shape.V * 4
+    frames, points = shape.S * shape.s, shape.V
     clips = make.normal(shape.N, frames, points, 3, dtype=torch.float32, scale=0.5)
     clips[:, ::2, ::3] = float("nan")  # absent
     capacity = shape.N * frames * points

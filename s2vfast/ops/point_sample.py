@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from s2vfast import _extension
+from s2vfast.errors import ShapeError
+from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import fake, operator, signed
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference import philox
 from s2vfast.reference.point_sample import BINS, START, PointSpec, frame_table
@@ -109,4 +116,86 @@ def _pick(bins: int, n: Tensor, draws: Tensor | None) -> Tensor:
     return low + (width // 2 if draws is None else draws * width >> 32)
 
 
-_op = register("point_sample", reference=_reference, torch=_torch)
+# A schema knows no dataclass: a PointSpec travels as its fields.
+_ARGUMENTS = (
+    "(Tensor points, Tensor begin, Tensor size, Tensor row, Tensor count, Tensor origin, Tensor ids, int frames, "
+    "int drawn, int stride, str sampling, int seed, int epoch, bool training, int window, int windows) -> Tensor"
+)
+_TABLES = {
+    "begin": torch.int64,
+    "size": torch.int32,
+    "row": torch.int64,
+    "count": torch.int32,
+    "origin": torch.float32,
+    "ids": torch.int64,
+}
+
+
+def _typed(tables: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tables as kernels read them."""
+    return {name: table.to(dtype).contiguous() for (name, dtype), table in zip(_TABLES.items(), tables, strict=True)}
+
+
+@operator(f"point_sample_triton{_ARGUMENTS}")
+def _triton_op(points, *arguments):
+    *tables, frames, drawn, stride, sampling, seed, epoch, training, window, windows = arguments
+    *tables, ids = _typed(tables).values()
+    spec = PointSpec(frames, drawn, stride, sampling)
+    run = _triton.kernels("point_sample").forward
+    return run(points.contiguous(), tables, ids, spec, seed, epoch, training, window, windows)
+
+
+@operator(f"point_sample_native{_ARGUMENTS}")
+def _native_op(points, *arguments):
+    *tables, frames, drawn, stride, sampling, seed, epoch, training, window, windows = arguments
+    points, tensors = points.contiguous(), _typed(tables)
+    out = points.new_empty((len(tensors["ids"]), frames, drawn, 3), dtype=torch.float32)
+    try:
+        _extension.load().point_sample(
+            **_native.addresses(points=points, **tensors, out=out),
+            **_native.place(points),
+            kind=_KINDS.index(points.dtype),
+            points_count=len(points),
+            frames=len(tensors["begin"]),
+            sequences=len(tensors["row"]),
+            samples=len(out),
+            length=frames,
+            drawn=drawn,
+            stride=stride,
+            even=sampling == "even",
+            training=training,
+            window=window,
+            windows=windows,
+            seed=seed % 2**64,
+            epoch=epoch,
+        )
+    except ValueError as error:  # ids or tables that would lead out of the points
+        raise ShapeError(str(error)) from None
+    return out
+
+
+@fake(_native_op)
+@fake(_triton_op)
+def _(points, *arguments):
+    ids, frames, drawn = arguments[5:8]
+    return points.new_empty((ids.shape[0], frames, drawn, 3), dtype=torch.float32)
+
+
+def _with_flat_spec(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any, seed: int, epoch: int, training: bool, window: int, windows: int) -> Tensor:
+        *tensors, spec = args
+        fields = spec.frames, spec.points, spec.stride, spec.sampling
+        return op(*tensors, *fields, signed(seed), epoch, training, window, windows)
+
+    return run
+
+
+_KINDS = (torch.float32, torch.float16, torch.bfloat16)  # in the order of PointSampleCall::kind
+_op = register(
+    "point_sample",
+    reference=_reference,
+    torch=_torch,
+    triton=_with_flat_spec(_triton_op),
+    native=_with_flat_spec(_native_op),
+    reasons={"triton": _triton.reasons(floats=_KINDS), "native": _native.reasons(floats=_KINDS, cuda=False)},
+)

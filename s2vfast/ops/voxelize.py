@@ -7,13 +7,17 @@ alone, and sorted keys are cells sorted by clip, frame and place.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from s2vfast import _extension
 from s2vfast.errors import ShapeError
+from s2vfast.ops import _native, _triton
+from s2vfast.ops._custom import fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.voxelize import HIGHEST, KERNELS, LOWEST, MOST_CLIPS, MOST_FRAMES, Level, Voxels, inverse
 from s2vfast.reference.voxelize import voxelize as _reference
@@ -66,7 +70,8 @@ def voxelize(
     require(size > 0, "voxelize", "size", "metres above 0", size)
     require(kernel in KERNELS, "voxelize", "kernel", f"one of {', '.join(KERNELS)}", repr(kernel))
     strides = tuple((int(t), int(s)) for t, s in strides)
-    require(all(min(s) >= 1 for s in strides), "voxelize", "strides", "pairs of numbers >= 1", strides)
+    good = all(1 <= n <= 16 for stride in strides for n in stride)
+    require(good, "voxelize", "strides", "pairs of numbers in [1, 16]", strides)
     require(capacity is None or capacity >= 0, "voxelize", "capacity", "None or a number >= 0", capacity)
     return _op(impl, clips.device, clips, float(size), kernel=kernel, strides=strides, capacity=capacity)
 
@@ -141,6 +146,12 @@ def deltas(kernel: str) -> list[int]:
     return [sum(d << shift for d, shift in zip(offset, SHIFTS[1:], strict=True)) for offset in KERNELS[kernel]]
 
 
+@functools.lru_cache(maxsize=16)
+def _deltas(kernel: str, device: torch.device) -> Tensor:
+    """`deltas` int64 [O], made once: to send numbers to a GPU, the host waits for it."""
+    return torch.tensor(deltas(kernel), device=device)
+
+
 def segments(ordered: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     """The different numbers of a sorted list and where they lie in it.
 
@@ -189,12 +200,17 @@ def _cells(clips: Tensor, factor: float, capacity: int) -> tuple[Tensor, Tensor]
     keys = _packed(clip[:, None, None], frame[:, None], cell.long().unbind(-1))
     ordered, order = torch.where(inside, keys, EMPTY).flatten().sort(stable=True)
     unique, begin, row = segments(ordered, capacity)
-    _check_capacity(int(row[-1]) + 1 if len(row) and not clips.is_cuda else 0, capacity)
+    _check_capacity(_last(row), capacity)
     offsets = (scaled - (cell + 0.5)).flatten(0, 2)[order]
     row = torch.where((ordered != EMPTY) & (row < capacity), row, capacity)
     sums = offsets.new_zeros(capacity + 1, 3).index_put_((row,), offsets, accumulate=True)[:capacity]
     counts = begin.diff()[:, None]
     return unique, torch.cat([(counts > 0).to(sums.dtype), sums / counts.clamp(min=1)], 1)
+
+
+def _last(row: Tensor) -> int:
+    """How many cells the points' rows are of; 0 on a GPU, for which nobody waits."""
+    return int(row[-1]) + 1 if len(row) and not row.is_cuda else 0
 
 
 def _check_capacity(cells: int, capacity: int) -> None:
@@ -203,15 +219,100 @@ def _check_capacity(cells: int, capacity: int) -> None:
 
 
 def _neighbors(keys: Tensor, kernel: str) -> Tensor:
-    near = torch.tensor(deltas(kernel), device=keys.device)[:, None] + keys  # [O, R]
+    near = _deltas(kernel, keys.device)[:, None] + keys  # [O, R]
     if not len(keys):
         return near.to(torch.int32)
     at = torch.searchsorted(keys, near).clamp_(max=len(keys) - 1)
     return torch.where((keys[at] == near) & (keys != EMPTY), at, -1).to(torch.int32)
 
 
+@operator("voxelize_native_cells(Tensor clips, float factor, int capacity) -> (Tensor, Tensor)")
+def _native_cells(clips, factor, capacity):
+    clips = clips.contiguous()
+    keys = clips.new_empty((capacity,), dtype=torch.int64)
+    features = clips.new_empty((capacity, 4))
+    counts = dict(zip(("clips", "frames", "points"), clips.shape[:3], strict=True))
+    try:
+        _extension.load().voxel_cells(
+            **counts,
+            **_native.addresses(xyz=clips, keys=keys, features=features),
+            **_native.place(clips),
+            factor=factor,
+            capacity=capacity,
+        )
+    except ValueError as error:  # more cells than there are rows
+        raise ShapeError(str(error)) from None
+    return keys, features
+
+
+@operator("voxelize_triton_cells(Tensor clips, float factor, int capacity) -> (Tensor, Tensor)")
+def _triton_cells(clips, factor, capacity):
+    clips = clips.contiguous()
+    ordered, order = _triton.kernels("voxelize").point_keys(clips, factor).sort(stable=True)
+    keys, begin, row = segments(ordered, capacity)
+    _check_capacity(_last(row), capacity)
+    return keys, _triton.kernels("voxelize").means(clips, factor, order, begin)
+
+
+@fake(_native_cells)
+@fake(_triton_cells)
+def _(clips, factor, capacity):
+    return clips.new_empty((capacity,), dtype=torch.int64), clips.new_empty((capacity, 4))
+
+
+@operator("voxelize_native_coarsen(Tensor keys, int st, int ss, int capacity) -> (Tensor, Tensor)")
+def _native_coarsen(keys, st, ss, capacity):
+    keys = keys.contiguous()
+    parents = keys.new_empty((capacity,))
+    children = keys.new_empty((st * ss**3, capacity), dtype=torch.int32)
+    _extension.load().voxel_coarsen(
+        **_native.addresses(keys=keys, parents=parents, children=children),
+        **_native.place(keys),
+        rows=len(keys),
+        capacity=capacity,
+        frames=st,
+        cells=ss,
+    )
+    return parents, children
+
+
+@fake(_native_coarsen)
+def _(keys, st, ss, capacity):
+    return keys.new_empty((capacity,)), keys.new_empty((st * ss**3, capacity), dtype=torch.int32)
+
+
+@operator("voxelize_native_neighbors(Tensor keys, str kernel) -> Tensor")
+def _native_neighbors(keys, kernel):
+    keys, near = keys.contiguous(), deltas(kernel)
+    out = keys.new_empty((len(near), len(keys)), dtype=torch.int32)
+    addresses = _native.addresses(keys=keys, neighbors=out)
+    _extension.load().voxel_neighbors(rows=len(keys), deltas=near, **addresses, **_native.place(keys))
+    return out
+
+
+@operator("voxelize_triton_neighbors(Tensor keys, str kernel) -> Tensor")
+def _triton_neighbors(keys, kernel):
+    return _triton.kernels("voxelize").neighbors(keys.contiguous(), _deltas(kernel, keys.device))
+
+
+@fake(_native_neighbors)
+@fake(_triton_neighbors)
+def _(keys, kernel):
+    return keys.new_empty((len(KERNELS[kernel]), keys.shape[0]), dtype=torch.int32)
+
+
 def _with_stages(stages: Stages) -> Callable[..., Voxels]:
     return lambda *args, **options: _build(stages, *args, **options)
 
 
-_op = register("voxelize", reference=_reference, torch=_with_stages(Stages(_cells, coarsen, _neighbors)))
+_op = register(
+    "voxelize",
+    reference=_reference,
+    torch=_with_stages(Stages(_cells, coarsen, _neighbors)),
+    triton=_with_stages(Stages(_triton_cells, coarsen, _triton_neighbors)),
+    native=_with_stages(Stages(_native_cells, _native_coarsen, _native_neighbors)),
+    reasons={
+        "triton": _triton.reasons(floats=(torch.float32,)),
+        "native": _native.reasons(floats=(torch.float32,), cuda=False),
+    },
+)

@@ -66,16 +66,16 @@ def collect(store_path: str | Path, which: str, skeletons: str | Path | None = N
     every = -(-len(clouds) // MAX_FRAMES)
     frames = np.arange(0, len(clouds), every)
     counts = np.array([len(clouds[frame]) for frame in frames])
-    shown = min(MAX_POINTS, int(counts.max()))
-    points, seen = np.zeros((len(frames), shown, 3), np.float32), np.zeros((len(frames), shown), bool)
+    most = min(MAX_POINTS, int(counts.max()))
+    points, seen = np.zeros((len(frames), most, 3), np.float32), np.zeros((len(frames), most), bool)
     for at, frame in enumerate(frames):
-        kept = clouds[frame]
-        if len(kept) > shown:  # evenly over the picture
-            kept = kept[np.arange(shown) * len(kept) // shown]
-        points[at, : len(kept)], seen[at, : len(kept)] = kept, True
+        cloud = clouds[frame]
+        if len(cloud) > most:  # evenly over the picture
+            cloud = cloud[np.arange(most) * len(cloud) // most]
+        points[at, : len(cloud)], seen[at, : len(cloud)] = cloud, True
     name, class_name = store.names[index], store.class_name(index)
     facts = [*source.facts_of(store, index), ("frames", len(clouds)), ("points", int(sum(map(len, clouds))))]
-    facts += [("shown", f"{shown} points of a frame at most" + (f", every {every}. frame" if every > 1 else ""))]
+    facts += [("shown", f"{most} points of a frame at most" + (f", every {every}. frame" if every > 1 else ""))]
     facts += [("note", note) for note in store.notes.get(name, ())]
     content = Content(name, class_name, frames, counts, points, seen, store.layout.up, facts)
     return content if skeletons is None else _with_skeletons(content, skeletons, len(clouds))

@@ -60,7 +60,6 @@ def open_source(src: AnyPath, layout: Layout | PointLayout | None, labelled: boo
         layout=point_layout(layout, "depth"),
         classes=[],
         items=items,
-        total=len(items),
         read=partial(read_item, src=src, depth=depth),
         splits=_no_splits,
         notes=notes,

@@ -86,7 +86,6 @@ def open_source(src: AnyPath, layout: Layout | PointLayout | None, labelled: boo
         layout=point_layout(layout, "msr_action3d"),
         classes=list(CLASSES),
         items=files,
-        total=len(files),
         read=partial(read_file, depth=depth, labelled=labelled),
         splits=splits,
         notes=notes,
