@@ -48,6 +48,7 @@ docs/pictures
 docs/presets
 docs/formats
 docs/containers
+docs/points
 docs/layouts
 docs/views
 docs/checkpoints
