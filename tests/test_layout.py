@@ -20,7 +20,7 @@ LONGEST = 440
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
-    "config": {"errors"},
+    "config": {"errors", "presets"},  # presets: Config.from_preset alone
     "presets": {"configs"},
     "reference": set(),
     "kernels": {"reference"},  # what the draws are for, and where they stand in the counter
@@ -47,7 +47,6 @@ FREE_OF = {
     "reference": {"errors", "config"},
     "errors": {"config"},
     "files": {"errors", "config"},
-    "config": {"presets"},
 }
 # These run on a bare GPU machine.
 BARE = (

@@ -14,7 +14,7 @@ FORMAT_OPTIONS = ("axes", "channels", "camera", "points", "near", "far", "foregr
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    helpers = {"base", "npy", "poses", "text"}
+    helpers = {"base", "depth_files", "npy", "poses", "text"}
     names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
@@ -71,6 +71,7 @@ def _add_synth(parser: Any) -> None:
     parser.add_argument("--views", type=int, default=3, help="cameras, 1 to 3")
     parser.add_argument("--repetitions", type=int, default=3, help="times that everyone does every action")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same store")
+    parser.add_argument("--depth", action="store_true", help="points that depth cameras see, in place of skeletons")
     parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
     _add_out(parser)
 
@@ -139,11 +140,13 @@ def _synth(options: Any) -> int:
             repetitions=options.repetitions,
             seed=options.seed,
             dtype=options.dtype,
+            depth=options.depth,
             overwrite=options.overwrite,
             workers=options.workers,
             progress=counter,
         )
-    print(f"{options.out}: {len(store)} sequences, {len(store.frames)} frames, {len(store.classes)} classes")
+    what = "points" if options.depth else "frames"
+    print(f"{options.out}: {len(store)} sequences, {store.rows} {what}, {len(store.classes)} classes")
     return 0
 
 

@@ -21,7 +21,7 @@ from s2vfast.data.formats import FORMATS, detect_format, format_options
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
-from s2vfast.data.names import Exclusion, exclusion, key
+from s2vfast.data.names import Exclusion, example, exclusion, key
 from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.read_task import ReadTask, Result, Tally, broken_entry
 from s2vfast.data.store import Recording, Store
@@ -41,6 +41,8 @@ class ImportReport:
     format: str
     sequences: int
     rows: int
+    rows_are: str
+    """What is counted: as of `s2vfast.data.store.Store.rows_are`."""
     classes: int
     splits: dict[str, dict[str, int]]
     """split -> part -> sequences."""
@@ -138,6 +140,11 @@ def import_dataset(
     about: dict[str, Any] = {"format": name, "name": path.resolve().name, **source.facts, "notes": list(source.notes)}
     if min_confidence > 0.0:
         about["min_confidence"] = min_confidence
+
+    def make_splits(infos: list[SequenceInfo]) -> Splits:
+        about["notes"] += _empty_classes(source.classes, infos)
+        return _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"])
+
     write_store(
         out,
         labelling.apply(
@@ -145,7 +152,7 @@ def import_dataset(
         ),
         layout=source.layout,
         classes=source.classes,
-        splits=lambda infos: _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"]),
+        splits=make_splits,
         source=about,
         dropped=dropped,
         dtype=dtype,
@@ -159,6 +166,7 @@ def import_dataset(
         format=name,
         sequences=len(store),
         rows=store.rows,
+        rows_are=store.rows_are,
         classes=len(store.classes),
         splits={split: {part: len(ids) for part, ids in by_part.items()} for split, by_part in store.splits.items()},
         dropped=store.dropped,
@@ -210,7 +218,7 @@ def _collect(
 
 def _run(task: ReadTask, source: Source, workers: int | None) -> Iterator[tuple[int, Result]]:
     """Apply ``task`` to chunks of items, in their order whoever is faster; yields (items in the chunk, result)."""
-    items = iter(source.items)
+    items = zip(source.items, itertools.repeat(None) if source.names is None else source.names, strict=False)
     chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
     if workers is None:
         workers = _cores() if source.total >= MIN_FILES_FOR_WORKERS else 0
@@ -253,6 +261,16 @@ def _begin_worker() -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _empty_classes(classes: list[str], infos: list[SequenceInfo]) -> list[str]:
+    """A note on classes without a recording, of recordings some of which have labels."""
+    labels = {info.label for info in infos} - {-1}
+    empty = [name for label, name in enumerate(classes) if label not in labels]
+    if not labels or not empty:
+        return []
+    hint = f"; labels begin at {min(labels)}" if empty[0] == "class 0" else ""
+    return [f"{len(empty):,} of {len(classes):,} classes have no recording: {example(empty)}{hint}"]
 
 
 def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:

@@ -41,7 +41,7 @@ class PointSequence(Recording):
 class PointStore(Store):
     """A store of point clouds."""
 
-    kind, versions = "points", (3,)
+    kind, versions, rows_are = "points", (3,), "points"
     data_files = ("points.npy", "frame_rows.npy")
 
     layout: PointLayout

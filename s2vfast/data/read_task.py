@@ -29,7 +29,6 @@ class Tally:
     zero_joints: int = 0
     repeated_frames: int = 0
     unsure_joints: int = 0
-    empty_frames: int = 0
     bodies: BodyCounts = field(default_factory=BodyCounts)
 
     def add(self, other: Tally) -> None:
@@ -37,13 +36,12 @@ class Tally:
         self.zero_joints += other.zero_joints
         self.repeated_frames += other.repeated_frames
         self.unsure_joints += other.unsure_joints
-        self.empty_frames += other.empty_frames
         self.bodies.add(other.bodies)
 
     def facts(self, layout: Layout | PointLayout) -> dict[str, Any]:
         """What a store's source says of them."""
         if layout.kind == PointLayout.kind:
-            return {"empty_frames": self.empty_frames}
+            return {}
         facts: dict[str, Any] = {"zero_joints": self.zero_joints, "repeated_frames": self.repeated_frames}
         if self.unsure_joints:
             facts["unsure_joints"] = self.unsure_joints
@@ -73,13 +71,17 @@ class ReadTask:
         classes = len(source.classes) if source.labelled else None
         return cls(source.read, source.layout, classes, source.limit, min_confidence)
 
-    def __call__(self, chunk: list[Any]) -> Result:
-        """Read the items: their recordings or what a header says of those that are none, and the oddities."""
+    def __call__(self, chunk: list[tuple[Any, str | None]]) -> Result:
+        """Read items: their recordings or what a header says of those that are none, and the oddities.
+
+        Args:
+            chunk: items, and the names of their recordings where these are known without reading.
+        """
         out: list[Recording | dict[str, Any]] = []
         tally = Tally()
         check: Callable[[Any, Tally], Recording | dict[str, Any]]
         check = self._check_points if self.layout.kind == PointLayout.kind else self._check_bodies
-        for item in chunk:
+        for item, name in chunk:
             try:
                 recordings = self.read(item)
             except BrokenRecording as error:
@@ -90,6 +92,8 @@ class ReadTask:
                 file = Path(error.filename or str(item)).name
                 recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
             for entry in recordings:
+                if isinstance(entry, BrokenRecording) and name is not None:
+                    entry.name = name
                 if self.exclude and key(entry.name) in self.exclude:  # even where it cannot be read
                     out.append({"name": stem(entry.name), "reason": self.exclude_reason, "kind": "excluded"})
                 else:
@@ -101,11 +105,7 @@ class ReadTask:
             check_points(entry, self.layout, self.classes)
         except DataError as error:
             return _refused(entry, error)
-        empty = int((entry.counts == 0).sum())
-        if empty == entry.total_frames:
-            return _empty(entry, "no point in any frame")
-        tally.empty_frames += empty
-        return entry
+        return entry if entry.counts.any() else _empty(entry, "no point in any frame")
 
     def _check_bodies(self, entry: Sequence, tally: Tally) -> Sequence | dict[str, Any]:
         for body in entry.bodies:
@@ -130,8 +130,13 @@ class ReadTask:
         return entry
 
     def _blank(self, body: Body, tally: Tally) -> None:
-        """A joint with a NaN, and one that the detector was not sure of, becomes zeros: it was not seen."""
+        """A joint with a NaN, and one that the detector was not sure of, becomes zeros: it was not seen.
+
+        A confidence that is no number is none: 0.
+        """
         missing = np.isnan(body.joints).any(axis=-1)  # [n, V]
+        if body.confidence is not None:
+            body.confidence = np.nan_to_num(body.confidence)
         if self.min_confidence > 0.0 and body.confidence is not None and body.confidence.shape == missing.shape:
             unsure = body.confidence < self.min_confidence
             tally.unsure_joints += int((unsure & body.joints.any(axis=-1)).sum())
@@ -146,7 +151,7 @@ def read_checked(source: Source, item: Any, min_confidence: float = 0.0) -> list
     The latter is a dictionary with name, reason, kind, and file and line where known. Joints that the detector was less
     sure of than ``min_confidence`` were not seen.
     """
-    return ReadTask.of(source, min_confidence)([item])[0]
+    return ReadTask.of(source, min_confidence)([(item, None)])[0]
 
 
 def broken_entry(error: BrokenRecording) -> dict[str, Any]:

@@ -32,7 +32,7 @@ CONFIDENCE = "confidence.npy"
 class SkeletonStore(Store):
     """A store of skeletons."""
 
-    kind, versions = "skeletons", (1, 2)
+    kind, versions, rows_are = "skeletons", (1, 2), "rows"
     data_files = ("frames.npy", "frame_index.npy", "tracks.npy")
     optional_files = (CONFIDENCE,)
 

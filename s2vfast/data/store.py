@@ -105,6 +105,8 @@ class Store:
     """What was recorded: skeletons or points."""
     versions: ClassVar[tuple[int, ...]]
     """Of `VERSIONS`, those of this kind."""
+    rows_are: ClassVar[str]
+    """What `rows` counts, in a word."""
     data_files: ClassVar[tuple[str, ...]]
     """Files of this kind that every such store has, beside `TABLES`."""
     optional_files: ClassVar[tuple[str, ...]] = ()

@@ -60,6 +60,8 @@ class EvalContext:
     """Where the encoder and the probes run."""
     pool: features.Pool = "mean"
     """How tokens become a vector."""
+    layers: int = 1
+    """Last layers of the encoder whose tokens are read."""
     clips: int = 64
     """Sequences that go through the encoder at a time."""
     windows: int = 1
@@ -88,6 +90,7 @@ class EvalContext:
         test_part: str = "test",
         untrained: bool = False,
         pool: features.Pool = "mean",
+        layers: int = 1,
         clips: int = 64,
         windows: int = 1,
         device: str = "auto",
@@ -105,6 +108,7 @@ class EvalContext:
             test_part: part of the split that is measured.
             untrained: take the weights that the run started from.
             pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
+            layers: last layers that are read, see `s2vfast.evaluate.features.pool_clips`.
             clips: sequences that go through the encoder at a time.
             windows: deterministic clips of a sequence, see `EvalContext`; 1 but of point clouds.
             device: auto, cpu, cuda or cuda:N.
@@ -132,7 +136,7 @@ class EvalContext:
                 f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
                 f"{tuned['source']['run']}"
             )
-        features.check_pool(encoder, pool)
+        features.check_pool(encoder, pool, layers)
         if windows > 1 and config.data.sampling != "window":
             raise errors.ConfigError(
                 f"--windows: {windows}; the run's data.sampling is {config.data.sampling}, which makes one clip of a "
@@ -148,8 +152,8 @@ class EvalContext:
             )
         labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
         context = cls(
-            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, clips,
-            windows, **options, ranks=ranks, log=log,
+            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, layers,
+            clips, windows, **options, ranks=ranks, log=log,
         )  # fmt: skip
         if overlap := context.overlap:
             log(
@@ -249,6 +253,7 @@ class EvalContext:
                     self.ids[part],
                     # A clip of one segment has one token a joint: what "segment" puts in a row are the clips.
                     pool="mean" if self.windows > 1 and self.pool == "segment" else self.pool,
+                    layers=self.layers,
                     draw=draw,
                     seed=self.seed,
                     window=window,
@@ -271,6 +276,7 @@ class EvalContext:
             "untrained": self.untrained,
             "pool": self.pool,
             "windows": self.windows,
+            "layers": self.layers,
             "n_train": len(self.ids[0]),
             "n_test": len(self.ids[1]),
             "missing_classes": self.missing,
@@ -316,6 +322,7 @@ class EvalContext:
             "store": self.store.fingerprint,
             "ids": finetune.digest_ids(self.ids[part]),
             "pool": self.pool,
+            "layers": self.layers,
             "draw": None if draw is None else [draw, self.seed],
             "window": window,
             "device": self.device.type,

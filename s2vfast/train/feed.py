@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.augment import ViewKey
 from s2vfast.data.clips import clip_spec, moved_points, point_spec, shown, unmoved, view_steps, whole_recordings
+from s2vfast.data.memory import MemoryPoints, MemoryStore
 from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.report import main_bodies
 from s2vfast.data.store import Store
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from s2vfast.data.point_store import PointStore
     from s2vfast.data.skeleton_store import SkeletonStore
 
+AnyStore = Store | MemoryStore | MemoryPoints
 CACHE_BYTES = 16 * 2**20
 """Of the largest activation of a micro-batch, on a CPU."""
 
@@ -56,14 +58,16 @@ class Recordings:
         TrainingError: recordings that do not fit on the device they were to lie on.
     """
 
+    joints: int
+    """V of clips."""
     present: Tensor
     """bool [Q, M], on the host: which bodies a sequence has."""
 
-    def __new__(cls, config: Config, store: Store, *args: object, **options: object) -> Recordings:
+    def __new__(cls, config: Config, store: AnyStore, *args: object, **options: object) -> Recordings:
         """Those of the store's kind."""
         return super().__new__(PointRecordings if store.layout.kind == PointLayout.kind else SkeletonRecordings)
 
-    def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
+    def __init__(self, config: Config, store: AnyStore, device: torch.device, resident: str = "auto") -> None:
         self.device, self.bodies, self.layout, self._data = device, config.data.bodies, store.layout, config.data
         tables, notes = self._open(store)
         size = max(table.nbytes for table in tables)
@@ -78,7 +82,7 @@ class Recordings:
                 f"data.resident: device: the recordings ({size / 1e9:.1f} GB) do not fit on {device}; give host or auto"
             ) from None
 
-    def _open(self, store: Store) -> tuple[list[Tensor], list[str]]:
+    def _open(self, store: Any) -> tuple[list[Tensor], list[str]]:
         """The tables that clips are made from, on the host, and what there is to say."""
         raise NotImplementedError
 
@@ -109,8 +113,9 @@ class Recordings:
 class SkeletonRecordings(Recordings):
     """`Recordings` of skeletons: V joints."""
 
-    def _open(self, store: SkeletonStore) -> tuple[list[Tensor], list[str]]:
+    def _open(self, store: SkeletonStore | MemoryStore) -> tuple[list[Tensor], list[str]]:
         data = self._data
+        self.joints = store.layout.num_joints
         self.spec, self._steps = clip_spec(data, store.layout), view_steps(data, store.layout)
         row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
         self._longest = int(count[:, 0].max())
@@ -146,8 +151,8 @@ class SkeletonRecordings(Recordings):
 class PointRecordings(Recordings):
     """`Recordings` of point clouds: M is 1, V is P, the points drawn of every frame."""
 
-    def _open(self, store: PointStore) -> tuple[list[Tensor], list[str]]:
-        self.spec = point_spec(self._data)
+    def _open(self, store: PointStore | MemoryPoints) -> tuple[list[Tensor], list[str]]:
+        self.spec, self.joints = point_spec(self._data), self._data.points
         self.present = torch.ones(len(store), 1, dtype=torch.bool)
         row, count = _readable(store.first_frame[:-1]), _readable(store.total_frames)
         begin, size = frame_table(_readable(store.frame_rows), row, count)
@@ -169,7 +174,7 @@ class PointRecordings(Recordings):
         return clips if epoch is None else moved_points(clips, self._data, ids, seed, epoch)
 
 
-def _confidence_rows(store: SkeletonStore) -> Tensor:
+def _confidence_rows(store: SkeletonStore | MemoryStore) -> Tensor:
     """float16 [R, V, 3]: confidences as rows of x, whose frames are chosen like those of coordinates."""
     if store.confidence is None:
         raise errors.ConfigError(
@@ -196,7 +201,7 @@ class Feed:
         store: its sequences.
         objective: says how many views it needs, and what else.
         device: where the step runs.
-        ranks: the processes that share a batch.
+        ranks: the processes that share a batch; None: this one alone.
         ids: int64 [n], the sequences; None: the training part of data.split.
 
     Raises:
@@ -211,10 +216,11 @@ class Feed:
         store: Store,
         objective: Objective,
         device: torch.device,
-        ranks: Ranks,
+        ranks: Ranks | None = None,
         ids: np.ndarray | None = None,
     ) -> None:
-        self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
+        self.ranks = ranks = ranks or Ranks()
+        self.config, self.objective, self.device = config, objective, device
         if config.data.confidence and objective.pipelines:
             raise errors.ConfigError(
                 f"data.confidence: the views of objective {config.objective.name} are made of coordinates alone; give "

@@ -33,8 +33,11 @@ def tree(store: Store, split: str | None = None) -> tuple[dict[str, Any], list[s
         (sections and fields as `s2vfast.presets.read` gives them, the reasons, a line each).
 
     Raises:
+        ConfigError: a store of point clouds.
         DataError: the store has no such split, or nothing in its training part.
     """
+    if store.kind != "skeletons":
+        raise errors.ConfigError(f"--config own: for stores of skeletons; {store.path} holds {store.kind}")
     changes: dict[str, dict[str, Any]] = {
         "data": {},
         "model": {},
@@ -94,9 +97,10 @@ def _size(sequences: int, changes: dict[str, dict[str, Any]], reasons: list[str]
     batch = min(length["batch"], sequences)
     epochs = max(20, round(length["steps"] / -(-sequences // batch)))
     changes["train"].update(batch=batch, epochs=epochs)
-    changes["optim"].update(lr=length["lr"], warmup_epochs=max(1, round(0.04 * epochs)))
+    warmup = max(1, round(0.04 * epochs))
+    changes["optim"].update(lr=length["lr"], warmup_epochs=warmup)
     reasons.append(
         f"model.dim {network['dim']}, depth {network['depth']}, heads {network['heads']}: {sequences:,} sequences"
     )
     steps = epochs * -(-sequences // batch)
-    reasons.append(f"train.epochs {epochs}, batch {batch}: {steps:,} steps, of which 4 % are warm-up")
+    reasons.append(f"train.epochs {epochs}, batch {batch}: {steps:,} steps; warm-up over {warmup} epochs")

@@ -57,11 +57,11 @@ def save(picture: Any, out: str | Path, dpi: int = 150) -> Path:
     return Path(out)
 
 
-def flat(coordinates: np.ndarray, layout: Layout) -> np.ndarray:
-    """Where the pages' first view puts points [..., 3]: to the right and up, [..., 2]."""
-    right, up, near = np.moveaxis(coordinates @ basis(layout.up).T, -1, 0)
+def flat(coordinates: np.ndarray, up: tuple[float, float, float]) -> np.ndarray:
+    """Where the pages' first view puts points [..., 3] to the right and up, [..., 2]; ``up`` as of a layout."""
+    right, upward, near = np.moveaxis(coordinates @ basis(up).T, -1, 0)
     across, depth = right * np.cos(YAW) + near * np.sin(YAW), near * np.cos(YAW) - right * np.sin(YAW)
-    return np.stack([across, up * np.cos(PITCH) - depth * np.sin(PITCH)], axis=-1)
+    return np.stack([across, upward * np.cos(PITCH) - depth * np.sin(PITCH)], axis=-1)
 
 
 def skeleton(axes: Any, points: np.ndarray, seen: np.ndarray, layout: Layout, colour: str, **joints: Any) -> None:
@@ -96,7 +96,7 @@ def strip(
         frames: int [n].
         every: frames of the recording from one of these to the next.
     """
-    points = flat(coordinates, layout)  # [M, F, V, 2]
+    points = flat(coordinates, layout.up)  # [M, F, V, 2]
     same_scale(axes, points[:, frames][seen[:, frames]])
     for ax, frame in zip(axes, frames, strict=True):
         for body in range(len(points)):

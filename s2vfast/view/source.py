@@ -25,13 +25,15 @@ BODIES = 2
 
 
 def open_store(path: str | Path, run: str | Path | None = None) -> Store:
-    """The store at ``path``; where a run is named, one of its layout.
+    """The store of skeletons at ``path``; where a run is named, one of its layout.
 
     Raises:
-        DataError: no store.
+        DataError: no store, or one of point clouds.
         CheckpointError: no run, or one of another layout.
     """
     store = Store.open(path)
+    if store.kind != "skeletons":
+        raise errors.DataError(f"{path}: a store of {store.kind}, which have no joints; `s2vfast view cloud` shows it")
     if run is not None:
         rundir.check_store(run, store, path, exact=False)
     return store
@@ -51,6 +53,14 @@ def find(store: Store, which: str) -> int:
         raise errors.DataError(f"{store.path}: no sequence {which}; numbers go from 0 to {len(store) - 1}")
     close = difflib.get_close_matches(which, store.names, n=3, cutoff=0.0)
     raise errors.DataError(f"{store.path}: no sequence {which!r}; the nearest names are {', '.join(close)}")
+
+
+def facts_of(store: Store, index: int) -> list[tuple[str, str | int]]:
+    """What a store's tables know of a sequence."""
+    facts: list[tuple[str, str | int]] = [("name", store.names[index]), ("class", store.class_name(index))]
+    facts.append(("number", index))
+    columns = {what: int(getattr(store, f"{what}s")[index]) for what in ("subject", "view", "repetition", "setup")}
+    return facts + [(what, value) for what, value in columns.items() if value >= 0]
 
 
 def recorded(store: Store, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,9 @@ import numpy as np
 
 from s2vfast.data.archive import AnyPath
 from s2vfast.data.depth import DEPTH_OPTIONS, Depth, point_layout
-from s2vfast.data.depth_files import Pictures, read_npy
 from s2vfast.data.formats import ntu_depth
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.depth_files import Pictures, read_npy
 from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_FRAMES
 from s2vfast.data.point_layout import PointLayout
@@ -60,7 +60,6 @@ def open_source(src: AnyPath, layout: Layout | PointLayout | None, labelled: boo
         layout=point_layout(layout, "depth"),
         classes=[],
         items=items,
-        total=len(items),
         read=partial(read_item, src=src, depth=depth),
         splits=_no_splits,
         notes=notes,

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from s2vfast.data.archive import AnyPath, is_single
 from s2vfast.data.depth import DEPTH_OPTIONS, Depth, point_layout
-from s2vfast.data.depth_files import read_bin, read_mat
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.depth_files import read_bin, read_mat
 from s2vfast.data.layout import Layout
 from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.point_store import PointSequence
@@ -47,11 +47,26 @@ PARTS = {
 """Split -> subjects that train, subjects that test."""
 
 _NAME = re.compile(r"a(\d{2})_s(\d{2})_e(\d{2})_sdepth", re.IGNORECASE)
+"""What follows is ignored."""
 _SUFFIXES = (".mat", ".bin")
 
 
+class Name(NamedTuple):
+    """What the name of a recording says."""
+
+    action: int
+    subject: int
+    repetition: int
+
+
+def parse_name(name: str) -> Name | None:
+    """Read a name like a01_s02_e03_sdepth, or None if it is not one."""
+    match = _NAME.match(name)
+    return Name(*map(int, match.groups())) if match else None
+
+
 def _is_depth(path: Any) -> bool:
-    return path.suffix.lower() == ".mat" or _NAME.match(path.stem) is not None
+    return path.suffix.lower() == ".mat" or parse_name(path.stem) is not None
 
 
 def detect(src: AnyPath) -> bool:
@@ -71,7 +86,6 @@ def open_source(src: AnyPath, layout: Layout | PointLayout | None, labelled: boo
         layout=point_layout(layout, "msr_action3d"),
         classes=list(CLASSES),
         items=files,
-        total=len(files),
         read=partial(read_file, depth=depth, labelled=labelled),
         splits=splits,
         notes=notes,
@@ -93,16 +107,15 @@ def splits(infos: list[SequenceInfo]) -> Splits:
 
 def read_file(path: AnyPath, depth: Depth, labelled: bool = True) -> list[PointSequence | BrokenRecording]:
     """One recording; a name of another kind tells no label."""
+    name = parse_name(path.stem) if labelled else None
+    if name is not None and not 1 <= name.action <= len(CLASSES):
+        raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to {len(CLASSES)}")
     frames = read_mat(path) if path.suffix.lower() == ".mat" else read_bin(path)
     try:
         points, counts = depth.points_of(frames)
     except DataError as error:
         raise BrokenRecording(path.name, str(error)) from None
-    name = path.stem.removesuffix("_sdepth")
-    sequence = PointSequence(name, -1, len(counts), points, counts)
-    if labelled and (match := _NAME.match(path.stem)):
-        action, sequence.subject, sequence.repetition = map(int, match.groups())
-        if not 1 <= action <= len(CLASSES):
-            raise BrokenRecording(path.name, f"the name says action {action}, expected 1 to {len(CLASSES)}")
-        sequence.label = action - 1
+    sequence = PointSequence(path.stem.removesuffix("_sdepth"), -1, len(counts), points, counts)
+    if name is not None:
+        sequence.label, sequence.subject, sequence.repetition = name.action - 1, name.subject, name.repetition
     return [sequence]

@@ -57,6 +57,26 @@ def parse_name(name: str) -> Name | None:
     return Name(*map(int, match.groups())) if match else None
 
 
+def add_name(sequence: Recording, name: str) -> Name | None:
+    """Give a sequence what a name of that kind says of subject, view, repetition and setup."""
+    if (fields := parse_name(name)) is not None:
+        sequence.subject, sequence.view = fields.performer, fields.camera
+        sequence.repetition, sequence.setup = fields.replication, fields.setup
+    return fields
+
+
+def add_label(sequence: Recording, name: str, file: str) -> None:
+    """Give a sequence all that a name of that kind says of it.
+
+    Raises:
+        BrokenRecording: the name says an action that the data set does not have.
+    """
+    if (fields := add_name(sequence, name)) is not None:
+        if not 1 <= fields.action <= 120:
+            raise BrokenRecording(file, f"the name says action {fields.action}, expected 1 to 120")
+        sequence.label = fields.action - 1
+
+
 def detect(src: Path) -> bool:
     """A ``.skeleton`` file or a folder with one somewhere below."""
     return src.suffix.lower() == ".skeleton" if is_single(src) else bool(scan(src, ".skeleton", first=True)[0])
@@ -73,7 +93,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         layout=LAYOUTS["kinect_v2"],
         classes=ntu_classes(classes),
         items=files,
-        total=len(files),
         read=partial(read_file, labelled=labelled),
         splits=splits120 if classes == 120 else splits60,
         notes=notes,
@@ -109,23 +128,8 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     Raises:
         BrokenRecording: file, line and reason.
     """
-    name = parse_name(path.stem)
-    if labelled and name is not None:
-        check_action(name, path.name)
     frames, tracks, notes = parse(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
-    if labelled and name is not None:
-        label(sequence, name)
+    if labelled:
+        add_label(sequence, path.stem, path.name)
     return [sequence]
-
-
-def check_action(name: Name, file: str) -> None:
-    """Raise BrokenRecording unless a name says an action of the data set."""
-    if not 1 <= name.action <= 120:
-        raise BrokenRecording(file, f"the name says action {name.action}, expected 1 to 120")
-
-
-def label(sequence: Recording, name: Name) -> None:
-    """Give a recording the label and the facts of its name."""
-    sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera
-    sequence.repetition, sequence.setup = name.replication, name.setup

@@ -18,9 +18,9 @@ from typing import Any
 
 from s2vfast.data.archive import AnyPath
 from s2vfast.data.depth import DEPTH_OPTIONS, Depth, point_layout
-from s2vfast.data.depth_files import Pictures
 from s2vfast.data.formats import ntu
 from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.depth_files import Pictures
 from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_FRAMES
 from s2vfast.data.names import ntu_classes
@@ -59,7 +59,6 @@ def open_source(src: AnyPath, layout: Layout | PointLayout | None, labelled: boo
         layout=point_layout(layout, "ntu_depth"),
         classes=ntu_classes(classes),
         items=folders,
-        total=len(folders),
         read=partial(read_folder, depth=depth, labelled=labelled),
         splits=ntu.splits120 if classes == 120 else ntu.splits60,
         facts=depth.facts(),
@@ -69,9 +68,6 @@ def open_source(src: AnyPath, layout: Layout | PointLayout | None, labelled: boo
 
 def read_folder(folder: Path, depth: Depth, labelled: bool = True) -> list[PointSequence | BrokenRecording]:
     """One recording; a name of another kind tells no label."""
-    parsed = ntu.parse_name(folder.name) if labelled else None
-    if parsed is not None:
-        ntu.check_action(parsed, folder.name)
     numbers: dict[int, Path] = {}
     for name in sorted(os.listdir(folder)):
         if match := _PICTURE.fullmatch(name):
@@ -85,6 +81,6 @@ def read_folder(folder: Path, depth: Depth, labelled: bool = True) -> list[Point
     except DataError as error:
         raise BrokenRecording(folder.name, str(error)) from None
     sequence = PointSequence(folder.name, -1, len(counts), points, counts)
-    if parsed is not None:
-        ntu.label(sequence, parsed)
+    if labelled:
+        ntu.add_label(sequence, folder.name, folder.name)
     return [sequence]

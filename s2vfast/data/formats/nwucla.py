@@ -62,7 +62,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         layout=LAYOUTS["kinect_v1"],
         classes=list(ACTIONS.values()),
         items=files,
-        total=len(files),
         read=partial(read_file, labelled=labelled),
         splits=splits,
         notes=notes,

@@ -54,6 +54,7 @@ class Figure {
   // look(body, joint, frame) → {fill, radius, ring}; picked(body, joint) when a joint is clicked or tapped.
   constructor(scene, layout, { camera = new Camera(), height = 420, label, look, picked, small = false, dim = false }) {
     Object.assign(this, { scene, layout, camera, look, picked, small, dim, frame: 0, hover: null, on: [] });
+    this.empty = "no body in this frame";
     camera.figures.push(this);
     this.surface = new Surface(label, height, (c, w, t) => this.draw(c, w, t), {
       class: "turns", tabindex: 0,
@@ -115,15 +116,21 @@ class Figure {
     return best;
   }
 
-  draw(context, width, height) {
-    const { scene, camera, layout } = this;
+  // (x, y, z) from the scene's centre → [x, y on the canvas, nearness].
+  projection(width, height) {
+    const { scene, camera } = this;
     const [cy, sy, cp, sp] = [Math.cos(camera.yaw), Math.sin(camera.yaw), Math.cos(camera.pitch), Math.sin(camera.pitch)];
     const tall = scene.half * Math.abs(cp) + scene.radius * Math.abs(sp);
     const scale = Math.min(width / 2 / scene.radius, height / 2 / tall) * 0.9 * camera.zoom;
-    const project = (x, y, z) => {
+    return (x, y, z) => {
       const [a, c] = [x * cy + z * sy, z * cy - x * sy];
       return [width / 2 + a * scale, height / 2 - (y * cp - c * sp) * scale, y * sp + c * cp];
     };
+  }
+
+  draw(context, width, height) {
+    const { scene, layout } = this;
+    const project = this.projection(width, height);
     this.floor(context, project, width, height);
     const points = [];
     for (let body = 0; body < scene.bodies; body++) {
@@ -163,9 +170,9 @@ class Figure {
       if (!this.small || look.ring) context.stroke();
     }
     this.on = there.map(([x, y, , body, joint]) => [body, joint, x, y]);
-    if (!there.length) {
+    if (!there.length && this.empty) {
       context.textAlign = "center";
-      haloed(context, "no body in this frame", width / 2, height / 2);
+      haloed(context, this.empty, width / 2, height / 2);
     }
     if (this.hover && !this.small) this.name(context, width, ...this.hover);
   }
