@@ -132,7 +132,7 @@ class Model:
     def ranked(self, probabilities: Tensor, top: int) -> Ranking:
         """The ``top`` most probable classes of a row [classes]."""
         values = probabilities.sort(descending=True, stable=True)
-        names = [self.classes[i] for i in values.indices.tolist()[:top]]
+        names = [(self.classes or [])[i] for i in values.indices.tolist()[:top]]
         return list(zip(names, values.values.tolist(), strict=False))
 
     def probabilities_of(self, recordings: Sequence[Recording], strict: bool = True) -> Tensor:
