@@ -126,8 +126,8 @@ def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: in
 
 def recogniser_runs(method: str, seeds: int) -> dict[str, tuple[str, int]]:
     """Stream and seed of a recogniser's runs, by name."""
-    first, *others = STREAMS[method]
-    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in others)]
+    first, *more_streams = STREAMS[method]
+    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in more_streams)]
     return {f"{method}-{stream}-{seed}": (stream, seed) for stream, seed in runs}
 
 
@@ -286,19 +286,24 @@ def table(top1: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def section(record: dict[str, Any]) -> str:
-    """What stands between the marks of the page: the table, and where it is from."""
-    if "rows" in record:
-        return recogniser_section(record)
-    floor = "".join(f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("floor", {}).items())
-    floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n" if floor else ""
-    return f"{floor}{table(record['top1'])}\n\n{origin_note(record)}"
+def section(method: str, records: dict[str, Any]) -> str:
+    """What stands between the marks of a method on the page: the tables, and where they are from.
 
-
-def recogniser_section(record: dict[str, Any]) -> str:
-    """The same of a recogniser."""
+    Args:
+        method: one of `METHODS`.
+        records: those of the methods that were measured. A recogniser stands beside the floor and the transformer.
+    """
+    record, objectives = records[method], records.get("objectives", {"floor": {}, "top1": {}})
+    if "rows" not in record:
+        floor = "".join(f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("floor", {}).items())
+        floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n" if floor else ""
+        return f"{floor}{table(record['top1'])}\n\n{origin_note(record)}"
+    first = dict(list(objectives["floor"].items())[:1])
+    if supervised := objectives["top1"].get("supervised"):
+        first["transformer, from scratch"] = supervised[FULL[0]]
+    rows = {name: {"top1": values, "cpu_minutes": []} for name, values in first.items()} | record["rows"]
     lines = ["| | top-1 | of each seed | CPU minutes of each run |", "|---|---|---|---|"]
-    for name, row in record["rows"].items():
+    for name, row in rows.items():
         each, minutes = (", ".join(f"{value:.1f}" for value in row[key]) or "–" for key in ("top1", "cpu_minutes"))
         lines.append(f"| {name} | {mean_and_std(row['top1'])} | {each} | {minutes} |")
     return "\n".join(lines) + f"\n\n{origin_note(record)}"
@@ -351,15 +356,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record["top1"] = collected(out, options.seeds, method)
             if method == "objectives":
                 record["floor"] = floor_rows(out)
-            print(section(record))
-            if options.docs:
-                page = options.docs / f"{options.config}.md"
-                text = replaced(page, method, section(record))
-                path = page.with_suffix(".json")
-                records = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-                path.write_text(json.dumps(records | {method: record}, indent=1) + "\n", "utf-8")
-                page.write_text(text, "utf-8")
-                print(f"{page} written")
+            if not options.docs:
+                print(section(method, {method: record}))
+                continue
+            page = options.docs / f"{options.config}.md"
+            replaced(page, method, "")  # whether it has marks for what is new
+            path = page.with_suffix(".json")
+            records = (json.loads(path.read_text("utf-8")) if path.is_file() else {}) | {method: record}
+            path.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+            for name in records:
+                page.write_text(replaced(page, name, section(name, records)), "utf-8")
+            print(f"{section(method, records)}\n{page} written")
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

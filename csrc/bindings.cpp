@@ -5,12 +5,10 @@
 #include <string>
 #include <vector>
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include "adamw_ema.h"
 #include "attention.h"
 #include "batch_norm.h"
+#include "bindings.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
 #include "graph_attention.h"
@@ -20,43 +18,7 @@
 #include "text.h"
 #include "tube_mask.h"
 
-namespace py = pybind11;
-
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Runs a call on the host's threads (device -1) or on a stream of a device.
-#if defined(S2V_CUDA)
-#define S2V_RUN(name, call, device, stream, threads)                                  \
-  if (device < 0) s2v::name(call, threads);                                           \
-  else s2v::name##_cuda(call, s2v::CudaTarget{device, pointer<void>(stream)})
-#else
-#define S2V_RUN(name, call, device, stream, threads)                                  \
-  if (device >= 0) throw std::invalid_argument(#name ": built without CUDA");         \
-  (void)stream;                                                                       \
-  s2v::name(call, threads)
-#endif
-
-// The same for what is written for GPUs alone.
-#if defined(S2V_CUDA)
-#define S2V_RUN_CUDA(name, call, device, stream)                                  \
-  if (device < 0) throw std::invalid_argument(#name ": it is for NVIDIA GPUs alone"); \
-  s2v::name##_cuda(call, s2v::CudaTarget{device, pointer<void>(stream)})
-#else
-#define S2V_RUN_CUDA(name, call, device, stream) \
-  (void)call, (void)device, (void)stream;        \
-  throw std::invalid_argument(#name ": built without CUDA")
-#endif
-
-// The same for what is written for CPUs alone.
-#define S2V_RUN_CPU(name, call, device, stream, threads)                              \
-  if (device >= 0) throw std::invalid_argument(#name ": it is for CPUs alone");       \
-  (void)stream;                                                                       \
-  s2v::name(call, threads)
 
 void tube_mask(uintptr_t clips, int itemsize, int64_t tracks, int64_t frames, int64_t joints, int64_t channels,
                int64_t segment_frames, int64_t tube_len, int64_t keep, double motion_weight, uintptr_t noise,
@@ -418,6 +380,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("x"), py::arg("dynamic"), py::arg("constant"), py::arg("grad"), py::arg("d_x") = 0,
              py::arg("d_dynamic") = 0, py::arg("d_constant") = 0, py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "Its gradients.");
+  define_point_operations(module);
   module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),
              py::arg("tokens"), py::arg("width"), py::arg("latents"), py::arg("mask_token"), py::arg("positions"),
              py::arg("visible"), py::arg("out"), py::arg("device") = -1,

@@ -389,7 +389,7 @@ def _empty_classes(classes: list[str], infos: list[SequenceInfo]) -> list[str]:
     empty = [name for label, name in enumerate(classes) if label not in labels]
     if not labels or not empty:
         return []
-    hint = "; labels begin at 1, so class 0 stays empty" if min(labels) == 1 else ""
+    hint = f"; labels begin at {min(labels)}" if empty[0] == "class 0" else ""
     return [f"{len(empty):,} of {len(classes):,} classes have no recording: {example(empty)}{hint}"]
 
 

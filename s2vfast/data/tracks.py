@@ -115,8 +115,9 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
     if repeated:
         seen = [(number, [replace(s, track=None) if s.track in repeated else s for s in each]) for number, each in seen]
         if notes is not None:
-            said = "say nothing: who is who is told by place"
-            notes.append(f"ids that two people of a frame have ({len(repeated):,} of them) {said}")
+            notes.append(
+                f"{len(repeated):,} id(s) that two people of a frame have say nothing: who is who is told by place"
+            )
     tracks: list[list[tuple[int, Sighting]]] = []
     by_id: dict[str, list[tuple[int, Sighting]]] = {}
     for number, sightings in seen:

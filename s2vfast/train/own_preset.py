@@ -94,9 +94,10 @@ def _size(sequences: int, changes: dict[str, dict[str, Any]], reasons: list[str]
     batch = min(length["batch"], sequences)
     epochs = max(20, round(length["steps"] / -(-sequences // batch)))
     changes["train"].update(batch=batch, epochs=epochs)
-    changes["optim"].update(lr=length["lr"], warmup_epochs=max(1, round(0.04 * epochs)))
+    warmup = max(1, round(0.04 * epochs))
+    changes["optim"].update(lr=length["lr"], warmup_epochs=warmup)
     reasons.append(
         f"model.dim {network['dim']}, depth {network['depth']}, heads {network['heads']}: {sequences:,} sequences"
     )
     steps = epochs * -(-sequences // batch)
-    reasons.append(f"train.epochs {epochs}, batch {batch}: {steps:,} steps, of which 4 % are warm-up")
+    reasons.append(f"train.epochs {epochs}, batch {batch}: {steps:,} steps; warm-up over {warmup} epochs")

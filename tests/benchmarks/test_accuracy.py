@@ -10,6 +10,15 @@ from benchmarks import _results, accuracy
 from benchmarks._program import replaced
 from s2vfast import errors
 
+RECORD = {
+    "seeds": 2,
+    "command": "c",
+    "commits": ["a"],
+    "date": "d",
+    "device": {"name": "n"},
+    "versions": {},
+    "rows": {},
+}
 PAGE = _results.ROOT / "docs/nwucla.md"
 
 
@@ -167,8 +176,7 @@ def test_numbers_of_a_recogniser_are_collected(tmp_path):
     rows = accuracy.recogniser_rows("infogcn", tmp_path, 2)
     assert rows["infogcn, joint"] == {"top1": [80.0, 81.0], "cpu_minutes": [1.5, 1.5]}
     assert rows["infogcn, bone"] == {"top1": [82.0], "cpu_minutes": [1.5]}
-    origin = {"seeds": 2, "command": "c", "commits": ["a"], "date": "d", "device": {"name": "n"}, "versions": {}}
-    text = accuracy.section({"rows": rows, **origin})
+    text = accuracy.section("infogcn", {"infogcn": RECORD | {"rows": rows}})
     assert "| infogcn, joint | 80.5 ± 0.7 | 80.0, 81.0 | 1.5, 1.5 |" in text
     assert "| infogcn, 4 streams, weights of folds | 90.0 | 90.0 | – |" in text
     (tmp_path / "logs/infogcn-joint-2.done").unlink()
@@ -188,7 +196,11 @@ def test_cpu_time_is_that_of_all_tries(tmp_path):
 
 
 def test_the_committed_page_is_what_was_measured():
-    for method, made in json.loads(Path(PAGE).with_suffix(".json").read_text()).items():
-        assert replaced(PAGE, method, accuracy.section(made)) == PAGE.read_text()
+    records = json.loads(Path(PAGE).with_suffix(".json").read_text())
+    for method, made in records.items():
+        assert replaced(PAGE, method, accuracy.section(method, records)) == PAGE.read_text()
         for columns in made.get("top1", {}).values():
             assert all(len(values) == made["seeds"] for values in columns.values())
+    text = accuracy.section("infogcn", records | {"infogcn": RECORD})
+    assert "| floor: random convolutions, ridge | 91" in text
+    assert "| transformer, from scratch | 85.9 ± 2.0 |" in text

@@ -157,7 +157,7 @@ def test_alphapose_is_a_list_of_people(tmp_path, ids):
     for target in (COCO, OTHER):
         assert any(np.array_equal(body, target[rows].astype(np.float32)) for body in bodies)
     assert set(store.tracks["body"].tolist()) == ({"1", "2"} if ids else {"0", "1"})
-    said = "ids that two people of a frame have (1 of them) say nothing: who is who is told by place"
+    said = "1 id(s) that two people of a frame have say nothing: who is who is told by place"
     assert (said in store.notes.get("run/a", [])) != ids
     np.testing.assert_array_equal(store.confidence, np.full((44, 17), 0.75, np.float16))
 
@@ -343,7 +343,7 @@ class TestLinks:
         assert [(body.body_id, body.frame_index.tolist()) for body in bodies] == [
             ("0", [0, 1, 2, 3]), ("1", [1, 3]), ("b", [2, 3]), ("3", [2])
         ]  # fmt: skip
-        assert notes == ["ids that two people of a frame have (1 of them) say nothing: who is who is told by place"]
+        assert notes == ["1 id(s) that two people of a frame have say nothing: who is who is told by place"]
 
     def test_nobody(self):
         assert link([(0, []), (1, [Sighting(np.zeros((20, 3)))])]) == []
