@@ -42,6 +42,7 @@ from s2vfast.ops.masked_mse import masked_mse
 from s2vfast.ops.mlp import mlp
 from s2vfast.ops.norm_linear import norm_linear
 from s2vfast.ops.teacher_target import teacher_target
+from s2vfast.ops.temporal_branches import temporal_branches
 from s2vfast.ops.temporal_conv import temporal_conv
 from s2vfast.ops.token_mask import token_mask
 from s2vfast.ops.tube_mask import tube_mask
@@ -67,6 +68,7 @@ __all__ = [
     "parse_choice",
     "register_impl",
     "teacher_target",
+    "temporal_branches",
     "temporal_conv",
     "token_mask",
     "tube_mask",
