@@ -138,7 +138,7 @@ def _fields(keys: Tensor) -> tuple[Tensor, ...]:
 def _packed(clip: Tensor, t: Tensor, xyz: Sequence[Tensor]) -> Tensor:
     """Keys of cells."""
     fields = clip, t + 1, *(field + BIAS for field in xyz)
-    return sum(field << shift for field, shift in zip(fields, SHIFTS, strict=True))
+    return functools.reduce(torch.add, (field << shift for field, shift in zip(fields, SHIFTS, strict=True)))
 
 
 def deltas(kernel: str) -> list[int]:
