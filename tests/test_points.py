@@ -194,13 +194,13 @@ def test_recordings_are_classified_one_by_one(tuned, store):
 
 
 def test_depth_files_are_classified(tuned, tmp_path, capsys):
-    """A folder of depth pictures as arrays."""
-    folder = tmp_path / "recording"
+    """A folder with depth as an array."""
+    folder = tmp_path / "recordings"
     folder.mkdir()
-    for number in range(14):
-        picture = np.zeros((48, 64), np.uint16)
+    pictures = np.zeros((14, 48, 64), np.uint16)  # [frames, height, width]
+    for number, picture in enumerate(pictures):
         picture[10:30, 10 + number : 30 + number] = 2500
-        np.save(folder / f"{number:04d}.npy", picture)
+    np.save(folder / "somebody.npy", pictures)
     lines = call(capsys, "predict", tuned, folder, "--format", "depth", "--camera", "f280", "--json").splitlines()
     assert {name for name, _ in json.loads(lines[-1])["top"]} == {"across", "up"}
 
