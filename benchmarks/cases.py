@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import _clouds
 from s2vfast import ops
 from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
@@ -134,6 +135,13 @@ def _conv_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(flop=(3 if backward else 1) * 2 * 9 * rows * shape.D * shape.D)
 
 
+def _branches_cost(shape: Shape, backward: bool) -> Cost:
+    """Five taps of two branches, a quarter of the channels each; forward three passes of memory, backward five more."""
+    rows = float(shape.S * shape.s * shape.N * shape.V)
+    flop = 2 * 2 * 5 * rows * (shape.D // 4) ** 2
+    return Cost(flop=(3 if backward else 1) * flop, bytes=4.0 * (8 if backward else 3) * rows * shape.D)
+
+
 def _attention_cost(shape: Shape, backward: bool) -> Cost:
     """Two products of scores, each 2 L * L * D operations, and an exponential a score.
 
@@ -176,6 +184,14 @@ def _norm_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(bytes=4.0 * (11 if backward else 4) * shape.N * shape.L * (shape.D + shape.E))
 
 
+def _sparse_cost(shape: Shape, backward: bool) -> Cost:
+    """A product with a matrix of D x D for each pair; backward two more."""
+    return Cost(flop=(3 if backward else 1) * 2.0 * shape.N * _clouds.PAIRS * shape.D**2)
+
+
+# Points are read in half precision, and clips written in float32.
+_points_cost = _bytes(lambda shape: shape.N * _clouds.FRAMES * _clouds.POINTS * 3 * (2 + 4))
+_grid_cost = _bytes(lambda shape: shape.N * _clouds.FRAMES * _clouds.POINTS * 3 * 4)
 # Frames are read in half precision, and clips, with velocities, written in float32.
 _clip_cost = _bytes(lambda shape: shape.N * shape.S * shape.s * shape.V * (3 * 2 + shape.C * 4))
 # Clips are read once, token numbers written.
@@ -357,6 +373,7 @@ CASES: dict[str, Case] = {
         Case("add_norm", _products(lambda shape: shape.D)),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
         Case("temporal_conv", _conv_cost, ("nwucla",)),
+        Case("temporal_branches", _branches_cost, ("nwucla", "ntu")),
         Case("batch_norm", _norm_cost, ("nwucla", "ntu")),
         Case("joint_mix", _mix_cost, ("nwucla", "ntu")),
         Case("graph_attention", _graph_cost, ("nwucla", "ntu")),
@@ -372,6 +389,9 @@ CASES: dict[str, Case] = {
             gate_arguments={"clip": 2000.0},
             plain=False,
         ),
+        Case("point_sample", _points_cost, ("nwucla",), make=_clouds.depth_store, light=True, plain=False),
+        Case("voxelize", _grid_cost, ("nwucla",), make=_clouds.grid, light=True, plain=False),
+        Case("sparse_conv", _sparse_cost, ("nwucla",), make=_clouds.cells, light=True),
     )
 }
 """All operations that are measured, by name, in the order of a step."""

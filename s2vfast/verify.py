@@ -28,6 +28,8 @@ from s2vfast import errors, ops
 from s2vfast.config.registry import load_plugin
 from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
+INDEXED = ("clip_sample", "tube_mask", "token_mask", "point_sample", "voxelize")
+"""Operations that choose and count: integers are equal, and what was copied or averaged is so but for rounding."""
 _IN_PLACE = ("param", "grad", "exp_avg", "exp_avg_sq", "teacher")  # of adamw_ema
 
 
@@ -167,7 +169,7 @@ def verify_call(
         dtype: of matrix operands among them.
         device: where they are.
     """
-    if op in ("clip_sample", "tube_mask", "token_mask"):
+    if op in INDEXED:
         return _compare_draws(op, call, arguments)
     public = getattr(ops, op)
     if op == "adamw_ema":
