@@ -98,17 +98,16 @@ def _native_backward(grad, x, qk, topology, weight):
     grad, x, qk, topology = contiguous((grad, x, qk, topology))
     H, E, C = weight.shape
     rows = grad.view(-1, E)
-    # Mixed channels are three times as many as x, and cheap to make again.
-    mixed = _mixed(x, qk, topology).view(-1, H * C)
-    d_weight = (rows.T @ mixed).view(E, H, C).transpose(0, 1).contiguous()
-    d_mixed = torch.mm(rows, _matrix(weight), out=mixed)
+    # Mixed channels are three times as many as x, and cheap to make again: in place of their gradient.
+    mixed = rows @ _matrix(weight)
     parts = _extension.load().graph_attention_parts(len(x))
     d_x, d_qk, d_topology = torch.empty_like(x), torch.empty_like(qk), x.new_empty((parts, *topology.shape))
     _extension.load().graph_attention_backward(
         **_sizes(x, qk),
-        **_native.addresses(x=x, qk=qk, topology=topology, grad=d_mixed, d_x=d_x, d_qk=d_qk, d_topology=d_topology),
+        **_native.addresses(x=x, qk=qk, topology=topology, mixed=mixed, d_x=d_x, d_qk=d_qk, d_topology=d_topology),
         **_native.place(x),
     )
+    d_weight = (rows.T @ mixed).view(E, H, C).transpose(0, 1).contiguous()
     return d_x, d_qk, d_topology.sum(0), d_weight
 
 
