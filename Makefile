@@ -1,7 +1,8 @@
 # make install   the set-up alone: .venv, pinned packages, s2vfast itself (editable) with its compiled extension
 # make demo      set-up, then the whole way on synthetic data: pretrain, evaluate, a report
 # make test      set-up, then everything that CI runs
-# make lint      set-up, then the style checks alone
+# make lint      set-up, then the checks of style and types alone
+# make docs      set-up, then the documentation as a site: build/docs/index.html (Python 3.11 or newer)
 # make bench     set-up, then all measurements on this machine, with docs/performance.md (10 minutes)
 # make fuzz      set-up, then every reader against many mutated files (FUZZ=20000 of each), and against those that a
 #                fuzzer guided by coverage makes (GUIDED=20000 of each; Linux)
@@ -20,7 +21,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint bench fuzz gpu clean clean-all
+.PHONY: install demo test lint docs bench fuzz gpu clean clean-all
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -50,10 +51,20 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # S2VFAST_DATA, a folder that holds nw_ucla/, turns on the tests on real recordings.
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# -W: a link that leads nowhere, or a name that is not there, is an error.
+docs: install $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
+	@echo "open build/docs/index.html"
+
+$(VENV)/.docs: docs/requirements.txt $(VENV)/.pins
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r docs/requirements.txt
+	@touch $@
 
 # Every operation, whole steps, data, cold start, and what the kernels compile to; BENCH_ARGS as of benchmarks.run.
 bench: install
@@ -71,7 +82,7 @@ gpu: $(if $(filter $(BIN)/python,$(PY)),install)
 	OUT="$(OUT)" $(PY) -m benchmarks.gpu
 
 clean:
-	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_*.txt .pytest_cache .ruff_cache .hypothesis $(VENV)/.installed
+	rm -rf build dist *.egg-info s2vfast/_native*.so s2vfast/_native_*.txt .pytest_cache .ruff_cache .mypy_cache .hypothesis $(VENV)/.installed
 
 clean-all: clean
 	rm -rf $(VENV)

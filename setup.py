@@ -180,6 +180,7 @@ setup(
     packages=[*find_packages(include=["s2vfast", "s2vfast.*"]), *KERNELS, "s2vfast.configs"],
     package_dir={"s2vfast.kernels": "kernels", "s2vfast.configs": "configs"},
     package_data={
+        "s2vfast": ["py.typed"],
         "s2vfast.configs": ["*.yaml"],
         "s2vfast.data": ["layouts/*.json", "lists/*.txt"],
         "s2vfast.kernels": ["README.md", "tuned/*.json"],

@@ -1,11 +1,15 @@
-"""What the methods reach on real recordings: every objective, several seeds, the protocols of the papers.
+"""What the methods reach on real recordings: several seeds, the protocols of the papers, every command.
 
-    python -m benchmarks.accuracy --store STORE --out DIR [--config nwucla] [--seeds 3] [--jobs 2] [--docs docs]
+    python -m benchmarks.accuracy --store STORE --out DIR [--methods objectives skeattnclr …]
+        [--config nwucla] [--seeds 3] [--jobs 2] [--docs docs]
 
-Pretrains each objective of a preset with each seed, evaluates every run, the untrained encoder and the same network
-trained from scratch, and writes docs/CONFIG.md with its numbers in docs/CONFIG.json. It says every command that it
-runs, so that each can be run by hand. ``--jobs`` run side by side, each on one thread. What is stopped goes on where
-it was when the same command is given again; what is done is not done again.
+``objectives`` pretrains each objective of a preset with each seed, evaluates every run, the untrained encoder and the
+same network trained from scratch. So do ``skeattnclr`` and ``hitrs``, each with its own preset, CONFIG_skeattnclr or
+CONFIG_hitrs, and network. Each recogniser trains its preset, CONFIG_infogcn or CONFIG_freqmixformer, joints
+with each seed and other streams with seed 1, and adds the streams' scores. Each of the methods writes its part of
+docs/CONFIG.md and docs/CONFIG.json. It says every command that it runs, so that each can be run by hand. ``--jobs`` run
+side by side, each on one thread. What is stopped goes on where it was when the same command is given again; what is
+done is left alone.
 """
 
 from __future__ import annotations
@@ -14,13 +18,14 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +45,21 @@ PROBES = {"linear probe (published recipe)": "linear", "linear probe (L-BFGS)": 
 FULL = ("fine-tuned", "supervised from scratch")
 """Rows of one column: training from scratch is fine-tuning of first weights."""
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
+STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
+"""Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
+OWN = ("skeattnclr", "hitrs")
+"""Objectives with a preset and a network of their own."""
+METHODS = ("objectives", *OWN, *STREAMS)
+ENSEMBLES = {"equal": "equal weights", "folds": "weights of folds"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command, and the one whose result it needs."""
+    """A command, and those whose results it needs."""
 
     name: str
     words: list[str]
-    after: str | None = None
+    after: tuple[str, ...] = ()
 
     @property
     def command(self) -> list[str]:
@@ -56,30 +67,68 @@ class Task:
         return [sys.executable, "-m", "s2vfast", *self.words]
 
 
-def tasks(store: Path, out: Path, config: str, seeds: int) -> list[Task]:
+def objectives_of(method: str) -> dict[str, tuple[str, ...]]:
+    """Which objectives are trained, and how their features are pooled, by their names; first weights are the last's."""
+    return {method: POOLS[:1]} if method in OWN else dict.fromkeys(OBJECTIVES, POOLS)
+
+
+def baseline(name: str, method: str) -> str:
+    """What ``untrained`` and ``supervised`` of a method's network are called."""
+    return f"{name}-{method}" if method in OWN else name
+
+
+def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "objectives") -> list[Task]:
     """All that has to be done, in order."""
     todo: list[Task] = []
     for seed in range(1, seeds + 1):
         tune = f"--recipe nwucla --finetune.seed {seed}"
 
-        def evaluate(method: str, run: str, what: str, words: str, seed: int = seed) -> None:
-            folder = out / "evaluated" / f"{method}-{seed}-{what}"
+        def evaluate(name: str, run: str, what: str, words: str, seed: int = seed) -> None:
+            folder = out / "evaluated" / f"{name}-{seed}-{what}"
             command = ["evaluate", str(out / run), *words.split(), "--seed", f"{seed}", "--out", str(folder)]
-            todo.append(Task(folder.name, command, after=run))
+            todo.append(Task(folder.name, command, after=(run,)))
 
-        for objective in OBJECTIVES:
+        for objective, pools in objectives_of(method).items():
             run = f"{objective}-{seed}"
-            train = f"pretrain --config {config} --objective {objective} --train.seed {seed} --train.threads 1 --resume"
+            preset = f"{config}_{objective}" if method in OWN else f"{config} --objective {objective}"
+            train = f"pretrain --config {preset} --train.seed {seed} --train.threads 1 --resume"
             todo.append(Task(run, [*train.split(), "--data", str(store), "--out", str(out / run)]))
-            for pool in POOLS:
+            for pool in pools:
                 evaluate(objective, run, pool, f"--protocol linear,knn --pool {pool}")
             evaluate(objective, run, TUNED, f"--protocol finetune {tune}")
-        run = f"{OBJECTIVES[-1]}-{seed}"  # whose first weights all others have too
-        for pool in POOLS:
-            evaluate("untrained", run, pool, f"--untrained --protocol linear,knn --pool {pool}")
-        evaluate("supervised", run, TUNED, f"--protocol supervised {tune}")
-    todo.append(Task(FLOOR, floor_words(out / f"{OBJECTIVES[-1]}-1", out, seeds), after=f"{OBJECTIVES[-1]}-1"))
+        for pool in pools:
+            name = baseline("untrained", method)
+            evaluate(name, run, pool, f"--untrained --protocol linear,knn --pool {pool}")
+        evaluate(baseline("supervised", method), run, TUNED, f"--protocol supervised {tune}")
+    if method not in OWN:
+        run = f"{OBJECTIVES[-1]}-1"
+        todo.append(Task(FLOOR, floor_words(out / run, out, seeds), after=(run,)))
     return todo
+
+
+def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: int) -> list[Task]:
+    """The same of a recogniser."""
+    todo: list[Task] = []
+    for run, (stream, seed) in recogniser_runs(method, seeds).items():
+        words = f"pretrain --config {config}_{method} --data.stream {stream} --train.seed {seed} --train.threads 1"
+        todo.append(Task(run, [*words.split(), "--resume", "--data", str(store), "--out", str(out / run)]))
+        results = out / "evaluated" / f"{run}.json"
+        command = ["evaluate", str(out / run), "--protocol", "classify", "--out", str(results)]
+        todo.append(Task(f"{run}-evaluated", command, after=(run,)))
+    runs = tuple(f"{method}-{stream}-1" for stream in STREAMS[method])
+    for name in ENSEMBLES if len(runs) > 1 else ():
+        command = ["evaluate", "--ensemble", *(str(out / run) for run in runs)]
+        command += ["--weights", ",".join("1" * len(runs))] if name == "equal" else []
+        results = out / "evaluated" / f"{method}-{name}.json"
+        todo.append(Task(f"{method}-{name}", [*command, "--out", str(results)], after=runs))
+    return todo
+
+
+def recogniser_runs(method: str, seeds: int) -> dict[str, tuple[str, int]]:
+    """Stream and seed of a recogniser's runs, by name."""
+    first, *more_streams = STREAMS[method]
+    runs = [*((first, seed) for seed in range(1, seeds + 1)), *((stream, 1) for stream in more_streams)]
+    return {f"{method}-{stream}-{seed}": (stream, seed) for stream, seed in runs}
 
 
 def floor_words(run: Path, out: Path, seeds: int) -> list[str]:
@@ -100,7 +149,6 @@ class Runner:
         self.logs, self.jobs = out / "logs", jobs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.starts: dict[str, float] = {}
 
     def done(self, task: Task) -> bool:
         """Whether the same command has ended well."""
@@ -120,7 +168,7 @@ class Runner:
             while waiting or self.running:
                 names = {task.name for task in waiting} | set(self.running)
                 for task in list(waiting):
-                    if len(self.running) < self.jobs and task.after not in names:
+                    if len(self.running) < self.jobs and not names.intersection(task.after):
                         waiting.remove(task)
                         self.start(task)
                 time.sleep(0.5)
@@ -128,8 +176,8 @@ class Runner:
         except BaseException:
             for process in self.running.values():
                 process.send_signal(signal.SIGINT)  # each saves what it has
-            for process in self.running.values():
-                process.wait()
+            for name, process in self.running.items():
+                self.cpu_seconds(name, process.wait)
             raise
 
     def start(self, task: Task) -> None:
@@ -141,13 +189,13 @@ class Runner:
         self.running[task.name] = subprocess.Popen(
             task.command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=_results.ROOT, start_new_session=True
         )
-        self.starts[task.name] = time.monotonic()
         log.close()
 
     def collect(self, tasks_by_name: dict[str, Task], count: int) -> None:
         """Take note of what has ended."""
         for name, process in list(self.running.items()):
-            if (code := process.poll()) is None:
+            code, seconds = self.cpu_seconds(name, process.poll)
+            if code is None:
                 continue
             del self.running[name]
             log = self.logs / f"{name}.log"
@@ -156,25 +204,42 @@ class Runner:
                 raise errors.TrainingError(f"{name}: exit code {code}: {last} ({log})")
             commit, date = _results.origin()
             mark = {"command": shlex.join(tasks_by_name[name].words), "commit": commit, "date": date}
-            (self.logs / f"{name}.done").write_text(json.dumps(mark), "utf-8")
-            seconds = time.monotonic() - self.starts[name]
-            progress(f"{name}: done in {seconds:.0f} s; {count} wait, {len(self.running)} run")
+            (self.logs / f"{name}.done").write_text(json.dumps(mark | {"cpu_seconds": seconds}), "utf-8")
+            progress(f"{name}: done in {seconds:.0f} CPU s; {count} wait, {len(self.running)} run")
+
+    def cpu_seconds(self, name: str, reap: Callable[[], int | None]) -> tuple[int | None, float]:
+        """What ``reap`` returns of a task's process, and the CPU seconds of all tries that have ended."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code = reap()  # of this process alone, so that what is new is its
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        path = self.logs / f"{name}.cpu"
+        seconds = float(path.read_text("utf-8")) if path.is_file() else 0.0
+        if code is not None:
+            seconds = round(seconds + after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
+            path.write_text(f"{seconds}", "utf-8")
+        return code, seconds
 
 
-def collected(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Top-1 in per cent of every seed, by method and column."""
+def read(path: Path, select: Callable[[dict[str, Any]], Any]) -> Any:
+    """What ``select`` takes of an evaluation's results."""
+    try:
+        return select(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
+
+
+def collected(out: Path, seeds: int, method: str = "objectives") -> dict[str, dict[str, list[float]]]:
+    """Top-1 in per cent of every seed, by row and column."""
     top1: dict[str, dict[str, list[float]]] = {}
-    for method in ("untrained", "supervised", *OBJECTIVES):
-        columns = top1.setdefault(method, {})
-        whats = {"untrained": POOLS, "supervised": (TUNED,)}.get(method, (*POOLS, TUNED))
+    pools_of = objectives_of(method)
+    pools = next(iter(pools_of.values()))
+    whats_of = {"untrained": pools, "supervised": (TUNED,), **dict.fromkeys(pools_of, (*pools, TUNED))}
+    for name, whats in whats_of.items():
+        columns = top1.setdefault(name, {})
+        folder = name if name in pools_of else baseline(name, method)
         for seed, what in itertools.product(range(1, seeds + 1), whats):
-            path = out / "evaluated" / f"{method}-{seed}-{what}" / "results.json"
-            try:
-                record = json.loads(path.read_text("utf-8"))
-                rows = record["table"] if "table" in record else evaluation.rows({record["protocol"]: record})
-            except (OSError, ValueError, KeyError) as error:
-                raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
-            for row in rows:
+            path = out / "evaluated" / f"{folder}-{seed}-{what}" / "results.json"
+            for row in read(path, lambda one: one.get("table") or evaluation.rows({one["protocol"]: one})):
                 column = f"{PROBES.get(row['measure'])}, {what}" if row["measure"] not in FULL else FULL[0]
                 if row["metric"] == "top-1" and column in COLUMNS:
                     columns.setdefault(column, []).append(round(row["value"], 2))
@@ -183,15 +248,24 @@ def collected(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
 
 def floor_rows(out: Path) -> dict[str, list[float]]:
     """Top-1 in per cent of every seed, by what was measured without learning."""
-    path = out / "evaluated" / f"{FLOOR}.json"
-    try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
-        return {
-            evaluation.floor_name(row): [round(value, 2) for value in row.get("top1_each", [row["top1"]])]
-            for row in rows
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise errors.DataError(f"{path}: cannot be read as an evaluation's results: {error!r}") from None
+    rows = read(out / "evaluated" / f"{FLOOR}.json", lambda results: results["rows"])
+    return {
+        evaluation.floor_name(row): [round(value, 2) for value in row.get("top1_each", [row["top1"]])] for row in rows
+    }
+
+
+def recogniser_rows(method: str, out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Of streams and ensembles: ``top1`` of every seed, ``cpu_minutes`` of every run."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for run, (stream, _) in recogniser_runs(method, seeds).items():
+        row = rows.setdefault(f"{method}, {stream}", {"top1": [], "cpu_minutes": []})
+        row["top1"].append(round(read(out / "evaluated" / f"{run}.json", lambda results: results["top1"]), 2))
+        seconds = read(out / "logs" / f"{run}.done", lambda mark: mark["cpu_seconds"])
+        row["cpu_minutes"].append(round(seconds / 60, 1))
+    for name, title in ENSEMBLES.items() if len(STREAMS[method]) > 1 else ():
+        top1 = read(out / "evaluated" / f"{method}-{name}.json", lambda results: results["top1"])
+        rows[f"{method}, {len(STREAMS[method])} streams, {title}"] = {"top1": [round(top1, 2)], "cpu_minutes": []}
+    return rows
 
 
 def mean_and_std(values: Sequence[float] | None) -> str:
@@ -203,25 +277,54 @@ def mean_and_std(values: Sequence[float] | None) -> str:
 
 def table(top1: dict[str, dict[str, list[float]]]) -> str:
     """A Markdown table of methods and columns."""
-    lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
+    columns = [name for name in COLUMNS if any(name in row for row in top1.values())]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     names = {"supervised": "supervised, from scratch"}
-    for method, columns in top1.items():
-        cells = " | ".join(mean_and_std(columns.get(column)) for column in COLUMNS)
+    for method, row in top1.items():
+        cells = " | ".join(mean_and_std(row.get(column)) for column in columns)
         lines.append(f"| {names.get(method, method)} | {cells} |")
     return "\n".join(lines)
 
 
-def section(record: dict[str, Any]) -> str:
-    """What stands between the marks of the page: the table, and where it is from."""
+def section(method: str, records: dict[str, Any]) -> str:
+    """What stands between the marks of a method on the page: the tables, and where they are from.
+
+    Args:
+        method: one of `METHODS`.
+        records: those of the methods that were measured. A recogniser stands beside the floor and the transformer.
+    """
+    record, objectives = records[method], records.get("objectives", {"floor": {}, "top1": {}})
+    if "rows" not in record:
+        floor = "".join(f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("floor", {}).items())
+        floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n" if floor else ""
+        return f"{floor}{table(record['top1'])}\n\n{origin_note(record)}"
+    first = dict(list(objectives["floor"].items())[:1])
+    if supervised := objectives["top1"].get("supervised"):
+        first["transformer, from scratch"] = supervised[FULL[0]]
+    rows = {name: {"top1": values, "cpu_minutes": []} for name, values in first.items()} | record["rows"]
+    lines = ["| | top-1 | of each seed | CPU minutes of each run |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        each, minutes = (", ".join(f"{value:.1f}" for value in row[key]) or "–" for key in ("top1", "cpu_minutes"))
+        lines.append(f"| {name} | {mean_and_std(row['top1'])} | {each} | {minutes} |")
+    return "\n".join(lines) + f"\n\n{origin_note(record)}"
+
+
+def origin_note(record: dict[str, Any]) -> str:
+    """Command, commits, date, device and versions."""
     device, versions = record["device"], ", ".join(f"{name} {v}" for name, v in sorted(record["versions"].items()))
     commits = " and ".join(f"`{commit}`" for commit in record["commits"])
-    floor = "\n".join(f"| {name} | {mean_and_std(values)} |" for name, values in record["floor"].items())
-    floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n\n"
     return (
-        f"{floor}{table(record['top1'])}\n\n<sub>Top-1 in per cent, mean ± sample standard deviation over "
-        f"{record['seeds']} seeds. `{record['command']}`, commit {commits}, {record['date']}, {device['name']}, "
-        f"{versions}.</sub>"
+        f"<sub>Top-1 in per cent, mean ± sample standard deviation over {record['seeds']} seeds. "
+        f"`{record['command']}`, commit {commits}, {record['date']}, {device['name']}, {versions}.</sub>"
     )
+
+
+def origin(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """The command that makes a record, without its folders, and on what it ran."""
+    command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {options.config} --methods {method}"
+    device = _results.device_facts(torch.device("cpu"))
+    seeds, versions = options.seeds, _results.versions(device)
+    return {"command": f"{command} --seeds {seeds}", "seeds": seeds, "versions": versions, "device": device}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, required=True, help="folder of a store")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and what they reach")
     parser.add_argument("--config", default="nwucla", help="a preset with one for each objective")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="which parts of the page")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time, each on one thread")
     parser.add_argument("--docs", type=Path, help="folder of CONFIG.md, whose table is replaced (default: none)")
@@ -240,21 +344,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _results.origin()
     store, out = options.store.absolute(), options.out.absolute()
     try:
-        runner, todo = Runner(out, options.jobs), tasks(store, out, options.config, options.seeds)
-        runner.run(todo)
-        top1 = collected(out, options.seeds)
-        print(table(top1))
-        if options.docs:
-            command = f"python -m benchmarks.accuracy --store STORE --out DIR --config {options.config}"
-            device = _results.device_facts(torch.device("cpu"))
-            record = {"command": f"{command} --seeds {options.seeds}", **runner.origins(todo)}
-            record |= {"seeds": options.seeds, "versions": _results.versions(device), "device": device, "top1": top1}
-            record["floor"] = floor_rows(out)
+        runner = Runner(out, options.jobs)
+        for method in options.methods:
+            about = (store, out, options.config, options.seeds)
+            todo = recogniser_tasks(method, *about) if method in STREAMS else tasks(*about, method)
+            runner.run(todo)
+            record = {**origin(options, method), **runner.origins(todo)}
+            if method in STREAMS:
+                record["rows"] = recogniser_rows(method, out, options.seeds)
+            else:
+                record["top1"] = collected(out, options.seeds, method)
+            if method == "objectives":
+                record["floor"] = floor_rows(out)
+            if not options.docs:
+                print(section(method, {method: record}))
+                continue
             page = options.docs / f"{options.config}.md"
-            text = replaced(page, "accuracy", section(record))
-            page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-            page.write_text(text, "utf-8")
-            print(f"{page} written")
+            replaced(page, method, "")  # whether it has marks for what is new
+            path = page.with_suffix(".json")
+            records = (json.loads(path.read_text("utf-8")) if path.is_file() else {}) | {method: record}
+            path.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+            for name in records:
+                page.write_text(replaced(page, name, section(name, records)), "utf-8")
+            print(f"{section(method, records)}\n{page} written")
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import _clouds
 from s2vfast import ops
 from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
@@ -183,6 +184,14 @@ def _norm_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(bytes=4.0 * (11 if backward else 4) * shape.N * shape.L * (shape.D + shape.E))
 
 
+def _sparse_cost(shape: Shape, backward: bool) -> Cost:
+    """A product with a matrix of D x D for each pair; backward two more."""
+    return Cost(flop=(3 if backward else 1) * 2.0 * shape.N * _clouds.PAIRS * shape.D**2)
+
+
+# Points are read in half precision, and clips written in float32.
+_points_cost = _bytes(lambda shape: shape.N * _clouds.FRAMES * _clouds.POINTS * 3 * (2 + 4))
+_grid_cost = _bytes(lambda shape: shape.N * _clouds.FRAMES * _clouds.POINTS * 3 * 4)
 # Frames are read in half precision, and clips, with velocities, written in float32.
 _clip_cost = _bytes(lambda shape: shape.N * shape.S * shape.s * shape.V * (3 * 2 + shape.C * 4))
 # Clips are read once, token numbers written.
@@ -380,6 +389,9 @@ CASES: dict[str, Case] = {
             gate_arguments={"clip": 2000.0},
             plain=False,
         ),
+        Case("point_sample", _points_cost, ("nwucla",), make=_clouds.depth_store, light=True, plain=False),
+        Case("voxelize", _grid_cost, ("nwucla",), make=_clouds.grid, light=True, plain=False),
+        Case("sparse_conv", _sparse_cost, ("nwucla",), make=_clouds.cells, light=True),
     )
 }
 """All operations that are measured, by name, in the order of a step."""

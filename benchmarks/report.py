@@ -1,6 +1,6 @@
-"""What was measured, to be read: docs/performance.md with two pictures, and the table in README.md.
+"""What was measured, to be read: docs/performance.md with two pictures, and the table in docs/training.md.
 
-    python -m benchmarks.report [--results benchmarks/results] [--docs docs] [--readme README.md] [--check]
+    python -m benchmarks.report [--results benchmarks/results] [--docs docs] [--summary docs/training.md] [--check]
 
 The same results give the same bytes. A table has rows of one result, and so of one device, commit and set of versions;
 the tables at the top combine results only where these are the same. What was refused is listed with its reason and is
@@ -292,11 +292,11 @@ def refusals(results: Sequence[Result]) -> str:
     return details(f"Refused and not shown: {len(lines)} row{'s' * (len(lines) > 1)}", "\n".join(lines))
 
 
-def pages(folder: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], str]:
+def pages(folder: Path, docs: Path, summary: Path) -> tuple[dict[Path, bytes], str]:
     """All files that the results in a folder give, and a line on their rows.
 
     Raises:
-        DataError: a result or README cannot be used.
+        DataError: a result or the summary cannot be used.
     """
     results = [_results.read(path) for path in _results.paths(folder)]
     if not results:
@@ -320,11 +320,11 @@ def pages(folder: Path, docs: Path, readme: Path) -> tuple[dict[Path, bytes], st
                 pictures[name] = f"![{name}]({PICTURES}/{path.name})"
         blocks += section(result, pictures)
     files[docs / PAGE] = ("\n\n".join(filter(None, blocks)) + "\n").encode()
-    page = os.path.relpath(docs / PAGE, readme.parent).replace(os.sep, "/")
+    page = os.path.relpath(docs / PAGE, summary.parent).replace(os.sep, "/")
     head = "Medians, interleaved in one process but for the cold start; a ratio (×) is the other's time over "
     head += f"this one's. How it was measured, all rows and pictures: [{page}]({page})."
     block = "\n\n".join([MADE, head, *at_a_glance(results), *without_gpu(results, page + link)])
-    files[readme] = replaced(readme, "performance", block, optional=True).encode()
+    files[summary] = replaced(summary, "performance", block, optional=True).encode()
     shown_rows = sum(len(measured(result)) for result in results)
     refused = sum(len(result["rows"]) for result in results) - shown_rows
     return files, f"{shown_rows} rows shown, {refused} not shown (refused)"
@@ -343,11 +343,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=_results.RESULTS, help="folder of DEVICE/KIND.json")
     parser.add_argument("--docs", type=Path, default=_results.ROOT / "docs", help=f"folder of {PAGE} and {PICTURES}/")
-    parser.add_argument("--readme", type=Path, default=_results.ROOT / "README.md")
+    parser.add_argument("--summary", type=Path, default=_results.ROOT / "docs/training.md")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where a page is stale")
     options = parser.parse_args(arguments)
     try:
-        files, rows = pages(options.results, options.docs, options.readme)
+        files, rows = pages(options.results, options.docs, options.summary)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,15 @@
 """Measure, and refuse what is wrong: operations, steps, data, cold start, and what was compiled ahead of time.
 
     python -m benchmarks.run [WHAT ...] [--out benchmarks/results] [--report]
-    python -m benchmarks.run attention --shape ntu [--gate full]
+    python -m benchmarks.run attention --shape ntu [--gate full] [--plugin FILE.py]
     python -m benchmarks.run [OP ...] --compare HEAD~1 [--fail-if-slower 5%]
 
 WHAT is an operation, or ops (all of them), step, data, cold_start, static; the default is everything. What does not
 agree with the reference in this run is not timed: its row has the reason, and the exit code is 1. The comparison is at
 short sequences of the widths that are measured (with ``--gate full`` at the measured shapes, which takes minutes); what
 is timed is compared with ``torch`` at its full size. Implementations take turns, so that what else the machine does
-slows all of them; a ratio is the median over these turns.
+slows all of them; a ratio is the median over these turns. ``FILE.py`` is run before: what it gives to
+`s2vfast.ops.register_impl` is compared and measured like the package's own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks._harness import measure, roofline
 from benchmarks._program import begin, dtype_of, progress
 from benchmarks.cases import CASES
 from s2vfast import errors
+from s2vfast.config.registry import load_plugin
 from s2vfast.inputs import SHAPES
 
 # What has a program of its own, and its options on a CPU and on a GPU.
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: those of the operation's case")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--impl", nargs="+", help="implementations and rivals (default: all)")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="registers implementations")
     parser.add_argument("--gate", choices=("small", "full"), default="small", help="shapes compared with the reference")
     parser.add_argument("--seconds", type=float, default=1.0, help="for a shape and pass; with --compare, of each case")
     parser.add_argument("--out", type=Path, help="folder to write DEVICE/KIND.json to")
@@ -65,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--fail-if-slower needs --compare REV")
     if options.report and not options.out:
         parser.error("--report needs --out")
+    if options.plugin and options.compare:
+        parser.error("--plugin: --compare measures what both revisions have")
     try:
+        for file in options.plugin:
+            load_plugin(file)
         device = begin(options.device)
         op_names = [op for op in CASES if op in what or "ops" in what]
         if options.compare:

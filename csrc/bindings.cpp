@@ -280,6 +280,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
              py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
   bind_graph(module);
+  bind_points(module);
   module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),
              py::arg("tokens"), py::arg("width"), py::arg("latents"), py::arg("mask_token"), py::arg("positions"),
              py::arg("visible"), py::arg("out"), py::arg("device") = -1,

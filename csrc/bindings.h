@@ -47,3 +47,5 @@ T* pointer(uintptr_t address) {
 
 // Adds the operations of graph convolution networks to the module.
 void bind_graph(py::module_& module);
+// Adds the operations on points.
+void bind_points(py::module_& module);

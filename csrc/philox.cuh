@@ -16,7 +16,7 @@
 namespace s2v {
 
 // What a draw is for. Two streams of one sample never share a counter.
-enum Stream : uint32_t { kStreamOrder = 0, kStreamClip = 1, kStreamFrames = 2, kStreamMask = 3 };
+enum Stream : uint32_t { kStreamOrder = 0, kStreamClip = 1, kStreamFrames = 2, kStreamMask = 3, kStreamPointFrames = 80, kStreamPoints = 81 };
 
 struct Words4 {
   uint32_t w0, w1, w2, w3;

@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Config": "s2vfast.config",
+    "EMA": "s2vfast.train.ema",
+    "Feed": "s2vfast.train.feed",
     "Model": "s2vfast.evaluate.model",
     "S2vfastError": "s2vfast.errors",
     "Store": "s2vfast.data.store",

@@ -344,6 +344,49 @@ def _adamw_ema(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _point_sample(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    T, P = max(shape.S * shape.s, 1), max(shape.V * shape.D // 4, 1)
+    # Shorter than a clip, as long, and longer; frames with fewer points than are drawn, as many, and more.
+    count = torch.tensor([1, T, 2 * T + 3], dtype=torch.int32)
+    row = count.long().cumsum(0) - count
+    sizes = torch.tensor([1, max(P // 2, 1), P, 3 * P + 1]).repeat(int(count.sum()))[: int(count.sum())]
+    tensors = {
+        "points": make.normal(int(sizes.sum()), 3, dtype=torch.float32),
+        "begin": sizes.cumsum(0) - sizes,
+        "size": sizes.int(),
+        "row": row,
+        "count": count,
+        "origin": make.normal(len(count), 3, dtype=torch.float32),
+        "ids": torch.randint(len(count), (shape.N,), generator=make.generator),
+    }
+    spec = ops.PointSpec(T, P, sampling=("window", "even")[shape.N % 2])
+    return {name: tensor.to(make.device) for name, tensor in tensors.items()} | {"spec": spec, "seed": 11, "epoch": 2}
+
+
+def _voxelize(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    frames, points = shape.S * shape.s, shape.V
+    clips = make.normal(shape.N, frames, points, 3, dtype=torch.float32, scale=0.5)
+    clips[:, ::2, ::3] = float("nan")  # absent
+    capacity = shape.N * frames * points
+    return {"clips": clips, "size": 0.3, "kernel": "hybrid", "strides": ((1, 2), (2, 2)), "capacity": capacity}
+
+
+def _sparse_conv(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    rows, offsets = shape.N * shape.L, 5
+    rows_out = max(rows - 1, 0)
+    # Each row of x once or not at all for each offset.
+    table = torch.rand(offsets, rows, generator=make.generator).argsort(1)[:, :rows_out].int()
+    table[torch.rand(table.shape, generator=make.generator) < 0.5] = -1
+    return {
+        "x": make.normal(rows, shape.D),
+        "weight": make.normal(offsets, shape.D, shape.E, scale=(offsets * shape.D) ** -0.5),
+        "table": table.to(make.device),
+    }
+
+
 _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "clip_sample": _clip_sample,
     "tube_mask": _tube_mask,
@@ -362,7 +405,13 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "teacher_target": _teacher_target,
     "masked_mse": _masked_mse,
     "adamw_ema": _adamw_ema,
+    "point_sample": _point_sample,
+    "voxelize": _voxelize,
+    "sparse_conv": _sparse_conv,
 }
 OPS = tuple(_MAKERS)
 """Names of all operations, in the order of a step."""
-WITHOUT_GRADIENT = ("clip_sample", "tube_mask", "token_mask", "teacher_target", "adamw_ema")
+WITHOUT_GRADIENT = (
+    *("clip_sample", "tube_mask", "token_mask", "teacher_target", "adamw_ema"),
+    *("point_sample", "voxelize"),
+)

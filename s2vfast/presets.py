@@ -83,9 +83,9 @@ def with_names(tree: dict[str, Any], *, objective: str | None = None, model: str
     return tree
 
 
-def load(name_or_file: str | Path) -> Config:
-    """The config of a preset or of a YAML file, checked."""
-    return Config.from_dict(read(name_or_file))
+def load(name_or_file: str | Path, changes: dict[str, dict[str, Any]] | None = None) -> Config:
+    """The config of a preset or of a YAML file, with ``changes`` as of `merge`, checked."""
+    return Config.from_dict(merge(read(name_or_file), changes or {}))
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def dump(config: Config, documented: bool = False) -> str:
     lines = []
     for name, fields in config.to_dict().items():
         lines.append(f"{name}:")
-        texts = field_texts(type(getattr(config, name)))
+        texts = field_texts(type(getattr(config, name)))  # type: ignore[arg-type]  # a class can be hashed
         for key, entry in fields.items():
             if documented:
                 lines += [f"  # {line}" for line in texts.get(key, "").splitlines()]
@@ -145,7 +145,7 @@ def documentation() -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
     sections: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {}
     registries = {"model": NETWORKS, "objective": OBJECTIVES}
     for leaf in dataclasses.fields(Config):
-        classes = {"": MaskConfig if leaf.name == "mask" else leaf.default_factory}
+        classes: dict[str, Any] = {"": MaskConfig if leaf.name == "mask" else leaf.default_factory}
         if leaf.name in registries:
             classes = {name: registries[leaf.name].get(name).Section for name in registries[leaf.name].names()}
             names = f"{', '.join(classes)}, or one of a plugin."

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +25,11 @@ import torch
 from torch import Tensor
 
 from s2vfast import errors, ops
+from s2vfast.config.registry import load_plugin
 from s2vfast.inputs import OPS, SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
+INDEXED = ("clip_sample", "tube_mask", "token_mask", "point_sample", "voxelize")
+"""Operations that choose and count: integers are equal, and what was copied or averaged is so but for rounding."""
 _IN_PLACE = ("param", "grad", "exp_avg", "exp_avg_sq", "teacher")  # of adamw_ema
 
 
@@ -167,7 +169,7 @@ def verify_call(
         dtype: of matrix operands among them.
         device: where they are.
     """
-    if op in ("clip_sample", "tube_mask", "token_mask"):
+    if op in INDEXED:
         return _compare_draws(op, call, arguments)
     public = getattr(ops, op)
     if op == "adamw_ema":
@@ -235,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := [op for op in options.ops if op not in OPS]:
             raise errors.ConfigError(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
         for path in options.plugin:
-            _run_plugin(path)
+            load_plugin(path)
         for op in options.ops or OPS:
             can = [name for name, reasons in ops.availability(_kind(options.device))[op].items() if not reasons]
             if options.emulate:
@@ -251,17 +253,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return code
-
-
-def _run_plugin(path: str) -> None:
-    try:
-        runpy.run_path(path)
-    except OSError as error:
-        raise errors.ConfigError(f"--plugin {path}: cannot be read, {error.strerror}") from error
-    except errors.S2vfastError:
-        raise
-    except Exception as error:
-        raise errors.ConfigError(f"--plugin {path}: {type(error).__name__}: {error}") from error
 
 
 def _verify_with_options(op: str, impl: str, shape: Shape, options: argparse.Namespace) -> list[Agreement]:

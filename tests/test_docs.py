@@ -58,14 +58,37 @@ def test_files_that_the_architecture_names_are_there():
         assert (ROOT / name).exists() or (ROOT / "s2vfast" / name).exists(), name
 
 
+@pytest.mark.slow
+def test_the_site_has_no_broken_link_and_fetches_nothing(tmp_path):
+    """`make docs`, where what it needs is installed."""
+    pytest.importorskip("sphinx", reason="`make docs` installs it")
+    words = f"-m sphinx -W --keep-going -q -c docs -b html -d {tmp_path}/trees . {tmp_path}/site"
+    done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        fetched = re.findall(
+            r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*", page.read_text("utf-8")
+        )
+        assert not fetched, f"{page}: {fetched[0]}"
+    assert (tmp_path / "site" / "searchindex.js").is_file()
+    assert "s2vfast.evaluate.model.Model.encode" in (tmp_path / "site/docs/api.html").read_text("utf-8")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
 def commands():
-    for page in PAGES[:1]:
+    names = "README evaluation checkpoints presets training pictures formats".split()
+    for page in (page for page in PAGES if page.stem in names):
         for line in page.read_text("utf-8").splitlines():
             if match := re.match(r"s2vfast [^#]*", line):
                 yield match[0].strip()
 
 
 @pytest.mark.parametrize("line", sorted(set(commands())))
-def test_readmes_commands_are_understood(line):
+def test_commands_are_understood(line):
     words = [word.replace("[RUN", "RUN").replace("...]", "RUN") for word in shlex.split(line)[1:]]
     assert cli.parse(words) is not None

@@ -78,18 +78,31 @@ def detector(monkeypatch, videos):
         def read(self):
             return (True, self.images.pop(0)) if self.images else (False, None)
 
-    class Pose:
-        def process(self, image):
-            if image is None:
-                return SimpleNamespace(pose_world_landmarks=None)
-            joints = [SimpleNamespace(x=x, y=y, z=z, visibility=0.9) for x, y, z in image.tolist()]
-            return SimpleNamespace(pose_world_landmarks=SimpleNamespace(landmark=joints))
+    class Landmarker:
+        """As `PoseLandmarker` of MediaPipe 0.10.31 to 1.2: timestamps ascend, and a result lists people."""
 
-    cv2, mediapipe = ModuleType("cv2"), ModuleType("mediapipe")
+        @staticmethod
+        def create_from_options(options):
+            assert options == {"base_options": "pose_landmarker_full.task", "running_mode": "video"}
+            return contextlib.nullcontext(Landmarker())
+
+        def detect_for_video(self, image, timestamp_ms):
+            assert timestamp_ms > getattr(self, "before", -1)
+            self.before = timestamp_ms
+            poses = [] if image is None else [image.tolist()]
+            people = [[SimpleNamespace(x=x, y=y, z=z, visibility=0.9) for x, y, z in pose] for pose in poses]
+            return SimpleNamespace(pose_world_landmarks=people)
+
+    modules = {name: ModuleType(name) for name in ("cv2", "mediapipe", "mediapipe.tasks", "mediapipe.tasks.python")}
+    cv2, mediapipe, tasks = modules["cv2"], modules["mediapipe"], modules["mediapipe.tasks.python"]
     cv2.VideoCapture, cv2.cvtColor, cv2.COLOR_BGR2RGB = Capture, lambda image, code: image, 4
-    mediapipe.solutions = SimpleNamespace(pose=SimpleNamespace(Pose=Pose))
-    monkeypatch.setitem(sys.modules, "cv2", cv2)
-    monkeypatch.setitem(sys.modules, "mediapipe", mediapipe)
+    mediapipe.ImageFormat, mediapipe.Image = SimpleNamespace(SRGB=1), lambda image_format, data: data
+    tasks.BaseOptions = lambda model_asset_path: model_asset_path
+    tasks.vision = SimpleNamespace(
+        PoseLandmarkerOptions=dict, RunningMode=SimpleNamespace(VIDEO="video"), PoseLandmarker=Landmarker
+    )
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def run_script(name, *words, monkeypatch):
@@ -103,6 +116,7 @@ def run_script(name, *words, monkeypatch):
 
 def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     detector(monkeypatch, videos)
     printed = {}
     for language, title, text in blocks():

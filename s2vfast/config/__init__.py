@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s2vfast.config.fields import Section, check_section, option, refuse_unknown, section_from_tree, tree_of
@@ -17,6 +18,8 @@ from s2vfast.errors import ConfigError
 
 if TYPE_CHECKING:
     from s2vfast.data.layout import Layout
+    from s2vfast.networks import Network
+    from s2vfast.objectives import Objective
 
 DEFAULT_NETWORK, DEFAULT_OBJECTIVE = "transformer", "skeleton2vec"
 
@@ -214,13 +217,13 @@ class Config(Section):
             self.mask = MaskConfig()
 
     @property
-    def network_class(self) -> type:
-        """The `s2vfast.networks.Network` that ``model.name`` names."""
+    def network_class(self) -> type[Network]:
+        """The class that ``model.name`` names."""
         return NETWORKS.get(self.model.name)
 
     @property
-    def objective_class(self) -> type:
-        """The `s2vfast.objectives.Objective` that ``objective.name`` names."""
+    def objective_class(self) -> type[Objective]:
+        """The class that ``objective.name`` names."""
         return OBJECTIVES.get(self.objective.name)
 
     @property
@@ -280,6 +283,21 @@ class Config(Section):
         config = cls(**sections)
         config.validate()
         return config
+
+    @staticmethod
+    def from_preset(name_or_file: str | Path, changes: dict[str, dict[str, Any]] | None = None) -> Config:
+        """The config of a preset or of a YAML file, with single fields replaced.
+
+        Args:
+            name_or_file: a name in ``s2vfast.presets.names()``, or a file.
+            changes: fields by section, such as ``{"train": {"batch": 32}}``.
+
+        Raises:
+            ConfigError: no such preset or file, or a value that is impossible.
+        """
+        from s2vfast import presets  # which imports this module
+
+        return presets.load(name_or_file, changes)
 
 
 def _named_section(registry: Registry, default: str, values: Any, path: str) -> Any:

@@ -24,7 +24,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from s2vfast.errors import ConfigError
 
@@ -39,6 +39,8 @@ class Section:
 
     Dataclasses of this package derive from it; those of a plugin do once they are registered.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_unknown([name], self.__dataclass_fields__, type(self).__name__)
@@ -68,7 +70,7 @@ def section_from_tree(section: type[S], values: Any, path: str) -> S:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a section of fields is expected, not {values!r}")
     refuse_unknown(values, [leaf.name for leaf in _leaves(section)], path)
-    hints = _hints(section)
+    hints = _hints(section)  # type: ignore[arg-type]  # a class can be hashed
     result = section(**{name: _with_tuples(value, hints[name]) for name, value in values.items()})
     check_section(result, path)
     return result
@@ -81,7 +83,7 @@ def tree_of(section: Any) -> dict[str, Any]:
 
 def check_section(section: Any, path: str) -> None:
     """Raise `ConfigError` for the first field whose value has another type or is out of its range."""
-    hints = _hints(type(section))
+    hints = _hints(type(section))  # type: ignore[arg-type]  # a class can be hashed
     leaves = [(leaf, getattr(section, leaf.name)) for leaf in _leaves(section)]
     for leaf, value in leaves:
         _check_type(f"{path}.{leaf.name}", value, hints[leaf.name])
@@ -119,12 +121,12 @@ def _texts_in_source(section: type) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef) and node.name == section.__name__:
             for definition, text in itertools.pairwise(node.body):
-                if (
-                    isinstance(definition, ast.AnnAssign)
-                    and isinstance(text, ast.Expr)
-                    and isinstance(text.value, ast.Constant)
-                ):
-                    yield definition.target.id, inspect.cleandoc(text.value.value)
+                match definition, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str() as documentation)),
+                    ):
+                        yield name, inspect.cleandoc(documentation)
 
 
 def _leaves(section: Any) -> list[dataclasses.Field]:

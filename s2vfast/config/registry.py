@@ -41,13 +41,13 @@ class Registry:
         gets the name, so that ``section.name`` says whose it is.
         """
 
-        def enter(registered: Class) -> Class:
+        def enter(registered: Any) -> Any:
             other = self._classes.get(name, registered)
             # A cell of a notebook that runs again defines its class again.
             if (other.__module__, other.__qualname__) != (registered.__module__, registered.__qualname__):
                 raise ValueError(f"{self.path}: {name} is the name of {other.__module__}.{other.__qualname__}")
             section = registered.Section
-            if not dataclasses.is_dataclass(section):
+            if not (isinstance(section, type) and dataclasses.is_dataclass(section)):
                 raise TypeError(f"{registered.__qualname__}.Section: a dataclass of the config's fields is expected")
             registered.Section = type(
                 section.__name__,
@@ -99,6 +99,8 @@ def load_plugin(path: str | Path) -> None:
     if not file.is_file():
         raise ConfigError(f"--plugin {path}: no such file")
     spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--plugin {path}: a Python file (FILE.py) is expected")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their modules up
     try:

@@ -24,7 +24,7 @@ from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_REASON, NotRead
-from s2vfast.data.names import Exclusion, exclusion, key, stem
+from s2vfast.data.names import Exclusion, example, exclusion, key, stem
 from s2vfast.data.store import Body, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
 from s2vfast.data.tracks import BodyCounts, arrange
@@ -158,6 +158,11 @@ def import_dataset(
     about: dict[str, Any] = {"format": name, "name": path.resolve().name, "notes": list(source.notes)}
     if min_confidence > 0.0:
         about["min_confidence"] = min_confidence
+
+    def make_splits(infos: list[SequenceInfo]) -> Splits:
+        about["notes"] += _empty_classes(source.classes, infos)
+        return _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"])
+
     write_store(
         out,
         labelling.apply(
@@ -165,7 +170,7 @@ def import_dataset(
         ),
         layout=source.layout,
         classes=source.classes,
-        splits=lambda infos: _whole_splits(source.splits(infos) | labelling.splits(), infos, about["notes"]),
+        splits=make_splits,
         source=about,
         dropped=dropped,
         dtype=dtype,
@@ -197,7 +202,7 @@ def read_checked(source: Source, item: Any, min_confidence: float = 0.0) -> list
     ``min_confidence`` were not seen.
     """
     classes = len(source.classes) if source.labelled else None
-    return _Task(source.read, source.layout, classes, source.limit, min_confidence)([item])[0]
+    return _Task(source.read, source.layout, classes, source.limit, min_confidence)([(item, None)])[0]
 
 
 def _collect(
@@ -246,7 +251,7 @@ def _collect(
 
 def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int, Result]]:
     """Apply ``task`` to chunks of items, in their order whoever is faster; yields (items in the chunk, result)."""
-    items = iter(source.items)
+    items = zip(source.items, itertools.repeat(None) if source.names is None else source.names, strict=False)
     chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
     if workers is None:
         workers = _cores() if source.total >= MIN_FILES_FOR_WORKERS else 0
@@ -303,10 +308,11 @@ class _Task:
     exclude: frozenset[str] = frozenset()
     exclude_reason: str = ""
 
-    def __call__(self, chunk: list[Any]) -> Result:
+    def __call__(self, chunk: list[tuple[Any, str | None]]) -> Result:
+        """Of items and the names of their recordings, where these are known without reading."""
         out: list[Sequence | dict[str, Any]] = []
         tally = _Tally()
-        for item in chunk:
+        for item, name in chunk:
             try:
                 recordings = self.read(item)
             except BrokenRecording as error:
@@ -316,7 +322,10 @@ class _Task:
             except OSError as error:
                 file = Path(error.filename or str(item)).name
                 recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
-            out.extend(self.check(entry, tally) for entry in recordings)
+            for entry in recordings:
+                if isinstance(entry, BrokenRecording) and name is not None:
+                    entry.name = name
+                out.append(self.check(entry, tally))
         return out, tally
 
     def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
@@ -348,8 +357,13 @@ class _Task:
         return entry
 
     def blank(self, body: Body, tally: _Tally) -> None:
-        """A joint with a NaN, and one that the detector was not sure of, becomes zeros: it was not seen."""
+        """A joint with a NaN, and one that the detector was not sure of, becomes zeros: it was not seen.
+
+        A confidence that is no number is none: 0.
+        """
         missing = np.isnan(body.joints).any(axis=-1)  # [n, V]
+        if body.confidence is not None:
+            body.confidence = np.nan_to_num(body.confidence)
         if self.min_confidence > 0.0 and body.confidence is not None and body.confidence.shape == missing.shape:
             unsure = body.confidence < self.min_confidence
             tally.unsure_joints += int((unsure & body.joints.any(axis=-1)).sum())
@@ -367,6 +381,16 @@ def _entry(error: BrokenRecording) -> dict[str, Any]:
     if error.line is not None:
         entry["line"] = error.line
     return entry
+
+
+def _empty_classes(classes: list[str], infos: list[SequenceInfo]) -> list[str]:
+    """A note on classes without a recording, of recordings some of which have labels."""
+    labels = {info.label for info in infos} - {-1}
+    empty = [name for label, name in enumerate(classes) if label not in labels]
+    if not labels or not empty:
+        return []
+    hint = f"; labels begin at {min(labels)}" if empty[0] == "class 0" else ""
+    return [f"{len(empty):,} of {len(classes):,} classes have no recording: {example(empty)}{hint}"]
 
 
 def _whole_splits(splits: Splits, infos: list[SequenceInfo], notes: list[str]) -> Splits:

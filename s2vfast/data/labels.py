@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s2vfast.data.formats.base import Source
+from s2vfast.data.formats.base import Source, parts_of
 from s2vfast.data.limits import MAX_CLASSES, MAX_LABELS_BYTES, MAX_NAME, NotJson, describe, parse_json, read_plain
 from s2vfast.data.names import stem
 from s2vfast.data.store import Sequence
@@ -132,10 +132,7 @@ class Labelling:
 
     def splits(self) -> Splits:
         """A split of the parts that were said, called "default"."""
-        by_part = dict(self.parts)
-        if "val" in by_part and "test" not in by_part:
-            by_part["test"] = by_part.pop("val")
-        return {"default": by_part} if by_part else {}
+        return {"default": parts_of(self.parts)} if self.parts else {}
 
     def _entry(self, name: str) -> Entry | None:
         entries = self.entries or {}

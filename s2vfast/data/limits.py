@@ -120,7 +120,8 @@ def parse_json(raw: bytes) -> Any:
     except NotJson:
         raise
     except json.JSONDecodeError as error:
-        reason = NotJson(error.msg)
+        cut = " (cut off?)" if error.pos >= len(error.doc.rstrip()) or "Unterminated" in error.msg else ""
+        reason = NotJson(f"{error.msg} at character {error.pos + 1:,}{cut}")
         reason.line = error.lineno
         raise reason from None
     except RecursionError:

@@ -15,6 +15,7 @@ from s2vfast.data.store import HEADER, MADE_SPLITS, Store
 
 if TYPE_CHECKING:
     from s2vfast.data.importer import ImportReport
+    from s2vfast.data.memory import MemoryStore
 
 LISTED = 10  # entries of a long list that are printed; the store has them all
 
@@ -170,7 +171,7 @@ def _bodies(store: Store) -> str:
     return ", ".join(f"{bodies} in {number:,} sequences" for bodies, number in counts)
 
 
-def _absent(store: Store) -> tuple[np.ndarray, float]:
+def _absent(store: Store | MemoryStore) -> tuple[np.ndarray, float]:
     """Frames of each sequence without its main body, int64 [Q], and their part of all frames."""
     _, count = store.track_table(1)
     absent = store.total_frames - count[:, 0]
@@ -198,7 +199,7 @@ def body_counts(source: dict[str, Any]) -> list[str]:
     return phrases
 
 
-def main_bodies(store: Store, bodies: int) -> list[str]:
+def main_bodies(store: Store | MemoryStore, bodies: int) -> list[str]:
     """What a run on ``store`` with ``bodies`` bodies a sequence leaves out, a sentence each; empty where nothing."""
     _, fraction = _absent(store)
     sentences = []

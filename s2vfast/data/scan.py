@@ -53,9 +53,9 @@ def scan(
             (copies if is_copy else paths).append(path)
     notes = []
     if copies:
-        notes.append(f"{len(copies)} copies beside their originals left out: {_names(copies)}")
+        notes.append(f"copies beside their originals left out ({len(copies):,}): {_names(copies)}")
     if hidden:
-        notes.append(f"{len(hidden)} files of macOS left out: {_names(hidden)}")
+        notes.append(f"files of macOS left out ({len(hidden):,}): {_names(hidden)}")
     return sorted(paths, key=lambda path: (path.stem, path)), notes
 
 

@@ -104,7 +104,7 @@ def keep(path: str | Path, splits: Sequence[Split], overwrite: bool = False) -> 
     """
     path = Path(path)
     with files.disk_errors(path / HEADER, DataError, "the splits could not be written"), _locked(path):
-        store = Store.open(path)  # as it is now: another process may have own_splits splits meanwhile
+        store = Store.open(path)  # as it is now: another process may have made splits meanwhile
         own_splits = dict(store.meta.get(MADE_SPLITS, {}))
         for split in splits:
             if split.name == "all" or (split.name in store.splits and not (overwrite and split.name in own_splits)):

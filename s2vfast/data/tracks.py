@@ -20,13 +20,14 @@ A joint of zeros was not seen and counts nowhere. No real body is left out; a ru
 
 What finds people in every frame anew gives sightings, not tracks. `link` makes tracks of them, before the rule: by the
 ids of a tracker where there are some; into one track where no frame has more than one person; else to the track that is
-nearest, at most `LINK_DISTANCE` away and missed for at most `LINK_GAP` frames, the nearest pairs first.
+nearest, at most `LINK_DISTANCE` away and missed for at most `LINK_GAP` frames, the nearest pairs first. An id that two
+people of one frame have is none: where nothing followed people, some detectors give all of them the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,16 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
     """
     seen = [(number, [s for s in sightings if s.joints.any()]) for number, sightings in frames]
     alone = all(len(sightings) <= 1 for _, sightings in seen)
+    repeated: set[str | None] = set()
+    for _, sightings in seen:
+        ids = [sighting.track for sighting in sightings]
+        repeated.update(id for id in ids if id is not None and ids.count(id) > 1)
+    if repeated:
+        seen = [(number, [replace(s, track=None) if s.track in repeated else s for s in each]) for number, each in seen]
+        if notes is not None:
+            notes.append(
+                f"{len(repeated):,} id(s) that two people of a frame have say nothing: who is who is told by place"
+            )
     tracks: list[list[tuple[int, Sighting]]] = []
     by_id: dict[str, list[tuple[int, Sighting]]] = {}
     for number, sightings in seen:
@@ -118,7 +129,7 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
             elif key not in by_id:
                 by_id[key] = [(number, sighting)]
                 tracks.append(by_id[key])
-            elif by_id[key][-1][0] < number:  # a second one of this id in a frame is left out
+            else:
                 by_id[key].append((number, sighting))
         if nameless:
             pairs = _nearest([t for t in tracks if t[-1][1].track is None and number - t[-1][0] <= LINK_GAP], nameless)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-POOLS = ("mean", "joint", "joint_time")
+POOLS = ("mean", "joint", "joint_time", "statistics")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
 
 COMMANDS = {
     "evaluate": "measure a run's encoder on a labelled split: probes, neighbours, retrieval, fine-tuning",
     "embed": "write a run's features of a store's sequences to an npz file",
     "predict": "name the action in raw files, by a fine-tuned run",
+    "table": "a table of several results, mean ± deviation over runs, for a paper or a page",
+    "pack": "write a run as one file to share, with a card",
     "export": "write a run's network as a file that needs no s2vfast",
 }
 """Names of the commands, and what they do."""
@@ -18,11 +20,13 @@ COMMANDS = {
 
 def add(name: str, parser: Any) -> None:
     """Give a command its options."""
-    {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "export": _export}[name](parser)
+    {"evaluate": _evaluate, "embed": _embed, "predict": _predict, "table": _table, "pack": _pack, "export": _export}[
+        name
+    ](parser)
 
 
 def _run(parser: Any, **several: Any) -> None:
-    parser.add_argument("run", help="folder of a run", **several)
+    parser.add_argument("run", help="folder of a run, or a packed run", **several)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -31,6 +35,7 @@ def _features(parser: Any, **several: Any) -> None:
     parser.add_argument("--data", dest="store", metavar="STORE", help="a store; without it the run's own")
     parser.add_argument("--split", help="a split of the store; without it the run's own")
     parser.add_argument("--pool", choices=POOLS, default="mean", help="tokens to vector")
+    parser.add_argument("--layers", type=int, default=1, help="last layers whose tokens are read")
     parser.add_argument("--untrained", action="store_true", help="the same encoder with the weights it started from")
 
 
@@ -54,8 +59,8 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE.json|DIR",
-        help="a file for the results, with confusion matrices; or a folder for results.json and what is fine-tuned "
-        "(without it, that goes to RUN/finetuned)",
+        help="a file for the results, with confusion matrices and predictions; or a folder for results.json and what "
+        "is fine-tuned (without it, that goes to RUN/finetuned)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
@@ -72,12 +77,18 @@ def _evaluate(parser: Any) -> None:
     )
     parser.add_argument("--epochs", type=int, help="epochs of the linear probe [its recipe's; published 100]")
     parser.add_argument("--lr", type=float, help="first rate of the linear probe [its recipe's; published 0.1]")
+    parser.add_argument(
+        "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
+    )
+    parser.add_argument(
+        "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
+    )
     parser.add_argument("--percents", default="1,5,10,20", help="shares of the labels for semi")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share for semi")
     parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
     parser.add_argument("--train_part", default="train", help="part of the split that is fitted")
     parser.add_argument("--test_part", default="test", help="part of the split that is measured")
-    parser.add_argument("--confusion", action="store_true", help="add the confusion matrix to the JSON")
+    parser.add_argument("--confusion", action="store_true", help="add confusion matrices and predictions to the JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument(
         "--recipe",
@@ -107,10 +118,39 @@ def add_subset(parser: Any) -> None:
     """Options of ``s2vfast data subset``."""
     parser.add_argument("store", help="folder of a store")
     parser.add_argument("--split", required=True, help="split whose training part is chosen from")
+    parser.add_argument(
+        "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
+    )
+    parser.add_argument(
+        "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
+    )
     parser.add_argument("--percents", default="1,5,10,20", help="shares, with commas between them")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share")
     parser.add_argument("--seed", type=int, default=0, help="of the lists")
     parser.add_argument("--out", required=True, metavar="FILE.json", help="the file to write")
+
+
+def _table(parser: Any) -> None:
+    text = (
+        "files of results that evaluate wrote, or folders of one; runs of one method are averaged, NAME=FILE names it"
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help=text)
+    parser.add_argument("--format", choices=("md", "csv", "latex"), default="md", help="of the table")
+    parser.add_argument("--metric", choices=("top1", "top5", "mean_class", "map"), default="top1", help="what it shows")
+    parser.add_argument("--out", metavar="FILE", help="write it there instead of printing it")
+
+
+def _pack(parser: Any) -> None:
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--out", metavar="FILE.safetensors", help="the file to write")
+    text = "results of evaluate for the card; NAME=FILE names what they are of"
+    parser.add_argument("--results", nargs="+", default=[], metavar="RESULTS", help=text)
+    parser.add_argument(
+        "--card", action="store_true", help="print the card, of a run or of a packed file; --out may lack"
+    )
+    text = "keep the whole checkpoint (student, decoder), not the evaluated network alone"
+    parser.add_argument("--everything", action="store_true", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def _embed(parser: Any) -> None:

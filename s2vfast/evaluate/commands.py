@@ -12,14 +12,14 @@ from typing import Any
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.config.fields import refuse_unknown
-from s2vfast.evaluate import features, finetune_config, linear, protocols, table
+from s2vfast.evaluate import features, finetune_config, linear, measures, protocols
+from s2vfast.evaluate import table as tables
 from s2vfast.evaluate.checks import check_choice
+from s2vfast.evaluate.comparison import RESULTS
 from s2vfast.evaluate.finetune import Stopped
 from s2vfast.evaluate.metrics import ACCURACIES
 from s2vfast.train import distributed, rundir, torchrun
 from s2vfast.train.progress import Counter
-
-RESULTS = "results.json"
 
 
 class _Showing:
@@ -85,7 +85,7 @@ def evaluate(options: Any) -> int:
                 ranks.run_on_main_and_broadcast(lambda: _write(results, result))
     except errors.S2vfastError:
         if partly and torchrun.is_main_process():  # what one protocol cannot do costs no other
-            print(json.dumps(partly) if options.json else table.text(partly))
+            print(json.dumps(partly) if options.json else tables.text(partly))
         raise
     except Stopped as stopped:
         if torchrun.is_main_process():
@@ -93,9 +93,8 @@ def evaluate(options: Any) -> int:
         return 128 + stopped.signum
     if torchrun.is_main_process():
         if not options.confusion and not several:
-            for part in (result, result.get("probe", {})):
-                part.pop("confusion", None)
-        print(json.dumps(result) if options.json else table.text(result) if several else _lines(result))
+            result = measures.without_details(result)
+        print(json.dumps(result) if options.json else tables.text(result) if several else _lines(result))
     return 0
 
 
@@ -123,7 +122,7 @@ def _evaluate_ensemble(options: Any) -> int:
             ranks.run_on_main_and_broadcast(lambda: _write(results, result))
     if torchrun.is_main_process():
         if not options.confusion:
-            result.pop("confusion")
+            result = measures.without_details(result)
         print(json.dumps(result) if options.json else ensemble.text(result))
     return 0
 
@@ -169,6 +168,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}
     return {
         "pool": options.pool,
+        "layers": options.layers,
         "untrained": options.untrained,
         "train_part": options.train_part,
         "test_part": options.test_part,
@@ -180,6 +180,8 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         **probe,
         "seed": options.seed,
         "repeats": options.repeats,
+        "draws": options.draws,
+        "test_draws": options.test_draws,
         "recipe": recipe,
         **supervised,
         "percents": numbers("--percents", options.percents),
@@ -200,7 +202,7 @@ def _lines(result: dict[str, Any]) -> str:
     """The result of one protocol as text."""
     protocol = result["protocol"]
     if protocol in ("floor", "retrieval", "semi"):
-        return table.text({**result, "table": table.rows({protocol: result})})
+        return tables.text({**result, "table": tables.rows({protocol: result})})
     name = {
         "linear": f"linear probe on {result['pool']} features",
         "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {result['pool']} features",
@@ -211,8 +213,11 @@ def _lines(result: dict[str, Any]) -> str:
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
     lines.append(_accuracies(result))
-    if "probe" in result:
-        lines.append(f"by L-BFGS: {_accuracies(result['probe'])}")
+    for key, solver in {"probe": "L-BFGS", "ridge": "ridge regression"}.items():
+        if key in result:
+            lines.append(f"by {solver}: {_accuracies(result[key])}")
+    for key, part in result.get("averaged", {}).items():
+        lines.append(f"{key}, scores of {part['clips']} clips averaged: {_accuracies(part)}")
     for k, part in result.get("by_k", {}).items():
         if len(result["by_k"]) > 1 and k == "1":
             lines.append(f"1-NN: {_accuracies(part)}")
@@ -237,6 +242,7 @@ def embed(options: Any) -> int:
         options.out,
         options.split,
         pool=options.pool,
+        layers=options.layers,
         untrained=options.untrained,
         device=options.device,
         overwrite=options.overwrite,
@@ -260,6 +266,41 @@ def subset(options: Any) -> int:
     _write(Path(options.out), subset_table)
     counts = ", ".join(f"{percent} %: {len(lists[0])}" for percent, lists in subset_table["lists"].items())
     print(f"{options.out}: {options.lists} lists of each share ({counts} sequences), SHA-256 {subset_table['sha256']}")
+    return 0
+
+
+def table(options: Any) -> int:
+    """``s2vfast table``."""
+    from s2vfast.evaluate import comparison
+
+    text = comparison.text_of(options.results, options.format, options.metric)
+    if options.out is None:
+        print(text, end="")
+    else:
+        with files.disk_errors(Path(options.out), errors.DataError):
+            files.write_text(Path(options.out), text)
+        print(options.out)
+    return 0
+
+
+def pack(options: Any) -> int:
+    """``s2vfast pack``."""
+    from s2vfast.evaluate import sharing
+
+    if options.out is None and not options.card:
+        raise errors.ConfigError("--out: needed, the FILE.safetensors to write; or --card, to print the card alone")
+    if options.card:
+        print(sharing.card(options.run, options.results), end="")
+    if options.out is not None:
+        summary = sharing.pack(
+            options.run,
+            options.out,
+            results=options.results,
+            everything=options.everything,
+            overwrite=options.overwrite,
+            log=_to_stderr,
+        )
+        print(f"{summary['out']}: {summary['bytes'] / 1e6:.1f} MB, SHA-256 of its content {summary['sha256']}")
     return 0
 
 

@@ -60,6 +60,8 @@ class EvalContext:
     """Where the encoder and the probes run."""
     pool: features.Pool = "mean"
     """How tokens become a vector."""
+    layers: int = 1
+    """Last layers of the encoder whose tokens are read."""
     clips: int = 64
     """Sequences that go through the encoder at a time."""
     seed: int = 0
@@ -85,6 +87,7 @@ class EvalContext:
         test_part: str = "test",
         untrained: bool = False,
         pool: features.Pool = "mean",
+        layers: int = 1,
         clips: int = 64,
         device: str = "auto",
         ranks: Ranks | None = None,
@@ -101,6 +104,7 @@ class EvalContext:
             test_part: part of the split that is measured.
             untrained: take the weights that the run started from.
             pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
+            layers: last layers that are read, see `s2vfast.evaluate.features.pool_clips`.
             clips: sequences that go through the encoder at a time.
             device: auto, cpu, cuda or cuda:N.
             ranks: processes that share the work; None: this one alone.
@@ -127,7 +131,7 @@ class EvalContext:
                 f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
                 f"{tuned['source']['run']}"
             )
-        features.check_pool(encoder, pool)
+        features.check_pool(encoder, pool, layers)
         split = split or config.data.split
         ids = _part_ids(store, split, *parts)
         if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
@@ -138,8 +142,8 @@ class EvalContext:
             )
         labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
         context = cls(
-            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, clips,
-            **options, ranks=ranks, log=log,
+            Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, layers,
+            clips, **options, ranks=ranks, log=log,
         )  # fmt: skip
         if overlap := context.overlap:
             log(
@@ -222,6 +226,7 @@ class EvalContext:
                     self.store,
                     self.ids[part],
                     pool=self.pool,
+                    layers=self.layers,
                     draw=draw,
                     seed=self.seed,
                     batch=self.clips,
@@ -242,6 +247,7 @@ class EvalContext:
             "split": self.split,
             "untrained": self.untrained,
             "pool": self.pool,
+            "layers": self.layers,
             "n_train": len(self.ids[0]),
             "n_test": len(self.ids[1]),
             "missing_classes": self.missing,
@@ -280,6 +286,7 @@ class EvalContext:
             "store": self.store.fingerprint,
             "ids": finetune.digest_ids(self.ids[part]),
             "pool": self.pool,
+            "layers": self.layers,
             "draw": None if draw is None else [draw, self.seed],
             "device": self.device.type,
         }

@@ -173,7 +173,7 @@ def _logits(context: EvalContext, protocol: str, how: protocols.Options, parts: 
     """[n, classes] of each part, on the host."""
     if protocol == "classify":
         return [finetune_protocols.class_logits(context, context.run, part) for part in parts]
-    train = measures.train_features(context, how.draws)
+    train = measures.drawn_features(context, 0, how.draws)
     fitted = linear.fit(train, context.labels[0], classes=context.classes, seed=how.seed, **how.probe)
     return [fitted.scores(context.features(part)).cpu() for part in parts]
 

@@ -25,10 +25,11 @@ from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
+    from s2vfast.data.memory import MemoryStore
     from s2vfast.data.store import Store
 
-Pool = Literal["mean", "joint", "joint_time"]
-POOLS: tuple[str, ...] = ("mean", "joint", "joint_time")
+Pool = Literal["mean", "joint", "joint_time", "statistics"]
+POOLS: tuple[str, ...] = ("mean", "joint", "joint_time", "statistics")
 
 
 def load_encoder(
@@ -107,18 +108,21 @@ def resolve_device(name: str, ranks: Ranks | None = None) -> torch.device:
 
 
 def feature_width(encoder: Network, pool: Pool) -> int:
-    """F: numbers a sequence."""
-    segments, joints = encoder.grid or (1, 1)
-    return encoder.width * {"mean": 1, "joint": joints, "joint_time": joints + segments}[pool]
+    """F of the last layer: numbers a sequence."""
+    segments, joints = encoder.grid or (0, 0)
+    vectors = {"mean": 1, "joint": joints, "joint_time": joints + segments, "statistics": 4 + 3 * joints + 2 * segments}
+    return encoder.width * vectors[pool]
 
 
-def check_pool(encoder: Network, pool: Pool) -> None:
-    """Raise `ConfigError` where a pooling needs joints and segments and the network's tokens are none."""
-    if pool != "mean" and encoder.grid is None:
+def check_pool(encoder: Network, pool: Pool, layers: int = 1) -> None:
+    """Raise `ConfigError` where a network has no joints and segments to pool by, or not so many layers."""
+    name = type(encoder).__name__
+    if pool in ("joint", "joint_time") and encoder.grid is None:
         raise errors.ConfigError(
-            f"--pool: {pool} needs tokens of joints and segments, which {type(encoder).__name__} does not have; give "
-            f"mean"
+            f"--pool: {pool} needs tokens of joints and segments, which {name} does not have; give mean or statistics"
         )
+    if not 1 <= layers <= encoder.depth:
+        raise errors.ConfigError(f"--layers: {layers}; {name} has {encoder.depth}, 1 to {encoder.depth} is expected")
 
 
 def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
@@ -128,23 +132,62 @@ def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
         tokens: [N, L, D].
         encoder: whose tokens they are.
         pool: "mean" (published): over all tokens, [N, D]. "joint": each joint's mean over segments, [N, V * D].
-            "joint_time": the same, then each segment's mean over joints, [N, (V + S) * D].
+            "joint_time": the same, then each segment's mean over joints, [N, (V + S) * D]. "statistics": of all
+            tokens the mean, the maximum, the standard deviation and the share of positive values, [N, 4 * D]; where
+            there is a grid, then each joint's mean, maximum and standard deviation over segments, and each segment's
+            mean and maximum over joints, [N, (4 + 3 * V + 2 * S) * D] in all.
     """
     if pool == "mean":
         return tokens.mean(dim=1)
+    statistics = [
+        tokens.mean(dim=1), tokens.amax(dim=1), tokens.std(dim=1, correction=0), (tokens > 0).to(tokens.dtype).mean(1)
+    ]  # fmt: skip
+    if encoder.grid is None:
+        return torch.cat(statistics, dim=1)
     grid = tokens.unflatten(1, encoder.grid)  # [N, S, V, D]
+    joint = grid.mean(dim=1).flatten(1)
     if pool == "joint":
-        return grid.mean(dim=1).flatten(1)
-    return torch.cat([grid.mean(dim=1).flatten(1), grid.mean(dim=2).flatten(1)], dim=1)
+        return joint
+    segment = grid.mean(dim=2).flatten(1)
+    if pool == "joint_time":
+        return torch.cat([joint, segment], dim=1)
+    grid_statistics = [
+        joint,
+        grid.amax(1).flatten(1),
+        grid.std(1, correction=0).flatten(1),
+        segment,
+        grid.amax(2).flatten(1),
+    ]
+    return torch.cat([*statistics, *grid_statistics], dim=1)
+
+
+def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> Tensor:
+    """`pool_tracks` of the tokens of clips [N, T, V, C], [N, F]; of the layers below too, from the lowest on.
+
+    Args:
+        clips: of tracks.
+        encoder: in evaluation mode.
+        pool: as of `pool_tracks`.
+        layers: how many of the last layers; below the last one tokens are what that layer hands on, without a norm.
+    """
+    if layers == 1:
+        return pool_tracks(encoder(clips), encoder, pool)
+    try:
+        *below, last = encoder.hidden(clips, layers)
+    except NotImplementedError as error:
+        raise errors.ConfigError(f"--layers: {layers}; {error}") from error
+    last = last if encoder.final_norm is None else encoder.final_norm(last)
+    return torch.cat([pool_tracks(tokens, encoder, pool) for tokens in (*below, last)], dim=1)
 
 
 def extract(
     encoder: Network,
     config: Config,
-    store: Store,
+    store: Store | MemoryStore,
     ids: np.ndarray,
     *,
     pool: Pool = "mean",
+    layers: int = 1,
     draw: int | None = None,
     seed: int = 0,
     batch: int = 64,
@@ -165,6 +208,7 @@ def extract(
         store: sequences of the run's layout.
         ids: int64 [n].
         pool: see `pool_tracks`.
+        layers: see `pool_clips`.
         draw: number of a random draw of the clips, as training makes them; None: the one deterministic clip.
         seed: of that draw.
         batch: sequences at a time.
@@ -180,25 +224,24 @@ def extract(
         DataError: the features of a sequence are not finite.
     """
     encoder.to(device)
-    check_pool(encoder, pool)
+    check_pool(encoder, pool, layers)
     ranks = ranks or Ranks()
     recordings = recordings or Recordings(config, store, torch.device(device))
     V, M = store.layout.num_joints, config.data.bodies
-    result = torch.zeros(len(ids), feature_width(encoder, pool))
     with torch.no_grad():
         some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
-        if some_absent:
-            empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
-            empty = pool_tracks(encoder(empty), encoder, pool)[:1]  # [1, F]
+        empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
+        empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
+        result = torch.zeros(len(ids), empty.shape[1])
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
             tracks = recordings.clips(batch_ids, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
             if some_absent:
                 present = recordings.present[batch_ids].flatten().to(device)  # [B * M]
                 pooled = empty.repeat(len(tracks), 1)
-                pooled[present] = pool_tracks(encoder(tracks[present]), encoder, pool)
+                pooled[present] = pool_clips(tracks[present], encoder, pool, layers)
             else:
-                pooled = pool_tracks(encoder(tracks), encoder, pool)
+                pooled = pool_clips(tracks, encoder, pool, layers)
             result[start : start + len(batch_ids)] = pooled.unflatten(0, (-1, M)).mean(dim=1)
             if progress is not None:
                 progress(start + len(batch_ids), len(ids))

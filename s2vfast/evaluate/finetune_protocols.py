@@ -80,7 +80,9 @@ def tuned(
     }
     if mode == "supervised":  # whatever the run is whose network it has
         about |= {"step": 0, "pretrained_on": None, "overlap": 0, "transfer": False}
-    scores = [measures.accuracies(one) | {name: one[name] for name in ("per_class", "confusion")} for one in results]
+    scores = [
+        measures.accuracies(one) | {name: one[name] for name in ("per_class", *measures.DETAILS)} for one in results
+    ]
     return measures.aggregate(scores) | about
 
 
@@ -189,6 +191,8 @@ def semi(
 
 def _folder(context: EvalContext, recipe: FinetuneConfig, source: finetune.Source) -> Path:
     """A folder under the run that is named by all that a fine-tuned run depends on."""
+    if context.run.is_file():
+        raise errors.ConfigError(f"--out: needed, a folder; {context.run} is a file, under which no run can be made")
     about = {
         "recipe": {
             name: value for name, value in recipe.to_dict().items() if name not in finetune.finetune_config.FREE

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2vfast.evaluate import knn, linear, metrics, probe, retrieval
+from s2vfast.evaluate import knn, linear, metrics, probe, retrieval, ridge
 from s2vfast.evaluate.context import EvalContext
+
+DETAILS = ("confusion", "predicted")
+"""What is large in a result: it goes into files, and is printed where it is asked for."""
 
 
 def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """The accuracies, ``per_class`` in per cent, and ``confusion`` (rows are true classes).
+    """The accuracies, ``per_class`` in per cent, and `DETAILS`: ``confusion`` (rows are true classes), ``predicted``.
 
-    ``mean_class`` is the mean of ``per_class`` over the classes that have a test sample.
+    ``mean_class`` is the mean of ``per_class`` over the classes that have a test sample. ``predicted`` is a list a seed
+    of the class predicted for each sequence, in the order of the part.
 
     Args:
         ranked: int64 [n, classes], the best class first.
@@ -31,6 +35,16 @@ def scores(ranked: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
         "mean_class": statistics.fmean(value for value in per_class if value is not None),
         "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": matrix.tolist(),
+        "predicted": [ranked[:, 0].tolist()],
+    }
+
+
+def without_details(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without `DETAILS`, nor those of the results in it."""
+    return {
+        name: without_details(value) if isinstance(value, dict) else value
+        for name, value in result.items()
+        if name not in DETAILS
     }
 
 
@@ -40,7 +54,7 @@ def accuracies(result: dict[str, Any]) -> dict[str, float]:
 
 
 def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several results of `scores` as one: means, sample standard deviations, the sum of the confusion matrices."""
+    """Several results of `scores` as one: means, sample standard deviations, confusions added, all predictions."""
     if len(results) == 1:
         return results[0]
     result: dict[str, Any] = {}
@@ -52,14 +66,15 @@ def aggregate(results: list[dict[str, Any]]) -> dict[str, Any]:
         name: None if value is None else statistics.fmean(one["per_class"][name] for one in results)
         for name, value in classes.items()
     }
-    return result | {"confusion": torch.tensor([one["confusion"] for one in results]).sum(dim=0).tolist()}
+    confusion = torch.tensor([one["confusion"] for one in results]).sum(dim=0).tolist()
+    return result | {"confusion": confusion, "predicted": [seed for one in results for seed in one["predicted"]]}
 
 
-def train_features(context: EvalContext, draws: int) -> Tensor:
-    """[1 + draws, n, F]: of the deterministic clips, and of drawn ones as pretraining makes them."""
-    name = context.parts[0]
-    drawn = [context.features(0, draw, f"features of {name}, draw {draw + 1} of {draws}") for draw in range(draws)]
-    return torch.stack([context.features(0), *drawn])
+def drawn_features(context: EvalContext, part: int, draws: int) -> Tensor:
+    """[1 + draws, n, F] of a part: of the deterministic clips, and of drawn ones as pretraining makes them."""
+    name = context.parts[part]
+    drawn = [context.features(part, draw, f"features of {name}, draw {draw + 1} of {draws}") for draw in range(draws)]
+    return torch.stack([context.features(part), *drawn])
 
 
 def linear_probe(
@@ -72,7 +87,10 @@ def linear_probe(
     seeds: Sequence[int],
     **settings: Any,
 ) -> dict[str, Any]:
-    """The published linear probe, mean over seeds of its weights and order. ``train`` is [n, F] or [A, n, F]."""
+    """The published linear probe, mean over seeds of its weights and order.
+
+    ``train`` is [n, F] or [A, n, F], ``test`` [m, F].
+    """
     results, report = [], context.progress
     for seed in seeds:
         fitted = linear.fit(
@@ -94,6 +112,24 @@ def fast_probe(
     fitted = probe.fit(train, labels, classes=context.classes)
     result = scores(metrics.rank_scores(fitted.scores(test)), test_labels, context.store.classes)
     return result | {"penalty": fitted.penalty, "validation": fitted.validation}
+
+
+def ridge_probe(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, context: EvalContext
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ridge regression fitted to all copies of the training sequences, [A, n, F].
+
+    Returns:
+        Its scores of the first of the copies of the test sequences, ``test`` [A', m, F], and those of the mean of the
+        scores of all copies.
+    """
+    fitted = ridge.fit(train, labels, classes=context.classes)
+    about = {"penalty": fitted.penalty, "validation": fitted.validation, "copies": len(train) - 1}
+    logits = fitted.scores(test)  # [A', m, classes]
+    single, mean = (
+        scores(metrics.rank_scores(part), test_labels, context.store.classes) for part in (logits[0], logits.mean(0))
+    )
+    return single | about, mean | {"clips": len(test)}
 
 
 def neighbours(

@@ -12,24 +12,29 @@ import torch
 from torch import Tensor
 
 import s2vfast.errors as errors
+from s2vfast.data.formats.base import find_absurd
+from s2vfast.data.formats.poses import in_three
 from s2vfast.data.layout import Layout
 from s2vfast.data.memory import MemoryStore
 from s2vfast.data.store import Body
 from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.units import LIMITS
 from s2vfast.evaluate import features, finetune, runs
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.train.feed import Recordings
 
 Ranking = list[tuple[str, float]]
 """(class, probability), the most probable first."""
+_ONE_OF = {"bodies": "body", "frames": "frame"}
 
 
 class Model:
     """A pretrained, fine-tuned or supervised run, ready for arrays.
 
     A sequence is an array [T, V, 3] of one body or [M, T, V, 3] of M, the main one first: T frames, the V joints of
-    `layout` in its order, coordinates of the unit that the run was trained on. NumPy or PyTorch; zeros and NaN are
-    joints that were not seen. Clips are made of it as evaluation makes them.
+    `layout` in its order, coordinates of the unit that the run was trained on. NumPy or PyTorch; a joint of zeros, or
+    with a NaN, was not seen. Of a run whose recordings have 2 coordinates it may be [..., 2]. Clips are made of it as
+    evaluation makes them.
 
     Args:
         run_dir: the run's folder.
@@ -89,35 +94,45 @@ class Model:
         if isinstance(sequence, Recording):
             return sequence
         array = self.checked(sequence, ("bodies", "frames"))
-        array = np.nan_to_num(array, nan=0.0, posinf=np.inf, neginf=-np.inf)
         at = np.arange(array.shape[1], dtype=np.int32)
         bodies = [Body(str(slot), at, joints.astype(np.float32)) for slot, joints in enumerate(array)]
         return Recording(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
 
     def checked(self, values: Any, axes: tuple[str, ...]) -> np.ndarray:
-        """Numbers [axes, V, 3], of which the first axis, the bodies, may be left out where there is one.
+        """Numbers [axes, V, 3], zeros where a joint was not seen.
+
+        Args:
+            values: [axes, V, C]. The first axis, the bodies, may be left out where there is one. C is 3, or 2 of a run
+                whose recordings have 2 coordinates.
+            axes: names of those before V and C.
 
         Raises:
-            DataError: values of another kind or shape.
+            DataError: values of another kind or shape, or that no recording of the run's unit can have.
         """
         array, V = np.asarray(values.cpu() if isinstance(values, Tensor) else values), self.layout.num_joints
-        dimensions = len(axes) + 2
-        if (
-            array.ndim not in (dimensions - 1, dimensions)
-            or array.shape[-2:] != (V, 3)
-            or array.dtype.kind not in "fiu"
-        ):
-            one, several = (f"[{', '.join([*names, str(V), '3'])}]" for names in (axes[1:], axes))
+        what, dimensions, planar = "sequence" if "frames" in axes else "frame", len(axes) + 2, self.layout.planar
+        shapes = {(V, 3), (V, 2)} if planar else {(V, 3)}
+        fits = array.ndim in (dimensions - 1, dimensions) and array.shape[-2:] in shapes
+        if not fits or array.dtype.kind not in "fiu":
+            one, several = (f"[{', '.join([*names, str(V), '2' if planar else '3'])}]" for names in (axes[1:], axes))
             raise errors.DataError(
-                f"a {'sequence' if 'frames' in axes else 'frame'}: numbers {one} or {several} are expected for layout "
-                f"{self.layout.name}, found {array.dtype} {list(array.shape)}"
+                f"a {what}: numbers {one} or {several} are expected for layout {self.layout.name}, found {array.dtype} "
+                f"{list(array.shape)}"
             )
-        return array[None] if array.ndim < dimensions else array
+        array = in_three(array[None] if array.ndim < dimensions else array)
+        array = np.where(np.isnan(array).any(axis=-1, keepdims=True), 0, array)
+        if planar and array[..., 2].any():
+            raise errors.DataError(f"a {what}: a third coordinate that is not 0; the run's recordings have 2")
+        if self.unit is not None and (absurd := find_absurd(array.reshape(-1, V, 3), LIMITS[self.unit])):
+            at = zip(axes, np.unravel_index(absurd[0], array.shape[:-2]), strict=True)
+            where = ", ".join(f"{_ONE_OF[name]} {number}" for name, number in at)
+            raise errors.DataError(f"a {what}: {where}, {absurd[2]}; the run was trained on coordinates in {self.unit}")
+        return array
 
     def ranked(self, probabilities: Tensor, top: int) -> Ranking:
         """The ``top`` most probable classes of a row [classes]."""
         values = probabilities.sort(descending=True, stable=True)
-        names = [self.classes[i] for i in values.indices.tolist()[:top]]
+        names = [(self.classes or [])[i] for i in values.indices.tolist()[:top]]
         return list(zip(names, values.values.tolist(), strict=False))
 
     def probabilities_of(self, recordings: Sequence[Recording], strict: bool = True) -> Tensor:
@@ -172,6 +187,7 @@ class Stream:
     Raises:
         ConfigError: an impossible number.
         CheckpointError: a run without classes.
+        DataError: a run that takes confidences of joints, which frames do not have.
     """
 
     def __init__(
@@ -181,6 +197,8 @@ class Stream:
         check_counts(window=window, step=step, top=top)
         check_smooth(smooth)
         model.probabilities_of([])
+        if model.config.data.confidence:
+            raise errors.DataError(f"{model.run_dir}: the run takes confidences of joints, and a stream has none")
         self.model, self.step, self.smooth, self.top = model, step, smooth, top
         self.frames = 0
         """Frames that have come."""
@@ -191,17 +209,17 @@ class Stream:
         """Take the next frame.
 
         Args:
-            frame: [V, 3] of one body, [M, V, 3] of M, or None where nobody is seen.
+            frame: [V, 3] of one body, [M, V, 3] of M (C as in `Model`), or None where nobody is seen.
 
         Returns:
             Classes, where it is time to look and the window holds a body; else None.
 
         Raises:
-            DataError: a frame of another shape.
+            DataError: a frame of another shape, or that no recording of the run's unit can have.
         """
         self._window.append(None if frame is None else self.model.checked(frame, ("bodies",)))
         self.frames += 1
-        seen = [entry for entry in self._window if entry is not None and np.nan_to_num(entry).any()]
+        seen = [entry for entry in self._window if entry is not None and entry.any()]
         if self.frames % self.step or not seen:
             return None
         bodies = max(len(entry) for entry in seen)

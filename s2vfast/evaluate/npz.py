@@ -21,6 +21,7 @@ def embed(
     split: str | None = None,
     *,
     pool: features.Pool = "mean",
+    layers: int = 1,
     untrained: bool = False,
     clips: int = 64,
     device: str = "auto",
@@ -39,6 +40,7 @@ def embed(
         out: the file.
         split: named split, of which all parts are written; None: the run's own. ``all`` has every sequence, in no part.
         pool: as in `s2vfast.evaluate.context.EvalContext.open`; so are untrained, clips, device and log.
+        layers: last layers that are read, see `s2vfast.evaluate.features.pool_clips`.
         untrained: the weights that the run started from.
         clips: sequences at a time.
         device: auto, cpu, cuda or cuda:N.
@@ -47,7 +49,7 @@ def embed(
         log: told of what is odd.
 
     Returns:
-        ``out``, ``n``, ``features`` (F), ``pool``, ``split``, ``untrained`` and ``step``.
+        ``out``, ``n``, ``features`` (F), ``pool``, ``layers``, ``split``, ``untrained`` and ``step``.
 
     Raises:
         S2vfastError: a run, store, split or option that cannot be used, or a file that cannot be written.
@@ -63,7 +65,9 @@ def embed(
     ids, part = _split_rows(store, split)
     report = None if progress is None else lambda done, of: progress("features", done, of)
     with whole_file(Path(out), overwrite) as file:
-        table = features.extract(encoder, config, store, ids, pool=pool, batch=clips, device=where, progress=report)
+        table = features.extract(
+            encoder, config, store, ids, pool=pool, layers=layers, batch=clips, device=where, progress=report
+        )
         np.savez(
             file,
             features=table.numpy(),
@@ -77,6 +81,7 @@ def embed(
         "n": len(ids),
         "features": table.shape[1],
         "pool": pool,
+        "layers": layers,
         "split": split,
         "untrained": untrained,
         "step": step,

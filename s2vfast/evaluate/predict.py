@@ -7,7 +7,6 @@ neither labels nor names that tell them need to be there.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from s2vfast.data.formats import FORMATS, array_options, detect_format
 from s2vfast.data.formats.base import Source
 from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
+from s2vfast.data.limits import parse_json
 from s2vfast.data.store import Sequence as Recording
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
@@ -114,8 +114,9 @@ def predict(
 def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Classes of frames that come as lines of text, each answered before the next is read.
 
-    A line is a frame: the coordinates of all joints, x y z after x y z, body after body, as JSON lists or as numbers
-    with spaces or commas between them. An empty line is a frame in which nobody is seen.
+    A line is a frame: the coordinates of all joints, x y z after x y z (x y after x y where the run's recordings have
+    2), body after body, as JSON lists or as numbers with spaces or commas between them. A joint with a nan was not
+    seen. An empty line, or [], is a frame in which nobody is seen.
 
     Args:
         stream: what takes the frames.
@@ -125,12 +126,13 @@ def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, An
         ``file`` ("-"), ``frame`` (its number from 1) and ``top``, see `predict`; or ``file`` and ``error`` for a line
         that is no frame, which is left out.
     """
-    joints = stream.model.layout.num_joints
+    joints, axes = stream.model.layout.num_joints, "x y" if stream.model.layout.planar else "x y z"
+    coordinates = len(axes.split())
     for number, line in enumerate(lines, 1):
         try:
-            ranking = stream.push(_frame(line, joints))
+            ranking = stream.push(_frame(line, joints, coordinates))
         except (errors.DataError, ValueError) as error:
-            expected = f"{3 * joints} finite numbers a body are expected ({joints} joints, x y z each)"
+            expected = f"{coordinates * joints} numbers a body are expected ({joints} joints, {axes} each)"
             reason = str(error) if isinstance(error, errors.DataError) else f"{error}; {expected}"
             yield {"file": "-", "error": f"standard input:{number}: {reason}"}
             continue
@@ -138,21 +140,26 @@ def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, An
             yield {"file": "-", "frame": number, "top": [list(pair) for pair in ranking]}
 
 
-def _frame(line: str, joints: int) -> np.ndarray | None:
-    """[M, V, 3] of a line; `ValueError` says why it is none."""
+def _frame(line: str, joints: int, coordinates: int) -> np.ndarray | None:
+    """[M, V, C] of a line; `ValueError` says why it is none."""
     line = line.strip()
-    if not line:
-        return None
     try:
-        values = json.loads(line) if line.startswith("[") else [float(part) for part in line.replace(",", " ").split()]
-        numbers = np.asarray(values, dtype=np.float64).reshape(-1)
-    except (ValueError, TypeError, RecursionError):
+        if line.startswith("["):
+            values = np.array(parse_json(line.encode()), dtype=object)
+            if not all(type(value) in (int, float) for value in values.flat):  # "1" and true are no numbers
+                raise ValueError
+        else:
+            values = np.array(line.replace(",", " ").replace("_", "?").split())  # 1_0 is no number
+        numbers = values.astype(np.float64)
+    except (ValueError, OverflowError):
         raise ValueError("not the numbers of a frame") from None
-    if not len(numbers) or len(numbers) % (3 * joints):
-        raise ValueError(f"{len(numbers)} numbers")
-    if not (np.isfinite(numbers) & (np.abs(numbers) < 1e30)).all():
-        raise ValueError("a number that is not finite or too large")
-    return numbers.reshape(-1, joints, 3)
+    if not numbers.size:
+        return None
+    if numbers.ndim > 3 or (numbers.ndim > 1 and numbers.shape[-2:] != (joints, coordinates)):
+        raise ValueError(f"lists of the shape {list(numbers.shape)}")
+    if numbers.size % (coordinates * joints):
+        raise ValueError(f"{numbers.size} numbers")
+    return numbers.reshape(-1, joints, coordinates)
 
 
 def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str, Any]]:

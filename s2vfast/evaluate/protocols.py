@@ -8,17 +8,31 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import finetune, finetune_protocols, floor, knn, measures, subsets, table
+from s2vfast.evaluate import finetune, finetune_protocols, floor, knn, measures, ridge, subsets, table
 from s2vfast.evaluate.checks import check_choice, check_counts
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
 """What "all" is made of. "classify" measures a fine-tuned run as it is."""
-KNOWN = (*PROTOCOLS, "classify")
+HEADINGS = {
+    "floor": "the floor, without an encoder",
+    "linear": "linear probes of frozen features",
+    "knn": "nearest neighbours of frozen features",
+    "retrieval": "retrieval by frozen features",
+    "finetune": "fine-tuning the whole encoder",
+    "supervised": "supervised training from scratch",
+    "semi": "a few labels: probes, neighbours and fine-tuning",
+    "classify": "the classes of a run as it is",
+}
+"""What several protocols say before each of them."""
+KNOWN = tuple(HEADINGS)
 
 
 _PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
@@ -47,7 +61,7 @@ class Options:
     milestones: Sequence[float] = ()
     """Epochs at which its rate falls to a tenth, in place of a cosine."""
     fast: bool = True
-    """Whether "linear" measures by L-BFGS too."""
+    """Whether "linear" measures by L-BFGS and by ridge regression too."""
     seed: int = 0
     """Of first weights, order and draws, and of the lists of "semi"."""
     repeats: int = 1
@@ -56,6 +70,9 @@ class Options:
     draws: int = 0
     """Features of this many randomly drawn clips of every training sequence, as pretraining makes them, on top of the
     deterministic one. "linear" shows one of them an epoch, in turn; "knn" has them all as neighbours."""
+    test_draws: int = 0
+    """Drawn clips of every test sequence, over which and over the deterministic one "linear" averages scores too, as a
+    measure of its own."""
     recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
     """Of fine-tuning."""
     supervised: FinetuneConfig | None = None
@@ -83,8 +100,9 @@ class Options:
             value = getattr(self, name)
             if not (0 <= value < math.inf and (value or name != "lr")):
                 raise errors.ConfigError(f"{name}: {value}; a positive number is expected")
-        if self.draws < 0:
-            raise errors.ConfigError(f"draws: {self.draws}; 0 or more is expected")
+        for name in ("draws", "test_draws"):
+            if getattr(self, name) < 0:
+                raise errors.ConfigError(f"{name}: {getattr(self, name)}; 0 or more is expected")
         for percent in self.percents:
             if not 0 < percent <= 100:
                 raise errors.ConfigError(f"percents: {percent}; numbers in (0, 100] are expected")
@@ -114,14 +132,15 @@ def evaluate(
             (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
             "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
             (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
-        confusion: add the confusion matrix, rows are true classes.
+        confusion: add the confusion matrix, rows are true classes, and the class predicted for each sequence.
         options: arguments of `EvalContext.open`, and fields of `Options`.
 
     Returns:
         Plain values for JSON. ``top1``, ``top5`` (of six classes and more) and ``mean_class`` in per cent,
         ``n_train``, ``n_test``, ``protocol``, ``pool``, ``split``, ``untrained``, ``step`` of the checkpoint,
         ``per_class`` (class name to per cent; None without test sample), ``missing_classes`` (in the test part but
-        not in the training part), ``settings`` and where everything came from. "linear" adds ``probe``, "knn"
+        not in the training part), ``settings`` and where everything came from. "linear" adds ``probe``,
+        ``ridge`` and ``averaged``, "knn"
         ``by_k``; "retrieval" has ``test_to_test`` and ``test_to_train`` instead of accuracies, "semi" ``rows``.
 
     Raises:
@@ -150,7 +169,7 @@ def evaluate_all(
 
     Returns:
         Plain values for JSON: where everything came from, as in `evaluate`, ``results`` by protocol (with confusion
-        matrices), and ``table``, the rows that `s2vfast.evaluate.table.text` prints.
+        matrices and predictions), and ``table``, the rows that `s2vfast.evaluate.table.text` prints.
     """
     for protocol in protocols:
         check_choice("protocol", protocol, KNOWN)
@@ -164,6 +183,8 @@ def evaluate_all(
 
     for number, protocol in enumerate(protocols):
         started = time.perf_counter()
+        if len(protocols) > 1:
+            context.log(f"— {number + 1} of {len(protocols)}: {HEADINGS[protocol]} —")
         folder = None if how.out is None else Path(how.out) / protocol
         result = _measure(context, protocol, how, folder)
         results[protocol] = _finished(result, started, confusion=True)
@@ -192,7 +213,7 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
     """Scores of one protocol, and its settings; ``folder`` is taken instead of the one in the options."""
     folder = folder or (None if how.out is None else Path(how.out))
     if protocol in ("linear", "knn"):
-        train, test = measures.train_features(context, how.draws), context.features(1)  # [1 + draws, n, F], [m, F]
+        train, test = measures.drawn_features(context, 0, how.draws), context.features(1)  # [1 + draws, n, F], [m, F]
         labels, test_labels = context.labels
         settings: dict[str, Any] = {"k": how.k, "transform": how.transform}
         if protocol == "knn":
@@ -203,7 +224,8 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
             result = measures.linear_probe(train, labels, test, test_labels, context, seeds=seeds, **settings)
             if how.fast:
                 result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
-            settings |= {"repeats": how.repeats} if how.repeats > 1 else {}
+                result |= _ridge(context, train, how.test_draws)
+            settings |= {"test_draws": how.test_draws, **({"repeats": how.repeats} if how.repeats > 1 else {})}
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
     if protocol == "floor":
         result = floor.measure(context, range(how.seed, how.seed + how.repeats))
@@ -235,8 +257,16 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
     return result | {"settings": {"recipe": result.pop("recipe")}}
 
 
+def _ridge(context: EvalContext, train: Tensor, test_draws: int) -> dict[str, Any]:
+    """Ridge regression of "linear": ``ridge``, and ``averaged`` over drawn clips of test sequences."""
+    if (unknowns := ridge.unknowns(train)) > ridge.LARGEST:
+        context.log(f"no ridge regression: a system of {unknowns} unknowns; {ridge.LARGEST} are solved for at most")
+        return {}
+    copies = measures.drawn_features(context, 1, test_draws)  # [1 + test_draws, m, F]
+    single, averaged = measures.ridge_probe(train, context.labels[0], copies, context.labels[1], context)
+    return {"ridge": single} | ({"averaged": {"ridge": averaged}} if test_draws else {})
+
+
 def _finished(result: dict[str, Any], began: float, confusion: bool) -> dict[str, Any]:
-    if not confusion:
-        for part in (result, result.get("probe", {})):
-            part.pop("confusion", None)
+    result = result if confusion else measures.without_details(result)
     return result | {"seconds": round(time.perf_counter() - began, 2)}

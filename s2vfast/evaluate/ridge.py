@@ -19,6 +19,8 @@ from s2vfast.evaluate import knn
 PENALTIES: tuple[float, ...] = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Penalties that are compared, the strongest first; times n, scikit-learn's alpha."""
 FOLDS = 5
+LARGEST = 8192
+"""Most unknowns that are reasonable to solve for here, see `unknowns`."""
 # Rows that are held in double precision at a time.
 _ROWS = 4096
 
@@ -87,6 +89,14 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[f
         penalty = path[right.index(max(right))]
     ((weight, bias),) = solver(torch.ones_like(fold, dtype=torch.bool), [penalty])
     return Ridge(mean, deviation, weight, bias, penalty, accuracy)
+
+
+def unknowns(features: Tensor) -> int:
+    """Size of the system that `fit` solves for features [n, F] or [A, n, F]: all rows, or features if these are fewer.
+
+    The time grows with its cube, for every fold and penalty.
+    """
+    return min(features[..., 0].numel(), features.shape[-1])
 
 
 def _targets(labels: Tensor, classes: int) -> Tensor:

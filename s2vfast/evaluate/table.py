@@ -6,14 +6,16 @@ from typing import Any
 
 from s2vfast.evaluate.metrics import ACCURACIES
 
-_NAMES = {
+NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
+    "ridge": "linear probe (ridge)",
     "finetune": "fine-tuned",
     "supervised": "supervised from scratch",
     "classify": "as fine-tuned",
     "knn": "1-NN",
 }
+"""What a table calls a protocol's measure."""
 
 
 def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -51,15 +53,18 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         elif protocol == "semi":
             several = f", {result['lists']} list{'s' * (result['lists'] > 1)}"
             for part in result["rows"]:
-                accuracies(_NAMES[part["measure"]], part, part["percent"])
+                accuracies(NAMES[part["measure"]], part, part["percent"])
             several = ""
         elif protocol == "knn":
             for k, part in result["by_k"].items():
                 accuracies(f"{k}-NN", part)
         else:
-            accuracies(_NAMES[protocol], result)
-            if "probe" in result:
-                accuracies(_NAMES["probe"], result["probe"])
+            accuracies(NAMES[protocol], result)
+            for solver in ("probe", "ridge"):
+                if solver in result:
+                    accuracies(NAMES[solver], result[solver])
+            for solver, part in result.get("averaged", {}).items():
+                accuracies(f"{NAMES[solver]}, {part['clips']} clips of a test sequence averaged", part)
     return table_rows
 
 

@@ -169,7 +169,7 @@ class Network(nn.Module):
     def token_maps(self, clips: Tensor) -> TokenMaps | None:
         """What `s2vfast view attention` shows of clips [N, T, V, C]; None: there is no attention, or no grid."""
         layers = self.attention(clips)
-        if layers is None or self.grid is None:
+        if layers is None or self.grid is None or self.segment_frames is None:
             return None
         return TokenMaps(self.grid, self.segment_frames, self(clips), layers, self.depth)
 
@@ -202,7 +202,7 @@ def operand_weights(module: nn.Module) -> Iterator[nn.Parameter]:
 
 def linear_weights(*maps: nn.Linear | None) -> Iterable[nn.Parameter]:
     """The matrices of linear maps."""
-    return [linear.weight for linear in maps if linear is not None]
+    return [linear.weight for linear in maps if linear is not None]  # type: ignore[misc]  # to PyTorch a Tensor
 
 
 def build_network(config: Config, layout: Layout) -> Network:

@@ -125,7 +125,7 @@ def _mapped(value: Any, images: dict[int, Tensor]) -> Any:
         return images[id(value)]
     if isinstance(value, (tuple, list)):
         return type(value)(_mapped(entry, images) for entry in value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{leaf.name: _mapped(getattr(value, leaf.name), images) for leaf in fields(value)})
     return value
 
@@ -215,7 +215,7 @@ class Objective(nn.Module):
     @classmethod
     def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> Objective:
         """The objective of a config, as it stands before the first step; arguments as of `build_objective`."""
-        return cls(build_network(config, layout), config, classes)
+        return cls(build_network(config, layout), config, classes)  # type: ignore[call-arg]  # as subclasses take it
 
     @classmethod
     def check(cls, config: Config, layout: Layout | None) -> None:

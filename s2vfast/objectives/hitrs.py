@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from s2vfast.networks.windows import (
     lengths_of,
     level_noise,
     offsets,
+    pack,
+    pack_fixed,
     packed_frames,
     pad_and_span,
     rounded_up,
@@ -33,6 +35,7 @@ from s2vfast.networks.windows import (
     window_count,
     window_frames,
     window_noise,
+    window_shares,
 )
 from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective, register
 from s2vfast.reference import philox
@@ -65,6 +68,20 @@ class HiTRSLossConfig(Section):
     """Factor of coordinates, in metres, before the smooth L1 loss."""
     temperature: float = option(0.07, gt=0)
     """Of the softmax over last windows."""
+    future_target: Literal["last", "other"] = "last"
+    """What is told from those of other sequences. ``last``: the embedding of the last window of the same masked
+    sequence, which does not learn by it (published). ``other``: the mean over all windows of an other draw of the
+    sequence, unmasked and without dropout, which does."""
+
+
+@dataclass(frozen=True)
+class OtherView:
+    """An unmasked sequence: W windows of F frames."""
+
+    rows: Tensor  # [F, V, C]
+    windows: Tensor  # int64 [W, window]: packed frames
+    tracks: Tensor  # int64 [W]
+    weights: Tensor  # [W]: shares of a track's mean
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class HiTRSInputs:
     videos: Tensor  # [U], weights
     noise: LevelNoise | None = None  # of the packing
     future_noise: LevelNoise | None = None  # of the last windows
+    other: OtherView | None = None  # what is told in place of the last windows
 
 
 @register("hitrs")
@@ -100,6 +118,7 @@ class HiTRSLoss(Objective):
     def __init__(self, encoder: HiTRS, options: HiTRSLossConfig, channels: int = 3) -> None:
         super().__init__(encoder)
         self.options = options
+        self.views = 2 if options.future_target == "other" else 1
         frame, clip, video = (encoder.section.width * 2**level for level in range(3))
         self.pose_head = nn.Linear(frame, channels)
         self.clip_head, self.video_head = nn.Linear(clip, 2), nn.Linear(video, 2)
@@ -121,6 +140,8 @@ class HiTRSLoss(Objective):
     def prepare(self, views: tuple[Tensor, ...], draw: Draw) -> HiTRSInputs:
         """Masks, pairs and exchanges, and all numbers that shapes depend on."""
         inputs = self.arrange(views[0], **self.drawn(views[0], draw), fixed=draw.shapes_repeat)
+        if len(views) == 2:
+            inputs = replace(inputs, other=self.other_view(views[1], draw.shapes_repeat))
         return self.with_noise(inputs, draw)
 
     def drawn(self, clips: Tensor, draw: Draw) -> dict[str, Any]:
@@ -296,6 +317,12 @@ class HiTRSLoss(Objective):
             torch.tensor(weights, dtype=clips.dtype, device=device),
         )
 
+    def other_view(self, clips: Tensor, fixed: bool = False) -> OtherView:
+        """All windows of clips [N, T, V, C]; ``fixed``: as of `arrange`."""
+        packing = (pack_fixed if fixed else pack)(clips, self.encoder.bodies, self.encoder.section)
+        rows, shares = clips.flatten(0, 1)[packing.frames], window_shares(packing, len(clips), clips.dtype)
+        return OtherView(rows, packing.windows, packing.tracks[1], shares)
+
     def with_noise(self, inputs: HiTRSInputs, draw: Draw) -> HiTRSInputs:
         """The same with what dropout keeps."""
         encoder, packing = self.encoder, inputs.packing
@@ -304,12 +331,10 @@ class HiTRSLoss(Objective):
         draws = draw.words(philox.HITRS_NOISE, encoder.bodies, inputs.rows.device)
         sizes = (encoder.section, encoder.joints)
         last = torch.full_like(inputs.tracks, PAIRS - 1)
-        future = window_noise(*sizes, inputs.tracks, last, draws)
-        return replace(
-            inputs,
-            noise=level_noise(packing, *sizes, draws),
-            future_noise=LevelNoise((), future, ()),
-        )
+        inputs = replace(inputs, noise=level_noise(packing, *sizes, draws))
+        if inputs.other is not None:
+            return inputs
+        return replace(inputs, future_noise=LevelNoise((), window_noise(*sizes, inputs.tracks, last, draws), ()))
 
     def outputs(self, inputs: HiTRSInputs) -> dict[str, Tensor]:
         """Embeddings of each level by name, what the heads make of them, and ``target``."""
@@ -318,8 +343,11 @@ class HiTRSLoss(Objective):
         frames = encoder.frames(inputs.rows, of_frames)
         windows = encoder.windows(frames, packing.windows, of_windows)
         videos = encoder.videos(windows, packing, of_videos)
-        with torch.no_grad():
-            target = encoder.windows(frames, inputs.future, scales(inputs.future_noise, rate)[1])
+        if inputs.other is not None:
+            target = self._means(inputs.other)[inputs.tracks]
+        else:
+            with torch.no_grad():
+                target = encoder.windows(frames, inputs.future, scales(inputs.future_noise, rate)[1])
         return {
             "frames": frames,
             "windows": windows,
@@ -330,6 +358,11 @@ class HiTRSLoss(Objective):
             "prediction": self.future_head(videos[: len(inputs.tracks)]),
             "target": target,
         }
+
+    def _means(self, view: OtherView) -> Tensor:
+        """Means of window embeddings, each in the row of its track: [W, 2 * width]."""
+        windows = self.encoder.windows(self.encoder.frames(view.rows), view.windows) * view.weights[:, None]
+        return windows.new_zeros(len(view.tracks), windows.shape[1]).index_add(0, view.tracks, windows)
 
     def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
         """The weighted sum; means are over all ranks' joints, pairs and sequences."""

@@ -41,16 +41,22 @@ from s2vfast.ops.mask_fill import mask_fill
 from s2vfast.ops.masked_mse import masked_mse
 from s2vfast.ops.mlp import mlp
 from s2vfast.ops.norm_linear import norm_linear
+from s2vfast.ops.point_sample import PointSpec, point_sample
+from s2vfast.ops.sparse_conv import sparse_conv
 from s2vfast.ops.teacher_target import teacher_target
 from s2vfast.ops.temporal_branches import temporal_branches
 from s2vfast.ops.temporal_conv import temporal_conv
 from s2vfast.ops.token_mask import token_mask
 from s2vfast.ops.tube_mask import tube_mask
+from s2vfast.ops.voxelize import Level, Voxels, voxelize
 
 __all__ = [
     "IMPLEMENTATIONS",
     "ClipSpec",
+    "Level",
+    "PointSpec",
     "Span",
+    "Voxels",
     "adamw_ema",
     "add_norm",
     "attention",
@@ -66,11 +72,14 @@ __all__ = [
     "norm_linear",
     "operation",
     "parse_choice",
+    "point_sample",
     "register_impl",
+    "sparse_conv",
     "teacher_target",
     "temporal_branches",
     "temporal_conv",
     "token_mask",
     "tube_mask",
     "use_impl",
+    "voxelize",
 ]

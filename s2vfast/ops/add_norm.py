@@ -48,7 +48,7 @@ def add_norm(
     if projection is not None:
         good = branch is not None and branch.shape[:-1] == residual.shape[:-1]
         require(good, "add_norm", "branch", f"{[*residual.shape[:-1], 'E']} beside a projection", branch)
-        E = branch.shape[-1]
+        E = 0 if branch is None else branch.shape[-1]
         require(projection.shape == (D, E), "add_norm", "projection", f"[{D}, {E}]", projection)
     elif branch is not None:
         require(branch.shape == residual.shape, "add_norm", "branch", str(list(residual.shape)), branch)
@@ -69,7 +69,7 @@ def _torch(
     projection: Tensor | None,
     projection_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    if projection is not None:
+    if projection is not None and branch is not None:  # `add_norm` has refused a projection of nothing
         branch = linear(branch, projection, projection_bias)
     dtype = residual.dtype if branch is None else branch.dtype
     if branch is not None:

@@ -235,7 +235,8 @@ _ARGUMENTS = (
 
 
 def _spec(values: tuple[Any, ...]) -> ClipSpec:
-    return ClipSpec(*(tuple(value) if isinstance(value, list) else value for value in values))
+    plain: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+    return ClipSpec(*plain)
 
 
 @operator(f"clip_sample_triton{_ARGUMENTS}")

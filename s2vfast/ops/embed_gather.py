@@ -186,10 +186,12 @@ def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     clips, weight, visible = ctx.saved_tensors
     need_clips, need_weight, need_bias, need_positions, _ = ctx.needs_input_grad
     need_map = need_weight or need_bias
+    d_weight = d_bias = None
     gradients = iter(_native_backward(upstream, clips, weight, visible, need_map, need_positions, need_clips))
-    d_map = next(gradients) if need_map else None
-    d_weight = d_map[:-1].t().to(weight.dtype) if need_weight else None
-    d_bias = d_map[-1].to(ctx.dtypes[0]) if need_bias else None
+    if need_map:
+        d_map = next(gradients)
+        d_weight = d_map[:-1].t().to(weight.dtype) if need_weight else None
+        d_bias = d_map[-1].to(ctx.dtypes[0]) if need_bias else None
     d_positions = next(gradients).to(ctx.dtypes[1]) if need_positions else None
     d_clips = next(gradients).to(clips.dtype) if need_clips else None
     return d_clips, d_weight, d_bias, d_positions, None

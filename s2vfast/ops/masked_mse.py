@@ -61,7 +61,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = iter(_backward(*ctx.saved_tensors, upstream, *ctx.needs_input_grad))
     return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
 

@@ -106,7 +106,8 @@ def _empty(clips: Tensor, segment_frames: int, keep: int) -> tuple[Tensor, Tenso
     """Visible and masked, not yet written."""
     N, T, V, _ = clips.shape
     S = T // segment_frames
-    return tuple(clips.new_empty((N, S * joints), dtype=torch.int32) for joints in (keep, V - keep))
+    visible, masked = (clips.new_empty((N, S * joints), dtype=torch.int32) for joints in (keep, V - keep))
+    return visible, masked
 
 
 @fake(_native_op)

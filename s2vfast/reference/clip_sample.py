@@ -207,7 +207,7 @@ def _blend(x0: Tensor, x1: Tensor, weight: Tensor) -> Tensor:
     return torch.where(seen0 & seen1, between, alone)
 
 
-def anchor(x: Tensor, seen: Tensor, joints: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def anchor(x: Tensor, seen: Tensor, joints: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean of those of some joints that were seen.
 
     Args:
@@ -220,7 +220,7 @@ def anchor(x: Tensor, seen: Tensor, joints: tuple[int, ...]) -> tuple[Tensor, Te
     """
     total = torch.zeros_like(x[..., 0, :])
     number = torch.zeros_like(seen[..., 0], dtype=x.dtype)
-    for joint in joints:  # in their order: a sum of floats depends on it
+    for joint in _joints(joints):  # in their order: a sum of floats depends on it
         total = total + torch.where(seen[..., joint, None], x[..., joint, :], 0.0)
         number = number + seen[..., joint]
     return total / number.clamp(min=1.0)[..., None], number > 0

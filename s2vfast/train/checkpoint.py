@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import s2vfast.errors as errors
 from s2vfast import files
+from s2vfast.train import packed
 
 if TYPE_CHECKING:
     import torch
@@ -108,13 +109,16 @@ def load_latest(
     """Read the newest intact checkpoint; of each damaged one ``log`` is told the reason.
 
     Args:
-        run_dir: The run's folder.
+        run_dir: The run's folder, or a packed run, which has the group ``model``.
         log: Called with one line for each checkpoint that is passed over.
         groups: Groups to read and verify; all where None.
 
     Raises:
         CheckpointError: There is none, or none is intact.
     """
+    if Path(run_dir).is_file():
+        held = packed.read(run_dir)
+        return Checkpoint(held.step, {"model": packed.read_tensors(run_dir)}, held.meta, Path(run_dir))
     saved_steps = steps(run_dir)
     if not saved_steps:
         raise errors.CheckpointError(

@@ -15,6 +15,7 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.augment import ViewKey
 from s2vfast.data.clips import clip_spec, shown, unmoved, view_steps, whole_recordings
+from s2vfast.data.memory import MemoryStore
 from s2vfast.data.report import main_bodies
 from s2vfast.data.store import Store
 from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
@@ -49,7 +50,9 @@ class Recordings:
         TrainingError: recordings that do not fit on the device they were to lie on.
     """
 
-    def __init__(self, config: Config, store: Store, device: torch.device, resident: str = "auto") -> None:
+    def __init__(
+        self, config: Config, store: Store | MemoryStore, device: torch.device, resident: str = "auto"
+    ) -> None:
         self.device, self.bodies = device, config.data.bodies
         self.spec, self._steps = clip_spec(config.data, store.layout), view_steps(config.data, store.layout)
         self._data, self.layout = config.data, store.layout
@@ -101,7 +104,7 @@ class Recordings:
         return shown(clips.flatten(0, 1), self._data, self.layout)
 
 
-def _confidence_rows(store: Store) -> Tensor:
+def _confidence_rows(store: Store | MemoryStore) -> Tensor:
     """float16 [R, V, 3]: confidences as rows of x, whose frames are chosen like those of coordinates."""
     if store.confidence is None:
         raise errors.ConfigError(
@@ -128,7 +131,7 @@ class Feed:
         store: its sequences.
         objective: says how many views it needs, and what else.
         device: where the step runs.
-        ranks: the processes that share a batch.
+        ranks: the processes that share a batch; None: this one alone.
         ids: int64 [n], the sequences; None: the training part of data.split.
 
     Raises:
@@ -143,10 +146,11 @@ class Feed:
         store: Store,
         objective: Objective,
         device: torch.device,
-        ranks: Ranks,
+        ranks: Ranks | None = None,
         ids: np.ndarray | None = None,
     ) -> None:
-        self.config, self.objective, self.device, self.ranks = config, objective, device, ranks
+        self.ranks = ranks = ranks or Ranks()
+        self.config, self.objective, self.device = config, objective, device
         if config.data.confidence and objective.pipelines:
             raise errors.ConfigError(
                 f"data.confidence: the views of objective {config.objective.name} are made of coordinates alone; give "

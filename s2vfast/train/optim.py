@@ -12,6 +12,7 @@ from s2vfast.config import OptimConfig
 from s2vfast.networks.base import operand_weights
 from s2vfast.objectives.base import Objective
 from s2vfast.ops.adamw_ema import global_norm
+from s2vfast.train.ema import follow
 
 # Parameters start at multiples of 64 bytes, as PyTorch's own allocations do: the results of matrix products may
 # depend on the alignment of their operands. (32 bytes where the operands are bfloat16: still whole vector loads.)
@@ -325,11 +326,7 @@ class FlatBuffers:
         """After a step: averages follow; where the gradient's norm was not finite, all is as it was before."""
         if not self.flat:
             return
-        for average, followed in self._pairs:
-            if average.is_floating_point():
-                average.mul_(tau).add_(followed * (1.0 - tau))
-            else:
-                average.copy_(followed)
+        follow(self._pairs, tau)
         finite = torch.isfinite(norm)
         for flat, before in zip(self.flat, self._before, strict=True):
             flat.copy_(torch.where(finite, flat, before))

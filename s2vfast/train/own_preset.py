@@ -60,6 +60,16 @@ def tree(store: Store, split: str | None = None) -> tuple[dict[str, Any], list[s
     return presets.merge(presets.read(NAME), changes), reasons
 
 
+def replaced(tree: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What of the preset somebody's settings, sections of fields, replace: a line each."""
+    return [
+        f"{section}.{name} {value}, as given, in place of {tree[section][name]}"
+        for section, fields in settings.items()
+        for name, value in fields.items()
+        if tree.get(section, {}).get(name, value) != value
+    ]
+
+
 def _clips(store: Store, ids: np.ndarray, changes: dict[str, dict[str, Any]], reasons: list[str]) -> None:
     """Bodies, frames, segments, alignment."""
     data, model = changes["data"], changes["model"]
@@ -94,9 +104,10 @@ def _size(sequences: int, changes: dict[str, dict[str, Any]], reasons: list[str]
     batch = min(length["batch"], sequences)
     epochs = max(20, round(length["steps"] / -(-sequences // batch)))
     changes["train"].update(batch=batch, epochs=epochs)
-    changes["optim"].update(lr=length["lr"], warmup_epochs=max(1, round(0.04 * epochs)))
+    warmup = max(1, round(0.04 * epochs))
+    changes["optim"].update(lr=length["lr"], warmup_epochs=warmup)
     reasons.append(
         f"model.dim {network['dim']}, depth {network['depth']}, heads {network['heads']}: {sequences:,} sequences"
     )
     steps = epochs * -(-sequences // batch)
-    reasons.append(f"train.epochs {epochs}, batch {batch}: {steps:,} steps, of which 4 % are warm-up")
+    reasons.append(f"train.epochs {epochs}, batch {batch}: {steps:,} steps; warm-up over {warmup} epochs")

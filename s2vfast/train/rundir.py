@@ -18,7 +18,7 @@ from typing import IO, Any
 import s2vfast.errors as errors
 from s2vfast import files, presets
 from s2vfast.config import Config
-from s2vfast.train import checkpoint
+from s2vfast.train import checkpoint, packed
 from s2vfast.train.resume import RESUME_INEXACT, RESUME_SAFE
 
 CONFIG = "config.yaml"
@@ -154,8 +154,10 @@ def describe_beginning(config: Config, fingerprint: str | None) -> dict[str, Any
 
 
 def read_config(run_dir: str | Path) -> Config:
-    """The config a run was begun with."""
+    """The config a run was begun with; of a folder or a packed run, as all that reads runs."""
     path = Path(run_dir) / CONFIG
+    if Path(run_dir).is_file():
+        return Config.from_dict(presets.parse(packed.read(run_dir).config, str(run_dir)))
     if not begun(run_dir):
         raise errors.CheckpointError(f"{run_dir}: no run here; a folder made by `s2vfast pretrain` is expected")
     try:
@@ -173,7 +175,7 @@ def read(run_dir: str | Path) -> dict[str, Any]:
     """What ``run.json`` says: the store's path, fingerprint and layout, the classes, the versions."""
     path = Path(run_dir) / RUN
     try:
-        described = json.loads(path.read_text("utf-8"))
+        described = packed.read(run_dir).about if Path(run_dir).is_file() else json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise errors.CheckpointError(
             f"{run_dir}: no run here; a folder made by `s2vfast pretrain` is expected"

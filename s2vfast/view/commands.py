@@ -62,6 +62,14 @@ def _curves_options(parser: Any) -> None:
     _add_out(parser, "view-curves.html")
 
 
+def _results_options(parser: Any) -> None:
+    parser.add_argument("results", help="a file that evaluate --out wrote, or a folder with results.json")
+    parser.add_argument(
+        "--data", dest="store", metavar="STORE", help="the store measured; without it the one named there"
+    )
+    _add_out(parser, "view-results.html")
+
+
 def _add_sequence(parser: Any) -> None:
     parser.add_argument("store", help="folder of a store")
     parser.add_argument("name", metavar="NAME|ID", help="a sequence's name or its number in the store")
@@ -162,6 +170,12 @@ def _curves(options: Any) -> int:
     return _write(curves, curves.read_runs(options.runs), options, "curves", log=options.log)
 
 
+def _results(options: Any) -> int:
+    from s2vfast.view import results
+
+    return _write(results, results.collect(options.results, options.store), options, "results")
+
+
 def _write(module: Any, content: Any, options: Any, kind: str, **picture: Any) -> int:
     """Write the page and, where it is wanted, the picture, and say where they are."""
     # A sequence may have a name that is no file's.
@@ -191,6 +205,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
     ),
     "neighbours": ("nearest neighbours of a sequence, as small animations", _neighbours, _neighbours_options),
     "map": ("a 2-D map of features, coloured by class", _map, _map_options),
+    "results": ("confusion matrix and classes of an evaluation, and their sequences", _results, _results_options),
     "curves": ("training curves of one or several runs", _curves, _curves_options),
 }
 """Name → what it does, what runs it (options to exit code), what gives a parser its options."""

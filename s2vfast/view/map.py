@@ -11,16 +11,12 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.layout import Layout
-from s2vfast.data.store import NO_LABEL, Store
+from s2vfast.data.store import NO_LABEL
 from s2vfast.evaluate import features, knn
-from s2vfast.view import page, pictures, source
+from s2vfast.view import animations, page, pictures, source
 
 Method = Literal["tsne", "pca"]
 METHODS: tuple[str, ...] = ("tsne", "pca")
-BUDGET = 1_500_000
-"""Bytes for all small animations of a page."""
-FRAMES = 24
-"""Frames of a small animation at most."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00")
 """After Okabe and Ito, for readers with colour blindness, in shades that are visible on light and on dark."""
 MARKERS = "os^vD*<>"
@@ -66,7 +62,7 @@ def collect(
     transform: knn.Transform = knn.DEFAULT_TRANSFORM,
     untrained: bool = False,
     device: str = "auto",
-    budget: int = BUDGET,
+    budget: int = animations.BUDGET,
     log: Callable[[str], object] = print,
 ) -> Content:
     """Map the features of a split's parts.
@@ -123,7 +119,7 @@ def collect(
     table = features.extract(encoder, config, store, ids, pool=pool, device=where, progress=report)
     rows = knn.normalised(table, table[:0], transform)[0]
     points, axes = (_tsne if method == "tsne" else _pca)(rows.numpy().astype(np.float64), seed)
-    clips, seen = _animations(store, ids, budget)
+    clips, seen = animations.collect(store, ids, budget)
     encoded = features.called(step, untrained)
     whence = split if parts == ("all",) else f"{split}/{'+'.join(parts)}"
     count = f"{len(ids)}" if len(ids) == all_of_them else f"{len(ids)} of {all_of_them}"
@@ -169,18 +165,6 @@ def _pca(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     return rows @ directions.T, tuple(f"component {i + 1} ({percent[i]:.0f} % of variance)" for i in range(2))
 
 
-def _animations(store: Store, ids: np.ndarray, budget: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The main bodies of sequences in as many frames as fit the page: [n, F, V, 3] and bool [n, F, V]."""
-    V = store.layout.num_joints
-    F = min(FRAMES, budget // (len(ids) * V * 3))
-    if F < 1:
-        return None, None
-    row, count = (column[ids, 0] for column in store.track_table(1))
-    at = row[:, None] + (np.arange(F) + 0.5) / F * count[:, None]  # the middles of F equal stretches
-    clips = np.asarray(store.frames[np.floor(at).astype(np.int64)], dtype=np.float32)
-    return clips, (clips != 0).any(-1)
-
-
 def style(label: int) -> tuple[int, int]:
     """(colour, shape) of a class, numbers into `COLOURS` and `MARKERS`: different for any two of 64."""
     return label % 8, (label + label // 8) % 8
@@ -199,33 +183,9 @@ def write(content: Content, out: str | Path) -> Path:
         "labels": page.packed(content.labels.astype(np.int32)),
         "parts": page.packed(content.parts.astype(np.uint8)),
         "places": page.packed(content.points.astype(np.float32)),
-        "clips": None if content.clips is None else small_clips(content.clips, content.seen),
+        "clips": None if content.clips is None else animations.entry(content.clips, content.seen),
     }
     return page.write(out, "map", "Map of features", content.about, data)
-
-
-def small_clips(clips: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
-    """Skeletons in 8 bits a number, each sequence in a range of its own.
-
-    Args:
-        clips: [n, F, V, 3].
-        seen: bool [n, F, V].
-
-    Returns:
-        ``stored`` uint8 [n, F, V, 3], 0 where the joint was not seen; ``low`` and ``step`` float32 [n]:
-        value = low + (stored - 1) * step.
-    """
-    is_seen = np.broadcast_to(seen[..., None], clips.shape)
-    low = np.where(is_seen, clips, np.inf).min(axis=(1, 2, 3))
-    high = np.where(is_seen, clips, -np.inf).max(axis=(1, 2, 3))
-    low = np.where(np.isfinite(low), low, 0.0)
-    step = np.maximum(np.where(np.isfinite(high), high, 0.0) - low, 1e-6) / 254
-    stored = np.rint((clips - low[:, None, None, None]) / step[:, None, None, None]) + 1
-    return {
-        "stored": page.packed(np.where(is_seen, np.clip(stored, 1, 255), 0).astype(np.uint8)),
-        "low": page.packed(low.astype(np.float32)),
-        "step": page.packed(step.astype(np.float32)),
-    }
 
 
 def draw(content: Content, out: str | Path) -> Path:

@@ -24,7 +24,8 @@ _SCRIPTS = {
     "mask": ("skeleton", "grid"),
     "attention": ("skeleton", "grid"),
     "neighbours": ("skeleton",),
-    "map": ("skeleton",),
+    "map": ("skeleton", "animations"),
+    "results": ("skeleton", "animations"),
     "curves": (),
 }
 """Kind of page → the scripts between base.js and its own, in ``assets/``."""
@@ -95,7 +96,7 @@ def render(kind: str, title: str, subtitle: str, data: dict[str, Any]) -> str:
     """The HTML of a page.
 
     Args:
-        kind: sequence, mask, attention, neighbours, map or curves.
+        kind: sequence, mask, attention, neighbours, map, results or curves.
         title: above the page, any text.
         subtitle: below the title, any text.
         data: numbers for JSON; arrays as `packed` or `quantised` give them.

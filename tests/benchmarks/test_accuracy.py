@@ -10,6 +10,15 @@ from benchmarks import _results, accuracy
 from benchmarks._program import replaced
 from s2vfast import errors
 
+RECORD = {
+    "seeds": 2,
+    "command": "c",
+    "commits": ["a"],
+    "date": "d",
+    "device": {"name": "n"},
+    "versions": {},
+    "rows": {},
+}
 PAGE = _results.ROOT / "docs/nwucla.md"
 
 
@@ -19,13 +28,17 @@ def write(method, seed, what, out, rows):
     made = {"table": [{"measure": name, "metric": "top-1", "value": value} for name, value in rows.items()]}
     made["table"].append({"measure": "1-NN", "metric": "top-5", "value": 99.0})
     if what == accuracy.TUNED:  # one protocol alone has no table
-        made = {"protocol": "supervised" if method == "supervised" else "finetune", "top1": rows["tuned"], "top5": 99.0}
+        made = {
+            "protocol": "supervised" if method.startswith("supervised") else "finetune",
+            "top1": rows["tuned"],
+            "top5": 99.0,
+        }
     (folder / "results.json").write_text(json.dumps(made))
 
 
-def stub(out, name, after=None, code="pass"):
+def stub(out, name, after=(), code="pass"):
     """A task that writes its name to a file, then does something else."""
-    script = f"open({str(out / 'order')!r}, 'a').write({name + ' '!r}); {code}"
+    script = f"open({str(out / 'order')!r}, 'a').write({name + ' '!r})\n{code}"
 
     class Stub(accuracy.Task):
         command = property(lambda self: [sys.executable, "-c", script])
@@ -41,7 +54,7 @@ def test_every_command_is_one_that_there_is(tmp_path):
     assert len({task.name for task in made}) == len(made)
     for task in made:
         cli.parse(task.words)
-        assert task.after is None or task.after in {other.name for other in made}
+        assert {other.name for other in made}.issuperset(task.after)
     floor = made.pop()
     assert floor.words[-1].endswith("evaluated/floor.json")
     places = [task.words[-1] for task in made if task.after]
@@ -50,7 +63,7 @@ def test_every_command_is_one_that_there_is(tmp_path):
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_what_is_needed_comes_first_and_what_is_done_is_not_done_again(tmp_path, jobs):
-    made = [stub(tmp_path, "c", after="a"), stub(tmp_path, "a"), stub(tmp_path, "b")]
+    made = [stub(tmp_path, "c", after=("a",)), stub(tmp_path, "a"), stub(tmp_path, "b")]
     accuracy.Runner(tmp_path, jobs).run(made)
     order = (tmp_path / "order").read_text().split()
     assert sorted(order) == ["a", "b", "c"]
@@ -64,7 +77,7 @@ def test_what_is_needed_comes_first_and_what_is_done_is_not_done_again(tmp_path,
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):
     bad = stub(tmp_path, "bad", code="raise SystemExit('no store there')")
     with pytest.raises(errors.TrainingError, match=r"bad: exit code 1: no store there \(.*bad.log\)"):
-        accuracy.Runner(tmp_path, 1).run([bad, stub(tmp_path, "next", after="bad")])
+        accuracy.Runner(tmp_path, 1).run([bad, stub(tmp_path, "next", after=("bad",))])
     assert (tmp_path / "order").read_text() == "bad "
 
 
@@ -83,11 +96,31 @@ def test_numbers_of_all_seeds_are_collected(tmp_path):
         "linear, mean": [72.0, 74.0], "linear, joint_time": [72.0, 74.0], "fine-tuned": [80.0, 80.0]
     }  # fmt: skip
     text = accuracy.table(found)
-    assert "| mamp | 73.0 ± 1.4 | 73.0 ± 1.4 | – | – | – | – | 80.0 ± 0.0 |" in text
-    assert "| supervised, from scratch | – | – | – | – | – | – | 80.0 ± 0.0 |" in text
+    assert "| mamp | 73.0 ± 1.4 | 73.0 ± 1.4 | – | – | 80.0 ± 0.0 |" in text
+    assert "| supervised, from scratch | – | – | – | – | 80.0 ± 0.0 |" in text
     (tmp_path / "evaluated/mamp-2-mean/results.json").unlink()
     with pytest.raises(errors.DataError, match="mamp-2-mean/results.json: cannot be read"):
         accuracy.collected(tmp_path, 2)
+
+
+@pytest.mark.parametrize("method", accuracy.OWN)
+def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, method):
+    from s2vfast import cli
+
+    made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, method)
+    assert len({task.name for task in made}) == len(made) == 2 * 5
+    for task in made:
+        cli.parse(task.words)
+        assert {other.name for other in made}.issuperset(task.after)
+        if task.after:
+            what = task.name.rpartition("-")[2]
+            name, seed = task.name.removesuffix(f"-{what}").rsplit("-", 1)
+            top1 = 50.0 if "--untrained" in task.words else 80.0
+            write(name, seed, what, tmp_path, {"1-NN": top1, "tuned": top1})
+    top1 = accuracy.collected(tmp_path, 2, method)
+    assert top1["untrained"] == {"1-NN, mean": [50.0, 50.0]}
+    assert top1[method] == {"1-NN, mean": [80.0, 80.0], "fine-tuned": [80.0, 80.0]}
+    assert "| | 1-NN, mean | fine-tuned |\n|---|---|---|\n| untrained | 50.0 ± 0.0 | – |" in accuracy.table(top1)
 
 
 def test_the_floor_is_read(tmp_path):
@@ -118,8 +151,56 @@ def test_a_page_without_marks_is_an_error(tmp_path):
         replaced(tmp_path / "a.md", "accuracy", "table")
 
 
+@pytest.mark.parametrize("method", accuracy.STREAMS)
+def test_the_commands_of_a_recogniser_name_runs_that_there_are(tmp_path, method):
+    from s2vfast import cli
+
+    made = accuracy.recogniser_tasks(method, tmp_path / "store", tmp_path / "runs", "nwucla", 3)
+    streams = len(accuracy.STREAMS[method])
+    ensembles = made[2 * (streams + 2) :]
+    assert len({task.name for task in made}) == len(made)
+    assert ["--weights" in task.words for task in ensembles] == ([True, False] if streams > 1 else [])
+    for task in made:
+        cli.parse(task.words)
+    assert {task.name for task in made if not task.after} == {run for task in made for run in task.after}
+
+
+def test_numbers_of_a_recogniser_are_collected(tmp_path):
+    (tmp_path / "evaluated").mkdir()
+    (tmp_path / "logs").mkdir()
+    for number, run in enumerate(accuracy.recogniser_runs("infogcn", 2)):
+        (tmp_path / f"evaluated/{run}.json").write_text(json.dumps({"top1": 80.0 + number}))
+        (tmp_path / f"logs/{run}.done").write_text(json.dumps({"cpu_seconds": 90.0}))
+    for name in accuracy.ENSEMBLES:
+        (tmp_path / f"evaluated/infogcn-{name}.json").write_text(json.dumps({"top1": 90.0}))
+    rows = accuracy.recogniser_rows("infogcn", tmp_path, 2)
+    assert rows["infogcn, joint"] == {"top1": [80.0, 81.0], "cpu_minutes": [1.5, 1.5]}
+    assert rows["infogcn, bone"] == {"top1": [82.0], "cpu_minutes": [1.5]}
+    text = accuracy.section("infogcn", {"infogcn": RECORD | {"rows": rows}})
+    assert "| infogcn, joint | 80.5 ± 0.7 | 80.0, 81.0 | 1.5, 1.5 |" in text
+    assert "| infogcn, 4 streams, weights of folds | 90.0 | 90.0 | – |" in text
+    (tmp_path / "logs/infogcn-joint-2.done").unlink()
+    with pytest.raises(errors.DataError, match=r"infogcn-joint-2.done: cannot be read"):
+        accuracy.recogniser_rows("infogcn", tmp_path, 2)
+
+
+def test_cpu_time_is_that_of_all_tries(tmp_path):
+    busy = "import time\nwhile time.process_time() < 0.4: pass\n"
+    runner = accuracy.Runner(tmp_path, 1)
+    with pytest.raises(errors.TrainingError):
+        runner.run([stub(tmp_path, "a", code=busy + "raise SystemExit(1)")])
+    first = float((runner.logs / "a.cpu").read_text())
+    assert first > 0.3
+    runner.run([stub(tmp_path, "a", code=busy)])
+    assert json.loads((runner.logs / "a.done").read_text())["cpu_seconds"] > first + 0.3
+
+
 def test_the_committed_page_is_what_was_measured():
-    made = json.loads(Path(PAGE).with_suffix(".json").read_text())
-    assert replaced(PAGE, "accuracy", accuracy.section(made)) == PAGE.read_text()
-    for columns in made["top1"].values():
-        assert all(len(values) == made["seeds"] for values in columns.values())
+    records = json.loads(Path(PAGE).with_suffix(".json").read_text())
+    for method, made in records.items():
+        assert replaced(PAGE, method, accuracy.section(method, records)) == PAGE.read_text()
+        for columns in made.get("top1", {}).values():
+            assert all(len(values) == made["seeds"] for values in columns.values())
+    text = accuracy.section("infogcn", records | {"infogcn": RECORD})
+    assert "| floor: random convolutions, ridge | 91" in text
+    assert "| transformer, from scratch | 85.9 ± 2.0 |" in text

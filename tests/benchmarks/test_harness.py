@@ -229,6 +229,32 @@ def test_what_is_wrong_is_not_timed_and_the_exit_code_says_so(tmp_path, quick, b
     assert "NOT TIMED: does not agree" in capsys.readouterr().out
 
 
+PLUGIN = """
+from s2vfast import ops
+
+for name, factor in (("plain_good", 1.0), ("plain_bad", 1.01)):
+    def loss(prediction, target, factor=factor):
+        return (prediction - target).square().mean() * factor
+
+    ops.register_impl("masked_mse", name, loss)
+"""
+
+
+def test_an_implementation_of_a_plugin_is_measured_or_refused(tmp_path, quick, capsys, monkeypatch):
+    op = ops.operation("masked_mse")
+    monkeypatch.setattr(op, "implementations", dict(op.implementations))
+    monkeypatch.setattr(op, "reasons", dict(op.reasons))
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    words = ["masked_mse", "--shape", "tiny", "--seconds", "0", "--impl", "plain_good", "plain_bad", "torch"]
+    assert run.main([*words, "--plugin", str(tmp_path / "mine.py")]) == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    refused = [line[1] for line in lines if "NOT" in line]
+    assert refused == ["plain_bad"]
+    assert "plain_good" in {line[1] for line in lines} - set(refused)
+    assert run.main(["masked_mse", "--plugin", str(tmp_path / "no.py")]) == 2
+    assert f"--plugin {tmp_path / 'no.py'}: no such file" in capsys.readouterr().err
+
+
 def test_what_is_there_is_not_lost(tmp_path, quick, capsys):
     common = ["--seconds", "0", "--out", str(tmp_path)]
     assert run.main(["masked_mse", "--shape", "tiny", *common]) == 0
@@ -313,6 +339,7 @@ def test_every_call_of_the_optimizer_clips():
         (["speed"], "nothing is called 'speed'"),
         (["ops", "--fail-if-slower", "5%"], "needs --compare"),
         (["ops", "--report"], "--report needs --out"),
+        (["ops", "--plugin", "a.py", "--compare", "HEAD"], "what both revisions have"),
     ],
 )
 def test_what_makes_no_sense_is_said(arguments, says, capsys):

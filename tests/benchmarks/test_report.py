@@ -30,7 +30,7 @@ class Folder:
         return files[self.docs / report.PAGE].decode(), files[self.readme].decode(), rows
 
     def run(self, *more):
-        return report.main([f"--results={self.results}", f"--docs={self.docs}", f"--readme={self.readme}", *more])
+        return report.main([f"--results={self.results}", f"--docs={self.docs}", f"--summary={self.readme}", *more])
 
 
 @pytest.fixture

@@ -120,8 +120,8 @@ def test_links_copies_and_suffixes_of_a_folder(tmp_path):
     (other / "loop").symlink_to(src)
     paths, notes = scan(src, ".skel")
     assert [path.name for path in paths] == ["a.SKEL", "b.skel", "c (1).skel"]
-    assert notes[0] == "2 copies beside their originals left out: a (1).skel, a_copy.skel"
-    assert notes[1] == "1 files of macOS left out: ._a.skel"
+    assert notes[0] == "copies beside their originals left out (2): a (1).skel, a_copy.skel"
+    assert notes[1] == "files of macOS left out (1): ._a.skel"
 
 
 def numbers(view):
@@ -146,8 +146,8 @@ def test_every_text_format_walks_in_that_way(tmp_path):
     report = import_dataset(src / "pku", tmp_path / "pku")
     assert Store.open(tmp_path / "pku").names == ["0002-L.001", "0002-M.001", "0002-R.001"]
     assert report.notes[:2] == [
-        "1 copies beside their originals left out: 0002-L (1).txt",
-        "1 files of macOS left out: ._0002-L.txt",
+        "copies beside their originals left out (1): 0002-L (1).txt",
+        "files of macOS left out (1): ._0002-L.txt",
     ]
     for name in ("a01_s01_e00_v01.JSON", "a01_s01_e00_v01_copy.json", "a01_s01_e00_v02 (1).json"):
         stem = name[:15]
@@ -156,7 +156,7 @@ def test_every_text_format_walks_in_that_way(tmp_path):
     report = import_dataset(src, tmp_path / "ucla", format="nwucla")
     store = Store.open(tmp_path / "ucla")
     assert (store.labels.tolist(), store.views.tolist()) == ([0, 0], [1, 2])
-    assert "1 copies beside their originals left out: a01_s01_e00_v01_copy.json" in report.notes
+    assert "copies beside their originals left out (1): a01_s01_e00_v01_copy.json" in report.notes
 
 
 def test_the_script_of_the_docs_converts_trc(tmp_path):

@@ -94,6 +94,46 @@ def test_two_people_are_told_apart_by_where_they_are_in_the_picture(tmp_path):
         assert any(np.array_equal(body, person.astype(np.float32)) for person in people)
 
 
+def test_positions_count_where_every_frame_has_them(tmp_path):
+    """A frame whose pictures' landmarks are of fewer people, or of none: who is who is told by the world's."""
+    people, images = (world(6, seed=1), world(6, seed=2) * 3), (IMAGE, IMAGE + 1)
+    frames = [
+        {
+            "pose_landmarks": [as_dicts(image[at]) for image in images[: 0 if at == 2 else 1 if at == 4 else 2]],
+            "pose_world_landmarks": [as_dicts(person[at]) for person in people],
+        }
+        for at in range(6)
+    ]
+    _, store = imported(tmp_path / "clip.json", frames, tmp_path / "store")
+    assert [track["count"] for track in store.tracks] == [6, 6]
+    joints = [store.frames[:6], store.frames[6:]]
+    for person in people:
+        assert any(np.array_equal(body, person.astype(np.float32)) for body in joints)
+
+
+def test_results_of_the_tasks_api_as_they_are_dumped(tmp_path):
+    """``dataclasses.asdict`` of a PoseLandmarkerResult; a model may leave visibility out."""
+    frames = [
+        {
+            "timestamp_ms": 33 * at,
+            "pose_landmarks": [[joint | {"presence": 0.9, "name": None} for joint in as_dicts(IMAGE[at])]],
+            "pose_world_landmarks": [[joint | {"presence": 0.9, "name": None} for joint in as_dicts(WORLD[at])]],
+            "segmentation_masks": None,
+        }
+        for at in range(6)
+    ]
+    frames[2] |= {"pose_landmarks": [], "pose_world_landmarks": []}
+    _, store = imported(tmp_path / "clip.json", frames, tmp_path / "store")
+    np.testing.assert_array_equal(store.frames, np.delete(WORLD, 2, 0).astype(np.float32))
+    assert (store.frame_index.tolist(), float(store.confidence.max())) == ([0, 1, 3, 4, 5], np.float16(0.9))
+    for frame in frames:
+        for joint in (joint for key in ("pose_landmarks", "pose_world_landmarks") for p in frame[key] for joint in p):
+            joint["visibility"] = None
+    _, store = imported(tmp_path / "clip.json", frames, tmp_path / "none")
+    np.testing.assert_array_equal(store.frames, np.delete(WORLD, 2, 0).astype(np.float32))
+    assert store.confidence is None
+
+
 def test_a_folder_has_classes_and_leaves_other_json_aside(tmp_path):
     src = tmp_path / "src"
     for number, name in enumerate(["walk/a", "walk/b", "run/a"]):

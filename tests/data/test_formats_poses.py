@@ -122,6 +122,78 @@ def test_rtmpose_that_is_wrong_is_said_with_its_frame(tmp_path, frame, reason):
     assert reason in entry["reason"]
 
 
+def alphapose(frames, ids=False):
+    """Its results of people frame by frame: of one numbered from 1, which are pictures, or from 0, of a video."""
+    return [
+        {
+            "image_id": f"walk_{at:04d}.jpg" if ids else f"{at}.jpg",
+            "category_id": 1,
+            "keypoints": flat(keypoints) if keypoints.shape[1] == 2 else keypoints.reshape(-1).tolist(),
+            "score": 2.5,
+            "box": [0.0, 0.0, 1.0, 1.0],
+            "idx": [[float(which + 1)], which + 1, [[which + 1], [9]]][at % 3] if ids else [0.0],
+        }
+        for at, people in frames
+        for which, keypoints in people
+    ]
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_alphapose_is_a_list_of_people(tmp_path, ids):
+    """A frame without anybody is not in the list; the order of people changes; the file is called after its folder."""
+    frames = [(at, [(0, COCO[at]), (1, OTHER[at])][:: 1 if at % 2 else -1]) for at in range(12) if at != 5]
+    src = tmp_path / "src"
+    for name in ("walk/a", "run/a"):
+        (src / name).mkdir(parents=True)
+        (src / name / "alphapose-results.json").write_text(json.dumps(alphapose(frames, ids)))
+    assert detect_format(src) == "alphapose"
+    _, store = stored(src, tmp_path / "store")
+    assert (store.names, store.classes) == (["run/a", "walk/a"], ["run", "walk"])
+    assert (store.layout.name, store.unit, store.dimensions) == ("coco17", "px", 2)
+    assert store.total_frames.tolist() == [12, 12]
+    rows = [0, 1, 2, 3, 4, *range(6, 12)]
+    assert store.frame_index[:11].tolist() == rows
+    bodies = joints_of(store, 2)
+    for target in (COCO, OTHER):
+        assert any(np.array_equal(body, target[rows].astype(np.float32)) for body in bodies)
+    assert set(store.tracks["body"].tolist()) == ({"1", "2"} if ids else {"0", "1"})
+    said = "1 id(s) that two people of a frame have say nothing: who is who is told by place"
+    assert (said in store.notes.get("run/a", [])) != ids
+    np.testing.assert_array_equal(store.confidence, np.full((44, 17), 0.75, np.float16))
+
+
+@pytest.mark.parametrize(("joints", "body"), [(136, 26), (133, 17), (26, 26)])
+def test_alphapose_of_whole_bodies(tmp_path, joints, body):
+    keypoints = np.round(np.random.default_rng(0).uniform(100, 300, (joints, 2)), 2)
+    _, store = stored(
+        tmp_path / "a.json", tmp_path / "store", alphapose([(0, [(0, np.c_[keypoints, keypoints[:, :1]])])])
+    )
+    assert (store.names, store.layout.name) == (["a"], "halpe26" if body == 26 else "coco17")
+    np.testing.assert_array_equal(store.frames[0, :, :2], keypoints[:body].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("people", "reason"),
+    [
+        ({"people": []}, "expected a list of frames, or an object with one under results"),
+        ([{"image_id": "0.jpg"}], "entry 0: expected an object with image_id and keypoints"),
+        ([{"image_id": "x.jpg", "keypoints": []}], "entry 0: image_id 'x.jpg' has no number, which tells the frame"),
+        ([{"image_id": "a1.jpg", "keypoints": []}, {"image_id": "b1.jpg", "keypoints": []}],
+         "'a1.jpg' and 'b1.jpg' are both frame 1; one recording a file is read"),
+        ([*alphapose([(0, [(0, COCO[0])])]), {"image_id": 2, "keypoints": [1, 2]}],
+         "frame 1: keypoints: 2 numbers, expected x, y and score of each"),
+    ],
+)  # fmt: skip
+def test_alphapose_that_is_wrong_is_said(tmp_path, people, reason):
+    src = tmp_path / "src"
+    src.mkdir()
+    (src / "a.json").write_text(json.dumps(alphapose([(at, [(0, k)]) for at, k in enumerate(COCO)])))
+    (src / "b.json").write_text(json.dumps(people if isinstance(people, list) else people | {"image_id": 1}))
+    summary = import_dataset(src, tmp_path / "store")
+    assert [entry["name"] for entry in summary.broken] == ["b"]
+    assert reason in summary.broken[0]["reason"]
+
+
 BODY25 = np.round(300 + 100 * moving(6, 25)[..., :2], 2)
 
 
@@ -260,11 +332,18 @@ class TestLinks:
         assert sum(len(body.frame_index) > 1 for body in bodies) == 60
         assert notes == [f"{149 - MAX_TRACKS} of 149 tracks left out: the shortest"]
 
-    def test_a_second_one_of_an_id_is_left_out(self):
-        pose = moving(1, 20)[0]
-        (body,) = link([(0, [Sighting(pose, track="a"), Sighting(pose + 1, track="a")])])
-        assert (body.body_id, len(body.frame_index)) == ("a", 1)
-        np.testing.assert_array_equal(body.joints[0], pose)
+    def test_an_id_of_two_people_is_none(self):
+        """As AlphaPose writes them where it follows nobody; another id is still one."""
+        pose, notes = moving(1, 20)[0], []
+        frames = [
+            (at, [Sighting(pose + 9 * which, track=id) for which, id in enumerate(ids)])
+            for at, ids in enumerate(["0", "00", "0b0", "00b"])
+        ]
+        bodies = link(frames, notes)
+        assert [(body.body_id, body.frame_index.tolist()) for body in bodies] == [
+            ("0", [0, 1, 2, 3]), ("1", [1, 3]), ("b", [2, 3]), ("3", [2])
+        ]  # fmt: skip
+        assert notes == ["1 id(s) that two people of a frame have say nothing: who is who is told by place"]
 
     def test_nobody(self):
         assert link([(0, []), (1, [Sighting(np.zeros((20, 3)))])]) == []

@@ -72,6 +72,8 @@ def zipped():
 RNG = np.random.default_rng(0)
 LANDMARKS = world(2)
 POSE = {"keypoints": RNG.uniform(1, 99, (17, 2)).round(2).tolist(), "keypoint_scores": [0.5] * 17, "track_id": 3}
+LISTS = [as_lists(pose) for pose in LANDMARKS]
+FLAT = RNG.uniform(1, 99, 51).round(1).tolist()
 OPENPOSE = {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d": RNG.uniform(1, 99, 75).tolist()}] * 2}
 SKELETON = {"pose": RNG.uniform(0, 1, 36).round(3).tolist(), "score": [0.5] * 18}
 VIDEO = {"data": [{"frame_index": 1, "skeleton": [SKELETON] * 2}], "label": "a", "label_index": 1}
@@ -89,6 +91,11 @@ CORPUS = {
     "kinetics": ("a.json", dumped(VIDEO)),
     "mediapipe": ("a.json", dumped([{"pose_world_landmarks": as_dicts(pose), "frame": 1} for pose in LANDMARKS[:1]])),
     "mediapipe lists": ("a.json", dumped([as_lists(pose) for pose in LANDMARKS])),
+    "mediapipe people": (
+        "a.json",
+        dumped([{"worldLandmarks": LISTS, "landmarks": LISTS[:number]} for number in (2, 1)]),
+    ),
+    "alphapose": ("a.json", dumped([{"image_id": f"{at}.jpg", "keypoints": FLAT, "idx": [at]} for at in (1, 1, 3)])),
     "rtmpose": ("a.json", dumped({"instance_info": [{"frame_id": at, "instances": [POSE]} for at in (1, 2)]})),
     "openpose": ("a_000000000001_keypoints.json", dumped(OPENPOSE)),
     "arrays npy": ("a.npy", npy(BODIES)),
@@ -193,7 +200,7 @@ def test_labels_raise_but_data_errors(tmp_path, file):
         data = json.dumps({"a.json": "walk", "b/c.npy": {"class": "run", "subject": 3}}).encode()
     for _ in range(ROUNDS):
         (tmp_path / file).write_bytes(mutated(data, rng))
-        source = Source(LAYOUTS["coco17"], [], [], 2, list, lambda infos: {}, names=["a", "b/c"])
+        source = Source(LAYOUTS["coco17"], [], list, names=["a", "b/c"])
         try:
             list(Labelling(tmp_path / file, source).apply([Sequence("a", 0, 1, []), Sequence("b/c", 0, 1, [])], []))
         except DataError as error:

@@ -1,8 +1,11 @@
+import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from s2vfast.data import importer
@@ -13,6 +16,7 @@ from s2vfast.data.store import FILES, HEADER, Store
 from s2vfast.errors import DataError
 
 from .ntu_files import IDS, frames_of, person, skeleton_text
+from .pose_files import as_lists, world
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,50 @@ def test_the_store_does_not_depend_on_workers_or_order(ntu, tmp_path, monkeypatc
     assert reports[0].dropped == reports[1].dropped
     names = Store.open(tmp_path / "w0").names
     assert names == sorted(names)
+
+
+def test_a_broken_file_is_named_with_its_folder(tmp_path, capsys):
+    """As files of one name lie in every folder; an excluded name counts with its folder too."""
+    src = tmp_path / "src"
+    for name in ("walk/01", "run/01", "sit/01"):
+        (src / name).parent.mkdir(parents=True)
+        text = json.dumps([as_lists(pose) for pose in world(12)])
+        (src / f"{name}.json").write_text(text[: 60_000 if name == "walk/01" else 5_000])
+    (tmp_path / "names").write_text("sit/01\n")
+    report = import_dataset(src, tmp_path / "store", exclude=tmp_path / "names")
+    assert [(entry["name"], entry.get("file"), entry["kind"]) for entry in report.dropped] == [
+        ("run/01", "01.json", "broken"),
+        ("sit/01", None, "excluded"),
+    ]
+    reason = report.dropped[0]["reason"]
+    assert re.fullmatch(r"not JSON: Expecting .* at character 5,001 \(cut off\?\)", reason)
+    assert f"run/01 (01.json:1): {reason}" in imported(report)
+
+
+def test_classes_without_a_recording_are_said(tmp_path):
+    """Labels that begin at 1 leave class 0 empty; nothing is said where no recording has a label."""
+    joints = np.random.default_rng(0).uniform(0.1, 1, (1, 12, 25, 3))
+    for first, said in (
+        (1, "1 of 3 classes have no recording: class 0; labels begin at 1"),
+        (0, None),
+        (-2, None),
+    ):
+        labels = [max(first + n, -1) if first >= 0 else -1 for n in range(2)]
+        entries = [{"frame_dir": f"a{n}", "label": label, "keypoint": joints} for n, label in enumerate(labels)]
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(entries))
+        report = import_dataset(tmp_path / "a.pkl", tmp_path / str(first), layout="kinect_v2")
+        assert [note for note in report.notes if "no recording" in note] == ([said] if said else [])
+        assert Store.open(tmp_path / str(first)).meta["source"]["notes"] == report.notes
+
+
+def test_a_confidence_that_is_no_number_is_none(tmp_path):
+    """json writes NaN as a word, which a run that takes confidences would multiply into everything."""
+    pose = {"keypoints": [[1.0, 2.0]] * 17, "keypoint_scores": [float("nan")] + [0.5] * 16}
+    (tmp_path / "a.json").write_text(json.dumps([[pose]] * 12))
+    import_dataset(tmp_path / "a.json", tmp_path / "store", min_confidence=0.25)
+    store = Store.open(tmp_path / "store")
+    assert store.confidence[0].tolist() == [0.0] + [0.5] * 16
+    assert store.frames[0, :2].tolist() == [[0.0] * 3, [1.0, 2.0, 0.0]]
 
 
 def test_the_report_counts_what_was_dropped(ntu, tmp_path):

@@ -17,7 +17,7 @@ NAMES = ["walk/anna_01", "walk/ben_02", "run/anna_10"]
 
 def labelled(said, names=NAMES, own=None):
     """(classes, sequences by name, splits, notes)."""
-    source = Source(TINY, ["own"], [], len(names), list, lambda infos: {}, names=None if own else names)
+    source = Source(TINY, [], list, classes=["own"], names=None if own else names)
     labelling = Labelling(said, source)
     notes = []
     sequences = {s.name: s for s in labelling.apply([Sequence(name, 0, 1, []) for name in names], notes)}

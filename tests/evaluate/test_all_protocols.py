@@ -12,7 +12,18 @@ import torch.distributed as dist
 
 import s2vfast.errors as errors
 from s2vfast.data import Store
-from s2vfast.evaluate import features, finetune, finetune_config, measures, metrics, probe, protocols, subsets, table
+from s2vfast.evaluate import (
+    features,
+    finetune,
+    finetune_config,
+    measures,
+    metrics,
+    probe,
+    protocols,
+    ridge,
+    subsets,
+    table,
+)
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.train import checkpoint, distributed, rundir
 from s2vfast.train.distributed import Ranks
@@ -36,6 +47,31 @@ def test_linear_and_knn_report_both_kinds(run, store_path, store):
     one = protocols.evaluate(run[0], store_path, protocol="knn", **QUICK)
     assert result["by_k"] == {**one["by_k"], "4": {"top1": result["top1"], "mean_class": result["mean_class"]}}
     assert one["by_k"] == {"1": {"top1": one["top1"], "mean_class": one["mean_class"]}}
+
+
+def test_ridge_regression_is_fitted_to_drawn_copies_and_may_average_over_clips(run, store_path, store):
+    result = protocols.evaluate(run[0], store_path, pool="statistics", layers=2, draws=2, test_draws=3, **QUICK)
+    encoder, config, _ = features.load_encoder(run[0])
+
+    def table(part, draw=None):
+        ids = store.select("halves", part)
+        return features.extract(encoder, config, store, ids, pool="statistics", layers=2, draw=draw)
+
+    labels = [torch.from_numpy(store.labels[store.select("halves", part)]) for part in ("train", "test")]
+    fitted = ridge.fit(torch.stack([table("train", draw) for draw in (None, 0, 1)]), labels[0], classes=3)
+    scores = torch.stack([fitted.scores(table("test", draw)) for draw in (None, 0, 1, 2)])
+    for part, expected in ((result["ridge"], scores[0]), (result["averaged"]["ridge"], scores.mean(0))):
+        assert part["top1"] == pytest.approx(metrics.top_k(metrics.rank_scores(expected), labels[1], 1))
+        assert "confusion" not in part
+    assert result["ridge"]["copies"] == 2
+    assert result["averaged"]["ridge"]["clips"] == 4
+
+
+def test_ridge_regression_of_too_many_unknowns_is_left_out(run, store_path, monkeypatch):
+    monkeypatch.setattr(ridge, "LARGEST", 11)
+    lines = []
+    assert "ridge" not in protocols.evaluate(run[0], store_path, **(QUICK | {"log": lines.append}))
+    assert lines == ["no ridge regression: a system of 12 unknowns; 11 are solved for at most"]
 
 
 def test_repeats_are_mean_and_deviation(run, store_path):

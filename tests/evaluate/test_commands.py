@@ -28,7 +28,8 @@ def test_a_run_is_fine_tuned_measured_and_exported(cli, place, tmp_path):
     assert len(found["confusion"]) == len(found["per_class"])
     assert found["settings"]["recipe"]["hidden"] == 8
     code, out, err = cli(f"evaluate {tmp_path}/tuned --protocol classify,knn --k 3 --out {tmp_path}/r.json")
-    assert (code, err) == (0, [])
+    headings = ["— 1 of 2: the classes of a run as it is —", "— 2 of 2: nearest neighbours of frozen features —"]
+    assert (code, err) == (0, headings)
     assert any(line.startswith("as fine-tuned") and f"top-1 {found['top1']:.1f}" in line for line in out)
     assert any(line.startswith("3-NN") for line in out)
     assert set(json.loads((tmp_path / "r.json").read_text())["results"]) == {"classify", "knn"}

@@ -12,6 +12,7 @@ from s2vfast import ops
 from s2vfast.evaluate import features
 from s2vfast.networks import build_network
 from s2vfast.train import checkpoint
+from s2vfast.train.feed import Recordings
 
 JOINTS = 5  # of the store in conftest.py
 
@@ -72,11 +73,38 @@ def test_pooled_values_of_known_tokens():
     expected = [50.0, 50, 51, 51, 52, 52, 1, 1, 101, 101]
     assert features.pool_tracks(tokens, network, "joint_time").tolist() == [expected] * 2
     assert features.pool_tracks(tokens, network, "joint").tolist() == [expected[:6]] * 2
-    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 10]
+    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 10, 2 * (4 + 9 + 4)]
 
 
-def test_tokens_that_are_no_joints_have_a_mean_alone():
-    network = SimpleNamespace(grid=None, width=8)
+def test_statistics_are_of_all_tokens_of_joints_and_of_segments():
+    values = torch.tensor([[1.0, -2, 4, 3, 0, -8]])  # V = 3, S = 2
+    network = SimpleNamespace(grid=(2, 3), width=1)
+    everything = [-1 / 3, 4, values.std(correction=0).item(), 3 / 6]
+    joints = [2, -1, -2, 3, 0, 4, 1, 1, 6]  # means, maxima, deviations
+    segments = [1, -5 / 3, 4, 3]  # means, maxima
+    pooled = features.pool_tracks(values[..., None], network, "statistics")
+    torch.testing.assert_close(pooled, torch.tensor([[*everything, *joints, *segments]]))
+    network.grid = None
+    torch.testing.assert_close(features.pool_tracks(values[..., None], network, "statistics"), pooled[:, :4])
+
+
+def test_features_of_several_layers(run, store):
+    encoder, made, _ = features.load_encoder(run[0])
+    ids = np.array([7, 0, 4])
+    both = features.extract(encoder, made, store, ids, pool="joint", layers=2)
+    last = features.extract(encoder, made, store, ids, pool="joint")
+    torch.testing.assert_close(both[:, last.shape[1] :], last, rtol=1e-5, atol=1e-6)
+    clips = Recordings(made, store, torch.device("cpu")).clips(torch.from_numpy(ids))
+    with torch.no_grad():
+        below = encoder.hidden(clips, 2)[0]
+    expected = features.pool_tracks(below, encoder, "joint").unflatten(0, (-1, 2)).mean(1)
+    torch.testing.assert_close(both[:, : last.shape[1]], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(errors.ConfigError, match=rf"--layers: 9; Transformer has {encoder.depth}, 1 to"):
+        features.extract(encoder, made, store, ids, layers=9)
+
+
+def test_tokens_that_are_no_joints_have_no_means_of_joints():
+    network = SimpleNamespace(grid=None, width=8, depth=1)
     assert features.feature_width(network, "mean") == 8
     with pytest.raises(errors.ConfigError, match="--pool: joint_time needs tokens of joints and segments"):
         features.check_pool(network, "joint_time")

@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ WRONG_ARRAYS = {
     "joints": (np.ones((4, 19, 3)), "a sequence: numbers [frames, 20, 3] or [bodies, frames, 20, 3] are expected"),
     "text": (np.full((4, 20, 3), "x"), "a sequence: numbers"),
     "nobody": (np.zeros((4, 20, 3)), "a sequence: no body in any frame"),
-    "infinite": (np.full((4, 20, 3), np.inf), "a sequence, body 0: frame 0, joint 0 is not a finite number"),
+    "infinite": (np.full((4, 20, 3), np.inf), "a sequence: body 0, frame 0, joint 0: x is inf, not a finite number"),
 }
 
 
@@ -254,22 +255,28 @@ def test_frames_come_on_standard_input(place, capsys, monkeypatch):
     array = store.sequence(0)[0]
     frames = [np.array2string(frame.ravel(), max_line_width=10**6, separator=" ")[1:-1] for frame in array[0][:3]]
     frames += [json.dumps(frame.tolist()) for frame in array[0][3:5]]
-    lines = ["", *frames[:2], "1 2 3", "[1, [2", *frames[2:], "nan " * 60]
+    lines = ["", *frames[:2], "1 2 3", "[1, [2", *frames[2:], "nan " * 60, "inf " * 60, "1_0 " * 60]
+    lines += [str([1] * 59 + [value]) for value in ('"1"', "true", 10**400, 21)]
+    lines += [json.dumps(np.ones((3, 20, 2)).tolist()), "[]"]
     monkeypatch.setattr("sys.stdin", iter(lines))
     assert cli.main(f"predict {place}/tuned - --window 4 --step 2 --json".split()) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wrong = [entry["error"] for entry in found if "error" in entry]
-    expected = "60 finite numbers a body are expected (20 joints, x y z each)"
+    expected = "60 numbers a body are expected (20 joints, x y z each)"
+    no_numbers, no_metres = f"not the numbers of a frame; {expected}", "the run was trained on coordinates in m"
     assert wrong == [
         f"standard input:4: 3 numbers; {expected}",
-        f"standard input:5: not the numbers of a frame; {expected}",
-        f"standard input:9: a number that is not finite or too large; {expected}",
+        f"standard input:5: {no_numbers}",
+        f"standard input:10: a frame: body 0, joint 0: x is inf, not a finite number; {no_metres}",
+        *(f"standard input:{number}: {no_numbers}" for number in (11, 12, 13, 14)),
+        f"standard input:15: a frame: body 0, joint 19: z is 21, absurd (more than 20 from the camera); {no_metres}",
+        f"standard input:16: lists of the shape [3, 20, 2]; {expected}",
     ]
     looks = [entry for entry in found if "top" in entry]
-    assert [entry["frame"] for entry in looks] == [2, 6, 8]
-    whole = np.concatenate([np.zeros_like(array[:1, :1]), array[:1, :5]], axis=1)
+    assert [entry["frame"] for entry in looks] == [2, 6, 8, 17]
+    whole = np.concatenate([np.zeros_like(array[:1, :1]), array[:1, :5], np.zeros_like(array[:1, :2])], axis=1)
     model = s2vfast.load(place / "tuned")
-    for entry, stop in zip(looks, (2, 4, 6), strict=True):
+    for entry, stop in zip(looks, (2, 4, 6, 8), strict=True):
         ranking = model.predict([whole[:, max(stop - 4, 0) : stop]])[0]
         assert [name for name, _ in entry["top"]] == [name for name, _ in ranking]
         assert dict(entry["top"]) == pytest.approx(dict(ranking), abs=1e-5)
@@ -288,6 +295,30 @@ def test_a_stream_refuses(place):
     assert len(stream.push(np.ones((20, 3)))) == 5
     with pytest.raises(errors.DataError, match=r"a frame: numbers \[20, 3\] or \[bodies, 20, 3\] are expected"):
         stream.push(np.ones((19, 3)))
+
+
+def test_a_joint_with_a_nan_was_not_seen(place):
+    """All of it: what is left of its coordinates is no place."""
+    model, rng = s2vfast.load(place / "tuned"), np.random.default_rng(1)
+    full = rng.uniform(0.5, 2, (12, 20, 3))
+    unseen, partly = full.copy(), full.copy()
+    unseen[3, 5], partly[3, 5, 1] = 0.0, np.nan
+    expected = model.probabilities([unseen])
+    np.testing.assert_array_equal(model.probabilities([partly]), expected)
+    assert np.abs(model.probabilities([full]) - expected).max() > 1e-6
+
+
+def test_a_run_of_two_coordinates_takes_two(place):
+    """A score in the place of z is no coordinate."""
+    model = s2vfast.load(place / "tuned")
+    model.layout, model.unit = replace(model.layout, dimensions=(2,)), "px"
+    flat = np.random.default_rng(0).uniform(100, 300, (4, 20, 2))
+    padded = np.pad(flat, ((0, 0), (0, 0), (0, 1)))
+    for values in (flat, padded):
+        np.testing.assert_array_equal(model.checked(values, ("bodies", "frames")), padded[None])
+    with pytest.raises(errors.DataError, match="a sequence: a third coordinate that is not 0; the run's recordings"):
+        model.checked(padded + 0.5, ("bodies", "frames"))
+    np.testing.assert_array_equal(prediction._frame(" ".join(map(str, flat[:2].ravel())), 20, 2), flat[:2])
 
 
 def test_any_container_of_the_runs_skeleton_is_read(place, tmp_path):

@@ -56,9 +56,32 @@ def test_packed_levels_are_the_padded_ones(window, stride, dilation):
     assert changed.tolist() == [False, False, True, False, False, False]
 
 
-def dropping(rate=0.2):
+def test_the_readout_may_be_the_mean_of_windows():
+    """By any packing; drop path and dropout reach it; there is no token after a block of the video level."""
+    torch.manual_seed(0)
+    network = HiTRS(HiTRSConfig(**SMALL | {"dropout": 0.5}, readout="windows"), 5, 2).double()
+    clips = ragged_clips()
+    with torch.no_grad():
+        packing = pack(clips, 2, network.section)
+        windows = network.windows(network.frames(clips.flatten(0, 1)[packing.frames]), packing.windows)
+        means = torch.stack([windows[packing.tracks[1] == track].mean(0) for track in range(6)])
+        whole = network(clips)
+        torch.testing.assert_close(whole, means[:, None])
+        torch.testing.assert_close(network._read(clips, pack_fixed(clips, 2, network.section)), whole)
+        paths = torch.ones(6, network.depth, 2)
+        torch.testing.assert_close(network.with_drop_path(clips, paths, []), whole)
+        paths[2] = 0
+        changed = (network.with_drop_path(clips, paths, []) - whole).abs().amax((1, 2)) > 1e-6
+        noise = network.draw_noise(clips, Draw(3, 1, torch.tensor([4, 9, 2])).words(0, 2, clips.device))
+        assert not torch.allclose(network.with_noise(clips, noise), whole)
+    assert changed.tolist() == [False, False, True, False, False, False]
+    with pytest.raises(NotImplementedError, match="windows has no tokens of the video"):
+        network.hidden(clips, 1)
+
+
+def dropping(rate=0.2, **options):
     section = HiTRSConfig(**SMALL | {"dropout": rate})
-    return HiTRSLoss(HiTRS(section, 5, 2), HiTRSLossConfig())
+    return HiTRSLoss(HiTRS(section, 5, 2), HiTRSLossConfig(**options))
 
 
 def rows_of_track(inputs, track):
@@ -124,15 +147,16 @@ def test_dropout_acts_on_branches():
     torch.testing.assert_close(kept["again"], empty["again"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.2])
-def test_shapes_that_repeat_change_no_loss(rate):
-    model, clips = dropping(rate), ragged_clips().float()
+@pytest.mark.parametrize(("rate", "target"), [(0.0, "last"), (0.2, "last"), (0.2, "other")])
+def test_shapes_that_repeat_change_no_loss(rate, target):
+    model, clips = dropping(rate, future_target=target), ragged_clips().float()
     clips[0, 15:] = clips[1, 15:] = 0  # too short to be looked at
+    views = (clips, clips.flip(1))[: model.views]
     shapes, losses = set(), []
     for fixed in (False, True):
         draw = Draw(3, 1, torch.tensor([4, 9, 2]), None, fixed)
-        inputs = model.prepare((clips,), draw)
-        loss = model.step_loss(MicroBatch((clips,), inputs))
+        inputs = model.prepare(views, draw)
+        loss = model.step_loss(MicroBatch(views, inputs))
         gradients = torch.autograd.grad(loss.loss, list(model.parameters()), materialize_grads=True)
         losses.append([loss.loss, *loss.terms.values(), *gradients])
     for one, other in zip(*losses, strict=True):
@@ -141,7 +165,8 @@ def test_shapes_that_repeat_change_no_loss(rate):
         changed = clips.clone()
         for track, length in enumerate(lengths):
             changed[track, length:] = 0
-        batch = MicroBatch((changed,), model.prepare((changed,), Draw(3, 1, torch.tensor([4, 9, 2]), None, True)))
+        views = (changed,) * model.views
+        batch = MicroBatch(views, model.prepare(views, Draw(3, 1, torch.tensor([4, 9, 2]), None, True)))
         shapes.add(tuple(tuple(tensor.shape) for tensor in batch.tensors()))
     assert len(shapes) == 1
 
@@ -150,6 +175,21 @@ def model_and_batch(**options):
     torch.manual_seed(0)
     model = HiTRSLoss(HiTRS(HiTRSConfig(**SMALL), 5, 2), HiTRSLossConfig(**options)).double()
     return model, ragged_clips(), Draw(3, 1, torch.tensor([4, 9, 2]))
+
+
+def test_the_other_view_is_told_by_the_mean_of_its_windows():
+    """Of its own length, unmasked; that mean learns."""
+    model, clips, draw = model_and_batch(future_target="other", pose=0.0, clip=0.0, video=0.0)
+    other = 2.0 * clips
+    other[2:4, 25:] = 0
+    encoder = model.encoder
+    target = model.outputs(model.prepare((clips, other), draw))["target"]
+    packing = pack(other, 2, encoder.section)
+    windows = encoder.windows(encoder.frames(other.flatten(0, 1)[packing.frames]), packing.windows)
+    means = [windows[packing.tracks[1] == track].mean(0) for track in range(5)]
+    torch.testing.assert_close(target, torch.stack(means))
+    assert target.requires_grad
+    assert not model.outputs(model.prepare((clips,), draw))["target"].requires_grad
 
 
 def test_masks_follow_their_law():

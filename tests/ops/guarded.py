@@ -109,7 +109,7 @@ def run(op: str, impl: str, shape: str, at_end: bool) -> list[str]:
     def guarded(**kw):
         return public(**{name: _like(guard, value) for name, value in kw.items()}, impl=impl)
 
-    if op in ("clip_sample", "tube_mask"):
+    if op in verify.INDEXED:
         expected = public(**given, impl="reference")
         with allocations(guard):
             found = guarded(**given)

@@ -219,7 +219,7 @@ def test_the_check_takes_a_plugin(name, factor, code, added, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read, No such file"), ("import no_such", "ModuleNotFoundError: No module named 'no_such'")],
+    [(None, "no such file"), ("import no_such", "ModuleNotFoundError: No module named 'no_such'")],
 )
 def test_a_plugin_that_does_not_run(text, message, tmp_path, capsys):
     plugin = tmp_path / "plugin.py"

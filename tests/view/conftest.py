@@ -11,6 +11,7 @@ import torch
 
 from s2vfast.config import Config
 from s2vfast.data import Body, Layout, Sequence, Store, write_store
+from s2vfast.evaluate import protocols
 from s2vfast.networks import build_network
 from s2vfast.train import checkpoint, rundir
 
@@ -94,11 +95,15 @@ def make_run(path, store, **changes):
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """``store`` and ``run`` (paths), ``opened``, ``config``, ``teacher``; sequence 21 has the name ``evil``."""
+    """``store``, ``run``, ``results`` (paths), ``opened``, ``config``, ``teacher``; sequence 21 is called ``evil``."""
     folder = tmp_path_factory.mktemp("view")
     opened = Store.open(make_store(folder / "store"))
     config, teacher = make_run(folder / "run", opened)
     found = {"store": folder / "store", "opened": opened, "run": folder / "run", "folder": folder}
+    options = {"confusion": True, "log": lambda line: None, "protocol": "knn"}
+    content = protocols.evaluate(folder / "run", folder / "store", **options)
+    found["results"] = folder / "results.json"
+    found["results"].write_text(json.dumps(content))
     return SimpleNamespace(**found, config=config, teacher=teacher, evil=EVIL, evil_class=EVIL_CLASS)
 
 

@@ -14,6 +14,7 @@ KINDS = {
     "neighbours": "{run} {store} {name} --k 3 --pool joint_time",
     "map": "{run} {store} --method pca --parts test,train",
     "curves": "{run} --log",
+    "results": "{results}",
 }
 
 
@@ -36,7 +37,10 @@ def cli(capfd, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_page_has_a_command_and_a_picture(cli, place, tmp_path, read_page, is_picture, kind):
-    words = [word.format(store=place.store, run=place.run, name=place.evil) for word in KINDS[kind].split()]
+    words = [
+        word.format(store=place.store, run=place.run, name=place.evil, results=place.results)
+        for word in KINDS[kind].split()
+    ]
     code, out, err = cli(kind, *words, "--png", "p.png", "--out", "p.html")
     assert (code, out, err) == (0, ["p.png", "p.html"], [])
     read_page(tmp_path / "p.html")

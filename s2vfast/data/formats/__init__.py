@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from s2vfast.data.formats import (
+    alphapose,
     arrays,
     ctrgcn,
     kinetics,
@@ -41,7 +42,7 @@ from s2vfast.errors import DataError
 
 FORMATS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (ntu, pyskl, ctrgcn, nwucla, pkummd, stgcn, kinetics, mediapipe, rtmpose, openpose, arrays)
+    for module in (ntu, pyskl, ctrgcn, nwucla, pkummd, stgcn, kinetics, mediapipe, rtmpose, alphapose, openpose, arrays)
 }
 """Modules by the name that ``--format`` takes."""
 BUILT_IN = tuple(FORMATS)
@@ -95,6 +96,6 @@ def detect_format(src: Path) -> str:
     raise DataError(
         f"{src}: of no known format; name one with --format: {', '.join(FORMATS)}. Looked for, also below it and in a "
         ".zip: .skeleton (ntu), .pkl (pyskl), .npz with x_train (ctrgcn), aAA_sSS_eEE_vVV.json (nwucla), 0002-L.txt "
-        "(pkummd), train_data_joint.npy with train_label.pkl (stgcn), .json of Kinetics-skeleton, MediaPipe or "
-        "RTMPose, CLIP_000000000012_keypoints.json (openpose), .npy, .npz or .csv of numbers (arrays)"
+        "(pkummd), train_data_joint.npy with train_label.pkl (stgcn), .json of Kinetics-skeleton, MediaPipe, RTMPose "
+        "or AlphaPose, CLIP_000000000012_keypoints.json (openpose), .npy, .npz or .csv of numbers (arrays)"
     )

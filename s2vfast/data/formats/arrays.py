@@ -116,11 +116,8 @@ def open_source(
     return Source(
         layout=layout,
         layout_reason="" if layout is named else layout_reason,
-        classes=[],
         items=files,
-        total=len(files),
         read=partial(read_file, src=src, layout=layout, axes=axes, channels=channels),
-        splits=lambda infos: {},
         unit=unit,
         unit_reason=reason,
         dimensions=dimensions,

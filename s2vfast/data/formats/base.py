@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,18 +36,19 @@ class Source:
 
     layout: Layout
     """The skeleton of all its recordings."""
-    layout_reason: str = field(default="", kw_only=True)
-    """What that layout was taken for, where nobody and nothing names it; empty where the format or its files do."""
-    classes: list[str]
-    """Class names by label."""
     items: Iterable[Any]
     """Units of reading, in the order of their sequences in the store. With ``parallel`` a sorted list of paths."""
-    total: int
-    """Number of items."""
     read: Read
     """Item -> its sequences. A recording that cannot be read is a `BrokenRecording`, raised or in the list."""
-    splits: Callable[[list[SequenceInfo]], Splits]
+    _: KW_ONLY
+    total: int = -1
+    """Number of items; needed where they are no list."""
+    classes: list[str] = field(default_factory=list)
+    """Class names by label."""
+    splits: Callable[[list[SequenceInfo]], Splits] = lambda infos: {}
     """Named splits of the sequences that were kept; ones with an empty part are left out by the importer."""
+    layout_reason: str = ""
+    """What that layout was taken for, where nobody and nothing names it; empty where the format or its files do."""
     parallel: bool = True
     """Items may be read by other processes: ``read`` must be a function of a module."""
     unit: str = "m"
@@ -59,18 +60,27 @@ class Source:
     notes: list[str] = field(default_factory=list)
     """Said in the report: what was converted or left out for the whole dataset."""
     names: list[str] | None = None
-    """Names of the recordings, folders included, in a format whose files say nothing of classes: ``--labels`` takes
-    classes from them."""
+    """Names of the recordings, one an item, folders included, in a format whose files say nothing of classes:
+    ``--labels`` takes classes from them."""
     exclude: str | None = None
     """List of `s2vfast.data.names` that an import leaves out if nobody asks for another."""
     labelled: bool = True
     """Whether its sequences must have labels, and names that tell what the format's names tell. Else label, subject,
     view, repetition and setup are -1, and classes and splits say nothing."""
 
+    def __post_init__(self) -> None:
+        if self.total < 0:
+            self.total = len(self.items)  # type: ignore[arg-type]
+
     @property
     def limit(self) -> float:
         """Largest believable absolute coordinate, in the unit."""
         return LIMITS[self.unit]
+
+
+def parts_of(by_part: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The parts of a split: of train and val alone, val is the test."""
+    return {"test" if part == "val" and "test" not in by_part else part: names for part, names in by_part.items()}
 
 
 def find_absurd(joints: np.ndarray, limit: float) -> tuple[int, int, str] | None:

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from s2vfast.data.archive import is_single
-from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.base import BrokenRecording, Source, parts_of
 from s2vfast.data.formats.npy import check_c_order, npz_array, npz_names, read_header
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_CLASSES, MAX_FRAMES, MAX_SEQUENCES
@@ -87,10 +87,7 @@ def split_name(stem: str) -> str:
 def splits(infos: list[SequenceInfo], split: str) -> Splits:
     """One split, by the array that a sequence comes from."""
     by_part = {part: [info.name for info in infos if info.name.startswith(f"{part}_")] for part in PARTS}
-    by_part = {part: names for part, names in by_part.items() if names}
-    if "val" in by_part and "test" not in by_part:
-        by_part["test"] = by_part.pop("val")
-    return {split: by_part}
+    return {split: parts_of({part: names for part, names in by_part.items() if names})}
 
 
 def read_row(item: tuple[str, int, np.ndarray], file: str, labelled: bool = True) -> list[Sequence | BrokenRecording]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from s2vfast.data.archive import is_single
 from s2vfast.data.formats import poses
-from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.base import BrokenRecording, Source, parts_of
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.data.limits import MAX_CLASSES, describe
 from s2vfast.data.scan import recording_name, scan
@@ -60,7 +60,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         layout=get_layout("openpose18"),
         classes=[classes.get(label, f"class {label}") for label in range(max(classes, default=-1) + 1)],
         items=files,
-        total=len(files),
         read=partial(read_file, src=src, labelled=labelled),
         splits=lambda infos: _splits({name: match[1].lower() for name, match in parts.items() if match}),
         unit="normalised",
@@ -75,9 +74,7 @@ def _splits(parts: dict[str, str]) -> Splits:
     by_part: dict[str, list[str]] = {}
     for name, part in parts.items():
         by_part.setdefault(part, []).append(name)
-    if "val" in by_part and "test" not in by_part:
-        by_part["test"] = by_part.pop("val")
-    return {"default": by_part} if by_part else {}
+    return {"default": parts_of(by_part)} if by_part else {}
 
 
 def _entries(path: Path) -> list[Any]:

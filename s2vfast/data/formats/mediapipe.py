@@ -13,6 +13,8 @@ hips lie about (0, 0). Visibility is the confidence.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,8 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         notes.append("pose_world_landmarks read: metres from the middle of the hips, so nobody walks about")
     return Source(
         layout=get_layout("mediapipe33"),
-        classes=[],
         items=files,
-        total=len(files),
         read=partial(read_file, src=src, kind=kind),
-        splits=lambda infos: {},
         unit=unit,
         unit_reason=reason,
         notes=notes,
@@ -99,7 +98,7 @@ def read_file(path: Path, src: Path, kind: str) -> list[Sequence | BrokenRecordi
     """
     frames = poses.frames_in(poses.read_json(path), path.name, LISTS)
     numbers = poses.frame_numbers(frames, path.name)
-    seen = []
+    seen, placed = [], True
     for at, (number, frame) in enumerate(zip(numbers, frames, strict=True)):
         people = _people(frame, kind)
         poses.check_people(people, path.name, at)
@@ -109,14 +108,15 @@ def read_file(path: Path, src: Path, kind: str) -> list[Sequence | BrokenRecordi
             raise BrokenRecording(path.name, f"frame {at}: no {expected}, which the first recording has")
         # World landmarks are all about the origin: who is who is told by where they are in the picture.
         images = _people(frame, "image") if kind == "world" else []
-        positions: list[np.ndarray | None] = [None] * len(people)
-        if len(images) == len(people):
-            positions = [_landmarks(values, path.name, at)[:, :2] for values in images]
+        positions = [_landmarks(values, path.name, at)[:, :2] for values in images[: len(people)]]
         sightings = [
             Sighting(pose[:, :3], pose[:, 3] if pose.shape[1] == 4 else None, position=position)
-            for pose, position in zip(landmarks, positions, strict=True)
+            for pose, position in itertools.zip_longest(landmarks, positions)
         ]
+        placed &= len(images) == len(people)
         seen.append((number, sightings))
+    if not placed:  # positions of some people alone compare with nothing
+        seen = [(number, [replace(sighting, position=None) for sighting in each]) for number, each in seen]
     return [poses.sequence_of(recording_name(path, src), seen, numbers[-1] + 1 if numbers else 0)]
 
 
@@ -141,7 +141,7 @@ def _landmarks(values: Any, file: str, frame: int) -> np.ndarray:
     """[33, 3] or [33, 4] of the landmarks of one person."""
     where = f"frame {frame}: landmarks"
     if isinstance(values, list) and values and isinstance(values[0], dict):
-        keys = ("x", "y", "z", *(key for key in ("visibility", "score") if key in values[0]))[:4]
+        keys = ("x", "y", "z", *(key for key in ("visibility", "score") if values[0].get(key) is not None))[:4]
         if "landmarks" in values[0] or not all(isinstance(landmark, dict) for landmark in values):
             raise BrokenRecording(file, f"{where}: expected {JOINTS} objects with x, y, z and visibility")
         for joint, landmark in enumerate(values):

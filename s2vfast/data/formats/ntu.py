@@ -57,6 +57,14 @@ def parse_name(name: str) -> Name | None:
     return Name(*map(int, match.groups())) if match else None
 
 
+def add_name(sequence: Sequence, name: str) -> Name | None:
+    """Give a sequence what a name of that kind says of subject, view, repetition and setup."""
+    if (fields := parse_name(name)) is not None:
+        sequence.subject, sequence.view = fields.performer, fields.camera
+        sequence.repetition, sequence.setup = fields.replication, fields.setup
+    return fields
+
+
 def detect(src: Path) -> bool:
     """A ``.skeleton`` file or a folder with one somewhere below."""
     return src.suffix.lower() == ".skeleton" if is_single(src) else bool(scan(src, ".skeleton", first=True)[0])
@@ -73,7 +81,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         layout=LAYOUTS["kinect_v2"],
         classes=ntu_classes(classes),
         items=files,
-        total=len(files),
         read=partial(read_file, labelled=labelled),
         splits=splits120 if classes == 120 else splits60,
         notes=notes,
@@ -109,12 +116,10 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     Raises:
         BrokenRecording: file, line and reason.
     """
-    name = parse_name(path.stem)
-    if labelled and name is not None and not 1 <= name.action <= 120:
-        raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
     frames, tracks, notes = parse(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
-    if labelled and name is not None:
-        sequence.label, sequence.subject, sequence.view = name.action - 1, name.performer, name.camera
-        sequence.repetition, sequence.setup = name.replication, name.setup
+    if labelled and (name := add_name(sequence, path.stem)) is not None:
+        if not 1 <= name.action <= 120:
+            raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
+        sequence.label = name.action - 1
     return [sequence]

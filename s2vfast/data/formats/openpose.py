@@ -61,11 +61,8 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     unit, reason = guess_unit([first[None, :, :2]], 2)
     return Source(
         layout=get_layout(LAYOUT_OF[len(first)]),
-        classes=[],
         items=[(name, sorted(recordings[name])) for name in sorted(recordings)],
-        total=len(recordings),
         read=partial(read_frames, joints=len(first)),
-        splits=lambda infos: {},
         unit=unit,
         unit_reason=reason,
         dimensions=2,

@@ -85,7 +85,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         layout=LAYOUTS["kinect_v2"],
         classes=list(shipped_names("pkummd_classes")),
         items=[(skeletons[name], labels.get(name)) for name in sorted(skeletons)],
-        total=len(skeletons),
         read=partial(read_recording, labelled=labelled and bool(labels)),
         splits=partial(splits, lists=lists),
         notes=notes,

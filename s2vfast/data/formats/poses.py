@@ -27,6 +27,7 @@ _KINDS = (
     ("openpose", re.compile(rb'"pose_keypoints_2d"\s*:')),
     ("kinetics", re.compile(rb'"skeleton"\s*:|"label_index"\s*:|"has_skeleton"\s*:')),
     ("mediapipe", re.compile(rb'"(pose_?)?(world_?)?landmarks?"\s*:|"visibility"\s*:', re.IGNORECASE)),
+    ("alphapose", re.compile(rb'"image_id"\s*:')),
     ("rtmpose", re.compile(rb'"keypoints"\s*:|"instances"\s*:|"instance_info"\s*:|"keypoint_scores"\s*:')),
 )
 _FIRST_FRAME = re.compile(rb"\s*(?:\[\s*(?:\[\s*\]|null)\s*,\s*)?\[\s*\[\s*\[")
@@ -188,7 +189,7 @@ def bodies_of(joints: np.ndarray, confidence: np.ndarray | None) -> list[Body]:
         if present.any():
             bodies.append(Body(str(body), np.flatnonzero(present).astype(np.int32), track[present]))
             if confidence is not None:
-                bodies[-1].confidence = np.nan_to_num(confidence[body, present].astype(np.float32))
+                bodies[-1].confidence = confidence[body, present].astype(np.float32)
     return bodies
 
 

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from s2vfast.data.archive import AnyPath, file_size, is_single
-from s2vfast.data.formats.base import BrokenRecording, Source
-from s2vfast.data.formats.ntu import parse_name
+from s2vfast.data.formats.base import BrokenRecording, Source, parts_of
+from s2vfast.data.formats.ntu import add_name, parse_name
 from s2vfast.data.formats.poses import bodies_of
 from s2vfast.data.layout import Layout, layout_of_shape
 from s2vfast.data.limits import FREE_EXPANSION, MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_SPLITS, describe
@@ -123,7 +123,6 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
         layout_reason=layout_reason,
         classes=_classes(data.get("classes"), annotations, src) if labelled else [],
         items=sorted(annotations, key=_name),
-        total=len(annotations),
         read=partial(read_annotation, file=src.name, channels=first.shape[3], labelled=labelled),
         splits=lambda infos: splits,
         parallel=False,
@@ -167,11 +166,9 @@ def read_annotation(
     if score is not None and (not isinstance(score, np.ndarray) or score.shape != keypoint.shape[:3]):
         score, expected = None, f"an array {list(keypoint.shape[:3])} is expected"
         notes.append(f"'keypoint_score' left out, confidence is not known: {expected}")
-    fields = parse_name(name) if labelled else None
     sequence = Sequence(name, label, keypoint.shape[1], bodies_of(joints, score), notes=notes)
-    if fields is not None:
-        sequence.subject, sequence.view = fields.performer, fields.camera
-        sequence.repetition, sequence.setup = fields.replication, fields.setup
+    if labelled:
+        add_name(sequence, name)
     return [sequence]
 
 
@@ -257,7 +254,4 @@ def _splits(value: Any, src: Path) -> tuple[Splits, list[str]]:
             continue
         check_text(f"{src}: split list", key)
         splits.setdefault((match["split"] or "default") + match["fold"], {})[match["part"]] = list(names)
-    for by_part in splits.values():
-        if "val" in by_part and "test" not in by_part:
-            by_part["test"] = by_part.pop("val")
-    return splits, notes
+    return {split: parts_of(by_part) for split, by_part in splits.items()}, notes

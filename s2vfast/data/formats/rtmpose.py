@@ -7,11 +7,12 @@ with scores, or COCO's flat list of x, y, score), ``keypoint_scores`` or ``score
 something followed people. ``frame_id`` or ``frame_index`` of a frame is its number.
 
 The skeleton is the one of ``--layout``, else coco17 for 17 keypoints and halpe26 for 26. Of the 133 of COCO-WholeBody
-the first 17 are read. Scores are the confidence.
+the first 17 are read, of the 136 of Halpe's whole body the first 26. Scores are the confidence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from s2vfast.errors import DataError
 
 LISTS = ("instance_info", "frames", "data", "results")
 LAYOUT_OF = {17: "coco17", 26: "halpe26"}
-WHOLE_BODY, BODY = 133, 17
-IDS = ("track_id", "person_id", "instance_id", "id")
+BODY_OF = {133: 17, 136: 26}
+"""Keypoints of COCO-WholeBody and of Halpe's whole body -> how many of them, the first, are the body's."""
+IDS = ("track_id", "person_id", "instance_id", "idx", "id")
 SAMPLES = 50
 """Frames that the unit is guessed from."""
+FramesOf = Callable[[Path], "list[Any]"]
 
 
 def detect(src: Path) -> bool:
@@ -50,7 +53,24 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     files, notes = poses.files_of(src, "rtmpose")
     if not files:
         raise DataError(f"{src}: no .json files with RTMPose's keypoints below")
-    first, reason = poses.first_readable(files, _first)
+    return source_of(src, files, [recording_name(path, src) for path in files], _frames, layout, labelled, notes)
+
+
+def source_of(
+    src: Path,
+    files: list[Path],
+    names: list[str],
+    frames_of: FramesOf,
+    layout: Layout | None,
+    labelled: bool,
+    notes: list[str],
+) -> Source:
+    """Files of keypoints as a dataset; ``frames_of`` gives the frames of one, in the forms above.
+
+    Raises:
+        DataError: a skeleton that needs a layout.
+    """
+    first, reason = poses.first_readable(files, partial(_first, frames_of=frames_of))
     if first is None:
         raise DataError(f"{src}: nobody in any of {len(files):,} recordings; the first: {reason}")
     _, joints, width = first.shape
@@ -65,24 +85,21 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True) -> Sour
     return Source(
         layout=layout,
         layout_reason=layout_reason,
-        classes=[],
-        items=files,
-        total=len(files),
-        read=partial(read_file, src=src, joints=joints, width=width),
-        splits=lambda infos: {},
+        items=list(zip(files, names, strict=True)),
+        read=partial(read_file, frames_of=frames_of, joints=joints, width=width),
         unit=unit,
         unit_reason=reason,
         dimensions=width,
         notes=notes,
-        names=[recording_name(file, src) for file in files],
+        names=names,
         labelled=labelled,
     )
 
 
-def _first(path: Path) -> np.ndarray | None:
+def _first(path: Path, frames_of: FramesOf) -> np.ndarray | None:
     """[n, V, C] of the people in the first frames of a file; None where there is nobody."""
     people = []
-    for at, frame in enumerate(_frames(path)):
+    for at, frame in enumerate(frames_of(path)):
         people += [_keypoints(person, path.name, at)[0] for person in _people(frame, path.name, at)]
         if len(people) >= SAMPLES:
             break
@@ -90,13 +107,14 @@ def _first(path: Path) -> np.ndarray | None:
     return np.stack(alike) if alike else None
 
 
-def read_file(path: Path, src: Path, joints: int, width: int) -> list[Sequence | BrokenRecording]:
-    """One recording of people of ``joints`` keypoints of ``width`` coordinates.
+def read_file(item: tuple[Path, str], frames_of: FramesOf, joints: int, width: int) -> list[Sequence | BrokenRecording]:
+    """One recording, (its file, its name), of people of ``joints`` keypoints of ``width`` coordinates.
 
     Raises:
         BrokenRecording: not such a file.
     """
-    frames = _frames(path)
+    path, name = item
+    frames = frames_of(path)
     numbers = poses.frame_numbers(frames, path.name)
     seen = []
     for at, (number, frame) in enumerate(zip(numbers, frames, strict=True)):
@@ -110,7 +128,7 @@ def read_file(path: Path, src: Path, joints: int, width: int) -> list[Sequence |
                 raise BrokenRecording(path.name, f"frame {at}: {reason}")
             sightings.append(Sighting(poses.in_three(keypoints), scores, _id(person, path.name, at)))
         seen.append((number, sightings))
-    return [poses.sequence_of(recording_name(path, src), seen, numbers[-1] + 1 if numbers else 0)]
+    return [poses.sequence_of(name, seen, numbers[-1] + 1 if numbers else 0)]
 
 
 def _frames(path: Path) -> list[Any]:
@@ -172,15 +190,16 @@ def _keypoints(person: dict[str, Any], file: str, at: int) -> tuple[np.ndarray, 
         elif keypoints.shape[1] == 3:
             reason = "3 numbers each and no keypoint_scores: x, y, z or x, y, score? Write scores as keypoint_scores"
             raise BrokenRecording(file, f"{where}: {reason}")
-    if len(keypoints) == WHOLE_BODY:
-        keypoints, confidence = keypoints[:BODY], None if confidence is None else confidence[:BODY]
-    return keypoints, confidence
+    body = BODY_OF.get(len(keypoints), len(keypoints))
+    return keypoints[:body], None if confidence is None else confidence[:body]
 
 
 def _id(person: dict[str, Any], file: str, at: int) -> str | None:
     """The id that a tracker gave; negative ones are none."""
     value = next((person[key] for key in IDS if person.get(key) is not None), None)
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    while isinstance(value, list) and value:  # AlphaPose: those of all boxes that a pose was merged from
+        value = value[0]
+    value = int(value) if type(value) is float and value.is_integer() else value
     if value is None or (type(value) is int and value < 0):
         return None
     if type(value) is int and value < 2**63:

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from s2vfast.data.archive import AnyPath, Member, is_single, open_file
-from s2vfast.data.formats.base import BrokenRecording, Source
+from s2vfast.data.formats.base import BrokenRecording, Source, parts_of
 from s2vfast.data.formats.npy import check_c_order, read_header
-from s2vfast.data.formats.ntu import parse_name
+from s2vfast.data.formats.ntu import add_name, parse_name
 from s2vfast.data.formats.poses import bodies_of, in_three
 from s2vfast.data.layout import Layout, get_layout, layout_of_shape
 from s2vfast.data.limits import MAX_BODIES, MAX_CLASSES, MAX_FRAMES, MAX_JOINTS, MAX_NAME, MAX_SEQUENCES, describe
@@ -32,7 +32,6 @@ from s2vfast.data.names import ntu_classes
 from s2vfast.data.safe_pickle import load_pickle
 from s2vfast.data.scan import only_folder, scan
 from s2vfast.data.store import Sequence
-from s2vfast.data.store_writer import Splits
 from s2vfast.data.units import guess_unit, third_is_score
 from s2vfast.errors import DataError
 
@@ -113,7 +112,7 @@ def open_source(src: Path, layout: Layout | None, labelled: bool = True, channel
         items=_items(arrays, names, labels),
         total=sum(map(len, names.values())),
         read=partial(read_row, dimensions=dimensions, scored=scored, labelled=labelled),
-        splits=lambda infos: _splits(parts),
+        splits=lambda infos: {"default": parts_of(parts)} if parts else {},
         parallel=False,
         unit=unit,
         unit_reason=reason,
@@ -213,13 +212,6 @@ def _items(
         yield from zip(names[part], labels[part], _rows(arrays[part]), strict=True)
 
 
-def _splits(parts: dict[str, list[str]]) -> Splits:
-    by_part = dict(parts)
-    if "val" in by_part and "test" not in by_part:
-        by_part["test"] = by_part.pop("val")
-    return {"default": by_part} if by_part else {}
-
-
 def read_row(
     item: tuple[str, int, np.ndarray], dimensions: int, scored: bool, labelled: bool = True
 ) -> list[Sequence | BrokenRecording]:
@@ -237,9 +229,8 @@ def read_row(
     joints = np.where(seen[..., None, None], joints, 0.0)
     frames = int(np.flatnonzero(seen.any(axis=0)).max(initial=-1)) + 1
     sequence = Sequence(name, label, frames, bodies_of(joints, confidence), notes=notes)
-    if labelled and (fields := parse_name(name.rpartition("/")[2])) is not None:
-        sequence.subject, sequence.view = fields.performer, fields.camera
-        sequence.repetition, sequence.setup = fields.replication, fields.setup
+    if labelled:
+        add_name(sequence, name.rpartition("/")[2])
     return [sequence]
 
 

@@ -125,38 +125,18 @@ function nearest(event, reach) {
 
 // ---- the chosen sequence
 
-const clips = DATA.clips && { stored: unpack(DATA.clips.stored), low: unpack(DATA.clips.low), step: unpack(DATA.clips.step) };
-const V = DATA.layout.joints.length, F = clips ? clips.stored.shape[1] : 1;
-const camera = new Camera();
+const clips = DATA.clips && new Animations(DATA.clips, DATA.layout);
 const about = h("div", { role: "status" }, h("p", { class: "note" }, "Hover, click or tap a point."));
-const stage = h("div");
-let figure = null;
-
-function sceneOf(i) {
-  const size = F * V * 3, values = new Float32Array(size), seen = new Uint8Array(F * V);
-  for (let k = 0; k < size; k++) {
-    const stored = clips.stored[i * size + k];
-    if (!stored) continue;
-    seen[Math.floor(k / 3)] = 1;
-    values[k] = clips.low[i] + (stored - 1) * clips.step[i];
-  }
-  return readScene({ places: Object.assign(values, { shape: [1, F, V, 3] }), seen }, DATA.layout);
-}
+const stage = clips ? new Stage(clips, "the chosen sequence") : null;
 
 function choose(i) {
   if (i === null) return;
   chosen = i;
   about.replaceChildren(facts([["name", DATA.names[i]], ["class", DATA.classes[labels[i]]],
     ["part", DATA.part_names[parts[i]]]]));
-  if (clips && !figure) {
-    figure = new Figure(sceneOf(i), DATA.layout, { camera, small: true, height: 240, label: "the chosen sequence" });
-    stage.append(figure.canvas);
-  }
-  if (clips) { figure.scene = sceneOf(i); figure.surface.redraw(); }
+  stage?.show(i);
   surface.redraw();
 }
-
-const player = new Player(F, (frame) => figure?.show(frame), { rate: 12, named: (f) => `picture ${f + 1} of ${F}` });
 
 // ---- the legend
 
@@ -188,7 +168,7 @@ MAIN.append(
       shift(...at, view.zoom * 1.5);
     }),
     zoom("Whole map", "whole map", () => shift(0, 0, 1))), surface.canvas),
-  h("section", { class: "card" }, h("h2", {}, "Chosen sequence"), about, stage, ...(F > 1 ? [player.element] : [])),
+  h("section", { class: "card" }, h("h2", {}, "Chosen sequence"), about, ...(stage?.elements ?? [])),
   h("section", { class: "card wide" }, h("h2", {}, "Classes: press one to highlight it"),
     h("div", { class: "legend" }, ...buttons.values())),
 );
