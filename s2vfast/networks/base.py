@@ -74,6 +74,8 @@ class Network(nn.Module):
     independent_tracks: ClassVar[bool] = True
     """Whether, in evaluation mode, the tokens of a track depend on that track alone. Where they do, absent bodies are
     computed once for all."""
+    any_frames: ClassVar[bool] = False
+    """Whether the weights fit clips of any number of frames."""
     accepts_visible: ClassVar[bool] = False
     """Whether `tokens` can look at some of the tokens alone, as masked objectives ask; there is a `grid` then."""
     branches: ClassVar[int] = 0

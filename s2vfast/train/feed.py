@@ -95,8 +95,18 @@ class Recordings:
         """Numbers of sequences, at `source`."""
         return ids.pin_memory().to(self.source, non_blocking=True) if self.source.type == "cuda" else ids
 
-    def clips(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
-        """[n * M, T, V, C] at `source` of sequences ``ids``: of a training epoch, or (None) the deterministic ones."""
+    def clips(
+        self, ids: Tensor, *, epoch: int | None = None, seed: int = 0, window: tuple[int, int] = (0, 1)
+    ) -> Tensor:
+        """Clips of sequences, [n * M, T, V, C] at `source`.
+
+        Args:
+            ids: int64 [n], on the host.
+            epoch: of training; None: the deterministic clips.
+            seed: of training's draws.
+            window: (i, n), of deterministic clips of point clouds whose data.sampling is window: the i-th of n that
+                begin at equal distances. Others have one.
+        """
         raise NotImplementedError
 
 
@@ -114,7 +124,9 @@ class SkeletonRecordings(Recordings):
         tables += [_confidence_rows(store)] if data.confidence else []
         return tables, main_bodies(store, self.bodies)
 
-    def clips(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
+    def clips(
+        self, ids: Tensor, *, epoch: int | None = None, seed: int = 0, window: tuple[int, int] = (0, 1)
+    ) -> Tensor:
         """As of `Recordings.clips`."""
         source_ids, training, tables = self._sent(ids), epoch is not None, self._tables[:4]
         if self._steps is None:
@@ -152,10 +164,13 @@ class PointRecordings(Recordings):
             notes.append(f"{short:,} of {len(store):,} sequences have less than {least} frames: clips repeat some")
         return [_readable(store.points), begin, size, row, count.to(torch.int32), origin], notes
 
-    def clips(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
+    def clips(
+        self, ids: Tensor, *, epoch: int | None = None, seed: int = 0, window: tuple[int, int] = (0, 1)
+    ) -> Tensor:
         """As of `Recordings.clips`."""
-        ids = self._sent(ids)
-        clips = ops.point_sample(*self._tables, ids, self.spec, seed=seed, epoch=epoch or 0, training=epoch is not None)
+        ids, training = self._sent(ids), epoch is not None
+        draws = {"seed": seed, "epoch": epoch or 0, "training": training, "window": window[0], "windows": window[1]}
+        clips = ops.point_sample(*self._tables, ids, self.spec, **draws)
         return clips if epoch is None else moved_points(clips, self._data, ids, seed, epoch)
 
 

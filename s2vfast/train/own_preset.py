@@ -63,6 +63,16 @@ def tree(store: Store, split: str | None = None) -> tuple[dict[str, Any], list[s
     return presets.merge(presets.read(NAME), changes), reasons
 
 
+def replaced(tree: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What of the preset somebody's settings, sections of fields, replace: a line each."""
+    return [
+        f"{section}.{name} {value}, as given, in place of {tree[section][name]}"
+        for section, fields in settings.items()
+        for name, value in fields.items()
+        if tree.get(section, {}).get(name, value) != value
+    ]
+
+
 def _clips(store: Store, ids: np.ndarray, changes: dict[str, dict[str, Any]], reasons: list[str]) -> None:
     """Bodies, frames, segments, alignment."""
     data, model = changes["data"], changes["model"]

@@ -148,7 +148,7 @@ def test_recordings_without_labels(tmp_path, make):
 
 def test_what_else_is_wrong_is_still_wrong(tmp_path):
     for change, reason in (
-        ({"skeletons": 7}, "skeletons is no list"),
+        ({"skeletons": 7}, "skeletons: 7, expected a list of frames"),
         ({"label": 1}, "expected an object with skeletons"),
         ({"skeletons": [[[1e9] * 3] * 20]}, "absurd"),
     ):
