@@ -69,7 +69,7 @@ void sparse_conv_backward(int64_t rows, int64_t rows_out, int64_t offsets, int64
 
 }  // namespace
 
-void define_point_operations(py::module_& module) {
+void bind_points(py::module_& module) {
   module.def("point_sample", &point_sample, py::kw_only(), py::arg("points"), py::arg("kind"), py::arg("begin"),
              py::arg("size"), py::arg("row"), py::arg("count"), py::arg("origin"), py::arg("ids"),
              py::arg("points_count"), py::arg("frames"), py::arg("sequences"), py::arg("samples"), py::arg("length"),

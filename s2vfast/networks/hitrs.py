@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from s2vfast.networks.windows import (
     pad_and_span,
     scales,
     window_count,
+    window_shares,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class HiTRSConfig(Section):
     """Frames from one frame of a window to the next."""
     positions: int = option(200, ge=1)
     """Windows that a video can have."""
+    readout: Literal["video", "windows"] = "video"
+    """What a sequence is read by: the ``video``'s token (published), or the mean over its ``windows``' tokens, to which
+    the video level does not belong."""
     dropout: float = option(0.2, ge=0, lt=1)
     """Of what attention and MLP add in every block, to 1/256, in training passes: those of the objective hitrs, and of
     classify where objective.noise asks for it."""
@@ -136,7 +140,7 @@ def sinusoids(count: int, width: int) -> Tensor:
 
 @register("hitrs")
 class HiTRS(Network):
-    """Frame, clip and video level. One token a track: the video's embedding.
+    """Frame, clip and video level. One token a track: the embedding of the video, or what model.readout says.
 
     Args:
         section: the sizes.
@@ -154,7 +158,8 @@ class HiTRS(Network):
         super().__init__()
         self.section, self.bodies, self.joints = section, bodies, joints
         widths = [section.width * 2**level for level in range(3)]
-        self.width, self.depth = widths[2], 3 * section.depth
+        self.reads_windows = section.readout == "windows"
+        self.width, self.depth = widths[1 if self.reads_windows else 2], 3 * section.depth
         self.embedding = nn.Sequential(nn.Linear(channels, widths[0]), nn.GELU(), nn.LayerNorm(widths[0]))
         self.clip_map, self.video_map = nn.Linear(widths[0], widths[1]), nn.Linear(widths[1], widths[2])
         hidden = (section.width, section.width, 2 * section.width)
@@ -196,11 +201,13 @@ class HiTRS(Network):
         return pad_and_span(self.section)[0]
 
     def tokens(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Embeddings of videos, [N, 1, 4 * model.width]; clips as of `Network.tokens`."""
-        return self.hidden(clips, 1)[0]
+        """Embeddings of sequences, [N, 1, D]; clips as of `Network.tokens`."""
+        return self._read(clips, self._packing_of(clips))
 
     def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
         """The video token after each of the last ``last`` blocks, at most those of the video level."""
+        if self.reads_windows:
+            raise NotImplementedError("HiTRS.hidden: model.readout: windows has no tokens of the video")
         if last > self.section.depth:
             raise NotImplementedError(
                 f"HiTRS.hidden: layers below the {self.section.depth} of the video level have no token of the video; "
@@ -231,7 +238,7 @@ class HiTRS(Network):
             rows = [by_layer[2 * depth + layer][:, of].repeat_interleave(v.shape[1] + 1, 1) for v, of in groups]
             return torch.cat(rows, 1)[..., None]
 
-        return self._states(clips, packing, (frames, windows, videos))[-1][:, None]
+        return self._read(clips, packing, (frames, windows, videos))
 
     def draw_noise(self, clips: Tensor, draws: Draws) -> tuple[Packing, LevelNoise] | None:
         """What dropout keeps of clips [N, T, V, C], and what goes through the levels; None where nothing is dropped."""
@@ -243,7 +250,7 @@ class HiTRS(Network):
     def with_noise(self, clips: Tensor, noise: tuple[Packing, LevelNoise]) -> Tensor:
         """Tokens with dropout, what it keeps being `draw_noise`'s."""
         packing, keep = noise
-        return self._states(clips, packing, scales(keep, self.section.dropout))[-1][:, None]
+        return self._read(clips, packing, scales(keep, self.section.dropout))
 
     def frames(self, rows: Tensor, scale: Scale | None = None) -> Tensor:
         """Frame level: packed frames [1 + F, V, width], the empty one first, of those that there are [F, V, C]."""
@@ -361,12 +368,23 @@ class HiTRS(Network):
         captured = clips.is_cuda and torch.is_grad_enabled()
         return (pack_fixed if exported or captured else pack)(clips, self.bodies, self.section)
 
+    def _read(self, clips: Tensor, packing: Packing, scales: tuple[Scale | None, ...] = (None, None, None)) -> Tensor:
+        """Tokens [N, 1, D] of all clips."""
+        if not self.reads_windows:
+            return self._states(clips, packing, scales)[-1][:, None]
+        windows = self._windows(clips, packing, scales)
+        windows = windows * window_shares(packing, len(clips), windows.dtype)[:, None]
+        return windows.new_zeros(len(clips), self.width).index_add(0, packing.tracks[1], windows)[:, None]
+
     def _states(
         self, clips: Tensor, packing: Packing, scales: tuple[Scale | None, ...] = (None, None, None)
     ) -> list[Tensor]:
         """The videos' tokens [N, 4 * width] after each block of the video level."""
-        frames = self.frames(clips.flatten(0, 1)[packing.frames], scales[0])
-        return list(self._video_states(self.windows(frames, packing.windows, scales[1]), packing, scales[2]))
+        return list(self._video_states(self._windows(clips, packing, scales), packing, scales[2]))
+
+    def _windows(self, clips: Tensor, packing: Packing, scales: tuple[Scale | None, ...]) -> Tensor:
+        """The windows' tokens [W, 2 * width]."""
+        return self.windows(self.frames(clips.flatten(0, 1)[packing.frames], scales[0]), packing.windows, scales[1])
 
 
 def _masked_attention(qkv: Tensor, mask: Tensor) -> Tensor:

@@ -179,6 +179,14 @@ def pack_fixed(clips: Tensor, bodies: int, section: HiTRSConfig) -> Packing:
     )
 
 
+def window_shares(packing: Packing, tracks: int, dtype: torch.dtype) -> Tensor:
+    """[W]: what each window counts in the mean over those of its track; 0 where a window is not there."""
+    of = packing.tracks[1]
+    present = torch.ones_like(of) if packing.present is None else packing.present.flatten()
+    present = present.to(dtype)
+    return present / present.new_zeros(tracks).index_add(0, of, present)[of]
+
+
 @dataclass(frozen=True)
 class LevelNoise:
     """What dropout keeps in each block of a level, uint8 [2, rows, …, D], of attention and of the MLP; 0 or 1."""

@@ -35,6 +35,7 @@ from s2vfast.networks.windows import (
     window_count,
     window_frames,
     window_noise,
+    window_shares,
 )
 from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective, register
 from s2vfast.reference import philox
@@ -319,11 +320,8 @@ class HiTRSLoss(Objective):
     def other_view(self, clips: Tensor, fixed: bool = False) -> OtherView:
         """All windows of clips [N, T, V, C]; ``fixed``: as of `arrange`."""
         packing = (pack_fixed if fixed else pack)(clips, self.encoder.bodies, self.encoder.section)
-        tracks, windows = packing.tracks[1], packing.windows
-        present = torch.ones_like(tracks) if packing.present is None else packing.present.flatten()
-        present = present.to(clips.dtype)
-        counts = present.new_zeros(len(clips)).index_add(0, tracks, present)
-        return OtherView(clips.flatten(0, 1)[packing.frames], windows, tracks, present / counts[tracks])
+        rows, shares = clips.flatten(0, 1)[packing.frames], window_shares(packing, len(clips), clips.dtype)
+        return OtherView(rows, packing.windows, packing.tracks[1], shares)
 
     def with_noise(self, inputs: HiTRSInputs, draw: Draw) -> HiTRSInputs:
         """The same with what dropout keeps."""

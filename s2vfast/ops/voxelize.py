@@ -65,7 +65,7 @@ def voxelize(
     """
     require(clips.ndim == 4 and clips.shape[3] == 3, "voxelize", "clips", "[N, T, P, 3]", clips)
     require(clips.dtype == torch.float32, "voxelize", "clips", "float32", clips)
-    fits = clips.shape[0] < MOST_CLIPS and clips.shape[1] <= MOST_FRAMES
+    fits = torch.compiler.is_compiling() or (clips.shape[0] < MOST_CLIPS and clips.shape[1] <= MOST_FRAMES)
     require(fits, "voxelize", "clips", f"fewer than {MOST_CLIPS} clips of at most {MOST_FRAMES} frames", clips)
     require(size > 0, "voxelize", "size", "metres above 0", size)
     require(kernel in KERNELS, "voxelize", "kernel", f"one of {', '.join(KERNELS)}", repr(kernel))
@@ -103,14 +103,14 @@ def _build(
     if capacity is None:
         keys = _trimmed(keys)
         features = features[: len(keys)]
-    children = keys.new_empty((0, len(keys)), dtype=torch.int32)
+    children = keys.new_empty((0, keys.shape[0]), dtype=torch.int32)
     results = [features]
     for st, ss in (*strides, (0, 0)):
-        edges = torch.arange(len(clips) + 1, device=keys.device) << SHIFTS[0]
+        edges = torch.arange(clips.shape[0] + 1, device=keys.device) << SHIFTS[0]
         starts = torch.searchsorted(keys, edges, out_int32=True)
         results += [children, stages.coordinates(keys), starts, stages.neighbors(keys, kernel)]
         if st:
-            keys, children = stages.coarsen(keys, st, ss, len(keys))
+            keys, children = stages.coarsen(keys, st, ss, keys.shape[0])
             if capacity is None:
                 keys = _trimmed(keys)
                 children = children[:, : len(keys)].contiguous()
@@ -137,7 +137,7 @@ def _fields(keys: Tensor) -> tuple[Tensor, ...]:
 def _packed(clip: Tensor, t: Tensor, xyz: Sequence[Tensor]) -> Tensor:
     """Keys of cells."""
     fields = clip, t + 1, *(field + BIAS for field in xyz)
-    return sum(field << shift for field, shift in zip(fields, SHIFTS, strict=True))
+    return functools.reduce(torch.add, (field << shift for field, shift in zip(fields, SHIFTS, strict=True)))
 
 
 def deltas(kernel: str) -> list[int]:
@@ -208,8 +208,10 @@ def _cells(clips: Tensor, factor: float, capacity: int) -> tuple[Tensor, Tensor]
 
 
 def _last(row: Tensor) -> int:
-    """How many cells the points' rows are of; 0 on a GPU, for which nobody waits."""
-    return int(row[-1]) + 1 if len(row) and not row.is_cuda else 0
+    """How many cells the points' rows are of; 0 on a GPU and in an exported graph, for which nobody waits."""
+    if row.is_cuda or torch.compiler.is_compiling():
+        return 0
+    return int(row[-1]) + 1 if len(row) else 0
 
 
 def _check_capacity(cells: int, capacity: int) -> None:
@@ -219,9 +221,9 @@ def _check_capacity(cells: int, capacity: int) -> None:
 
 def _neighbors(keys: Tensor, kernel: str) -> Tensor:
     near = _deltas(kernel, keys.device)[:, None] + keys  # [O, R]
-    if not len(keys):
+    if not keys.shape[0]:
         return near.to(torch.int32)
-    at = torch.searchsorted(keys, near).clamp_(max=len(keys) - 1)
+    at = torch.searchsorted(keys, near).clamp_(max=keys.shape[0] - 1)
     return torch.where((keys[at] == near) & (keys != EMPTY), at, -1).to(torch.int32)
 
 

@@ -56,6 +56,29 @@ def test_packed_levels_are_the_padded_ones(window, stride, dilation):
     assert changed.tolist() == [False, False, True, False, False, False]
 
 
+def test_the_readout_may_be_the_mean_of_windows():
+    """By any packing; drop path and dropout reach it; there is no token after a block of the video level."""
+    torch.manual_seed(0)
+    network = HiTRS(HiTRSConfig(**SMALL | {"dropout": 0.5}, readout="windows"), 5, 2).double()
+    clips = ragged_clips()
+    with torch.no_grad():
+        packing = pack(clips, 2, network.section)
+        windows = network.windows(network.frames(clips.flatten(0, 1)[packing.frames]), packing.windows)
+        means = torch.stack([windows[packing.tracks[1] == track].mean(0) for track in range(6)])
+        whole = network(clips)
+        torch.testing.assert_close(whole, means[:, None])
+        torch.testing.assert_close(network._read(clips, pack_fixed(clips, 2, network.section)), whole)
+        paths = torch.ones(6, network.depth, 2)
+        torch.testing.assert_close(network.with_drop_path(clips, paths, []), whole)
+        paths[2] = 0
+        changed = (network.with_drop_path(clips, paths, []) - whole).abs().amax((1, 2)) > 1e-6
+        noise = network.draw_noise(clips, Draw(3, 1, torch.tensor([4, 9, 2])).words(0, 2, clips.device))
+        assert not torch.allclose(network.with_noise(clips, noise), whole)
+    assert changed.tolist() == [False, False, True, False, False, False]
+    with pytest.raises(NotImplementedError, match="windows has no tokens of the video"):
+        network.hidden(clips, 1)
+
+
 def dropping(rate=0.2, **options):
     section = HiTRSConfig(**SMALL | {"dropout": rate})
     return HiTRSLoss(HiTRS(section, 5, 2), HiTRSLossConfig(**options))
