@@ -135,6 +135,13 @@ def _conv_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(flop=(3 if backward else 1) * 2 * 9 * rows * shape.D * shape.D)
 
 
+def _branches_cost(shape: Shape, backward: bool) -> Cost:
+    """Five taps of two branches, a quarter of the channels each; forward three passes of memory, backward five more."""
+    rows = float(shape.S * shape.s * shape.N * shape.V)
+    flop = 2 * 2 * 5 * rows * (shape.D // 4) ** 2
+    return Cost(flop=(3 if backward else 1) * flop, bytes=4.0 * (8 if backward else 3) * rows * shape.D)
+
+
 def _attention_cost(shape: Shape, backward: bool) -> Cost:
     """Two products of scores, each 2 L * L * D operations, and an exponential a score.
 
@@ -366,6 +373,7 @@ CASES: dict[str, Case] = {
         Case("add_norm", _products(lambda shape: shape.D)),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
         Case("temporal_conv", _conv_cost, ("nwucla",)),
+        Case("temporal_branches", _branches_cost, ("nwucla", "ntu")),
         Case("batch_norm", _norm_cost, ("nwucla", "ntu")),
         Case("joint_mix", _mix_cost, ("nwucla", "ntu")),
         Case("graph_attention", _graph_cost, ("nwucla", "ntu")),

@@ -8,6 +8,8 @@
 // cut is read off x, or off out where a residual was added.
 #pragma once
 
+#include <vector>
+
 #include "pack.cuh"
 
 namespace s2v {
@@ -50,11 +52,37 @@ S2V_HD Pack<kWidth> norm_affine(const NormChannels& channels, int64_t c, const P
   return (x - load<kWidth>(channels.mean + c)) * load<kWidth>(channels.scale + c) + load<kWidth>(channels.bias + c);
 }
 
-// sums[0 ... kWidth] += sum, and sums[channels ...] += product.
-template <int kWidth>
-S2V_HD void norm_add(float* sums, int64_t channels, const Pack<kWidth>& sum, const Pack<kWidth>& product) {
-  store<kWidth>(sums, load<kWidth>(sums) + sum);
-  store<kWidth>(sums + channels, load<kWidth>(sums + channels) + product);
+// Adds over rows begin ... end, in registers, what values(r, c, sum, product) adds to sum and product, and the results to
+// sums[c] and products[c].
+template <int kWidth, int kPacks, class Values>
+S2V_HD void norm_sums_of(int64_t begin, int64_t end, int64_t c, double* sums, double* products, const Values& values) {
+  Pack<kWidth> sum[kPacks] = {}, product[kPacks] = {};
+  for (int64_t r = begin; r < end; ++r)
+    for (int p = 0; p < kPacks; ++p) values(r, c + p * kWidth, sum[p], product[p]);
+  float numbers[2][kPacks * kWidth];
+  for (int p = 0; p < kPacks; ++p) {
+    store<kWidth>(numbers[0] + p * kWidth, sum[p]);
+    store<kWidth>(numbers[1] + p * kWidth, product[p]);
+  }
+  for (int i = 0; i < kPacks * kWidth; ++i) {
+    sums[c + i] += double(numbers[0][i]);
+    products[c + i] += double(numbers[1][i]);
+  }
+}
+
+// The same for all rows and columns c < width: a few rows are added up in float32, and their sums in double.
+template <class Values>
+S2V_HD void norm_sums(int64_t begin, int64_t end, int64_t width, double* sums, double* products, const Values& values) {
+  // Few rows at a time, so that columns of a row that are not worked on together are read from the cache.
+  for (int64_t first = begin; first < end; first += kNormRows) {
+    const int64_t last = first + kNormRows < end ? first + kNormRows : end;
+    int64_t c = 0;
+    for (; c + 4 * kNormLanes <= width; c += 4 * kNormLanes)
+      norm_sums_of<kNormLanes, 4>(first, last, c, sums, products, values);
+    for (; c + kNormLanes <= width; c += kNormLanes)
+      norm_sums_of<kNormLanes, 1>(first, last, c, sums, products, values);
+    for (; c < width; ++c) norm_sums_of<1, 1>(first, last, c, sums, products, values);
+  }
 }
 
 struct NormRow {
@@ -82,6 +110,13 @@ S2V_HD Pack<kWidth> norm_upstream(const NormRow& row, const NormChannels& channe
   if (d_residual != nullptr) store<kWidth>(d_residual + c, g);
   if (row.relu_first || (row.relu && out == nullptr)) g = norm_positive(norm_affine(channels, c, x), g);
   return g;
+}
+
+// The scale of each channel.
+inline std::vector<float> norm_scales(int64_t channels, const float* weight, const float* variance, double eps) {
+  std::vector<float> scale(channels);
+  for (int64_t c = 0; c < channels; ++c) scale[c] = float(double(weight[c]) / std::sqrt(double(variance[c]) + eps));
+  return scale;
 }
 
 }  // namespace s2v

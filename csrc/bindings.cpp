@@ -7,12 +7,9 @@
 
 #include "adamw_ema.h"
 #include "attention.h"
-#include "batch_norm.h"
 #include "bindings.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
-#include "graph_attention.h"
-#include "joint_mix.h"
 #include "mask_fill.h"
 #include "parallel.h"
 #include "text.h"
@@ -131,76 +128,6 @@ void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads
                                            pointer<void>(grad_qkv), pointer<float>(workspace), blocks};
   const py::gil_scoped_release release;
   S2V_RUN_CUDA(attention_backward, call, device, stream);
-}
-
-void graph_attention(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width, uintptr_t x,
-                     uintptr_t qk, uintptr_t topology, uintptr_t mixed, int device, uintptr_t stream, int threads) {
-  const s2v::GraphAttentionCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
-                                        pointer<const float>(qk), pointer<const float>(topology),
-                                        pointer<float>(mixed)};
-  const py::gil_scoped_release release;
-  S2V_RUN_CPU(graph_attention, call, device, stream, threads);
-}
-
-void graph_attention_backward(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width,
-                              uintptr_t x, uintptr_t qk, uintptr_t topology, uintptr_t grad, uintptr_t d_x,
-                              uintptr_t d_qk, uintptr_t d_topology, int device, uintptr_t stream, int threads) {
-  const s2v::GraphAttentionBackwardCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
-                                                pointer<const float>(qk), pointer<const float>(topology),
-                                                pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_qk),
-                                                pointer<float>(d_topology)};
-  const py::gil_scoped_release release;
-  S2V_RUN_CPU(graph_attention_backward, call, device, stream, threads);
-}
-
-std::vector<float*> pointers(const std::vector<uintptr_t>& addresses) {
-  std::vector<float*> all;
-  for (const uintptr_t address : addresses) all.push_back(pointer<float>(address));
-  return all;
-}
-
-void batch_norm(int64_t rows, const std::vector<int64_t>& widths, const std::vector<uintptr_t>& x, uintptr_t weight,
-                uintptr_t bias, uintptr_t residual, bool relu_first, bool relu, double eps, uintptr_t mean,
-                uintptr_t variance, uintptr_t out, int device, uintptr_t stream, int threads) {
-  const s2v::BatchNormCall call = {rows, widths, pointers(x), pointer<const float>(weight), pointer<const float>(bias),
-                                   pointer<const float>(residual), relu_first, relu, eps, pointer<float>(mean),
-                                   pointer<float>(variance), pointer<float>(out)};
-  const py::gil_scoped_release release;
-  S2V_RUN_CPU(batch_norm, call, device, stream, threads);
-}
-
-void batch_norm_backward(int64_t rows, const std::vector<int64_t>& widths, const std::vector<uintptr_t>& x,
-                         uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t variance, uintptr_t out,
-                         uintptr_t grad, bool relu_first, bool relu, double eps, const std::vector<uintptr_t>& d_x,
-                         uintptr_t d_weight, uintptr_t d_bias, uintptr_t d_residual, int device, uintptr_t stream,
-                         int threads) {
-  const s2v::BatchNormBackwardCall call = {
-      rows, widths, pointers(x), pointer<const float>(weight), pointer<const float>(bias), pointer<const float>(mean),
-      pointer<const float>(variance), pointer<const float>(out), pointer<const float>(grad), relu_first, relu, eps,
-      pointers(d_x), pointer<float>(d_weight), pointer<float>(d_bias), pointer<float>(d_residual)};
-  const py::gil_scoped_release release;
-  S2V_RUN_CPU(batch_norm_backward, call, device, stream, threads);
-}
-
-void joint_mix(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets, int64_t units,
-               int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant, uintptr_t out, int device,
-               uintptr_t stream, int threads) {
-  const s2v::JointMixCall call = {tracks, frames, joints, channels, subsets, units, groups, pointer<const float>(x),
-                                  pointer<const float>(dynamic), pointer<const float>(constant), pointer<float>(out)};
-  const py::gil_scoped_release release;
-  S2V_RUN_CPU(joint_mix, call, device, stream, threads);
-}
-
-void joint_mix_backward(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets,
-                        int64_t units, int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant,
-                        uintptr_t grad, uintptr_t d_x, uintptr_t d_dynamic, uintptr_t d_constant, int device,
-                        uintptr_t stream, int threads) {
-  const s2v::JointMixBackwardCall call = {tracks, frames, joints, channels, subsets, units, groups,
-                                          pointer<const float>(x), pointer<const float>(dynamic),
-                                          pointer<const float>(constant), pointer<const float>(grad),
-                                          pointer<float>(d_x), pointer<float>(d_dynamic), pointer<float>(d_constant)};
-  const py::gil_scoped_release release;
-  S2V_RUN_CPU(joint_mix_backward, call, device, stream, threads);
 }
 
 void mask_fill(int itemsize, int64_t tracks, int64_t kept, int64_t tokens, int64_t width, uintptr_t latents,
@@ -352,35 +279,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
              py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
-  module.def("batch_norm", &batch_norm, py::kw_only(), py::arg("rows"), py::arg("widths"), py::arg("x"),
-             py::arg("weight"), py::arg("bias"), py::arg("residual") = 0, py::arg("relu_first"), py::arg("relu"),
-             py::arg("eps"), py::arg("mean"), py::arg("variance"), py::arg("out"), py::arg("device") = -1,
-             py::arg("stream") = 0, py::arg("threads") = 0, "Batch norm, a residual, ReLU; see s2vfast.ops.batch_norm.");
-  module.def("batch_norm_backward", &batch_norm_backward, py::kw_only(), py::arg("rows"), py::arg("widths"),
-             py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("mean"), py::arg("variance"),
-             py::arg("out") = 0, py::arg("grad"), py::arg("relu_first"), py::arg("relu"), py::arg("eps"),
-             py::arg("d_x"), py::arg("d_weight"), py::arg("d_bias"), py::arg("d_residual") = 0,
-             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
-  module.def("graph_attention", &graph_attention, py::kw_only(), py::arg("frames"), py::arg("joints"),
-             py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"), py::arg("topology"),
-             py::arg("mixed"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
-             "Joints of frames mixed by attention times a topology; see s2vfast.ops.graph_attention.");
-  module.def("graph_attention_backward", &graph_attention_backward, py::kw_only(), py::arg("frames"),
-             py::arg("joints"), py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"),
-             py::arg("topology"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk"), py::arg("d_topology"),
-             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
-  module.def("graph_attention_parts", &s2v::graph_attention_parts, py::arg("frames"),
-             "Parts that the topology's gradient comes in.");
-  module.def("joint_mix", &joint_mix, py::kw_only(), py::arg("tracks"), py::arg("frames"), py::arg("joints"),
-             py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"), py::arg("x"),
-             py::arg("dynamic"), py::arg("constant"), py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0,
-             py::arg("threads") = 0, "Joints mixed by maps of their channels; see s2vfast.ops.joint_mix.");
-  module.def("joint_mix_backward", &joint_mix_backward, py::kw_only(), py::arg("tracks"), py::arg("frames"),
-             py::arg("joints"), py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"),
-             py::arg("x"), py::arg("dynamic"), py::arg("constant"), py::arg("grad"), py::arg("d_x") = 0,
-             py::arg("d_dynamic") = 0, py::arg("d_constant") = 0, py::arg("device") = -1, py::arg("stream") = 0,
-             py::arg("threads") = 0, "Its gradients.");
-  define_point_operations(module);
+  bind_graph(module);
+  bind_points(module);
   module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),
              py::arg("tokens"), py::arg("width"), py::arg("latents"), py::arg("mask_token"), py::arg("positions"),
              py::arg("visible"), py::arg("out"), py::arg("device") = -1,

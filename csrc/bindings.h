@@ -1,15 +1,15 @@
 // What the files of bindings share: addresses as pointers, and where a call runs.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-namespace py = pybind11;
+#include "cuda_launch.h"
 
-// Adds the operations on points to the module.
-void define_point_operations(py::module_& module);
+namespace py = pybind11;
 
 template <class T>
 T* pointer(uintptr_t address) {
@@ -44,3 +44,8 @@ T* pointer(uintptr_t address) {
   if (device >= 0) throw std::invalid_argument(#name ": it is for CPUs alone");       \
   (void)stream;                                                                       \
   s2v::name(call, threads)
+
+// Adds the operations of graph convolution networks to the module.
+void bind_graph(py::module_& module);
+// Adds the operations on points.
+void bind_points(py::module_& module);

@@ -18,57 +18,38 @@ namespace {
 constexpr int64_t kTile = 1024;  // rows of the result whose sums are in a near cache
 constexpr int64_t kChunk = 128;  // pairs of which a block of columns is in the nearest one
 
-int64_t sparse_height(int64_t columns) { return (columns + kSparseRows - 1) / kSparseRows * kSparseRows; }
-
 // x [*, inner] gathered by table [offsets, rows], times panels of each offset, into out [rows, columns].
 struct Product {
   int64_t rows, offsets, inner, columns;
   const float* x;
-  const float* panels;  // [offsets, panels, inner, kSparsePanel]
+  const float* panels;  // [offsets, padded columns / panel, inner, panel]
   const int32_t* table;
   float* out;
 };
 
-S2V_WIDE_CLONES void product_tile(const Product& product, int64_t begin, int64_t end, SparsePair* pairs, float* sums) {
-  const int64_t panels = sparse_panels(product.columns), stride = panels * kSparsePanel;
+template <int kLanes, int kRows>
+inline void product_tile(const Product& product, int64_t begin, int64_t end, SparsePair* pairs, float* sums) {
+  constexpr int64_t kPanel = kLanes * kSparsePacks;
+  const int64_t stride = sparse_padded(product.columns, kPanel);
   std::fill_n(sums, (end - begin) * stride, 0.0f);
   for (int64_t o = 0; o < product.offsets; ++o) {
     const int32_t count = sparse_pairs(product.table + o * product.rows, begin, end, pairs);
-    for (int64_t p = 0; p < panels; ++p)
-      sparse_products(product.x, product.inner, pairs, count,
-                      product.panels + (o * panels + p) * product.inner * kSparsePanel, sums + p * kSparsePanel, stride);
+    for (int64_t c = 0; c < stride; c += kPanel)
+      sparse_products<kLanes, kRows>(product.x, product.inner, pairs, count,
+                                     product.panels + (o * stride + c) * product.inner, sums + c, stride);
   }
   for (int64_t r = begin; r < end; ++r)
     std::copy_n(sums + (r - begin) * stride, product.columns, product.out + r * product.columns);
 }
 
-void multiply(const Product& product, int threads) {
-  const int64_t stride = sparse_panels(product.columns) * kSparsePanel;
-  parallel_for(product.rows, kTile, threads, [&](int64_t begin, int64_t end) {
-    std::vector<SparsePair> pairs(kTile + 1);
-    std::vector<float> sums(kTile * stride);
-    product_tile(product, begin, end, pairs.data(), sums.data());
-  });
-}
-
-// Panels of all matrices [inner, columns] whose numbers lie so far apart.
-std::vector<float> panels_of(const float* weight, int64_t offsets, int64_t inner, int64_t columns, int64_t inner_stride,
-                             int64_t column_stride) {
-  const int64_t count = sparse_panels(columns), size = inner * kSparsePanel;
-  std::vector<float> panels(offsets * count * size);
-  for (int64_t o = 0; o < offsets; ++o)
-    for (int64_t p = 0; p < count; ++p)
-      sparse_panel(weight + o * inner * columns, inner, columns, inner_stride, column_stride, p * kSparsePanel,
-                   panels.data() + (o * count + p) * size);
-  return panels;
-}
-
 // The gradient of one offset's matrix. gathered: kChunk rows of x and of grad in blocks, whose padding is zeros;
 // sums: [padded Cin, padded Cout].
-S2V_WIDE_CLONES void weight_gradient(const SparseConvBackwardCall& call, int64_t o, SparsePair* pairs, float* gathered,
-                                     float* sums) {
+template <int kLanes, int kRows>
+inline void weight_gradient(const SparseConvBackwardCall& call, int64_t o, SparsePair* pairs, float* gathered,
+                            float* sums) {
+  constexpr int kPanel = kLanes * kSparsePacks;
   const int64_t inner = call.channels, columns = call.channels_out;
-  const int64_t height = sparse_height(inner), stride = sparse_panels(columns) * kSparsePanel;
+  const int64_t height = sparse_padded(inner, kRows), stride = sparse_padded(columns, kPanel);
   float *x = gathered, *grad = gathered + kChunk * height;
   std::fill_n(sums, height * stride, 0.0f);
   const int32_t* table = call.table + o * call.rows_out;
@@ -80,15 +61,78 @@ S2V_WIDE_CLONES void weight_gradient(const SparseConvBackwardCall& call, int64_t
       count += table[r] >= 0;
     }
     for (int32_t i = 0; i < count; ++i) {
-      sparse_blocks<kSparseRows>(call.x + pairs[i].from * inner, inner, kChunk, i, x);
-      sparse_blocks<kSparsePanel>(call.grad + pairs[i].to * columns, columns, kChunk, i, grad);
+      sparse_blocks<kRows>(call.x + pairs[i].from * inner, inner, kChunk, i, x);
+      sparse_blocks<kPanel>(call.grad + pairs[i].to * columns, columns, kChunk, i, grad);
     }
-    for (int64_t c = 0; c < stride; c += kSparsePanel)
-      for (int64_t k = 0; k < height; k += kSparseRows)
-        sparse_outer(x + k * kChunk, grad + c * kChunk, count, sums + k * stride + c, stride);
+    for (int64_t c = 0; c < stride; c += kPanel)
+      for (int64_t k = 0; k < height; k += kRows)
+        sparse_outer<kLanes, kRows>(x + k * kChunk, grad + c * kChunk, count, sums + k * stride + c, stride);
   }
   for (int64_t k = 0; k < inner; ++k)
     std::copy_n(sums + k * stride, columns, call.d_weight + (o * inner + k) * columns);
+}
+
+// The two for one instruction set: numbers of a register, and rows that fill the registers with their sums.
+struct Kernels {
+  int lanes, rows;
+  decltype(&product_tile<4, 4>) product;
+  decltype(&weight_gradient<4, 4>) weight;
+
+  int64_t panel() const { return int64_t(lanes) * kSparsePacks; }
+};
+
+#define S2V_SPARSE_KERNELS(name, kLanes, kRows, target)                                                              \
+  target void product_##name(const Product& product, int64_t begin, int64_t end, SparsePair* pairs, float* sums) {   \
+    product_tile<kLanes, kRows>(product, begin, end, pairs, sums);                                                   \
+  }                                                                                                                  \
+  target void weight_##name(const SparseConvBackwardCall& call, int64_t o, SparsePair* pairs, float* gathered,       \
+                            float* sums) {                                                                           \
+    weight_gradient<kLanes, kRows>(call, o, pairs, gathered, sums);                                                  \
+  }                                                                                                                  \
+  constexpr Kernels k##name = {kLanes, kRows, product_##name, weight_##name};
+
+S2V_SPARSE_KERNELS(Plain, 4, 4, )
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// Clones of one function (S2V_WIDE_CLONES) would all have the widest one's blocks, which fit into no other's registers.
+S2V_SPARSE_KERNELS(Avx2, 8, 6, __attribute__((target("avx2,fma"), flatten)))
+S2V_SPARSE_KERNELS(Avx512, 16, 8, __attribute__((target("avx512f"), flatten)))
+
+bool runs(const Kernels& kernels) {
+  return kernels.lanes == 4 || (kernels.lanes == 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) ||
+         (kernels.lanes == 16 && __builtin_cpu_supports("avx512f"));
+}
+constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
+#else
+bool runs(const Kernels&) { return true; }
+constexpr const Kernels* kBestFirst[] = {&kPlain};
+#endif
+
+// Those of `lanes`; 0: the best that this CPU has.
+const Kernels& kernels_of(int lanes) {
+  for (const Kernels* kernels : kBestFirst)
+    if ((lanes == 0 || kernels->lanes == lanes) && runs(*kernels)) return *kernels;
+  throw std::invalid_argument("sparse_conv: lanes: this CPU has no such registers");
+}
+
+void multiply(const Kernels& kernels, const Product& product, int threads) {
+  const int64_t stride = sparse_padded(product.columns, kernels.panel());
+  parallel_for(product.rows, kTile, threads, [&](int64_t begin, int64_t end) {
+    std::vector<SparsePair> pairs(kTile);
+    std::vector<float> sums(kTile * stride);
+    kernels.product(product, begin, end, pairs.data(), sums.data());
+  });
+}
+
+// Panels of all matrices [inner, columns] whose numbers lie so far apart.
+std::vector<float> panels_of(const Kernels& kernels, const float* weight, int64_t offsets, int64_t inner,
+                             int64_t columns, int64_t inner_stride, int64_t column_stride) {
+  const int64_t panel = kernels.panel(), stride = sparse_padded(columns, panel);
+  std::vector<float> panels(offsets * inner * stride);
+  for (int64_t o = 0; o < offsets; ++o)
+    for (int64_t c = 0; c < stride; c += panel)
+      sparse_panel(weight + o * inner * columns, inner, columns, inner_stride, column_stride, c, panel,
+                   panels.data() + (o * stride + c) * inner);
+  return panels;
 }
 
 void require(bool good, const char* message) {
@@ -133,30 +177,36 @@ std::vector<int32_t> transposed(const SparseConvBackwardCall& call, int threads)
 
 void sparse_conv(const SparseConvCall& call, int threads) {
   check(call, threads);
+  const Kernels& kernels = kernels_of(call.lanes);
   if (call.rows_out * call.channels_out == 0) return;
   require(call.out != nullptr, "sparse_conv: out is a null pointer");
   const std::vector<float> panels =
-      panels_of(call.weight, call.offsets, call.channels, call.channels_out, call.channels_out, 1);
-  multiply({call.rows_out, call.offsets, call.channels, call.channels_out, call.x, panels.data(), call.table, call.out},
+      panels_of(kernels, call.weight, call.offsets, call.channels, call.channels_out, call.channels_out, 1);
+  multiply(kernels,
+           {call.rows_out, call.offsets, call.channels, call.channels_out, call.x, panels.data(), call.table, call.out},
            threads);
 }
 
 void sparse_conv_backward(const SparseConvBackwardCall& call, int threads) {
   check(call, threads);
+  const Kernels& kernels = kernels_of(call.lanes);
   require(call.grad != nullptr || call.rows_out * call.channels_out == 0, "sparse_conv: grad is a null pointer");
   if (call.d_x != nullptr && call.rows * call.channels > 0) {
     const std::vector<int32_t> table = transposed(call, threads);
     const std::vector<float> panels =
-        panels_of(call.weight, call.offsets, call.channels_out, call.channels, 1, call.channels_out);
-    multiply({call.rows, call.offsets, call.channels_out, call.channels, call.grad, panels.data(), table.data(), call.d_x},
+        panels_of(kernels, call.weight, call.offsets, call.channels_out, call.channels, 1, call.channels_out);
+    multiply(kernels,
+             {call.rows, call.offsets, call.channels_out, call.channels, call.grad, panels.data(), table.data(), call.d_x},
              threads);
   }
   if (call.d_weight != nullptr && call.channels * call.channels_out > 0) {
-    const int64_t height = sparse_height(call.channels), stride = sparse_panels(call.channels_out) * kSparsePanel;
+    const int64_t height = sparse_padded(call.channels, kernels.rows);
+    const int64_t stride = sparse_padded(call.channels_out, kernels.panel());
     parallel_for(call.offsets, 1, threads, [&](int64_t begin, int64_t end) {
-      std::vector<SparsePair> pairs(kChunk + 1);
+      std::vector<SparsePair> pairs(kChunk);
+      // Columns of the padding are never written: zeros.
       std::vector<float> gathered(kChunk * (height + stride)), sums(height * stride);
-      for (int64_t o = begin; o < end; ++o) weight_gradient(call, o, pairs.data(), gathered.data(), sums.data());
+      for (int64_t o = begin; o < end; ++o) kernels.weight(call, o, pairs.data(), gathered.data(), sums.data());
     });
   }
 }

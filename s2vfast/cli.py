@@ -332,7 +332,7 @@ def _pretrain(options: Any) -> int:
     elif options.config == own_preset.NAME and options.store:
         tree, reasons = own_preset.tree(Store.open(options.store), settings.get("data", {}).get("split"))
         if torchrun.is_main_process():
-            print("\n".join(f"# own: {reason}" for reason in reasons))
+            print("\n".join(f"# own: {reason}" for reason in [*reasons, *own_preset.replaced(tree, settings)]))
         tree = presets.with_names(tree, objective=objective)
     else:
         tree = presets.read_for(options.config, objective)

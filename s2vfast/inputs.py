@@ -230,6 +230,18 @@ def _temporal_conv(make: _Maker) -> dict[str, Any]:
     return {"x": x, "weight": weight, "bias": make.normal(shape.D, scale=0.1)}
 
 
+def _temporal_branches(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    b = max(shape.D // 4, 1)
+    return {
+        # The variance of a single row is zero.
+        "x": make.normal(shape.N, max(shape.S * shape.s, 2), shape.V, 4 * b),
+        "weight": make.normal(2, b, b, 5, scale=(5 * b) ** -0.5),
+        "norm_weight": make.normal(3 * b, scale=0.3, dtype=torch.float32),
+        "norm_bias": make.normal(3 * b, scale=0.3, dtype=torch.float32),
+    }
+
+
 def _add_norm(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     weight, bias = make.norm(shape.D)
@@ -389,6 +401,7 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "joint_mix": _joint_mix,
     "graph_attention": _graph_attention,
     "temporal_conv": _temporal_conv,
+    "temporal_branches": _temporal_branches,
     "teacher_target": _teacher_target,
     "masked_mse": _masked_mse,
     "adamw_ema": _adamw_ema,

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = (
     "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp batch_norm joint_mix "
-    "graph_attention temporal_conv teacher_target masked_mse adamw_ema point_sample voxelize sparse_conv"
+    "graph_attention temporal_conv temporal_branches teacher_target masked_mse adamw_ema point_sample voxelize "
+    "sparse_conv"
 ).split()
 LONGEST = 440
 
@@ -184,19 +185,8 @@ def _reasons(op, name):
 
 
 def test_kernels_and_sources_belong_to_an_operation():
-    known = {
-        *OPS,
-        "text",
-        "text_ntu",
-        "text_pkummd",
-        "philox",
-        "parallel",
-        "bindings",
-        "bindings_points",
-        "pack",
-        "matrix",
-        "cuda_launch",
-    }
+    known = {*OPS, "text", "text_ntu", "text_pkummd", "philox", "parallel", "pack", "matrix", "cuda_launch"}
+    known |= {"bindings", "bindings_graph", "bindings_points"}
     assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
     # What starts with an underscore is shared by kernels, aot is the program that compiles them all.
     kernels = {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")}

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools 77 or newer")
 from packaging.requirements import Requirement
@@ -121,6 +122,22 @@ def test_the_wheel_holds_a_working_extension(wheel, tmp_path):
     assert extension.startswith(str(where / "s2vfast" / "_native."))
     assert kernels == str(where / "s2vfast" / "kernels" / "__init__.py")
     assert presets == str(sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+
+
+def test_pip_installs_the_wheel_without_a_compiler(wheel, tmp_path):
+    """What is on an index of packages: description, links, types; and a command that works."""
+    (tmp_path / "empty").mkdir()
+    site, bare = tmp_path / "site", os.environ | {"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(tmp_path / "site")}
+    words = f"-m pip install --no-index --no-deps --disable-pip-version-check --target {site} {wheel}"
+    done = subprocess.run([sys.executable, *words.split()], env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version_words = [sys.executable, site / "bin/s2vfast", "--version"]
+    assert subprocess.run(version_words, env=bare, capture_output=True, text=True).stdout == f"s2vfast {version()}\n"
+    assert (site / "s2vfast/py.typed").is_file()
+    metadata = (site / f"s2vfast-{version()}.dist-info/METADATA").read_text("utf-8")
+    assert "Description-Content-Type: text/markdown" in metadata
+    assert "Project-URL: Paper, https://" in metadata
+    assert "# s2vfast\n" in metadata
 
 
 def test_a_second_build_compiles_only_what_changed(checkout, wheel, tmp_path):
@@ -248,3 +265,18 @@ def test_the_pins_satisfy_what_the_package_declares():
             assert pins[wanted.name.lower()] in wanted.specifier, f"{wanted}: pinned to {pins[wanted.name.lower()]}"
     assert "torch" in pins
     assert not [wanted for wanted in declared if wanted.name == "torch" and "<" in str(wanted.specifier)]
+
+
+def test_workflows_and_citation_are_up_to_date():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], citation["license"]) == (version(), "Apache-2.0")
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert [path.stem for path in workflows] == ["docs", "tests", "wheels"]
+    for path in workflows:
+        content = yaml.safe_load(path.read_text("utf-8"))
+        assert content["permissions"] == {"contents": "read"}
+        assert "secrets" not in path.read_text("utf-8")
+        steps = [step for job in content["jobs"].values() for step in job["steps"]]
+        for command in re.findall(r"^make (\w+)", "\n".join(step.get("run", "") for step in steps), re.MULTILINE):
+            assert command in targets, f"{path.name}: make {command}"

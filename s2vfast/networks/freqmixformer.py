@@ -25,7 +25,7 @@ from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
-from s2vfast.networks.temporal import StridedLinear, TemporalBranches, frames_after
+from s2vfast.networks.temporal import Branch, TemporalBranches, frames_after
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -139,55 +139,55 @@ class SpatialMixing(nn.Module):
         return maps + F.pad(cross, (0, 0, 0, 0, 0, 1)) + F.pad(cross, (0, 0, 0, 0, 1, 0))
 
 
-class TemporalAttention(StridedLinear):
+class TemporalAttention(Branch):
     """Frames as sums of all frames, by a gate of every pair.
 
     Args:
         channels_in: of the input.
         channels: b, of the result.
-        stride: of time.
         frames: T', of the result.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, frames: int) -> None:
-        super().__init__(channels_in, channels, stride)
+    def __init__(self, channels_in: int, channels: int, frames: int) -> None:
+        super().__init__(channels_in, channels)
         self.frames = nn.Linear(frames, frames)
         self.norm = nn.BatchNorm1d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T', V, b] of x [B, T, V, channels_in]."""
-        x = super().forward(x)
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T', V, b] of the product, and a shift of zero."""
+        x = rows + self.bias
         half = x.shape[-1] // 2
         query, key = x[..., :half].mean((2, 3)), x[..., half:].amax((2, 3))  # [B, T']
         query, key = F.relu(self.frames(query)), F.relu(self.frames(key))
         gate = torch.sigmoid(key[:, :, None] * query[:, None, :])  # [B, to, from]
-        return normalise(self.norm, (gate @ x.flatten(2)).view_as(x))
+        return normalise(self.norm, (gate @ x.flatten(2)).view_as(x)), torch.zeros_like(self.bias)
 
 
-class FrameGate(StridedLinear):
+class FrameGate(Branch):
     """Frames weighted by a gate of their mean and of their largest number."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__(channels_in, channels, stride)
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, channels)
         self.gate = nn.Linear(2, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T', V, b] of x [B, T, V, channels_in]."""
-        x = super().forward(x)
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T', V, b] of the product, and a shift of zero."""
+        x = rows + self.bias
         gate = torch.sigmoid(self.gate(torch.stack([x.mean((2, 3)), x.amax((2, 3))], -1)))  # [B, T', 1]
-        return x * gate[..., None]
+        return x * gate[..., None], torch.zeros_like(self.bias)
 
 
-class Projection(StridedLinear):
+class Projection(nn.Linear):
     """A 1x1 convolution with a stride in time, and a batch norm."""
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
-        super().__init__(channels_in, channels, stride)
+        super().__init__(channels_in, channels)
+        self.stride = stride
         self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """[B, T', V, channels] of x [B, T, V, channels_in]."""
-        return normalise(self.norm, super().forward(x), relu=relu)
+        return normalise(self.norm, F.linear(x[:, :: self.stride], self.weight), relu=relu, shift=self.bias)
 
 
 class Block(nn.Module):
@@ -207,8 +207,8 @@ class Block(nn.Module):
         self.spatial = SpatialMixing(channels_in, channels, graphs, section)
         width = channels // (len(section.dilations) + 3)
         more = [
-            TemporalAttention(channels, width, stride, frames_after(frames, stride)),
-            FrameGate(channels, width, stride),
+            TemporalAttention(channels, width, frames_after(frames, stride)),
+            FrameGate(channels, width),
         ]
         self.temporal = TemporalBranches(channels, width, section.kernel, section.dilations, stride, section.pool, more)
         self.has_residual = residual
@@ -377,7 +377,7 @@ class FreqMixFormer(Network):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, SpatialMixing):
                 _normal(module.linear)
-            elif isinstance(module, StridedLinear):
+            elif isinstance(module, (Branch, Projection)):
                 _normal(module)
             if isinstance(module, FrameGate):
                 _normal(module.gate)

@@ -21,7 +21,7 @@ from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
-from s2vfast.networks.temporal import StridedLinear, TemporalBranches
+from s2vfast.networks.temporal import Branch, TemporalBranches
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -160,9 +160,7 @@ class Block(nn.Module):
         self.stride = stride
         self.graph = GraphAttention(width, out, joints, section)
         b = out // _BRANCHES
-        self.temporal = TemporalBranches(
-            out, b, section.kernel, _DILATIONS, stride, more=[StridedLinear(out, b, stride)]
-        )
+        self.temporal = TemporalBranches(out, b, section.kernel, _DILATIONS, stride, more=[Branch(out, b)])
         self.residual = None if width == out and stride == 1 else Projection(width, out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,9 +191,9 @@ class GraphAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, V, C] to [N, T, V, out]."""
         qk = self.queries_and_keys(x).flatten(0, 1)
-        y = ops.graph_attention(x.flatten(0, 1), qk, self.topology, self.weight, self.bias.sum(0))
+        y = ops.graph_attention(x.flatten(0, 1), qk, self.topology, self.weight, None).view(*x.shape[:3], -1)
         residual = x if self.down is None else self.down(x)
-        return normalise(self.batch_norm, y.view(*x.shape[:3], -1), residual, relu=True)
+        return normalise(self.batch_norm, y, residual, relu=True, shift=self.bias.sum(0))
 
     def queries_and_keys(self, x: Tensor) -> Tensor:
         """[N, T, V, 2, H, d]."""
@@ -219,4 +217,4 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., out]."""
-        return normalise(self.norm, self.linear(x))
+        return normalise(self.norm, nn.functional.linear(x, self.linear.weight), shift=self.linear.bias)

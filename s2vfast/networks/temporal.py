@@ -8,7 +8,8 @@ product over rows, and batch norm looks at columns.
     x ─ 1x1 ─ BN ─ ReLU ─ (3, 1) max pool ────────────────┼─ concatenated ─ BN
     x ─ more, one module each ───────────────────────────┘
 
-The 1x1 convolutions are one matrix and the norms one norm: a batch norm of several channels is one of each.
+The 1x1 convolutions are one product and the norms one norm: a batch norm of several channels is one of each. Biases
+before a batch norm are left out of products, see `normalise`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2vfast.networks.norm import normalise
+from s2vfast import ops
+from s2vfast.networks.norm import keep_statistics, normalise, shifted_bias, takes_batch_statistics
 
 
 def frames_after(frames: int, stride: int) -> int:
@@ -27,16 +29,12 @@ def frames_after(frames: int, stride: int) -> int:
     return -(-frames // stride)
 
 
-class StridedLinear(nn.Linear):
-    """A 1x1 convolution with a stride in time: x [B, T, V, C] to [B, T', V, channels]."""
+class Branch(nn.Linear):
+    """A further branch: a 1x1 convolution, whose product comes with those of the other branches."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
-        super().__init__(channels_in, channels)
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T', V, channels]."""
-        return super().forward(x[:, :: self.stride])
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What comes of the product [B, T', V, b], which is without the bias, and a shift [b] as of `normalise`."""
+        return rows, self.bias
 
 
 class TemporalBranches(nn.Module):
@@ -49,7 +47,7 @@ class TemporalBranches(nn.Module):
         dilations: one convolution branch each.
         stride: of time.
         pool: frames of the max pool; odd.
-        more: further branches, modules of x [B, T, V, C] to [B, T', V, b].
+        more: further branches, of b channels each.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class TemporalBranches(nn.Module):
         dilations: Sequence[int] = (1, 2),
         stride: int = 1,
         pool: int = 3,
-        more: Sequence[nn.Module] = (),
+        more: Sequence[Branch] = (),
     ) -> None:
         super().__init__()
         self.channels, self.kernel, self.dilations, self.stride, self.pool = channels, kernel, dilations, stride, pool
@@ -79,13 +77,24 @@ class TemporalBranches(nn.Module):
 
         The other arguments say what comes after the norm, see `normalise`.
         """
-        z = normalise(self.expand_norm, self.expand(x), relu=True)
-        *rows, pooled = z.permute(0, 3, 1, 2).split(self.channels, dim=1)  # each [B, b, T, V]
-        out = []
-        for row, weight, bias, dilation in zip(rows, self.weight, self.bias, self.dilations, strict=True):
-            padding = dilation * (self.kernel - 1) // 2
-            out.append(F.conv2d(row, weight[..., None], bias, (self.stride, 1), (padding, 0), (dilation, 1)))
-        out.append(F.max_pool2d(pooled, (self.pool, 1), (self.stride, 1), (self.pool // 2, 0)))
-        branches = [branch.permute(0, 2, 3, 1) for branch in out]
-        branches += [branch(x) for branch in self.others]
-        return normalise(self.norm, branches, residual, relu_first, relu)
+        rows = F.linear(x, torch.cat([self.expand.weight, *(branch.weight for branch in self.others)]))
+        convolved, remainder = self._convolved(rows)
+        results = [branch(of) for branch, of in zip(self.others, remainder.split(self.channels, -1), strict=True)]
+        shifts = [*self.bias, self.bias.new_zeros(self.channels), *(shift for _, shift in results)]
+        branches = [convolved, *(of for of, _ in results)]
+        return normalise(self.norm, branches, residual, relu_first, relu, torch.cat(shifts))
+
+    def _convolved(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolutions and pool, [B, T', V, E], and the product of the other branches, of all products."""
+        norm, shift = self.expand_norm, self.expand.bias
+        options = {"stride": self.stride, "dilations": self.dilations, "pool": self.pool}
+        if takes_batch_statistics(norm):
+            branches, remainder, mean, variance = ops.temporal_branches(
+                rows, self.weight, norm.weight, shifted_bias(norm, shift), eps=norm.eps, **options
+            )
+            keep_statistics(norm, mean, variance, rows[..., 0].numel(), shift)
+            return branches, remainder
+        width = norm.num_features
+        z = normalise(norm, rows[..., :width], relu=True, shift=shift)
+        branches, *_ = ops.temporal_branches(z, self.weight, **options)
+        return branches, rows[:, :: self.stride, :, width:]

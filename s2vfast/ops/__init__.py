@@ -44,6 +44,7 @@ from s2vfast.ops.norm_linear import norm_linear
 from s2vfast.ops.point_sample import PointSpec, point_sample
 from s2vfast.ops.sparse_conv import sparse_conv
 from s2vfast.ops.teacher_target import teacher_target
+from s2vfast.ops.temporal_branches import temporal_branches
 from s2vfast.ops.temporal_conv import temporal_conv
 from s2vfast.ops.token_mask import token_mask
 from s2vfast.ops.tube_mask import tube_mask
@@ -75,6 +76,7 @@ __all__ = [
     "register_impl",
     "sparse_conv",
     "teacher_target",
+    "temporal_branches",
     "temporal_conv",
     "token_mask",
     "tube_mask",

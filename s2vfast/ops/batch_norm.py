@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2vfast import _extension
-from s2vfast.ops import _native
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.batch_norm import batch_norm as _reference
@@ -78,10 +79,13 @@ def _sizes(x: list[Tensor]) -> dict[str, Any]:
     return {"rows": x[0][..., 0].numel(), "widths": widths, "x": [matrix.data_ptr() for matrix in x]}
 
 
-@operator(
-    "batch_norm_native(Tensor[] x, Tensor weight, Tensor bias, Tensor? residual, bool relu_first, bool relu, float eps)"
+_FORWARD = (
+    "(Tensor[] x, Tensor weight, Tensor bias, Tensor? residual, bool relu_first, bool relu, float eps)"
     " -> (Tensor, Tensor, Tensor)"
 )
+
+
+@operator(f"batch_norm_native{_FORWARD}")
 def _native_op(x, weight, bias, residual, relu_first, relu, eps):
     x, (weight, bias, residual) = contiguous(x), contiguous((weight, bias, residual))
     mean, variance = torch.empty_like(weight), torch.empty_like(weight)
@@ -97,16 +101,28 @@ def _native_op(x, weight, bias, residual, relu_first, relu, eps):
     return out, mean, variance
 
 
+@operator(f"batch_norm_triton{_FORWARD}")
+def _triton_op(x, weight, bias, residual, *options):
+    rows = [matrix.flatten(0, -2) for matrix in contiguous(x)]
+    parameters = contiguous((weight, bias, residual if residual is None else residual.flatten(0, -2)))
+    out, mean, variance = _triton.kernels("batch_norm").forward(rows, *parameters, *options)
+    return out.view(*x[0].shape[:-1], len(weight)), mean, variance
+
+
 @fake(_native_op)
+@fake(_triton_op)
 def _(x, weight, bias, residual, relu_first, relu, eps):
     out = x[0].new_empty((*x[0].shape[:-1], weight.shape[0]))
     return out, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
-@operator(
-    "batch_norm_native_backward(Tensor grad, Tensor[] x, Tensor weight, Tensor bias, Tensor mean, Tensor variance, "
-    "Tensor? out, bool relu_first, bool relu, float eps, bool need_residual) -> Tensor[]"
+_BACKWARD = (
+    "(Tensor grad, Tensor[] x, Tensor weight, Tensor bias, Tensor mean, Tensor variance, Tensor? out, bool relu_first, "
+    "bool relu, float eps, bool need_residual) -> Tensor[]"
 )
+
+
+@operator(f"batch_norm_native_backward{_BACKWARD}")
 def _native_backward(grad, x, weight, bias, mean, variance, out, relu_first, relu, eps, need_residual):
     x, (grad, weight, bias, out) = contiguous(x), contiguous((grad, weight, bias, out))
     d_x = [torch.empty_like(matrix) for matrix in x]
@@ -125,7 +141,19 @@ def _native_backward(grad, x, weight, bias, mean, variance, out, relu_first, rel
     return [*d_x, d_weight, d_bias, *([] if d_residual is None else [d_residual])]
 
 
+@operator(f"batch_norm_triton_backward{_BACKWARD}")
+def _triton_backward(grad, x, weight, bias, mean, variance, out, *options):
+    rows = [matrix.flatten(0, -2) for matrix in contiguous(x)]
+    parameters = contiguous((weight, bias, mean, variance))
+    grad_rows, out = (value if value is None else value.contiguous().flatten(0, -2) for value in (grad, out))
+    gradients = _triton.kernels("batch_norm").backward(grad_rows, rows, *parameters, out, *options)
+    d_x, d_weight, d_bias, d_residual = gradients
+    d_x = [by_matrix.view(matrix.shape) for by_matrix, matrix in zip(d_x, x, strict=True)]
+    return [*d_x, d_weight, d_bias, *([] if d_residual is None else [d_residual.view(grad.shape)])]
+
+
 @fake(_native_backward)
+@fake(_triton_backward)
 def _(grad, x, weight, bias, mean, variance, out, relu_first, relu, eps, need_residual):
     likes = [*x, weight, bias, *([grad] if need_residual else [])]
     return [tensor.new_empty(tensor.shape) for tensor in likes]
@@ -143,7 +171,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, upstream: Tensor | None, *_: Any, backward: Any) -> tuple[Any, ...]:
     if upstream is None:
         return (None,) * 7
     saved = ctx.saved_tensors
@@ -151,7 +179,7 @@ def _gradients(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     relu_first, relu, eps = ctx.options
     wants_residual = ctx.needs_input_grad[3]
     cut = wants_residual and relu  # else the residual gets what comes from above
-    gradients = _native_backward(
+    gradients = backward(
         *(upstream, x, weight, bias, mean, variance, saved[-1] if ctx.needed else None),
         *(relu_first, relu, eps, cut),
     )
@@ -160,13 +188,22 @@ def _gradients(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return d_x, d_weight, d_bias, d_residual, None, None, None
 
 
-differentiate(_native_op, _gradients, _save)
+differentiate(_native_op, partial(_gradients, backward=_native_backward), _save)
+differentiate(_triton_op, partial(_gradients, backward=_triton_backward), _save)
 
 
-def _run_native(
-    x: list[Tensor], weight: Tensor, bias: Tensor, residual: Tensor | None, *, relu_first: bool, relu: bool, eps: float
+def _run(
+    x: list[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    *,
+    relu_first: bool,
+    relu: bool,
+    eps: float,
+    op: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _native_op(x, weight, bias, residual, relu_first, relu, eps)
+    return op(x, weight, bias, residual, relu_first, relu, eps)
 
 
 def _float32(x: list[Tensor], *_: Any, **options: Any) -> list[str]:
@@ -179,6 +216,10 @@ _op = register(
     "batch_norm",
     reference=_reference,
     torch=_torch,
-    native=_run_native,
-    reasons={"native": _native.reasons(_float32, floats=(torch.float32,), cuda=False)},
+    triton=partial(_run, op=_triton_op),
+    native=partial(_run, op=_native_op),
+    reasons={
+        "triton": _triton.reasons(),
+        "native": _native.reasons(_float32, floats=(torch.float32,), cuda=False),
+    },
 )

@@ -90,12 +90,13 @@ def _torch(
     T, P, B = spec.frames, spec.points, len(ids)
     draws = philox.random_bits(seed, epoch, ids, philox.POINT_FRAMES, T + 1) if training else None
     F = count[ids].long()[:, None]  # [B, 1]
-    stretched = _pick(T, F, draws[:, BINS:] if training and spec.sampling == "even" else None)
+    stretched = _pick(T, F, draws[:, BINS:] if draws is not None and spec.sampling == "even" else None)
     if spec.sampling == "even":
         frames = stretched
     else:
         starts = (F - spec.span + 1).clamp(min=1)
-        start = draws[:, START, None] * starts >> 32 if training else (2 * window + 1) * starts // (2 * windows)
+        middle = (2 * window + 1) * starts // (2 * windows)
+        start = middle if draws is None else draws[:, START, None] * starts >> 32
         frames = start + torch.arange(T, device=ids.device) * spec.stride
         bins = torch.arange(T, device=ids.device) * F // T
         frames = torch.where(spec.span > F, bins, frames)

@@ -33,8 +33,11 @@ def tree(store: Store, split: str | None = None) -> tuple[dict[str, Any], list[s
         (sections and fields as `s2vfast.presets.read` gives them, the reasons, a line each).
 
     Raises:
+        ConfigError: a store of point clouds.
         DataError: the store has no such split, or nothing in its training part.
     """
+    if store.kind != "skeletons":
+        raise errors.ConfigError(f"--config own: for stores of skeletons; {store.path} holds {store.kind}")
     changes: dict[str, dict[str, Any]] = {
         "data": {},
         "model": {},
@@ -58,6 +61,16 @@ def tree(store: Store, split: str | None = None) -> tuple[dict[str, Any], list[s
     changes["mask"]["keep"] = max(1, round(KEEP * joints))
     reasons.append(f"mask.keep {changes['mask']['keep']}: a fifth of the {joints} joints of {store.layout.name}")
     return presets.merge(presets.read(NAME), changes), reasons
+
+
+def replaced(tree: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What of the preset somebody's settings, sections of fields, replace: a line each."""
+    return [
+        f"{section}.{name} {value}, as given, in place of {tree[section][name]}"
+        for section, fields in settings.items()
+        for name, value in fields.items()
+        if tree.get(section, {}).get(name, value) != value
+    ]
 
 
 def _clips(store: Store, ids: np.ndarray, changes: dict[str, dict[str, Any]], reasons: list[str]) -> None:

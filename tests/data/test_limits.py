@@ -156,8 +156,8 @@ def ucla(**more):
 
 
 JSONS = {
-    "a text as number": (json.dumps(ucla(skeletons=[[["0.5", 1, 1]] * 20])), "not 20 joints of three numbers"),
-    "true as number": (json.dumps(ucla(skeletons=[[[True, 1, 1]] * 20])), "not 20 joints of three numbers"),
+    "a text as number": (json.dumps(ucla(skeletons=[[["0.5", 1, 1]] * 20])), "frame 0: expected 20 lists of 3 numbers"),
+    "true as number": (json.dumps(ucla(skeletons=[[[True, 1, 1]] * 20])), "frame 0: expected 20 lists of 3 numbers"),
     "true as label": (json.dumps(ucla(label=True)), "label True, expected 1"),
     "a float as label": (json.dumps(ucla(label=1.0)), "label 1.0, expected 1"),
     "no file_name": (

@@ -8,7 +8,8 @@ import pytest
 
 from s2vfast.data import report
 from s2vfast.data.formats import FORMATS, detect_format
-from s2vfast.data.importer import import_dataset, read_checked
+from s2vfast.data.importer import import_dataset
+from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Store
 from s2vfast.errors import DataError
 from s2vfast.evaluate import context
@@ -147,7 +148,7 @@ def test_recordings_without_labels(tmp_path, make):
 
 def test_what_else_is_wrong_is_still_wrong(tmp_path):
     for change, reason in (
-        ({"skeletons": 7}, "skeletons is no list"),
+        ({"skeletons": 7}, "skeletons: 7, expected a list of frames"),
         ({"label": 1}, "expected an object with skeletons"),
         ({"skeletons": [[[1e9] * 3] * 20]}, "absurd"),
     ):

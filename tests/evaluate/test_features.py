@@ -73,7 +73,9 @@ def test_pooled_values_of_known_tokens():
     expected = [50.0, 50, 51, 51, 52, 52, 1, 1, 101, 101]
     assert features.pool_tracks(tokens, network, "joint_time").tolist() == [expected] * 2
     assert features.pool_tracks(tokens, network, "joint").tolist() == [expected[:6]] * 2
-    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 10, 2 * (4 + 9 + 4)]
+    assert features.pool_tracks(tokens, network, "segment").tolist() == [expected[6:]] * 2
+    widths = [features.feature_width(network, pool) for pool in features.POOLS]
+    assert widths == [2, 6, 4, 10, 2 * (4 + 9 + 4)]
 
 
 def test_statistics_are_of_all_tokens_of_joints_and_of_segments():

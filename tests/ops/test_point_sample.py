@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2vfast import errors
+from s2vfast import _extension, errors
 from s2vfast.ops.point_sample import PointSpec, frame_table, point_sample
 from s2vfast.reference.point_sample import frames_of
 from s2vfast.reference.point_sample import point_sample as reference
@@ -148,6 +148,27 @@ def test_half_precision_points(impl):
 def test_empty_batch(impl):
     clips = point_sample(*store([5]), torch.zeros(0, dtype=torch.int64), SPEC, impl=impl)
     assert clips.shape == (0, 8, 16, 3)
+
+
+@pytest.mark.skipif(bool(_extension.why_not()), reason="there is no compiled extension")
+@pytest.mark.parametrize(
+    ("table", "number", "said"),
+    [
+        ("ids", 2, "ids has a number that is no sequence's"),
+        ("ids", -1, "ids has a number that is no sequence's"),
+        ("row", 7, "row and count of a sequence are not within the frames"),
+        ("count", 0, "row and count of a sequence are not within the frames"),
+        ("count", 2**31 - 1, "row and count of a sequence are not within the frames"),
+        ("size", -1, "begin and size of a frame are not within the points"),
+        ("begin", 2**62, "begin and size of a frame are not within the points"),
+    ],
+)
+def test_tables_that_lead_out_of_the_points_are_refused(table, number, said):
+    names = ("points", "begin", "size", "row", "count", "origin", "ids")
+    tables = dict(zip(names, (*store([5, 6]), torch.tensor([0, 1])), strict=True))
+    tables[table][1] = number
+    with pytest.raises(errors.ShapeError, match=said):
+        point_sample(**tables, spec=SPEC, impl="native")
 
 
 def test_refuses_by_name():

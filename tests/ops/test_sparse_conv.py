@@ -137,6 +137,61 @@ def test_empty_rows_stay_zero_and_get_no_gradient(impl):
     assert torch.isfinite(by_weight).all()
 
 
+@needs_extension
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_agrees_with_the_registers_of_any_cpu(numbers, lanes):
+    """Registers of so many numbers, forward and backward; widths that are no multiple of a panel."""
+    arguments = case(numbers, R=90, out=80, offsets=5, Cin=21, Cout=37)
+    x, weight = (arguments[name].float().requires_grad_() for name in ("x", "weight"))
+    table, upstream = arguments["table"], numbers(80, 37, seed=9).float()
+    expected = reference(x, weight, table)
+    gradients = torch.autograd.grad(expected, (x, weight), upstream)
+    out, d_x, d_weight = torch.empty(80, 37), torch.empty_like(x), torch.empty_like(weight)
+    sizes = {"rows": 90, "rows_out": 80, "offsets": 5, "channels": 21, "channels_out": 37, "lanes": lanes}
+    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "table": table.data_ptr()}
+    native = _extension.load()
+    try:
+        native.sparse_conv(**sizes, **addresses, out=out.data_ptr())
+    except ValueError as error:
+        if "this CPU has no such registers" not in str(error):
+            raise
+        pytest.skip(str(error))
+    results = {"d_x": d_x.data_ptr(), "d_weight": d_weight.data_ptr()}
+    native.sparse_conv_backward(**sizes, **addresses, grad=upstream.data_ptr(), **results)
+    for actual, e in zip((out, d_x, d_weight), (expected, *gradients), strict=True):
+        torch.testing.assert_close(actual, e, rtol=1e-5, atol=2e-5)
+
+
+@needs_extension
+def test_the_number_of_threads_changes_nothing(numbers):
+    arguments = case(numbers, R=2500, out=2400, offsets=3, Cin=9, Cout=33)
+    x, weight = (arguments[name].float().requires_grad_() for name in ("x", "weight"))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = sparse_conv(x, weight, arguments["table"], impl="native")
+            results.append([out, *torch.autograd.grad(out.square().sum(), (x, weight))])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_extension
+def test_tables_that_cannot_be_are_refused(numbers):
+    arguments = {k: v.float() if v.is_floating_point() else v for k, v in case(numbers).items()}
+    table = arguments["table"].clone()
+    table[1, 3] = len(arguments["x"])
+    with pytest.raises(errors.ShapeError, match="sparse_conv: table: a number that is no row of x"):
+        sparse_conv(**arguments | {"table": table}, impl="native")
+    table = arguments["table"].clone()
+    table[1, 3:5] = 2
+    leaf = arguments["x"].requires_grad_()
+    out = sparse_conv(**arguments | {"x": leaf, "table": table}, impl="native")
+    with pytest.raises(errors.ShapeError, match="sparse_conv: table: an offset names a row of x twice"):
+        out.sum().backward()
+
+
 def test_refuses_shapes_by_name(numbers):
     arguments = {k: v.float() if v.is_floating_point() else v for k, v in case(numbers).items()}
     for name, wrong in (

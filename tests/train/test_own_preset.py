@@ -104,6 +104,10 @@ def test_what_was_chosen_is_said_and_written_as_numbers(tmp_path, capsys):
     assert main([*words, "--print_config"]) == 0
     printed = capsys.readouterr().out
     assert "# own: mask.keep 1: a fifth of the 2 joints of line" in printed
+    assert "as given" not in printed
+    assert main([*words, "--train.batch", "4", "--data.frames", "32", "--print_config"]) == 0
+    given = [line for line in capsys.readouterr().out.splitlines() if "as given" in line]
+    assert given == ["# own: train.batch 4, as given, in place of 6"]
     assert Config.from_dict(presets.parse(printed, "printed")).mask.keep == 1
     assert main([*words, "--out", f"{tmp_path}/run"]) == 0
     tree = presets.read(tmp_path / "run/config.yaml")

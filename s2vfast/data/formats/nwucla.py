@@ -20,6 +20,7 @@ import numpy as np
 from s2vfast.data.archive import is_single, read_bytes
 from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.formats.poses import kind_of
+from s2vfast.data.formats.poses import rows as rows_of
 from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_TEXT_BYTES, NotJson, describe, parse_json
 from s2vfast.data.scan import original_stem, scan
@@ -42,7 +43,6 @@ ACTIONS = {
 """Action number -> class name, in the order of the labels."""
 
 JOINTS = 20
-_NUMBERS = {int, float}
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
 
 
@@ -119,19 +119,10 @@ def _labels(name: re.Match[str], data: dict[str, Any], path: Path) -> dict[str, 
 def _joints(frames: Any, file: str) -> np.ndarray:
     """[T, 20, 3], the first frame that is something else being named."""
     if not isinstance(frames, list):
-        raise BrokenRecording(file, "skeletons is no list")
-    if not frames:
-        return np.zeros((0, JOINTS, 3), dtype=np.float32)
+        raise BrokenRecording(file, f"skeletons: {describe(frames)}, expected a list of frames")
+    rows = []
     for number, frame in enumerate(frames):
         if isinstance(frame, list) and len(frame) == 3 * JOINTS:  # flat: x y z of one joint after another
-            frame = frames[number] = [frame[at : at + 3] for at in range(0, 3 * JOINTS, 3)]
-        if not isinstance(frame, list) or len(frame) != JOINTS:
-            count = len(frame) if isinstance(frame, list) else "no list of"
-            raise BrokenRecording(file, f"frame {number}: {count} joints, expected {JOINTS}")
-        # Of numbers alone: numpy would take "1" and true for 1.
-        if not all(isinstance(xyz, list) and len(xyz) == 3 and _NUMBERS.issuperset(map(type, xyz)) for xyz in frame):
-            raise BrokenRecording(file, f"frame {number}: not {JOINTS} joints of three numbers")
-    try:
-        return np.array(frames, dtype=np.float64)
-    except OverflowError:  # a whole number beyond a float's range
-        raise BrokenRecording(file, "a number beyond any coordinate") from None
+            frame = [frame[at : at + 3] for at in range(0, 3 * JOINTS, 3)]
+        rows.append(rows_of(frame, (3,), JOINTS, f"frame {number}", file))
+    return np.array(rows, dtype=np.float64).reshape(-1, JOINTS, 3)

@@ -6,7 +6,7 @@ const measures = DATA.measures.map((measure) => ({
   ...measure, confusion: unpack(measure.confusion), predicted: measure.predicted && unpack(measure.predicted),
 }));
 let measure = measures[0];
-let cell = null; // [true class, predicted class]
+let cell = null; // [true class, predicted class]; chosen from the start
 
 const count = (row, column) => measure.confusion[row * C + column];
 const total = (row) => [...Array(C).keys()].reduce((sum, column) => sum + count(row, column), 0);
@@ -14,50 +14,56 @@ const percent = (value, of) => (of ? `${((100 * value) / of).toFixed(1)} %` : "n
 
 // ---- the matrix: a row a true class, its numbers in per cent of the row
 
-const side = (width) => clamp(width, 240, 900);
-const surface = new Surface("confusion matrix; arrow keys go from cell to cell", side, (context, width) => {
-  const size = width / C;
-  for (let row = 0; row < C; row++) {
-    const of = total(row);
-    for (let column = 0; column < C; column++) {
-      const value = of ? count(row, column) / of : 0;
-      context.globalAlpha = 1;
-      context.fillStyle = css("floor");
-      context.fillRect(column * size, row * size, size - (size > 6), size - (size > 6));
-      context.globalAlpha = value ? 0.15 + 0.85 * value : 0;
-      context.fillStyle = css(row === column ? "good" : "bad");
-      context.fillRect(column * size, row * size, size - (size > 6), size - (size > 6));
-      context.globalAlpha = 1;
-      if (value && size >= 26) {
-        context.textAlign = "center";
-        haloed(context, String(count(row, column)), (column + 0.5) * size, (row + 0.5) * size + 4);
+// Names stand beside the rows where there is room for them; columns have the same order.
+const margin = (width) => (width >= 560 && C <= 60 ? 150 : 0);
+const cellSize = (width) => (width - margin(width)) / C;
+
+const surface = new Surface("confusion matrix; arrow keys go from cell to cell",
+  (width) => clamp(cellSize(width) * C, 240, 1100), (context, width) => {
+    const left = margin(width), size = cellSize(width), gap = size > 6 ? 1 : 0;
+    context.textAlign = "right";
+    context.fillStyle = css("soft");
+    for (let row = 0; left && size >= 9 && row < C; row++) {
+      context.fillText(DATA.classes[row], left - 6, (row + 0.5) * size + 4, left - 8);
+    }
+    context.textAlign = "center";
+    for (let row = 0; row < C; row++) {
+      const of = total(row);
+      for (let column = 0; column < C; column++) {
+        const value = of ? count(row, column) / of : 0, x = left + column * size, y = row * size;
+        context.globalAlpha = 1;
+        context.fillStyle = css("floor");
+        context.fillRect(x, y, size - gap, size - gap);
+        context.globalAlpha = value ? 0.15 + 0.85 * value : 0;
+        context.fillStyle = css(row === column ? "good" : "bad");
+        context.fillRect(x, y, size - gap, size - gap);
+        context.globalAlpha = 1;
+        if (value && size >= 22) haloed(context, String(count(row, column)), x + size / 2, y + size / 2 + 4);
       }
     }
-  }
-  if (cell) {
-    context.lineWidth = 2.5;
-    context.strokeStyle = css("text");
-    context.strokeRect(cell[1] * size + 1, cell[0] * size + 1, size - 2, size - 2);
-  }
-}, {
-  class: "picks", tabindex: 0,
-  click: (e) => {
-    const [x, y] = surface.at(e), size = surface.canvas.clientWidth / C;
-    choose(clamp(Math.floor(y / size), 0, C - 1), clamp(Math.floor(x / size), 0, C - 1));
-  },
-  keydown: (e) => {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
-    if (!step) return;
-    e.preventDefault();
-    const [row, column] = cell ?? [0, 0];
-    choose(...(cell ? [clamp(row + step[0], 0, C - 1), clamp(column + step[1], 0, C - 1)] : [0, 0]));
-  },
-});
+    if (cell) {
+      context.lineWidth = 2.5;
+      context.strokeStyle = css("text");
+      context.strokeRect(left + cell[1] * size + 1, cell[0] * size + 1, size - 2, size - 2);
+    }
+  }, {
+    class: "picks", tabindex: 0,
+    click: (e) => {
+      const [x, y] = surface.at(e), width = surface.canvas.clientWidth, size = cellSize(width);
+      choose(clamp(Math.floor(y / size), 0, C - 1), clamp(Math.floor((x - margin(width)) / size), 0, C - 1));
+    },
+    keydown: (e) => {
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
+      if (!step) return;
+      e.preventDefault();
+      choose(clamp(cell[0] + step[0], 0, C - 1), clamp(cell[1] + step[1], 0, C - 1));
+    },
+  });
 
 // ---- the chosen cell and its sequences
 
 const LISTED = 200;
-const said = h("div", { role: "status" }, h("p", { class: "note" }, "Click or tap a cell of the matrix or a class."));
+const said = h("div", { role: "status" });
 const list = h("div", { class: "legend" });
 const stage = sequences?.clips ? new Stage(new Animations(sequences.clips, sequences.layout), "the chosen sequence") : null;
 const chosenName = h("p", { class: "note" });
@@ -94,8 +100,18 @@ function update() {
   const order = [...Array(C).keys()].filter(total).sort((a, b) => count(a, a) / total(a) - count(b, b) / total(b));
   classes.replaceChildren(...order.map((row) => h("button", { click: () => choose(row, row) },
     `${DATA.classes[row]}: ${percent(count(row, row), total(row))} of ${total(row)}`)));
-  if (cell) choose(...cell);
-  surface.redraw();
+  choose(...(cell ?? commonest()));
+}
+
+// The commonest mistake: where one begins to look.
+function commonest() {
+  let best = [0, 0], most = 0;
+  for (let row = 0; row < C; row++) {
+    for (let column = 0; column < C; column++) {
+      if (row !== column && count(row, column) > most) [best, most] = [[row, column], count(row, column)];
+    }
+  }
+  return best;
 }
 
 MAIN.classList.add("side");
@@ -103,7 +119,7 @@ MAIN.append(
   h("section", { class: "card" },
     h("div", { class: "row" }, choice("measure", measures.map((each) => each.name), 0, (i) => { measure = measures[i]; update(); })),
     numbers, surface.canvas,
-    h("p", { class: "note" }, "A row is a true class, a column what was predicted. Green: right; red: wrong; the fuller, the larger the share of the row.")),
+    h("p", { class: "note" }, "A row is a true class, a column what was predicted. Green: right; red: wrong; the fuller, the larger the share of the row. Click or tap a cell, or a class below.")),
   h("section", { class: "card" }, h("h2", {}, "Chosen cell"), said, list, chosenName, ...(stage?.elements ?? []),
     ...(DATA.note ? [h("p", { class: "note" }, `No sequences: ${DATA.note}.`)] : [])),
   h("section", { class: "card wide" }, h("h2", {}, "Accuracy of each class, the worst first"), classes),
