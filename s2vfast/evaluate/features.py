@@ -227,16 +227,20 @@ def extract(
     Raises:
         DataError: the features of a sequence are not finite.
     """
-    encoder.to(device)
+    if next(encoder.parameters()).device != torch.device(device):
+        encoder.to(device)
     check_pool(encoder, pool, layers)
     ranks = ranks or Ranks()
     recordings = recordings or Recordings(config, store, torch.device(device))
     M = config.data.bodies
     with torch.no_grad():
         some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
-        empty = torch.zeros(M, config.data.frames, recordings.joints, config.channels, device=device)
-        empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
-        result = torch.zeros(len(ids), empty.shape[1])
+        width = feature_width(encoder, pool)
+        if some_absent or layers > 1:  # a stream asks for one sequence at a time: no clip more than there is
+            empty = torch.zeros(M, config.data.frames, recordings.joints, config.channels, device=device)
+            empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
+            width = empty.shape[1]
+        result = torch.zeros(len(ids), width)
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
             tracks = recordings.clips(batch_ids, epoch=draw, seed=seed, window=window).to(device)  # [B * M, T, V, C]
