@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,9 +115,6 @@ class MemoryPoints:
         return len(self.names)
 
 
-def memory_store(
-    sequences: Collection[Sequence] | Collection[PointSequence], layout: Layout | PointLayout
-) -> MemoryStore | MemoryPoints:
-    """The sequences where clips can be made of them, of either kind; arguments and errors as of these classes."""
-    kind = MemoryPoints if layout.kind == PointLayout.kind else MemoryStore
-    return kind(sequences, layout)
+def memory_store(sequences: Collection[Any], layout: Layout | PointLayout) -> MemoryStore | MemoryPoints:
+    """The sequences where clips can be made of them, of the layout's kind; arguments and errors as of these classes."""
+    return MemoryPoints(sequences, layout) if isinstance(layout, PointLayout) else MemoryStore(sequences, layout)

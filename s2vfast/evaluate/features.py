@@ -20,13 +20,11 @@ from s2vfast.networks import Network, build_network
 from s2vfast.objectives import Objective, build_objective
 from s2vfast.train import rundir
 from s2vfast.train.distributed import Ranks
-from s2vfast.train.feed import Recordings
+from s2vfast.train.feed import AnyStore, Recordings
 from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
-    from s2vfast.data.memory import MemoryStore
-    from s2vfast.data.store import Store
 
 Pool = Literal["mean", "joint", "segment", "joint_time", "statistics"]
 POOLS: tuple[str, ...] = ("mean", "joint", "segment", "joint_time", "statistics")
@@ -185,7 +183,7 @@ def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> 
 def extract(
     encoder: Network,
     config: Config,
-    store: Store | MemoryStore,
+    store: AnyStore,
     ids: np.ndarray,
     *,
     pool: Pool = "mean",

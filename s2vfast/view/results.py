@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import s2vfast.errors as errors
+from s2vfast.data.layout import Layout
 from s2vfast.data.store import Store
 from s2vfast.evaluate import comparison, table
 from s2vfast.evaluate.metrics import ACCURACIES
@@ -133,13 +134,17 @@ def write(content: Content, out: str | Path) -> Path:
     }
     if content.store is not None and content.ids is not None:
         store, ids = content.store, content.ids
-        clips, seen = animations.collect(store, ids, animations.BUDGET)
         data["sequences"] = {
             "names": [store.names[i] for i in ids],
             "labels": page.packed(store.labels[ids].astype(np.int32)),
-            "layout": source.layout_entry(store.layout, store.unit),
-            "clips": None if clips is None or seen is None else animations.entry(clips, seen),
+            "layout": None,
+            "clips": None,
         }
+        if isinstance(store.layout, Layout):  # of points there are no skeletons to play
+            data["sequences"]["layout"] = source.layout_entry(store.layout, store.unit)
+            clips, seen = animations.collect(store, ids, animations.BUDGET)
+            if clips is not None and seen is not None:
+                data["sequences"]["clips"] = animations.entry(clips, seen)
     return page.write(out, "results", "Results", content.about, data)
 
 
