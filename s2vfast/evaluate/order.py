@@ -47,9 +47,9 @@ def measure(context: EvalContext) -> dict[str, Any]:
     by_gap, right = {}, torch.zeros(0)
     gaps = dict.fromkeys((0, options.gap, 2 * options.gap))
     for gap in gaps:
-        told = _told(objective, context, gap)
-        by_gap[str(gap * stride)] = _per_cent(told)
-        right = told if gap == options.gap else right
+        hits = _told(objective, context, gap)
+        by_gap[str(gap * stride)] = _per_cent(hits)
+        right = hits if gap == options.gap else right
     frames = torch.from_numpy(context.store.total_frames[context.ids[1]])
     tuples = frames / ((span(options) - 1) * stride + 1)
     by_length = {}
