@@ -30,24 +30,13 @@ constexpr int64_t kRange = 1024;  // rows of a range: a multiple of kNormRows
     }                                                        \
   }
 
-// Calls rows(first, last) for a few rows at a time, and adds the [2, C] sums that it makes in float32 to those in double.
-template <class Rows>
-S2V_HD void in_double(int64_t begin, int64_t end, int64_t count, double* __restrict__ sums, float* __restrict__ scratch,
-                      const Rows& rows) {
-  for (int64_t first = begin; first < end; first += kNormRows) {
-    for (int64_t i = 0; i < count; ++i) scratch[i] = 0.0f;
-    rows(first, first + kNormRows < end ? first + kNormRows : end);
-    for (int64_t i = 0; i < count; ++i) sums[i] += double(scratch[i]);
-  }
-}
-
 // Sums of one matrix's x - shift and of their squares; shift is the matrix's first row.
-S2V_WIDE_CLONES void sum_range(const float* __restrict__ x, int64_t width, int64_t begin, int64_t end, double* sums,
-                               float* __restrict__ scratch) {
-  in_double(begin, end, 2 * width, sums, scratch, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r)
-      S2V_CHANNELS(width, const Pack<kWidth> value = load<kWidth>(x + r * width + at) - load<kWidth>(x + at);
-                   norm_add(scratch + at, width, value, value * value))
+S2V_WIDE_CLONES void sum_range(const float* __restrict__ x, int64_t width, int64_t begin, int64_t end, double* sums) {
+  norm_sums(begin, end, width, sums, sums + width, [&](int64_t r, int64_t c, auto& sum, auto& square) {
+    constexpr int kWidth = sizeof(sum) / sizeof(float);
+    const Pack<kWidth> value = load<kWidth>(x + r * width + c) - load<kWidth>(x + c);
+    sum = sum + value;
+    square = square + value * value;
   });
 }
 
@@ -64,16 +53,15 @@ S2V_WIDE_CLONES void forward_range(const NormRow& row, const NormChannels& chann
 S2V_WIDE_CLONES void gradient_sums(const NormRow& row, const NormChannels& channels, int64_t offset,
                                    const float* __restrict__ x, const float* __restrict__ out,
                                    const float* __restrict__ grad, float* __restrict__ d_residual, int64_t begin,
-                                   int64_t end, double* sums, float* __restrict__ scratch) {
-  in_double(begin, end, 2 * row.width, sums, scratch, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      const int64_t to = r * row.channels;
-      S2V_CHANNELS(row.width, const int64_t c = offset + at;
-                   const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
-                   const Pack<kWidth> g = norm_upstream(row, channels, c, value, out == nullptr ? nullptr : out + to,
-                                                        grad + to, d_residual == nullptr ? nullptr : d_residual + to);
-                   norm_add(scratch + at, row.width, g, g * (value - load<kWidth>(channels.mean + c))))
-    }
+                                   int64_t end, double* sums) {
+  norm_sums(begin, end, row.width, sums, sums + row.width, [&](int64_t r, int64_t at, auto& sum, auto& product) {
+    constexpr int kWidth = sizeof(sum) / sizeof(float);
+    const int64_t to = r * row.channels, c = offset + at;
+    const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
+    const Pack<kWidth> g = norm_upstream(row, channels, c, value, out == nullptr ? nullptr : out + to, grad + to,
+                                         d_residual == nullptr ? nullptr : d_residual + to);
+    sum = sum + g;
+    product = product + g * (value - load<kWidth>(channels.mean + c));
   });
 }
 
@@ -121,9 +109,8 @@ std::vector<double> summed(const Call& call, int64_t channels, int threads, cons
   const int64_t ranges = (call.rows + kRange - 1) / kRange;
   std::vector<double> partial(ranges * 2 * channels), sums(2 * channels);
   parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(2 * channels);
     for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
-      body(i, offset, begin, end, &partial[begin / kRange * 2 * channels + 2 * offset], scratch.data());
+      body(i, offset, begin, end, &partial[begin / kRange * 2 * channels + 2 * offset]);
   });
   for (int64_t range = 0; range < ranges; ++range)
     for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
@@ -131,12 +118,6 @@ std::vector<double> summed(const Call& call, int64_t channels, int threads, cons
         sums[(at < call.widths[i] ? at : at - call.widths[i] + channels) + offset] +=
             partial[range * 2 * channels + 2 * offset + at];
   return sums;
-}
-
-std::vector<float> scales(int64_t channels, const float* weight, const float* variance, double eps) {
-  std::vector<float> scale(channels);
-  for (int64_t c = 0; c < channels; ++c) scale[c] = float(double(weight[c]) / std::sqrt(double(variance[c]) + eps));
-  return scale;
 }
 
 }  // namespace
@@ -149,9 +130,9 @@ void batch_norm(const BatchNormCall& call, int threads) {
     return;
   }
   require(call.out != nullptr, "batch_norm: out is a null pointer");
-  const std::vector<double> sums = summed(
-      call, channels, threads, [&](size_t i, int64_t, int64_t begin, int64_t end, double* to, float* scratch) {
-        sum_range(call.x[i], call.widths[i], begin, end, to, scratch);
+  const std::vector<double> sums =
+      summed(call, channels, threads, [&](size_t i, int64_t, int64_t begin, int64_t end, double* to) {
+        sum_range(call.x[i], call.widths[i], begin, end, to);
       });
   for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
     for (int64_t at = 0; at < call.widths[i]; ++at) {
@@ -160,7 +141,7 @@ void batch_norm(const BatchNormCall& call, int threads) {
       call.mean[c] = float(double(call.x[i][at]) + shift);
       call.variance[c] = float(std::max(sums[channels + c] / double(call.rows) - shift * shift, 0.0));
     }
-  const std::vector<float> scale = scales(channels, call.weight, call.variance, call.eps);
+  const std::vector<float> scale = norm_scales(channels, call.weight, call.variance, call.eps);
   const NormChannels numbers = {call.mean, scale.data(), call.bias};
   parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
     for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
@@ -179,12 +160,12 @@ void batch_norm_backward(const BatchNormBackwardCall& call, int threads) {
   }
   require(call.grad != nullptr && call.d_weight != nullptr && call.d_bias != nullptr,
           "batch_norm: grad, d_weight or d_bias is a null pointer");
-  const std::vector<float> scale = scales(channels, call.weight, call.variance, call.eps);
+  const std::vector<float> scale = norm_scales(channels, call.weight, call.variance, call.eps);
   const NormChannels numbers = {call.mean, scale.data(), call.bias};
-  const std::vector<double> sums = summed(
-      call, channels, threads, [&](size_t i, int64_t offset, int64_t begin, int64_t end, double* to, float* scratch) {
+  const std::vector<double> sums =
+      summed(call, channels, threads, [&](size_t i, int64_t offset, int64_t begin, int64_t end, double* to) {
         gradient_sums({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i], call.out,
-                      call.grad, call.d_residual, begin, end, to, scratch);
+                      call.grad, call.d_residual, begin, end, to);
       });
   std::vector<float> means(2 * channels);
   for (int64_t c = 0; c < channels; ++c) {

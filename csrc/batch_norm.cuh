@@ -8,6 +8,8 @@
 // cut is read off x, or off out where a residual was added.
 #pragma once
 
+#include <vector>
+
 #include "pack.cuh"
 
 namespace s2v {
@@ -48,13 +50,6 @@ S2V_HD Pack<kWidth> norm_relu(const Pack<kWidth>& of) {
 template <int kWidth>
 S2V_HD Pack<kWidth> norm_affine(const NormChannels& channels, int64_t c, const Pack<kWidth>& x) {
   return (x - load<kWidth>(channels.mean + c)) * load<kWidth>(channels.scale + c) + load<kWidth>(channels.bias + c);
-}
-
-// sums[0 ... kWidth] += sum, and sums[channels ...] += product.
-template <int kWidth>
-S2V_HD void norm_add(float* sums, int64_t channels, const Pack<kWidth>& sum, const Pack<kWidth>& product) {
-  store<kWidth>(sums, load<kWidth>(sums) + sum);
-  store<kWidth>(sums + channels, load<kWidth>(sums + channels) + product);
 }
 
 // Adds over rows begin ... end, in registers, what values(r, c, sum, product) adds to sum and product, and the results to
@@ -115,6 +110,13 @@ S2V_HD Pack<kWidth> norm_upstream(const NormRow& row, const NormChannels& channe
   if (d_residual != nullptr) store<kWidth>(d_residual + c, g);
   if (row.relu_first || (row.relu && out == nullptr)) g = norm_positive(norm_affine(channels, c, x), g);
   return g;
+}
+
+// The scale of each channel.
+inline std::vector<float> norm_scales(int64_t channels, const float* weight, const float* variance, double eps) {
+  std::vector<float> scale(channels);
+  for (int64_t c = 0; c < channels; ++c) scale[c] = float(double(weight[c]) / std::sqrt(double(variance[c]) + eps));
+  return scale;
 }
 
 }  // namespace s2v

@@ -19,11 +19,11 @@ void graph_attention(int64_t frames, int64_t joints, int64_t channels, int64_t h
 }
 
 void graph_attention_backward(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width,
-                              uintptr_t x, uintptr_t qk, uintptr_t topology, uintptr_t grad, uintptr_t d_x,
+                              uintptr_t x, uintptr_t qk, uintptr_t topology, uintptr_t mixed, uintptr_t d_x,
                               uintptr_t d_qk, uintptr_t d_topology, int device, uintptr_t stream, int threads) {
   const s2v::GraphAttentionBackwardCall call = {frames, joints, channels, heads, width, pointer<const float>(x),
                                                 pointer<const float>(qk), pointer<const float>(topology),
-                                                pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_qk),
+                                                pointer<float>(mixed), pointer<float>(d_x), pointer<float>(d_qk),
                                                 pointer<float>(d_topology)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(graph_attention_backward, call, device, stream, threads);
@@ -128,7 +128,7 @@ void bind_graph(py::module_& module) {
              "Joints of frames mixed by attention times a topology; see s2vfast.ops.graph_attention.");
   module.def("graph_attention_backward", &graph_attention_backward, py::kw_only(), py::arg("frames"),
              py::arg("joints"), py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("x"), py::arg("qk"),
-             py::arg("topology"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk"), py::arg("d_topology"),
+             py::arg("topology"), py::arg("mixed"), py::arg("d_x"), py::arg("d_qk"), py::arg("d_topology"),
              py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
   module.def("graph_attention_parts", &s2v::graph_attention_parts, py::arg("frames"),
              "Parts that the topology's gradient comes in.");

@@ -37,7 +37,7 @@ S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const Grap
   graph_padded(shape, call.topology, topology);
   std::fill_n(d_topology, rows * shape.row(), 0.0f);
   for (int64_t f = begin; f < end; ++f)
-    graph_backward(shape, call.x + f * numbers, call.qk + f * of_qk, topology, call.grad + f * numbers * shape.heads,
+    graph_backward(shape, call.x + f * numbers, call.qk + f * of_qk, topology, call.mixed + f * numbers * shape.heads,
                    scratch, call.d_x + f * numbers, call.d_qk + f * of_qk, d_topology);
   graph_unpadded(shape, d_topology, call.d_topology + begin / kFrames * rows * joints);
 }
@@ -80,8 +80,8 @@ void graph_attention(const GraphAttentionCall& call, int threads) {
 void graph_attention_backward(const GraphAttentionBackwardCall& call, int threads) {
   const GraphAttentionShape shape = checked(call);
   if (shape.frames == 0) return;
-  require(call.grad != nullptr && call.d_x != nullptr && call.d_qk != nullptr && call.d_topology != nullptr,
-          "graph_attention: grad, d_x, d_qk or d_topology is a null pointer");
+  require(call.mixed != nullptr && call.d_x != nullptr && call.d_qk != nullptr && call.d_topology != nullptr,
+          "graph_attention: mixed, d_x, d_qk or d_topology is a null pointer");
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(scratch_numbers(shape));
     backward_range(shape, call, scratch.data(), begin, end);

@@ -98,7 +98,7 @@ S2V_HD GraphPack graph_exp(const GraphPack& of) {
 // Scratch of a frame: numbers for maps, and for x or keys laid out by channels.
 S2V_HD int64_t graph_scratch(const GraphAttentionShape& shape) {
   const int64_t most = shape.channels > shape.width ? shape.channels : shape.width;
-  return (3 * int64_t(shape.joints) + 2 * most) * shape.row();
+  return (4 * int64_t(shape.joints) + 2 * most) * shape.row();
 }
 
 // Maps of heads [V, V], each turned over into rows of row() numbers, zeros beyond; or back.
@@ -165,7 +165,7 @@ S2V_HD void graph_weighted(const GraphAttentionShape& shape, const float* __rest
 S2V_HD void graph_forward(const GraphAttentionShape& shape, const float* x, const float* qk, const float* topology,
                           float* scratch, float* mixed) {
   const int32_t V = shape.joints, C = shape.channels, H = shape.heads, d = shape.width, row = shape.row();
-  float *maps = scratch, *weighted = maps + int64_t(V) * row, *queries = weighted + 2 * int64_t(V) * row;
+  float *maps = scratch, *weighted = maps + int64_t(V) * row, *queries = weighted + 3 * int64_t(V) * row;
   for (int32_t h = 0; h < H; ++h) {
     graph_maps(shape, qk + h * d, qk + (H + h) * d, queries, maps);
     graph_weighted(shape, maps, topology + int64_t(h) * V * row, weighted);
@@ -173,24 +173,28 @@ S2V_HD void graph_forward(const GraphAttentionShape& shape, const float* x, cons
   }
 }
 
-// One frame of d_x and d_qk, and what it adds to d_topology [H, V, row()], turned over; pointers are the frame's.
+// One frame of d_x and d_qk, and what it adds to d_topology [H, V, row()], turned over; pointers are the frame's. mixed
+// holds its own gradient before.
 S2V_HD void graph_backward(const GraphAttentionShape& shape, const float* x, const float* qk, const float* topology,
-                           const float* grad, float* scratch, float* d_x, float* d_qk, float* d_topology) {
+                           float* mixed, float* scratch, float* d_x, float* d_qk, float* d_topology) {
   const int32_t V = shape.joints, C = shape.channels, H = shape.heads, d = shape.width, row = shape.row();
   const int64_t square = int64_t(V) * row, step = 2 * int64_t(H) * d;
-  float *maps = scratch, *weighted = maps + square, *d_maps = weighted + square, *queries = d_maps + square;
+  float *maps = scratch, *weighted = maps + square, *d_maps = weighted + square, *d_weighted = d_maps + square;
+  float* queries = d_weighted + square;
   float* turned = queries + int64_t(d) * row;
   const float scale = 1.0f / std::sqrt(float(d));
   graph_turned(shape, x, C, C, turned);
   for (int32_t h = 0; h < H; ++h) {
-    const float *q = qk + h * d, *k = qk + (H + h) * d, *upstream = grad + int64_t(h) * C;
+    const float *q = qk + h * d, *k = qk + (H + h) * d;
+    float* const of_mixed = mixed + int64_t(h) * C;
     const float* __restrict__ of_head = topology + h * square;
     float* __restrict__ d_of_head = d_topology + h * square;
     graph_maps(shape, q, k, queries, maps);
     graph_weighted(shape, maps, of_head, weighted);
-    graph_product({weighted, row, 1}, V, upstream, int64_t(H) * C, V, C, h > 0, d_x, C);
-    graph_product({upstream, int64_t(H) * C, 1}, V, turned, row, C, row, false, weighted, row);
-    graph_turned(shape, weighted, row, V, d_maps);
+    graph_product({weighted, row, 1}, V, of_mixed, int64_t(H) * C, V, C, h > 0, d_x, C);
+    graph_product({of_mixed, int64_t(H) * C, 1}, V, turned, row, C, row, false, d_weighted, row);
+    graph_product({weighted, 1, row}, V, x, C, V, C, false, of_mixed, int64_t(H) * C);
+    graph_turned(shape, d_weighted, row, V, d_maps);
     for (int32_t i = 0; i < row; i += kGraphLanes) {
       GraphPack sum = {};
       for (int32_t at = i; at < square; at += row) {

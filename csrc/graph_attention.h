@@ -18,7 +18,7 @@ struct GraphAttentionBackwardCall {
   const float* x;
   const float* qk;
   const float* topology;
-  const float* grad;  // of mixed, [F, V, H, C]
+  float* mixed;       // [F, V, H * C]: in, its gradient; out, itself
   float* d_x;         // out [F, V, C]
   float* d_qk;        // out [F, V, 2, H, d]
   float* d_topology;  // out [graph_attention_parts(F), H, V, V], parts of a sum

@@ -51,12 +51,6 @@ struct Track {
         rows(shape.frames * shape.joints) {}
 };
 
-std::vector<float> scales(int64_t channels, const float* weight, const float* variance, double eps) {
-  std::vector<float> scale(channels);
-  for (int64_t c = 0; c < channels; ++c) scale[c] = float(double(weight[c]) / std::sqrt(double(variance[c]) + eps));
-  return scale;
-}
-
 // Sums of x - shift and of their squares; shift is the first row.
 S2V_WIDE_CLONES void sum_rows_of(const TemporalBranchesShape& shape, const float* x, int64_t begin, int64_t end,
                                  double* sums, double* squares) {
@@ -161,7 +155,7 @@ void temporal_branches(const TemporalBranchesCall& call, int threads) {
   NormChannels channels = {};
   if (call.norm_weight != nullptr) {
     statistics(call, threads);
-    scale = scales(E, call.norm_weight, call.variance, call.eps);
+    scale = norm_scales(E, call.norm_weight, call.variance, call.eps);
     channels = {call.mean, scale.data(), call.norm_bias};
   }
   if (shape.tracks == 0) return;
@@ -187,7 +181,7 @@ void temporal_branches_backward(const TemporalBranchesBackwardCall& call, int th
   std::vector<float> scale, weights(numbers);
   NormChannels channels = {};
   if (norm) {
-    scale = scales(E, call.norm_weight, call.variance, call.eps);
+    scale = norm_scales(E, call.norm_weight, call.variance, call.eps);
     channels = {call.mean, scale.data(), call.norm_bias};
   }
   branch_weights(shape, call.weight, true, weights.data());

@@ -35,6 +35,7 @@ CONTENTS = """
 docs/nwucla
 docs/own-data
 docs/python
+docs/faq
 docs/glossary
 ```
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from s2vfast import _extension
-from s2vfast.ops import _native
+from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.graph_attention import graph_attention as _reference
@@ -70,39 +71,53 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).flatten(1)
 
 
-@operator("graph_attention_native(Tensor x, Tensor qk, Tensor topology, Tensor weight, Tensor? bias) -> Tensor")
+_FORWARD = "(Tensor x, Tensor qk, Tensor topology, Tensor weight, Tensor? bias) -> Tensor"
+
+
+@operator(f"graph_attention_native{_FORWARD}")
 def _native_op(x, qk, topology, weight, bias):
     return torch.nn.functional.linear(_mixed(*contiguous((x, qk, topology))), _matrix(weight), bias)
 
 
+@operator(f"graph_attention_triton{_FORWARD}")
+def _triton_op(*tensors):
+    return _triton.kernels("graph_attention").forward(*contiguous(tensors))
+
+
 @fake(_native_op)
+@fake(_triton_op)
 def _(x, qk, topology, weight, bias):
     return x.new_empty((*x.shape[:2], weight.shape[1]))
 
 
-@operator(
-    "graph_attention_native_backward(Tensor grad, Tensor x, Tensor qk, Tensor topology, Tensor weight) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
-)
+_BACKWARD = "(Tensor grad, Tensor x, Tensor qk, Tensor topology, Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)"
+
+
+@operator(f"graph_attention_native_backward{_BACKWARD}")
 def _native_backward(grad, x, qk, topology, weight):
     grad, x, qk, topology = contiguous((grad, x, qk, topology))
     H, E, C = weight.shape
     rows = grad.view(-1, E)
-    # Mixed channels are three times as many as x, and cheap to make again.
-    mixed = _mixed(x, qk, topology).view(-1, H * C)
-    d_weight = (rows.T @ mixed).view(E, H, C).transpose(0, 1).contiguous()
-    d_mixed = torch.mm(rows, _matrix(weight), out=mixed)
+    # Mixed channels are three times as many as x, and cheap to make again: in place of their gradient.
+    mixed = rows @ _matrix(weight)
     parts = _extension.load().graph_attention_parts(len(x))
     d_x, d_qk, d_topology = torch.empty_like(x), torch.empty_like(qk), x.new_empty((parts, *topology.shape))
     _extension.load().graph_attention_backward(
         **_sizes(x, qk),
-        **_native.addresses(x=x, qk=qk, topology=topology, grad=d_mixed, d_x=d_x, d_qk=d_qk, d_topology=d_topology),
+        **_native.addresses(x=x, qk=qk, topology=topology, mixed=mixed, d_x=d_x, d_qk=d_qk, d_topology=d_topology),
         **_native.place(x),
     )
+    d_weight = (rows.T @ mixed).view(E, H, C).transpose(0, 1).contiguous()
     return d_x, d_qk, d_topology.sum(0), d_weight
 
 
+@operator(f"graph_attention_triton_backward{_BACKWARD}")
+def _triton_backward(*tensors):
+    return _triton.kernels("graph_attention").backward(*contiguous(tensors))
+
+
 @fake(_native_backward)
+@fake(_triton_backward)
 def _(grad, *tensors):
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
@@ -112,21 +127,19 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.has_bias = inputs[4] is not None
 
 
-def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    return *_native_backward(upstream, *ctx.saved_tensors), upstream.sum((0, 1)) if ctx.has_bias else None
+def _gradients(ctx: Any, upstream: Tensor, backward: Any) -> tuple[Tensor | None, ...]:
+    return *backward(upstream, *ctx.saved_tensors), upstream.sum((0, 1)) if ctx.has_bias else None
 
 
-differentiate(_native_op, _gradients, _save)
-
-
-def _on_cpu(x: Tensor, *_: Any) -> list[str]:
-    return ["it is compiled for CPUs alone"] if x.is_cuda else []
+differentiate(_native_op, partial(_gradients, backward=_native_backward), _save)
+differentiate(_triton_op, partial(_gradients, backward=_triton_backward), _save)
 
 
 _op = register(
     "graph_attention",
     reference=_reference,
     torch=_torch,
+    triton=_triton_op,
     native=_native_op,
-    reasons={"native": _native.reasons(_on_cpu, floats=(torch.float32,))},
+    reasons={"triton": _triton.reasons(), "native": _native.reasons(floats=(torch.float32,), cuda=False)},
 )

@@ -11,10 +11,12 @@ import numpy as np
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.data.layout import Layout
-from s2vfast.view.source import basis
+from s2vfast.view.source import basis, right_joints
 
 COLOURS = ("#0b66b8", "#c2500a")
 """Of the first and the second body."""
+RIGHT = {COLOURS[0]: "#00857a", COLOURS[1]: "#a0328c"}
+"""Of their right limbs."""
 YAW, PITCH = 0.35, 0.15
 """The pages' first view, radians."""
 
@@ -72,12 +74,14 @@ def skeleton(axes: Any, points: np.ndarray, seen: np.ndarray, layout: Layout, co
         points: [V, 2] of `flat`.
         seen: bool [V].
         layout: whose bones there are.
-        colour: of the bones.
+        colour: of the bones; of `COLOURS`, right limbs have their own.
         joints: for ``axes.scatter``, of the joints that were seen: c [V] and s, edgecolors, cmap and so on.
     """
+    right = right_joints(layout)
     for joint, parent in layout.bones:
         if seen[joint] and seen[parent]:
-            axes.plot(*points[[joint, parent]].T, color=colour, linewidth=1.5, zorder=1, solid_capstyle="round")
+            own = RIGHT.get(colour, colour) if joint in right else colour
+            axes.plot(*points[[joint, parent]].T, color=own, linewidth=1.5, zorder=1, solid_capstyle="round")
     values = joints.pop("c", None)
     colours = {"color": colour} if values is None else {"c": np.asarray(values)[seen]}
     axes.scatter(*points[seen].T, zorder=2, **{"s": 8, **colours, **joints})

@@ -114,11 +114,17 @@ def basis(up: tuple[float, float, float]) -> np.ndarray:
     return np.stack([np.cross(ahead, upward), upward, -ahead])
 
 
+def right_joints(layout: Layout) -> set[int]:
+    """Joints of the right side, which have a colour of their own; none where the layout knows no sides."""
+    return {right for _, right in layout.mirror}
+
+
 def layout_entry(layout: Layout, unit: str) -> dict[str, Any]:
     """What a page needs of a skeleton's layout."""
     return {
         "joints": list(layout.joints),
         "bones": [list(bone) for bone in layout.bones],
+        "right": sorted(right_joints(layout)),
         "basis": basis(layout.up).round(9).tolist(),
         "unit": unit,
     }

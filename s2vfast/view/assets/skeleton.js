@@ -145,13 +145,14 @@ class Figure {
     for (let body = 0; body < scene.bodies; body++) {
       for (const [joint, parent] of layout.bones) {
         const [a, b] = [points[body * scene.joints + joint], points[body * scene.joints + parent]];
-        if (a && b) bones.push([a, b, (a[2] + b[2]) / 2, body]);
+        const side = layout.right.includes(joint) ? "right" : "body";
+        if (a && b) bones.push([a, b, (a[2] + b[2]) / 2, `${side}${body % 2}`]);
       }
     }
     bones.sort((a, b) => a[2] - b[2]);
     context.lineCap = "round";
-    for (const [a, b, , body] of bones) {
-      context.strokeStyle = css(this.dim ? "quiet" : `body${body % 2}`);
+    for (const [a, b, , colour] of bones) {
+      context.strokeStyle = css(this.dim ? "quiet" : colour);
       context.lineWidth = this.small ? 2 : 4;
       context.beginPath();
       context.moveTo(a[0], a[1]);
@@ -160,7 +161,7 @@ class Figure {
     }
     const there = points.filter(Boolean).sort((a, b) => a[2] - b[2]);
     for (const [x, y, , body, joint] of there) {
-      const look = this.look?.(body, joint, this.frame) ?? { fill: css(`body${body % 2}`), radius: this.small ? 2 : 5 };
+      const look = this.look?.(body, joint, this.frame) ?? { fill: css(`${layout.right.includes(joint) ? "right" : "body"}${body % 2}`), radius: this.small ? 2 : 5 };
       context.beginPath();
       context.arc(x, y, look.radius, 0, 2 * Math.PI);
       context.fillStyle = look.fill;
