@@ -66,7 +66,7 @@ def _per_cent(right: Tensor) -> float:
 
 @torch.no_grad()
 def _answers(objective: ClipOrder, context: EvalContext, gap: int) -> Tensor:
-    """bool [n, clips!]: which orders of each test sequence's tuple were right, with so many frames between its clips."""
+    """bool [n, clips!]: which orders of each test sequence's tuple are told, with so many frames between clips."""
     options, ids, ranks = objective.options, torch.from_numpy(context.ids[1]), context.ranks
     data = replace(context.config.data, frames=span(options, gap))
     recordings = Recordings(replace(context.config, data=data), context.store, context.device)
