@@ -25,8 +25,7 @@ from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
-    from s2vfast.data.memory import MemoryStore
-    from s2vfast.data.store import Store
+    from s2vfast.train.feed import AnyStore
 
 Pool = Literal["mean", "joint", "segment", "joint_time", "statistics"]
 POOLS: tuple[str, ...] = ("mean", "joint", "segment", "joint_time", "statistics")
@@ -185,7 +184,7 @@ def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> 
 def extract(
     encoder: Network,
     config: Config,
-    store: Store | MemoryStore,
+    store: AnyStore,
     ids: np.ndarray,
     *,
     pool: Pool = "mean",
