@@ -182,7 +182,7 @@ setup(
     package_data={
         "s2vfast": ["py.typed"],
         "s2vfast.configs": ["*.yaml"],
-        "s2vfast.data": ["layouts/*.json", "lists/*.txt"],
+        "s2vfast.data": ["cameras/*.json", "layouts/*.json", "lists/*.txt"],
         "s2vfast.kernels": ["README.md", "tuned/*.json"],
         "s2vfast.kernels.emulator": ["cudart.c"],
         "s2vfast.view": ["assets/*"],

@@ -35,6 +35,7 @@ CONTENTS = """
 docs/nwucla
 docs/own-data
 docs/python
+docs/faq
 docs/glossary
 ```
 
@@ -48,6 +49,7 @@ docs/pictures
 docs/presets
 docs/formats
 docs/containers
+docs/points
 docs/layouts
 docs/views
 docs/checkpoints

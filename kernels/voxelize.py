@@ -1,4 +1,4 @@
-"""The stages of voxelize that are more than a sort: keys of points, means of cells, rows of neighbours.
+"""The stages of voxelize that are more than a sort: keys of points and of larger cells, means, tables.
 
 A key is clip, frame + 1, x + 1024, y + 1024, z + 1024, from the highest bit down (`s2vfast.ops.voxelize`). Sorting and
 counting between the launches are PyTorch's, which need no wait for the device. `_keys_kernel` and `_means_kernel` read
@@ -42,6 +42,52 @@ def _keys_kernel(clips_ptr, keys_ptr, factor, T, P, size, BLOCK: tl.constexpr):
     clip = frame // T
     key = (clip << 43) + ((frame - clip * T + 1) << 33) + (_field(x) << 22) + (_field(y) << 11) + _field(z)
     tl.store(keys_ptr + i, tl.where(present, key, _EMPTY), mask=inside)
+
+
+@triton.jit
+def _unpack_kernel(keys_ptr, coordinates_ptr, rows, BLOCK: tl.constexpr):
+    """coordinates[r] = clip, t, x, y, z of keys[r]; zeros where it is EMPTY."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = r < rows
+    key = tl.load(keys_ptr + r, mask=inside, other=_EMPTY)
+    present = key != _EMPTY
+    to = coordinates_ptr + r * 5
+    tl.store(to, tl.where(present, key >> 43, 0).to(tl.int32), mask=inside)
+    tl.store(to + 1, tl.where(present, ((key >> 33) & 1023) - 1, 0).to(tl.int32), mask=inside)
+    for i in tl.static_range(3):
+        tl.store(to + 2 + i, tl.where(present, ((key >> (22 - 11 * i)) & 2047) - 1024, 0).to(tl.int32), mask=inside)
+
+
+@triton.jit
+def _parents_kernel(
+    keys_ptr, parents_ptr, child_ptr, rows, FRAMES: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The key of each cell's parent, and which of its FRAMES * CELLS ** 3 children the cell is."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = r < rows
+    key = tl.load(keys_ptr + r, mask=inside, other=_EMPTY)
+    t = ((key >> 33) & 1023) - 1
+    child = t % FRAMES
+    parent = ((key >> 43) << 43) + ((t // FRAMES + 1) << 33)
+    for i in tl.static_range(3):
+        # Above 0, where quotients are rounded down: 1024 cells of the larger size are added.
+        at = ((key >> (22 - 11 * i)) & 2047) + 1024 * (CELLS - 1)
+        child = child * CELLS + at % CELLS
+        parent += (at // CELLS) << (22 - 11 * i)
+    tl.store(parents_ptr + r, tl.where(key == _EMPTY, _EMPTY, parent), mask=inside)
+    tl.store(child_ptr + r, child.to(tl.int32), mask=inside)
+
+
+@triton.jit
+def _children_kernel(ordered_ptr, order_ptr, row_ptr, child_ptr, children_ptr, rows, capacity, BLOCK: tl.constexpr):
+    """children[child, row] = the cell that is it; `children` holds -1 before."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < rows
+    row = tl.load(row_ptr + i, mask=inside, other=0)
+    present = inside & (tl.load(ordered_ptr + i, mask=inside, other=_EMPTY) != _EMPTY) & (row < capacity)
+    cell = tl.load(order_ptr + i, mask=present, other=0)
+    child = tl.load(child_ptr + cell, mask=present, other=0).to(tl.int64)
+    tl.store(children_ptr + child * capacity + row, cell.to(tl.int32), mask=present)
 
 
 @triton.jit
@@ -103,6 +149,48 @@ def point_keys(clips: Tensor, factor: float) -> Tensor:
     T, P = clips.shape[1:3]
     launch(_keys_kernel, (cdiv(size, options["BLOCK"]),), clips, keys, factor, T, P, size, **options)
     return keys
+
+
+def coordinates(keys: Tensor) -> Tensor:
+    """int32 [R, 5]: clip, t, x, y, z of keys int64 [R]."""
+    rows = len(keys)
+    out = torch.empty(rows, 5, dtype=torch.int32, device=keys.device)
+    options = configuration("voxelize", "unpack", keys.device)
+    launch(_unpack_kernel, (cdiv(rows, options["BLOCK"]),), keys, out, rows, **options)
+    return out
+
+
+def parents(keys: Tensor, frames: int, cells: int) -> tuple[Tensor, Tensor]:
+    """Keys of the larger cells, int64 [R], and the child of them that each cell is, int32 [R].
+
+    Args:
+        keys: int64 [R].
+        frames: of these cells that make a larger one.
+        cells: the same along x, y and z.
+    """
+    rows = len(keys)
+    up, child = torch.empty_like(keys), torch.empty(rows, dtype=torch.int32, device=keys.device)
+    options = configuration("voxelize", "parents", keys.device) | {"FRAMES": frames, "CELLS": cells}
+    launch(_parents_kernel, (cdiv(rows, options["BLOCK"]),), keys, up, child, rows, **options)
+    return up, child
+
+
+def children(ordered: Tensor, order: Tensor, row: Tensor, child: Tensor, count: int, capacity: int) -> Tensor:
+    """int32 [count, R'].
+
+    Args:
+        ordered: int64 [R], `parents`' keys, sorted.
+        order: int64 [R], which cell each is of.
+        row: int64 [R], the larger cell's row.
+        child: int32 [R], of `parents`.
+        count: children of a cell.
+        capacity: R'.
+    """
+    table = torch.full((count, capacity), -1, dtype=torch.int32, device=ordered.device)
+    options = configuration("voxelize", "children", ordered.device)
+    grid = (cdiv(len(ordered), options["BLOCK"]),)
+    launch(_children_kernel, grid, ordered, order, row, child, table, len(ordered), capacity, **options)
+    return table
 
 
 def means(clips: Tensor, factor: float, order: Tensor, begin: Tensor) -> Tensor:

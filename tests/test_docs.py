@@ -12,6 +12,7 @@ import pytest
 
 from s2vfast import cli
 from s2vfast.data.layout import LAYOUTS, Layout
+from s2vfast.inputs import OPS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,6 +75,11 @@ def test_the_site_has_no_broken_link_and_fetches_nothing(tmp_path):
         assert not fetched, f"{page}: {fetched[0]}"
     assert (tmp_path / "site" / "searchindex.js").is_file()
     assert "s2vfast.evaluate.model.Model.encode" in (tmp_path / "site/docs/api.html").read_text("utf-8")
+
+
+def test_the_reference_has_every_operation():
+    listed = re.findall(r"autofunction:: s2vfast\.ops\.(\w+)", (ROOT / "docs/api.rst").read_text("utf-8"))
+    assert set(OPS) <= set(listed), sorted(set(OPS) - set(listed))
 
 
 def test_the_readme_is_short():

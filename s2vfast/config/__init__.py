@@ -34,9 +34,15 @@ class DataConfig(Section):
     """Bodies (tracks) per sequence; an absent body is all zeros."""
     frames: int = option(90, ge=1)
     """T: frames in a clip."""
-    sampling: Literal["bins", "crop"] = "bins"
-    """``bins``: the published sampling (wrap, random skips, one frame of each of T bins).
-    ``crop``: a random stretch of the sequence, resampled to T frames by linear interpolation."""
+    points: int = option(1024, ge=1)
+    """P: points drawn of every frame of a point cloud."""
+    sampling: Literal["bins", "crop", "window"] = "bins"
+    """``bins``: the published sampling (wrap, random skips, one frame of each of T bins); of point clouds one frame of
+    each of T bins. ``crop``: a random stretch of the sequence, resampled to T frames by linear interpolation
+    (skeletons). ``window``: T frames, stride apart, from a random one on (point clouds); a shorter sequence is
+    stretched."""
+    stride: int = option(1, ge=1)
+    """Frames of the sequence from one of the clip's to the next (window)."""
     crop_min: float = option(0.5, gt=0, le=1)
     """Shortest stretch that ``crop`` takes, as a share of the sequence, in (0, 1]."""
     center: Literal["first", "frame", "none"] = "first"
@@ -49,7 +55,9 @@ class DataConfig(Section):
     rotate: tuple[float, float, float] = (0.3, 0.3, 0.3)
     """Largest random rotation about x, y and z in radians (training only)."""
     scale_jitter: float = option(0.0, ge=0, lt=1)
-    """Random size change: a factor in 1 ± scale_jitter (training only)."""
+    """Random size change: a factor in 1 ± scale_jitter, of point clouds one for each of x, y and z (training only)."""
+    shift: float = option(0.0, ge=0)
+    """Random shift of point clouds: up to so many metres along x, y and z (training only)."""
     train_steps: tuple[dict[str, Any], ...] = ()
     """Steps of docs/views.md that make a clip of a whole recording, in place of sampling, center, scale, align, rotate
     and scale_jitter; frames comes out of them. None: those fields."""
@@ -253,6 +261,9 @@ class Config(Section):
             raise ConfigError(f"optim.milestones: {list(optim.milestones)}; ascending epochs above 0 are expected")
         if bool(self.data.train_steps) != bool(self.data.test_steps):
             raise ConfigError("data.test_steps: steps are expected where data.train_steps has some, and only there")
+        if layout is not None and layout.kind not in self.network_class.reads:
+            kinds = " or ".join(self.network_class.reads)
+            raise ConfigError(f"model.name: {self.model.name} reads {kinds}, the store holds {layout.kind}")
         self.network_class.check(self, layout)
         self.objective_class.check(self, layout)
 

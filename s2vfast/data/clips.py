@@ -13,6 +13,9 @@ from s2vfast.data.augment import Compose
 from s2vfast.data.layout import Layout
 from s2vfast.data.streams import Stream
 from s2vfast.ops.clip_sample import ClipSpec, body_rows
+from s2vfast.ops.point_sample import PointSpec
+from s2vfast.reference import philox
+from s2vfast.reference.clip_sample import rotation
 
 
 def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
@@ -22,9 +25,11 @@ def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
     does, and a turn about the vertical needs a depth.
 
     Raises:
-        ConfigError: data.align is "yaw" and the layout's vertical is no coordinate axis, or one of 2-D recordings is
-            turned about x or y.
+        ConfigError: data.sampling or data.shift is of point clouds, data.align is "yaw" and the layout's vertical is no
+            coordinate axis, or one of 2-D recordings is turned about x or y.
     """
+    if data.sampling == "window" or data.shift:
+        raise errors.ConfigError("data.sampling: window, data.shift: for point clouds; the store holds skeletons")
     if layout.planar and (data.align == "yaw" or any(data.rotate[:2])):
         raise errors.ConfigError(
             "data.rotate, data.align: the recordings have 2 coordinates a joint, which turn in their plane alone; set "
@@ -50,6 +55,52 @@ def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
         sides=layout.sides,
         up=up,
     )
+
+
+def point_spec(data: DataConfig) -> PointSpec:
+    """How clips of point clouds are made by `s2vfast.ops.point_sample`.
+
+    Raises:
+        ConfigError: names the fields that ask for what only skeletons have.
+    """
+    usual = DataConfig()
+    for field in ("scale", "align", "train_steps", "stream", "velocity", "confidence"):
+        if getattr(data, field) != getattr(usual, field):
+            raise errors.ConfigError(f"data.{field}: of skeletons; the store holds point clouds, leave it out")
+    for field, value, expected in (
+        ("bodies", data.bodies != 1, "1: points are not told apart into bodies"),
+        ("sampling", data.sampling == "crop", "bins or window: there is nothing between two frames of points"),
+        ("center", data.center == "frame", "first or none: a frame has no joint"),
+    ):
+        if value:
+            raise errors.ConfigError(f"data.{field}: {getattr(data, field)}; of point clouds {expected}")
+    return PointSpec(data.frames, data.points, data.stride, "even" if data.sampling == "bins" else "window")
+
+
+def moved_points(clips: Tensor, data: DataConfig, ids: Tensor, seed: int, epoch: int) -> Tensor:
+    """Clips of point clouds turned about their origin, scaled and shifted, as training sees them.
+
+    A clip is moved as a whole: a person's path through space stays one.
+
+    Args:
+        clips: [N, T, P, 3].
+        data: rotate, scale_jitter and shift.
+        ids: int64 [N], sequences. The draws are functions of seed, epoch and these: 0 to 2 of the stream POINT_MOVE are
+            angles about x, y and z, 3 to 5 factors, 6 to 8 shifts.
+        seed: of the draws.
+        epoch: of the draws.
+
+    Returns:
+        [N, T, P, 3].
+    """
+    if not (any(data.rotate) or data.scale_jitter or data.shift):
+        return clips
+    u = (
+        2.0 * philox.uniform(philox.random_bits(seed, epoch, ids.to(clips.device), philox.POINT_MOVE, 9)) - 1.0
+    )  # [N, 9]
+    turn = rotation(u[:, :3] * torch.tensor(data.rotate, device=u.device))  # [N, 3, 3]
+    turn = turn * (1.0 + data.scale_jitter * u[:, 3:6])[:, :, None]
+    return torch.einsum("nij,ntpj->ntpi", turn, clips) + data.shift * u[:, None, None, 6:9]
 
 
 def unmoved(spec: ClipSpec) -> ClipSpec:

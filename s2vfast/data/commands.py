@@ -7,18 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+FORMAT_OPTIONS = ("axes", "channels", "camera", "points", "near", "far", "foreground")
+"""Options of an import that some formats take: ``OPTIONS`` of `s2vfast.data.formats`."""
+
 
 def _formats() -> str:
     """Names of the formats of recordings, without importing them."""
     package = Path(__file__).parent / "formats"
-    helpers = {"base", "npy", "poses", "text"}
+    helpers = {"base", "depth_files", "npy", "poses", "text"}
     names = [module.name for module in pkgutil.iter_modules([str(package)]) if module.name not in helpers]
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _add_out(parser: Any) -> None:
     parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store to make")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="on the disk")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), help="on the disk; without it float32, of points float16"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
 
 
@@ -47,6 +52,11 @@ def _add_import(parser: Any) -> None:
     )
     parser.add_argument("--axes", help="order of the axes of arrays: TVC, MTVC, TMVC; without it from their shapes")
     parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs (s: a score)")
+    parser.add_argument("--camera", metavar="NAME|FILE", help="of depth: kinect_v1, kinect_v2, f280 or a JSON file")
+    parser.add_argument("--points", type=int, help="of depth: most points of a frame, 2048 without it; 0: all")
+    parser.add_argument("--near", type=float, help="of depth: metres from which pixels count")
+    parser.add_argument("--far", type=float, help="of depth: metres up to which they do")
+    parser.add_argument("--foreground", help="of depth: all pixels with one, or what is moving before the background")
     parser.add_argument(
         "--exclude",
         metavar="FILE",
@@ -61,6 +71,7 @@ def _add_synth(parser: Any) -> None:
     parser.add_argument("--views", type=int, default=3, help="cameras, 1 to 3")
     parser.add_argument("--repetitions", type=int, default=3, help="times that everyone does every action")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same store")
+    parser.add_argument("--depth", action="store_true", help="points that depth cameras see, in place of skeletons")
     parser.add_argument("--workers", type=int, default=0, help="processes beside this one")
     _add_out(parser)
 
@@ -108,11 +119,10 @@ def _import(options: Any) -> int:
             unit=options.unit,
             min_confidence=options.min_confidence,
             labels=options.labels,
-            axes=options.axes,
-            channels=options.channels,
             exclude=options.exclude,
             overwrite=options.overwrite,
             progress=counter,
+            **{name: getattr(options, name) for name in FORMAT_OPTIONS},
         )
     print(report.imported(summary))
     return 0
@@ -130,11 +140,13 @@ def _synth(options: Any) -> int:
             repetitions=options.repetitions,
             seed=options.seed,
             dtype=options.dtype,
+            depth=options.depth,
             overwrite=options.overwrite,
             workers=options.workers,
             progress=counter,
         )
-    print(f"{options.out}: {len(store)} sequences, {len(store.frames)} frames, {len(store.classes)} classes")
+    what = "points" if options.depth else "frames"
+    print(f"{options.out}: {len(store)} sequences, {store.rows} {what}, {len(store.classes)} classes")
     return 0
 
 

@@ -12,22 +12,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from s2vfast.data.archive import only_member
-from s2vfast.data.formats import FORMATS, array_options, detect_format
-from s2vfast.data.formats.base import BrokenRecording, Read, Source, find_absurd
+from s2vfast.data.formats import FORMATS, detect_format, format_options
+from s2vfast.data.formats.base import BrokenRecording, Source
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import Layout, get_layout
-from s2vfast.data.limits import MAX_REASON, NotRead
-from s2vfast.data.names import Exclusion, example, exclusion, key, stem
-from s2vfast.data.store import Body, Sequence, Store
-from s2vfast.data.store_writer import SequenceInfo, Splits, check_sequence, write_store
-from s2vfast.data.tracks import BodyCounts, arrange
+from s2vfast.data.names import Exclusion, example, exclusion, key
+from s2vfast.data.point_layout import PointLayout
+from s2vfast.data.read_task import ReadTask, Result, Tally, broken_entry
+from s2vfast.data.store import Recording, Store
+from s2vfast.data.store_writer import SequenceInfo, Splits, write_store
 from s2vfast.data.units import check_unit
 from s2vfast.errors import DataError
 
@@ -43,6 +41,8 @@ class ImportReport:
     format: str
     sequences: int
     rows: int
+    rows_are: str
+    """What is counted: as of `s2vfast.data.store.Store.rows_are`."""
     classes: int
     splits: dict[str, dict[str, int]]
     """split -> part -> sequences."""
@@ -63,25 +63,6 @@ class ImportReport:
         return [entry for entry in self.dropped if entry["kind"] == "broken"]
 
 
-@dataclass
-class _Tally:
-    """Oddities that are kept but said."""
-
-    zero_joints: int = 0
-    repeated_frames: int = 0
-    unsure_joints: int = 0
-    bodies: BodyCounts = field(default_factory=BodyCounts)
-
-    def add(self, other: _Tally) -> None:
-        self.zero_joints += other.zero_joints
-        self.repeated_frames += other.repeated_frames
-        self.unsure_joints += other.unsure_joints
-        self.bodies.add(other.bodies)
-
-
-Result = tuple["list[Sequence | dict[str, Any]]", _Tally]
-
-
 def import_dataset(
     src: str | Path,
     out: str | Path,
@@ -90,15 +71,14 @@ def import_dataset(
     layout: str | Path | Layout | None = None,
     on_error: Literal["skip", "fail"] = "skip",
     workers: int | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     unit: str | None = None,
     min_confidence: float = 0.0,
     labels: str | Path | None = None,
-    axes: str | None = None,
-    channels: str | None = None,
     exclude: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> ImportReport:
     """Read the dataset at ``src`` and write a store at ``out``.
 
@@ -112,17 +92,17 @@ def import_dataset(
         layout: name or JSON file of the skeleton, for formats that have none of their own.
         on_error: ``skip`` leaves a broken recording out and reports it, ``fail`` stops at the first.
         workers: processes that read; 0 reads in this one, None chooses by the number of files and cores.
-        dtype: of coordinates on disk, "float32" or "float16".
+        dtype: of coordinates on disk, "float32" or "float16"; None: float32 of skeletons, float16 of points.
         unit: m, mm, px or normalised; None: the format's, or guessed by the size of bodies, with a note that says why.
         min_confidence: joints that the detector was less sure of were not seen.
         labels: what recordings show and who they are of: a file, a pattern of names, ``folder`` or ``none``, see
             `s2vfast.data.labels`. None: the format's own, or the folders, where a format has none.
-        axes: order of the axes of arrays, as TMVC, for the format arrays; None: from their shapes.
-        channels: of a joint in arrays: xy, xyz, xys or xyzs, s a score; None: xy, xyz or xyzs by their number.
         exclude: sequences to leave out: a file of names, one a line, a list of `s2vfast.data.names`, or "none"; None:
             the format's own list.
         overwrite: replace an existing store.
         progress: called with (items done, items) now and then.
+        options: what the format takes beside that (`s2vfast.data.formats.OPTIONS`); those that are None count as left
+            out.
 
     Raises:
         DataError: nothing usable at ``src``, ``out`` cannot be written, or a broken recording with ``fail``.
@@ -139,7 +119,7 @@ def import_dataset(
     src = only_member(path)
     name = format if format is not None else detect_format(src)
     layout = layout if layout is None or isinstance(layout, Layout) else get_layout(layout)
-    source = FORMATS[name].open_source(src, layout, **array_options(name, axes=axes, channels=channels))
+    source = FORMATS[name].open_source(src, layout, **format_options(name, **options))
     if layout is not None and layout != source.layout:
         raise DataError(f"{src}: format {name} has layout {source.layout.name}, not {layout.name}")
     if source.layout_reason:
@@ -151,11 +131,13 @@ def import_dataset(
         source.unit = unit
     elif source.unit_reason:
         source.notes.append(f"unit {source.unit} taken: {source.unit_reason}; --unit says it")
+    if min_confidence > 0.0 and source.layout.kind == PointLayout.kind:
+        raise DataError(f"--min_confidence: format {name} is of depth, which has no confidences of joints")
     labelling = Labelling(labels, source)
 
     excluded = exclusion(exclude, source.exclude)
     dropped: list[dict[str, Any]] = []
-    about: dict[str, Any] = {"format": name, "name": path.resolve().name, "notes": list(source.notes)}
+    about: dict[str, Any] = {"format": name, "name": path.resolve().name, **source.facts, "notes": list(source.notes)}
     if min_confidence > 0.0:
         about["min_confidence"] = min_confidence
 
@@ -183,7 +165,8 @@ def import_dataset(
         store=Path(out),
         format=name,
         sequences=len(store),
-        rows=len(store.frames),
+        rows=store.rows,
+        rows_are=store.rows_are,
         classes=len(store.classes),
         splits={split: {part: len(ids) for part, ids in by_part.items()} for split, by_part in store.splits.items()},
         dropped=store.dropped,
@@ -192,17 +175,6 @@ def import_dataset(
         bodies=dict(about.get("bodies", {})),
         bodies_dropped=sum(map(len, store.notes.values())),
     )
-
-
-def read_checked(source: Source, item: Any, min_confidence: float = 0.0) -> list[Sequence | dict[str, Any]]:
-    """The recordings of one item of a source, each a sequence that a store may hold, or why it is none.
-
-    The latter is a dictionary with name, reason, kind, and file and line where known. Of a source that was opened
-    without labels, a sequence's label is not looked at. Joints that the detector was less sure of than
-    ``min_confidence`` were not seen.
-    """
-    classes = len(source.classes) if source.labelled else None
-    return _Task(source.read, source.layout, classes, source.limit, min_confidence)([(item, None)])[0]
 
 
 def _collect(
@@ -214,21 +186,20 @@ def _collect(
     progress: Callable[[int, int], None] | None,
     min_confidence: float,
     excluded: Exclusion | None,
-) -> Iterator[Sequence]:
+) -> Iterator[Recording]:
     """The good sequences, in order; the others go to ``dropped``, counts to ``about``."""
-    classes = len(source.classes) if source.labelled else None
-    task = _Task(source.read, source.layout, classes, source.limit, min_confidence)
+    task = ReadTask.of(source, min_confidence)
     if excluded is not None:
         task.exclude, task.exclude_reason = frozenset(excluded.names), excluded.reason
     names: set[str] = set()
-    total = _Tally()
+    total = Tally()
     done = 0
     for size, (items, tally) in _run(task, source, workers):
         total.add(tally)
         for entry in items:
-            if isinstance(entry, Sequence) and entry.name in names:
-                entry = _entry(BrokenRecording(entry.name, "a second recording of this name"))
-            if isinstance(entry, Sequence):
+            if isinstance(entry, Recording) and entry.name in names:
+                entry = broken_entry(BrokenRecording(entry.name, "a second recording of this name"))
+            if isinstance(entry, Recording):
                 names.add(entry.name)
                 yield entry
             elif on_error == "fail" and entry["kind"] == "broken":
@@ -240,16 +211,12 @@ def _collect(
         done += size
         if progress is not None:
             progress(done, source.total)
-    about["zero_joints"], about["repeated_frames"] = total.zero_joints, total.repeated_frames
     if excluded is not None:
         about["notes"] += excluded.notes()
-    if total.unsure_joints:
-        about["unsure_joints"] = total.unsure_joints
-    if bodies := {key: value for key, value in asdict(total.bodies).items() if value}:
-        about["bodies"] = bodies
+    about.update(total.facts(source.layout))
 
 
-def _run(task: _Task, source: Source, workers: int | None) -> Iterator[tuple[int, Result]]:
+def _run(task: ReadTask, source: Source, workers: int | None) -> Iterator[tuple[int, Result]]:
     """Apply ``task`` to chunks of items, in their order whoever is faster; yields (items in the chunk, result)."""
     items = zip(source.items, itertools.repeat(None) if source.names is None else source.names, strict=False)
     chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
@@ -294,93 +261,6 @@ def _begin_worker() -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass
-class _Task:
-    """Reads and checks a chunk of items, here or in another process."""
-
-    read: Read
-    layout: Layout
-    classes: int | None
-    limit: float
-    min_confidence: float = 0.0
-    exclude: frozenset[str] = frozenset()
-    exclude_reason: str = ""
-
-    def __call__(self, chunk: list[tuple[Any, str | None]]) -> Result:
-        """Of items and the names of their recordings, where these are known without reading."""
-        out: list[Sequence | dict[str, Any]] = []
-        tally = _Tally()
-        for item, name in chunk:
-            try:
-                recordings = self.read(item)
-            except BrokenRecording as error:
-                recordings = [error]
-            except NotRead as error:
-                recordings = [BrokenRecording(Path(str(error.path)).name, error.reason)]
-            except OSError as error:
-                file = Path(error.filename or str(item)).name
-                recordings = [BrokenRecording(file, f"cannot be read: {error.strerror or error}")]
-            for entry in recordings:
-                if isinstance(entry, BrokenRecording) and name is not None:
-                    entry.name = name
-                out.append(self.check(entry, tally))
-        return out, tally
-
-    def check(self, entry: Sequence | BrokenRecording, tally: _Tally) -> Sequence | dict[str, Any]:
-        if self.exclude and key(entry.name) in self.exclude:  # even where it cannot be read
-            return {"name": stem(entry.name), "reason": self.exclude_reason, "kind": "excluded"}
-        if isinstance(entry, BrokenRecording):
-            return _entry(entry)
-        for body in entry.bodies:
-            where = f"body {body.body_id}"
-            self.blank(body, tally)
-            if body.joints.ndim == 3 and (absurd := find_absurd(body.joints, self.limit)):
-                row, _, reason = absurd
-                return _entry(BrokenRecording(entry.name, f"{where}, frame {body.frame_index[row]}, {reason}"))
-        try:
-            check_sequence(entry, self.layout, self.classes)
-        except DataError as error:
-            reason = str(error).removeprefix(entry.name).lstrip(":, ")
-            return _entry(BrokenRecording(entry.name, reason))
-        entry.bodies, counts = arrange(entry.bodies, self.layout, entry.total_frames, entry.notes)
-        tally.bodies.add(counts)
-        if not any(body.joints.any() for body in entry.bodies):
-            reason = "; ".join(["no body in any frame", *entry.notes])
-            return {"name": entry.name, "reason": reason, "kind": "empty"}
-        for body in entry.bodies:
-            present = body.joints[body.joints.any(axis=(1, 2))]  # [n, V, 3]
-            tally.zero_joints += int((~present.any(axis=2)).sum())
-            tally.repeated_frames += int((present[1:] == present[:-1]).all(axis=(1, 2)).sum())
-            body.joints = body.joints.astype(np.float32, copy=False)
-        return entry
-
-    def blank(self, body: Body, tally: _Tally) -> None:
-        """A joint with a NaN, and one that the detector was not sure of, becomes zeros: it was not seen.
-
-        A confidence that is no number is none: 0.
-        """
-        missing = np.isnan(body.joints).any(axis=-1)  # [n, V]
-        if body.confidence is not None:
-            body.confidence = np.nan_to_num(body.confidence)
-        if self.min_confidence > 0.0 and body.confidence is not None and body.confidence.shape == missing.shape:
-            unsure = body.confidence < self.min_confidence
-            tally.unsure_joints += int((unsure & body.joints.any(axis=-1)).sum())
-            missing |= unsure
-        if missing.any():
-            body.joints = np.where(missing[..., None], 0.0, body.joints)
-
-
-def _entry(error: BrokenRecording) -> dict[str, Any]:
-    texts = {"name": error.name, "reason": error.reason, "file": error.file, "message": str(error)}
-    # Half a character of a name, which may be what is wrong with it, can be printed as \udXXX only.
-    printed = {key: text[:MAX_REASON].encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}
-    entry: dict[str, Any] = dict(printed)
-    entry["kind"] = "broken"
-    if error.line is not None:
-        entry["line"] = error.line
-    return entry
 
 
 def _empty_classes(classes: list[str], infos: list[SequenceInfo]) -> list[str]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from s2vfast.data.limits import MAX_JOINTS, MAX_LIST_BYTES, MAX_NAME, NotJson, describe, parse_json, read_plain
 from s2vfast.errors import DataError
@@ -31,6 +31,8 @@ class UnknownLayout(DataError):
 class Layout:
     """One skeleton. Joints are numbered from 0 in the order in which recordings store them."""
 
+    kind: ClassVar[str] = "skeletons"
+    """What is recorded, as of `s2vfast.data.store.Store`."""
     name: str
     """Name of the layout; stores and run folders are compared by it."""
     joints: tuple[str, ...]

@@ -52,6 +52,12 @@ MAX_REASON = 300
 """Characters of each text of a report on a recording that was left out."""
 MAX_EXPANSION = 16
 """Bytes that one byte of an archive may become. Deflated skeletons grow 1.2 to 8 times, zeros 1,000 times."""
+MAX_DEPTH_EXPANSION = 128
+"""The same of a recording of depth, whose background is zeros: MSR-Action3D's grow up to 90 times."""
+MAX_SIDE = 8192
+"""Pixels of a side of a picture."""
+MAX_PICTURE_BYTES = 256 * 2**20
+"""Of one picture of depth as a file."""
 FREE_EXPANSION = 4 * 2**20
 """Bytes that a file may become in any case: a small archive may be mostly zeros, a pickle may share an array."""
 

@@ -16,6 +16,8 @@ from s2vfast.data.store import HEADER, MADE_SPLITS, Store
 if TYPE_CHECKING:
     from s2vfast.data.importer import ImportReport
     from s2vfast.data.memory import MemoryStore
+    from s2vfast.data.point_store import PointStore
+    from s2vfast.data.skeleton_store import SkeletonStore
 
 LISTED = 10  # entries of a long list that are printed; the store has them all
 
@@ -33,13 +35,7 @@ def show(store: Store | str | Path) -> str:
     lines = [
         _line("store", f"{store.path}, identity {store.fingerprint[:16]}"),
         _line("source", ", ".join(str(source[key]) for key in ("format", "name") if key in source) or "not said"),
-        _line("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints"),
-        _line("sequences", f"{len(store):,}"),
-        _line("rows", f"{len(store.frames):,} frames of bodies, {store.frames.dtype}, {size / 1e6:,.1f} MB in all"),
-        _line("unit", f"{store.unit}, {store.dimensions} coordinates a joint{_confidence(store)}"),
-        _line("length", _lengths(store.total_frames)),
-        _line("bodies", _bodies(store)),
-        _line("gaps", _gaps(store)),
+        *(_points(store, size) if store.kind == "points" else _skeletons(store, size)),
         _line("people", _people(store)),
     ]
     lines += [_line("tracks", phrase) for phrase in body_counts(source)]
@@ -47,12 +43,13 @@ def show(store: Store | str | Path) -> str:
         lines.append(_line("oddities", oddities))
     lines += [_line("note", note) for note in source.get("notes", ())]
     lines += ["", "splits"]
+    width = max(12, *(len(split) + 1 for split in store.splits)) if store.splits else 12
     for split in store.splits:
         counts = describe(store, split)
         lost = store.meta["names_missing_from_splits"].get(split, {})
         counts += "".join(f"; {number:,} names of {part} are not in the store" for part, number in lost.items())
-        lines.append(f"  {split:<12}{counts}{_made(store, split)}")
-    lines.append(f"  {'all':<12}train {len(store):,}")
+        lines.append(f"  {split:<{width}}{counts}{_made(store, split)}")
+    lines.append(f"  {'all':<{width}}train {len(store):,}")
     lines += ["", f"classes ({len(store.classes)})"]
     counts = np.bincount(store.labels[store.labels >= 0], minlength=len(store.classes))
     width = max(map(len, store.classes), default=0)
@@ -66,6 +63,39 @@ def show(store: Store | str | Path) -> str:
         lines += [f"  {name}: {'; '.join(notes)}" for name, notes in list(store.notes.items())[:LISTED]]
         lines += _more(len(store.notes))
     return "\n".join(map(printable, lines))
+
+
+def _skeletons(store: SkeletonStore, size: int) -> list[str]:
+    return [
+        _line("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints"),
+        _line("sequences", f"{len(store):,}"),
+        _line("rows", f"{store.rows:,} frames of bodies, {store.frames.dtype}, {size / 1e6:,.1f} MB in all"),
+        _line("unit", f"{store.unit}, {store.dimensions} coordinates a joint{_confidence(store)}"),
+        _line("length", _lengths(store.total_frames)),
+        _line("bodies", _bodies(store)),
+        _line("gaps", _gaps(store)),
+    ]
+
+
+def _points(store: PointStore, size: int) -> list[str]:
+    counts = np.diff(store.frame_rows)
+    low, median, high = (int(x) for x in np.percentile(counts, [0, 50, 100]))
+    empty, source = int((counts == 0).sum()), store.meta["source"]
+    lines = [
+        _line("sequences", f"{len(store):,}"),
+        _line("points", f"{store.rows:,} points, {store.points.dtype}, {size / 1e6:,.1f} MB in all"),
+        _line("frames", f"{len(counts):,}, of {low:,} to {high:,} points, median {median:,}; {empty:,} without any"),
+        _line("unit", "m; x to the right of the picture, y up, z away from the camera"),
+        _line("length", _lengths(store.total_frames)),
+    ]
+    if isinstance(camera := source.get("camera"), dict):
+        facts = {name: value for name, value in camera.items() if name not in ("name", "about")}
+        lines.append(_line("camera", ", ".join([str(camera.get("name")), *(f"{n} {v}" for n, v in facts.items())])))
+    most = source.get("points")
+    if "unit" in source:
+        least = f"; at most {most:,} points a frame are kept" if most else ""
+        lines.append(_line("depth", f"{1000 * source['unit']:g} mm a raw unit{least}"))
+    return lines
 
 
 def layouts() -> str:
@@ -135,14 +165,14 @@ def check(path: str | Path) -> str:
     size = sum(entry["size"] for entry in store.meta["files"].values())
     return (
         f"{store.path}: intact, {len(store.files) + 1} files, {size / 1e6:,.1f} MB, "
-        f"{len(store):,} sequences, {len(store.frames):,} rows, identity {store.fingerprint[:16]} ({HEADER})"
+        f"{len(store):,} sequences, {store.rows:,} {store.rows_are}, identity {store.fingerprint[:16]} ({HEADER})"
     )
 
 
 def imported(report: ImportReport) -> str:
     """What an import did: counts, splits, what was dropped and why."""
     lines = [
-        f"imported {report.sequences:,} sequences, {report.rows:,} rows, {report.classes} classes "
+        f"imported {report.sequences:,} sequences, {report.rows:,} {report.rows_are}, {report.classes} classes "
         f"({report.format}) to {report.store}"
     ]
     for split, by_part in report.splits.items():

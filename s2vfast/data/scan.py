@@ -69,6 +69,14 @@ def _walk(src: AnyPath, suffix: str | tuple[str, ...]) -> Iterator[AnyPath]:
     if is_archive(src):
         yield from members(src, lambda name: ends(name.rpartition("/")[2]))
         return
+    for folder, folders, files in _folders(src):
+        for name in [*files, *folders]:  # a folder named like a recording is said, when it is read
+            if ends(name):
+                yield Path(folder, name)
+
+
+def _folders(src: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, each folder once whatever links lead to it, those in a folder in the order of their names."""
     entered: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(src, followlinks=True):
         about = os.stat(folder)
@@ -77,9 +85,20 @@ def _walk(src: AnyPath, suffix: str | tuple[str, ...]) -> Iterator[AnyPath]:
             continue
         entered.add((about.st_dev, about.st_ino))
         folders.sort()
-        for name in [*files, *folders]:  # a folder named like a recording is said, when it is read
-            if ends(name):
-                yield Path(folder, name)
+        yield folder, folders, files
+
+
+def picture_folders(src: Path, suffix: str, accept: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
+    """The folders at or below ``src`` that hold a picture, in the order of their places: a recording each.
+
+    Args:
+        src: a folder.
+        suffix: of pictures, with its dot, in any case.
+        accept: whether a name with that suffix is meant.
+    """
+    for folder, _, files in _folders(src):
+        if any(name.lower().endswith(suffix) and not name.startswith(".") and accept(name) for name in files):
+            yield Path(folder)
 
 
 def original_stem(path: AnyPath) -> str:

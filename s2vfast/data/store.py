@@ -1,23 +1,18 @@
 """The store: every sequence of a dataset in a few flat files that open at once and are read by memory map.
 
-A store is a folder::
+A store is a folder. Every kind of store has::
 
-    store.json       version, layout, classes, counts, source, what was dropped and why, size and SHA-256 of the rest
-    frames.npy       float32 or float16 [R, V, 3]: the frames of all tracks, one after another; a joint of zeros was not
-                     seen, and z is 0 in recordings of 2 coordinates
-    frame_index.npy  int32 [R]: the frame of its sequence that a row was recorded in
-    tracks.npy       one record a track: sequence, slot (0 is the main body), first row, rows, body id
+    store.json       version, kind, layout, classes, counts, source, what was dropped and why, size and SHA-256 of the
+                     other files
     sequences.npz    name, label, subject, view, repetition, setup, total_frames of every sequence
     splits.json      split -> part -> sequence numbers
     notes.json       sequence name -> what was dropped from it and why
-    confidence.npy   float16 [R, V]: how sure the detector was of a joint; only where a recording tells
 
-store.json has "unit" and "dimensions" where they are not metres and 3; such a store, and one with confidences, is of
-version 2, so that a program that would take pixels for metres refuses it. Version 1 is everything else. It has
-"made_splits" where a user has made splits of the store (`s2vfast.data.splits`).
+What was recorded lies in files of the kind: skeletons (`s2vfast.data.skeleton_store`), or points
+(`s2vfast.data.point_store`). store.json names the kind where it is not skeletons. It has "made_splits" where a user has
+made splits of the store (`s2vfast.data.splits`).
 
-A body that vanishes and returns is one track whose frame numbers skip: nothing is filled in or glued together.
-`s2vfast.data.store_writer.write_store` makes stores.
+`Store.open` opens either kind. `s2vfast.data.store_writer.write_store` makes stores.
 """
 
 from __future__ import annotations
@@ -27,28 +22,54 @@ import itertools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_JSON_BYTES, NotJson, open_plain, parse_json, read_plain
-from s2vfast.data.store_checks import check_tracks, expect, is_count, made_parts, naming, require, split_ids
+from s2vfast.data.store_checks import expect, is_count, made_parts, naming, require, split_ids
 from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
 
+if TYPE_CHECKING:
+    from s2vfast.data.layout import Layout
+    from s2vfast.data.point_layout import PointLayout
+
 FORMAT = "s2vfast-store"
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
+"""2: skeletons in another unit than metres, of 2 coordinates, or with confidences. 3: points."""
 HEADER = "store.json"
-FILES = ("frames.npy", "frame_index.npy", "tracks.npy", "sequences.npz", "splits.json", "notes.json")
-CONFIDENCE = "confidence.npy"
+TABLES = ("sequences.npz", "splits.json", "notes.json")
+"""Files of every store beside its header."""
 MADE_SPLITS = "made_splits"
 """Field of store.json that holds the splits which were made of the store later."""
 NO_LABEL = "no label"
 SEQUENCE_FIELDS = ("label", "subject", "view", "repetition", "setup", "total_frames")
+
+
+@dataclass
+class Recording:
+    """What is known of one recording of any kind."""
+
+    name: str
+    """Unique in a store."""
+    label: int
+    """Class number, from 0; -1 where the recording has none."""
+    total_frames: int
+    """Length of the recording, frames in which nobody is seen included."""
+    subject: int = field(default=-1, kw_only=True)
+    """Performer; -1 where unknown, as in the following fields."""
+    view: int = field(default=-1, kw_only=True)
+    """Camera."""
+    repetition: int = field(default=-1, kw_only=True)
+    """Which repetition of the same action by the same performer."""
+    setup: int = field(default=-1, kw_only=True)
+    """Arrangement of the cameras."""
+    notes: list[str] = field(default_factory=list, kw_only=True)
+    """What was dropped and why."""
 
 
 @dataclass
@@ -66,35 +87,30 @@ class Body:
 
 
 @dataclass
-class Sequence:
-    """One recording: what a format reads and `write_store` takes."""
+class Sequence(Recording):
+    """One recording of skeletons: what a format reads and `write_store` takes."""
 
-    name: str
-    """Unique in a store."""
-    label: int
-    """Class number, from 0; -1 where the recording has none."""
-    total_frames: int
-    """Length of the recording, frames without a body included."""
     bodies: list[Body]
     """The main body first."""
-    subject: int = -1
-    """Performer; -1 where unknown, as in the following fields."""
-    view: int = -1
-    """Camera."""
-    repetition: int = -1
-    """Which repetition of the same action by the same performer."""
-    setup: int = -1
-    """Arrangement of the cameras."""
-    notes: list[str] = field(default_factory=list)
-    """What was dropped and why."""
 
 
 class Store:
-    """A store, open for reading. Opening reads no frames; all methods may be called from several threads at once.
+    """A store of any kind, open for reading. Opening reads no frames; all methods may be called from several threads.
 
-    Make one with `Store.open`.
+    Make one with `Store.open`, which gives a `s2vfast.data.skeleton_store.SkeletonStore` or a
+    `s2vfast.data.point_store.PointStore`.
     """
 
+    kind: ClassVar[str]
+    """What was recorded: skeletons or points."""
+    versions: ClassVar[tuple[int, ...]]
+    """Of `VERSIONS`, those of this kind."""
+    rows_are: ClassVar[str]
+    """What `rows` counts, in a word."""
+    data_files: ClassVar[tuple[str, ...]]
+    """Files of this kind that every such store has, beside `TABLES`."""
+    optional_files: ClassVar[tuple[str, ...]] = ()
+    """Files that one may have."""
     path: Path
     """The folder."""
     meta: dict[str, Any]
@@ -102,8 +118,8 @@ class Store:
     fingerprint: str
     """SHA-256 of store.json, which holds the hashes of all other files, without the splits that a user made: the
     identity of the recordings."""
-    layout: Layout
-    """The skeleton."""
+    layout: Layout | PointLayout
+    """The skeleton, or that there is none."""
     classes: list[str]
     """Class names by label."""
     names: list[str]
@@ -117,14 +133,6 @@ class Store:
     setups: np.ndarray
     total_frames: np.ndarray
     """int64 [Q]."""
-    frames: np.ndarray
-    """Memory-mapped [R, V, 3]."""
-    frame_index: np.ndarray
-    """Memory-mapped int32 [R]."""
-    confidence: np.ndarray | None
-    """Memory-mapped float16 [R, V]; None where the recordings do not tell."""
-    tracks: np.ndarray
-    """Structured: sequence, slot, row, count, body."""
     splits: dict[str, dict[str, np.ndarray]]
     """split -> part -> int64 sequence numbers, ascending."""
 
@@ -139,27 +147,28 @@ class Store:
             DataError: no store there, made by another version, a file that is missing, cannot be read or is of
                 another size, or tables that do not fit.
         """
-        self = cls()
-        self.path = Path(path)
-        header = self.path / HEADER
+        path = Path(path)
+        header = path / HEADER
         if not header.is_file():
             raise DataError(
-                f"{self.path}: no store here (no {HEADER}); make one with `s2vfast data import` or `s2vfast data synth`"
+                f"{path}: no store here (no {HEADER}); make one with `s2vfast data import` or `s2vfast data synth`"
             )
         raw = read_bytes(header)
-        self.meta = meta = _json(raw, header)
+        meta = _json(raw, header)
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise DataError(f"{header}: not the header of a store")
         if meta.get("version") not in VERSIONS:
-            numbers = " and ".join(map(str, VERSIONS))
+            numbers = f"{', '.join(map(str, VERSIONS[:-1]))} and {VERSIONS[-1]}"
             raise DataError(
                 f"{header}: store version {meta.get('version')}, this program reads {numbers}; import again"
             )
         if header_bytes(meta) != raw:
             raise DataError(f"{header}: damaged or edited by hand (its own hash does not match); import again")
-        imported = {key: value for key, value in meta.items() if key != MADE_SPLITS}
-        self.fingerprint = hashlib.sha256(header_bytes(imported)).hexdigest()
         with naming(header):
+            self = _class_of(meta)()
+            self.path, self.meta = path, meta
+            imported = {key: value for key, value in meta.items() if key != MADE_SPLITS}
+            self.fingerprint = hashlib.sha256(header_bytes(imported)).hexdigest()
             self._check_meta()
         for name in self.files:
             file = self.path / name
@@ -171,6 +180,7 @@ class Store:
         return self
 
     def _check_meta(self) -> None:
+        """Raise, whatever it may be, unless the header is one of this kind of store."""
         meta, where = self.meta, self.path / HEADER
         for name in self.files:
             if name not in meta["files"]:
@@ -178,10 +188,7 @@ class Store:
             require(is_count(meta["files"][name]["size"]), f"size of {name}")
             require(isinstance(meta["files"][name]["sha256"], str), f"hash of {name}")
         require(self.unit in LIMITS and self.dimensions in (2, 3), "unit or dimensions")
-        for name in ("sequences", "rows", "tracks"):
-            require(is_count(meta["counts"][name]) and meta["counts"][name] > 0, f"counts: {name}")
         require(meta["dtype"] in ("float32", "float16"), "dtype")
-        self.layout = replace(Layout.from_dict(meta["layout"], where=str(where)), dimensions=(self.dimensions,))
         self.classes = list(meta["classes"])
         require(all(isinstance(name, str) for name in self.classes), "classes: expected texts")
         require(isinstance(meta["source"], dict), "source: expected an object")
@@ -191,24 +198,14 @@ class Store:
         for entry in meta["dropped"]:
             require(isinstance(entry["name"], str) and isinstance(entry["reason"], str), "dropped: name and reason")
 
+    def _check_counts(self, *names: str) -> None:
+        """Raise ValueError unless the header counts these things, one or more of each."""
+        for name in names:
+            require(is_count(self.meta["counts"][name]) and self.meta["counts"][name] > 0, f"counts: {name}")
+
     def _load(self) -> None:
+        """Read the tables of sequences and splits."""
         meta = self.meta
-        with naming(self.path / "frames.npy") as path:
-            self.frames = np.load(path, mmap_mode="r", allow_pickle=False)
-            expect(self.frames, (meta["counts"]["rows"], self.layout.num_joints, 3), meta["dtype"])
-        with naming(self.path / "frame_index.npy") as path:
-            self.frame_index = np.load(path, mmap_mode="r", allow_pickle=False)
-            expect(self.frame_index, (meta["counts"]["rows"],), "int32")
-        self.confidence = None
-        if CONFIDENCE in self.files:
-            with naming(self.path / CONFIDENCE) as path:
-                self.confidence = np.load(path, mmap_mode="r", allow_pickle=False)
-                expect(self.confidence, (meta["counts"]["rows"], self.layout.num_joints), "float16")
-        with naming(self.path / "tracks.npy") as path:
-            self.tracks = np.load(path, allow_pickle=False)
-            expect(self.tracks, (meta["counts"]["tracks"],))
-            check_tracks(self.tracks, meta["counts"]["sequences"], meta["counts"]["rows"])
-            self.max_bodies = int(self.tracks["slot"].max()) + 1
         with naming(self.path / "sequences.npz") as path, np.load(path, allow_pickle=False) as table:
             expect(table["name"], (meta["counts"]["sequences"],))
             self.names = table["name"].tolist()
@@ -222,9 +219,7 @@ class Store:
             within = (self.labels >= -1) & (self.labels < len(self.classes))  # -1: without a label
             require(within.all(), "a label that is no class")
             require(((self.total_frames > 0) & (self.total_frames < 2**31)).all(), "a number of frames")
-            longest = np.zeros(len(self.names), dtype=np.int64)
-            np.maximum.at(longest, self.tracks["sequence"], self.tracks["count"])
-            require((longest <= self.total_frames).all(), "a track longer than its sequence")
+            self._check_sequences(table)
         with naming(self.path / "splits.json") as path:
             self.splits = {
                 split: {part: split_ids(ids, len(self.names)) for part, ids in members.items()}
@@ -236,6 +231,12 @@ class Store:
                 require(isinstance(content["by"], str), f"{MADE_SPLITS}: {split}: by")
                 self.splits[split] = made_parts(content["parts"], len(self.names))
 
+    def _check_sequences(self, table: Any) -> None:
+        """Raise unless the table of sequences fits what was recorded of them."""
+
+    def _check_frames(self) -> None:
+        """Raise DataError for what no frame may hold, which `open` does not look at."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process maps the files itself instead of being sent a copy of them.
         return (Store.open, (self.path,))
@@ -246,8 +247,12 @@ class Store:
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the store's files beside store.json."""
-        listed = self.meta.get("files")
-        return (*FILES, CONFIDENCE) if isinstance(listed, dict) and CONFIDENCE in listed else FILES
+        return (*self.data_files, *TABLES)
+
+    @property
+    def rows(self) -> int:
+        """What the frames are counted by: frames of bodies, or points."""
+        raise NotImplementedError
 
     @property
     def unit(self) -> str:
@@ -294,33 +299,8 @@ class Store:
                 raise DataError(f"{self.path / name}: damaged (its SHA-256 is not the one in {HEADER}); import again")
         if read_bytes(self.path / HEADER) != header_bytes(self.meta):
             raise DataError(f"{self.path / HEADER}: changed since the store was opened; import again")
-        with naming(self.path / "frame_index.npy"):
-            first, last = self.tracks["row"], self.tracks["row"] + self.tracks["count"] - 1
-            ascends = np.ones(len(self.frame_index), dtype=bool)
-            ascends[1:] = self.frame_index[1:] > self.frame_index[:-1]
-            ascends[first] = self.frame_index[first] >= 0
-            require(ascends.all(), "frame numbers of a track that do not ascend")
-            ends = self.frame_index[last] < self.total_frames[self.tracks["sequence"]]
-            require(ends.all(), "a frame number beyond the end of its sequence")
-        with naming(self.path / "frames.npy"):
-            for start in range(0, len(self.frames), 1 << 16):
-                require(np.isfinite(self.frames[start : start + (1 << 16)]).all(), "a coordinate that is not finite")
+        self._check_frames()
         self.notes  # noqa: B018 (reads and checks them)
-
-    def track_table(self, bodies: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the first ``bodies`` tracks of every sequence lie in `frames`.
-
-        Returns:
-            (row int64 [Q, bodies], count int32 [Q, bodies]); an absent body has row 0 and count 0.
-        """
-        if bodies < 1:
-            raise DataError(f"bodies: expected at least 1, found {bodies}")
-        row = np.zeros((len(self), bodies), dtype=np.int64)
-        count = np.zeros((len(self), bodies), dtype=np.int32)
-        tracks = self.tracks[self.tracks["slot"] < bodies]
-        row[tracks["sequence"], tracks["slot"]] = tracks["row"]
-        count[tracks["sequence"], tracks["slot"]] = tracks["count"]
-        return row, count
 
     def select(self, split: str, part: str) -> np.ndarray:
         """Numbers of the sequences in a part ("train", "test") of a named split; split "all" has every sequence.
@@ -347,26 +327,28 @@ class Store:
         parts = {part: ids.tolist() for part, ids in self.splits[split].items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def sequence(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sequence on its full time line, with zeros where a body is absent.
 
-        Returns:
-            (clip float32 [M, F, V, 3], present bool [M, F]); M is the number of bodies of this sequence.
-        """
-        if not 0 <= index < len(self):
-            raise DataError(f"{self.path}: sequence {index} of {len(self)}")
-        first, last = np.searchsorted(self.tracks["sequence"], [index, index + 1])
-        length = int(self.total_frames[index])
-        clip = np.zeros((last - first, length, self.layout.num_joints, 3), dtype=np.float32)  # [M, F, V, 3]
-        present = np.zeros((last - first, length), dtype=bool)  # [M, F]
-        for track in self.tracks[first:last]:
-            rows = slice(int(track["row"]), int(track["row"]) + int(track["count"]))
-            at = self.frame_index[rows]
-            if at.min() < 0 or at.max() >= length:
-                raise DataError(f"{self.path}: sequence {index}: a frame number beyond its end; import again")
-            clip[track["slot"], at] = self.frames[rows]
-            present[track["slot"], at] = True
-        return clip, present
+def store_classes() -> tuple[type[Store], ...]:
+    """The kinds of stores; first the one that headers do not name."""
+    from s2vfast.data.point_store import PointStore
+    from s2vfast.data.skeleton_store import SkeletonStore
+
+    return SkeletonStore, PointStore
+
+
+def _class_of(meta: dict[str, Any]) -> type[Store]:
+    """The class of the kind of store that a header is of."""
+    kinds = {store.kind: store for store in store_classes()}
+    kind = kinds[meta.get("kind", next(iter(kinds)))]
+    require(meta["version"] in kind.versions, f"version {meta['version']} is none of a store of {kind.kind}")
+    return kind
+
+
+def check_finite(path: Path, frames: np.ndarray) -> None:
+    """Raise DataError, naming the file, unless all coordinates in an array are finite; it is read in pieces."""
+    with naming(path):
+        for start in range(0, len(frames), 1 << 16):
+            require(np.isfinite(frames[start : start + (1 << 16)]).all(), "a coordinate that is not finite")
 
 
 def hash_file(path: Path) -> str:

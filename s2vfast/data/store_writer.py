@@ -7,16 +7,29 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
 from s2vfast import files
-from s2vfast.data.layout import Layout
 from s2vfast.data.limits import MAX_CLASSES, MAX_NAME, describe
-from s2vfast.data.store import CONFIDENCE, FILES, FORMAT, HEADER, SEQUENCE_FIELDS, Sequence, hash_file, header_bytes
+from s2vfast.data.store import (
+    FORMAT,
+    HEADER,
+    SEQUENCE_FIELDS,
+    TABLES,
+    Recording,
+    Store,
+    hash_file,
+    header_bytes,
+    store_classes,
+)
 from s2vfast.data.units import check_unit
 from s2vfast.errors import DataError
+
+if TYPE_CHECKING:
+    from s2vfast.data.layout import Layout
+    from s2vfast.data.point_layout import PointLayout
 
 HEADER_BYTES = 128  # space for the .npy header, written last because the number of rows is known last
 Splits = dict[str, dict[str, list[str]]]
@@ -36,34 +49,35 @@ class SequenceInfo(NamedTuple):
 
 def write_store(
     out: str | Path,
-    sequences: Iterable[Sequence],
+    sequences: Iterable[Recording],
     *,
-    layout: Layout,
+    layout: Layout | PointLayout,
     classes: list[str],
     splits: Splits | Callable[[list[SequenceInfo]], Splits],
     source: dict[str, Any],
     dropped: list[dict[str, Any]],
-    dtype: str = "float32",
+    dtype: str | None = None,
     unit: str = "m",
     dimensions: int = 3,
     overwrite: bool = False,
 ) -> Path:
     """Write a store; the numbers of sequences follow the order in which they come.
 
-    Frames in which every joint of a body is zero are not stored, they are gaps. A body without any frame left is left
-    out with a note; a sequence without any body left goes to the list of the dropped.
+    Of skeletons, frames in which every joint of a body is zero are not stored, they are gaps. A body without any frame
+    left is left out with a note; a sequence in which nobody is left goes to the list of the dropped.
 
     Args:
         out: the store's folder, which must not exist unless ``overwrite``.
         sequences: taken one at a time, never all in memory.
-        layout: the skeleton; every body has its V joints.
+        layout: the skeleton, every body has its V joints; or a `PointLayout`, for recordings of points. It decides the
+            kind of the store.
         classes: class names; labels count into them, -1 is a sequence without a label.
         splits: split -> part -> sequence names, or a function that makes it from the sequences that were kept.
             Names that are not in the store are left out and counted in store.json.
         source: where the data came from, as JSON. Part of the store's identity: no dates, no absolute paths.
         dropped: sequences left out before this call, each with at least "name" and "reason". Like ``source`` it is
             read after the last sequence was taken, so a producer may add to it while it runs.
-        dtype: "float32" or "float16" on disk.
+        dtype: "float32" or "float16" on disk; None: float32 of skeletons, float16 of points.
         unit: of the coordinates, a key of `s2vfast.data.units.LIMITS`.
         dimensions: recorded coordinates of a joint, 2 (z is 0) or 3.
         overwrite: replace an existing store.
@@ -76,7 +90,7 @@ def write_store(
             an existing ``out``, or a disk that cannot take it. Nothing is left behind in any case.
     """
     out = Path(out)
-    if dtype not in ("float32", "float16"):
+    if dtype not in ("float32", "float16", None):
         raise DataError(f"dtype: expected float32 or float16, found {dtype!r}")
     if not overwrite and os.path.lexists(out):
         raise DataError(f"{out}: exists already; choose another place or allow overwriting (--overwrite)")
@@ -95,9 +109,9 @@ def write_store(
     try:
         with _disk_errors(out):
             new.make()
-            writer = _Writer(new.path, layout, classes, np.dtype(dtype))
+            writer = _writer_of(layout)(new.path, layout, classes, dtype)
         for sequence in sequences:
-            check_sequence(sequence, layout, len(classes))
+            writer.check(sequence, layout, len(classes))
             with _disk_errors(out):
                 writer.add(sequence)
         with _disk_errors(out):
@@ -116,41 +130,32 @@ def _is_store(path: Path) -> bool:
     if path.is_symlink() or not (path / HEADER).is_file():
         return False
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(f"{files.TEMPORARY}{HEADER}-")}
-    return names <= {HEADER, *FILES, CONFIDENCE}
+    return any(names <= {HEADER, *kind.data_files, *kind.optional_files, *TABLES} for kind in store_classes())
 
 
-def check_sequence(sequence: Sequence, layout: Layout, num_classes: int | None) -> None:
-    """Raise DataError, naming the sequence and the reason, unless a store may hold ``sequence``.
+def _writer_of(layout: Layout | PointLayout) -> type[Writer]:
+    """What writes recordings of a layout."""
+    from s2vfast.data.point_writer import PointWriter
+    from s2vfast.data.skeleton_writer import SkeletonWriter
+
+    return next(writer for writer in (SkeletonWriter, PointWriter) if writer.store.kind == layout.kind)
+
+
+def check_recording(recording: Recording, num_classes: int | None) -> None:
+    """Raise DataError, naming the recording and the reason, unless a store may hold its name, label and length.
 
     Args:
-        sequence: any.
-        layout: of the store.
+        recording: any.
         num_classes: classes of the store; None: its label does not matter.
     """
-    name = sequence.name
+    name = recording.name
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"sequence name {describe(name)}: expected a non-empty text")
     check_text("sequence name", name)
-    if num_classes is not None and not -1 <= sequence.label < num_classes:
-        raise DataError(f"{name}: label {sequence.label}, expected 0 to {num_classes - 1}, or -1 where it has none")
-    if not 0 <= sequence.total_frames < 2**31:
-        raise DataError(f"{name}: total_frames {sequence.total_frames}")
-    for body in sequence.bodies:
-        joints, at = np.asarray(body.joints), np.asarray(body.frame_index)
-        check_text(f"{name}, body", str(body.body_id))
-        where = f"{name}, body {body.body_id}"
-        if joints.ndim != 3 or joints.shape[1:] != (layout.num_joints, 3):
-            expected = f"[frames, {layout.num_joints}, 3] for layout {layout.name}"
-            raise DataError(f"{where}: joints of shape {list(joints.shape)}, expected {expected}")
-        if body.confidence is not None and body.confidence.shape != joints.shape[:2]:
-            raise DataError(f"{where}: confidence {list(body.confidence.shape)}, expected {list(joints.shape[:2])}")
-        if at.shape != joints.shape[:1]:
-            raise DataError(f"{where}: {at.size} frame numbers for {len(joints)} frames")
-        if not np.isfinite(joints).all():
-            frame, joint = np.argwhere(~np.isfinite(joints))[0][:2]
-            raise DataError(f"{where}: frame {at[frame]}, joint {joint} is not a finite number")
-        if len(at) and (at[0] < 0 or at[-1] >= sequence.total_frames or (np.diff(at) <= 0).any()):
-            raise DataError(f"{where}: frame numbers must ascend from 0 to below {sequence.total_frames}")
+    if num_classes is not None and not -1 <= recording.label < num_classes:
+        raise DataError(f"{name}: label {recording.label}, expected 0 to {num_classes - 1}, or -1 where it has none")
+    if not 0 <= recording.total_frames < 2**31:
+        raise DataError(f"{name}: total_frames {recording.total_frames}")
 
 
 def check_text(what: str, text: str) -> None:
@@ -161,67 +166,84 @@ def check_text(what: str, text: str) -> None:
         raise DataError(f"{what} {text!a}: not a text, it holds half a character (a lone surrogate); rename it")
 
 
-class _Writer:
-    """The open files of a store in the making, and the tables that are written at the end."""
+class Writer:
+    """The open files of a store in the making, and the tables that are written at the end. One subclass a kind.
 
-    def __init__(self, folder: Path, layout: Layout, classes: list[str], dtype: np.dtype) -> None:
-        self.folder, self.layout, self.classes, self.dtype = folder, layout, classes, dtype
+    Args:
+        folder: where the files are made.
+        layout: of the recordings.
+        classes: class names.
+        dtype: of coordinates on disk; None: `dtype`.
+    """
+
+    store: ClassVar[type[Store]]
+    """The kind of store that it writes."""
+    dtype: np.dtype
+    """Of coordinates on disk, where nobody asks for another."""
+    nothing: ClassVar[str] = "no body in any frame"
+    """Why a recording is left out of which `_add` leaves nothing."""
+
+    def __init__(self, folder: Path, layout: Layout | PointLayout, classes: list[str], dtype: str | None) -> None:
+        self.folder, self.layout, self.classes = folder, layout, classes
+        self.dtype = self.dtype if dtype is None else np.dtype(dtype)
         self.rows = 0
         self.info: list[SequenceInfo] = []
         self.names: set[str] = set()
-        self.tracks: list[tuple[int, int, int, int, str]] = []
         self.notes: dict[str, list[str]] = {}
         self.dropped: list[dict[str, Any]] = []
-        self.frames: BinaryIO = open(folder / "frames.npy", "wb")  # noqa: SIM115 (closed by finish or abandon)
-        self.index: BinaryIO = open(folder / "frame_index.npy", "wb")  # noqa: SIM115
-        self.confidence: BinaryIO | None = None  # made by the first body that has some
-        for file in (self.frames, self.index):
-            file.write(bytes(HEADER_BYTES))
+        self._arrays: dict[str, BinaryIO] = {}
 
-    def add(self, sequence: Sequence) -> None:
-        name = sequence.name
+    @staticmethod
+    def check(recording: Any, layout: Any, num_classes: int | None) -> None:
+        """Raise DataError, naming the recording and the reason, unless a store may hold it; see `check_recording`."""
+        raise NotImplementedError
+
+    def _add(self, recording: Any, notes: list[str]) -> bool:
+        """Write what was recorded, and say in ``notes`` what was left out; False where nothing is left."""
+        raise NotImplementedError
+
+    def _finish(self) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+        """Write the ends of the files of this kind; returns counts for the header, and columns of sequences.npz."""
+        raise NotImplementedError
+
+    def _facts(self) -> dict[str, Any]:
+        """What the header says of such a store alone."""
+        return {}
+
+    def _version(self, facts: dict[str, Any]) -> int:
+        return self.store.versions[-1]
+
+    def add(self, recording: Recording) -> None:
+        """Write a recording that has been checked."""
+        name = recording.name
         if name in self.names:
             raise DataError(f"{name}: two sequences of this name")
-        notes, slot = list(sequence.notes), 0
-        for body in sequence.bodies:
-            with np.errstate(over="ignore"):  # float16: looked for in the next line
-                joints = np.asarray(body.joints, dtype=self.dtype)  # [n, V, 3]
-            if not np.isfinite(joints).all():
-                raise DataError(f"{name}, body {body.body_id}: a coordinate does not fit {self.dtype}; use float32")
-            present = joints.any(axis=(1, 2))
-            count = int(present.sum())
-            if count == 0:
-                notes.append(f"body {body.body_id}: dropped, all its frames are zero")
-                continue
-            joints, at = joints[present], np.asarray(body.frame_index, dtype="<i4")[present]
-            self.frames.write(np.ascontiguousarray(joints, dtype=self.dtype.newbyteorder("<")).data)
-            self.index.write(np.ascontiguousarray(at).data)
-            self._add_confidence(None if body.confidence is None else body.confidence[present], count)
-            self.tracks.append((len(self.info), slot, self.rows, count, str(body.body_id)))
-            self.rows += count
-            slot += 1
-        if slot == 0:
-            reason = "no body in any frame" + "".join(f"; {note}" for note in notes)
+        notes = list(recording.notes)
+        if not self._add(recording, notes):
+            reason = self.nothing + "".join(f"; {note}" for note in notes)
             self.dropped.append({"name": name, "reason": reason, "kind": "empty"})
             return
         self.names.add(name)
-        values = (int(getattr(sequence, key)) for key in SEQUENCE_FIELDS)
+        values = (int(getattr(recording, key)) for key in SEQUENCE_FIELDS)
         self.info.append(SequenceInfo(name=name, **dict(zip(SEQUENCE_FIELDS, values, strict=True))))
         if notes:
             self.notes[name] = notes
 
-    def _add_confidence(self, confidence: np.ndarray | None, count: int) -> None:
-        """Of the next ``count`` rows; 1 where a body has none among others that do."""
-        joints = self.layout.num_joints
-        if confidence is not None and self.confidence is None:
-            self.confidence = open(self.folder / CONFIDENCE, "wb")  # noqa: SIM115
-            self.confidence.write(bytes(HEADER_BYTES))
-            ones = np.ones(joints, "<f2").tobytes()
-            for _ in range(self.rows):
-                self.confidence.write(ones)
-        if self.confidence is not None:
-            values = np.ones((count, joints)) if confidence is None else confidence
-            self.confidence.write(np.ascontiguousarray(np.clip(values, -6e4, 6e4), dtype="<f2").data)
+    def array(self, name: str) -> BinaryIO:
+        """A .npy file to append numbers to; `finish_array` writes its header."""
+        if name not in self._arrays:
+            self._arrays[name] = open(self.folder / name, "wb")  # noqa: SIM115 (closed by finish_array or abandon)
+            self._arrays[name].write(bytes(HEADER_BYTES))
+        return self._arrays[name]
+
+    def finish_array(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        """Write the header of a .npy file (format 1.0) into the space kept for it, and close the file."""
+        text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
+        prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
+        file = self.array(name)
+        file.seek(0)
+        file.write(prefix + text.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n")
+        file.close()
 
     def finish(
         self,
@@ -231,27 +253,21 @@ class _Writer:
         unit: str,
         dimensions: int,
     ) -> None:
+        """Write the tables and the header; arguments as of `write_store`."""
         dropped = dropped + self.dropped
         if not self.info:
             first = f"; the first dropped: {dropped[0]['name']}: {dropped[0]['reason']}" if dropped else ""
             raise DataError(f"no sequence to store{first}")
-        joints = self.layout.num_joints
-        _finish_npy(self.frames, self.dtype.newbyteorder("<"), (self.rows, joints, 3))
-        _finish_npy(self.index, np.dtype("<i4"), (self.rows,))
-        if self.confidence is not None:
-            _finish_npy(self.confidence, np.dtype("<f2"), (self.rows, joints))
-        longest = max(1, max(len(track[-1]) for track in self.tracks))
-        record = [("sequence", "<i4"), ("slot", "<i2"), ("row", "<i8"), ("count", "<i4"), ("body", f"<U{longest}")]
-        with open(self.folder / "tracks.npy", "wb") as file:
-            np.save(file, np.array(self.tracks, dtype=record), allow_pickle=False)
+        counts, more_columns = self._finish()
         columns = {key: np.array([getattr(info, key) for info in self.info], dtype="<i8") for key in SEQUENCE_FIELDS}
         with open(self.folder / "sequences.npz", "wb") as file:
-            np.savez(file, name=np.array([info.name for info in self.info]), **columns)
+            np.savez(file, name=np.array([info.name for info in self.info]), **columns, **more_columns)
         by_id, absent_names = self._split_ids(splits(list(self.info)) if callable(splits) else splits)
         _write_json(self.folder / "splits.json", by_id)
         _write_json(self.folder / "notes.json", self.notes)
+        optional = [name for name in self.store.optional_files if name in self._arrays]
         file_entries = {}
-        for name in FILES if self.confidence is None else (*FILES, CONFIDENCE):
+        for name in (*self.store.data_files, *TABLES, *optional):
             path = self.folder / name
             files.sync(path)
             file_entries[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
@@ -260,11 +276,12 @@ class _Writer:
         }
         meta = {
             "format": FORMAT,
-            "version": 2 if facts or self.confidence is not None else 1,
+            "version": self._version(facts),
+            **self._facts(),
             **facts,
             "layout": self.layout.to_dict(),
             "classes": list(self.classes),
-            "counts": {"sequences": len(self.info), "rows": self.rows, "tracks": len(self.tracks)},
+            "counts": {"sequences": len(self.info), **counts},
             "dtype": self.dtype.name,
             "source": source,
             "dropped": dropped,
@@ -293,18 +310,10 @@ class _Writer:
         return by_id, absent_names
 
     def abandon(self) -> None:
-        for file in (self.frames, self.index, *((self.confidence,) if self.confidence is not None else ())):
+        """Close what is open."""
+        for file in self._arrays.values():
             with contextlib.suppress(OSError, ValueError):  # closing flushes, which fails again on a full disk
                 file.close()
-
-
-def _finish_npy(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write the header of a .npy file (format 1.0) into the space kept for it, and close the file."""
-    text = repr({"descr": dtype.str, "fortran_order": False, "shape": shape})
-    prefix = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
-    file.seek(0)
-    file.write(prefix + text.encode("ascii").ljust(HEADER_BYTES - 11) + b"\n")
-    file.close()
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -11,7 +11,8 @@ of work: a store is the same whatever the number of processes, and a sequence wh
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as ListOf
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,10 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s2vfast.data import synth_depth
 from s2vfast.data import synth_sensor as sensor
 from s2vfast.data.layout import LAYOUTS
-from s2vfast.data.store import Body, Store
-from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.point_layout import PointLayout
+from s2vfast.data.point_store import PointSequence
+from s2vfast.data.store import Body, Recording, Sequence, Store
 from s2vfast.data.store_writer import SequenceInfo, write_store
 from s2vfast.data.synth_actions import ACTIONS, Action
 from s2vfast.data.synth_actor import Actor, Clock
@@ -47,17 +50,18 @@ def generate(
     subjects: int = 10,
     views: int = VIEWS,
     repetitions: int = 3,
-    actions: Sequence[str] | None = None,
+    actions: ListOf[str] | None = None,
     seed: int = 1,
-    dtype: str = "float32",
+    dtype: str | None = None,
+    depth: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 0,
 ) -> Store:
     """Generate subjects x actions x repetitions x views sequences of 40 to 150 frames (30 a second) and store them.
 
-    The layout is kinect_v2, coordinates are the camera's in metres. The same arguments give the same bytes with the
-    same release of NumPy on the same kind of machine.
+    The layout is kinect_v2, or that of points; coordinates are the camera's in metres. The same arguments give the same
+    bytes with the same release of NumPy on the same kind of machine.
 
     Args:
         out: folder of the store to write.
@@ -66,7 +70,9 @@ def generate(
         repetitions: times that each subject does each action, towards camera 2 and 3 by turns.
         actions: names out of `action_names`; None for all. They become the classes, in the order of their numbers.
         seed: at least 0.
-        dtype: "float32" or "float16" on disk.
+        dtype: "float32" or "float16" on disk; None: float32 of skeletons, float16 of points.
+        depth: the points that depth cameras see of the same people at the same places, in place of their skeletons; a
+            sequence has the name that its skeletons have in a store of the same arguments.
         overwrite: replace an existing store.
         progress: called with the sequences done and their total.
         workers: processes that generate; 0 for none beside this one.
@@ -86,24 +92,25 @@ def generate(
         if value < 0:
             raise DataError(f"{name}: {value}; 0 or more is expected")
     jobs = [
-        _Job(seed, subject, number, label, repetition, views)
+        _Job(seed, subject, number, label, repetition, views, depth)
         for subject in range(1, subjects + 1)
         for label, number in enumerate(numbers)
         for repetition in range(1, repetitions + 1)
     ]
     source = {
-        "format": "synthetic",
+        "format": "synthetic depth" if depth else "synthetic",
         "generator": GENERATOR_VERSION,
         "seed": seed,
         "subjects": subjects,
         "views": views,
         "repetitions": repetitions,
         "actions": [ACTIONS[number].name for number in numbers],
+        **(synth_depth.DEPTH.facts() if depth else {}),
     }
     write_store(
         out,
         _record_all(jobs, workers, progress),
-        layout=LAYOUTS["kinect_v2"],
+        layout=PointLayout() if depth else LAYOUTS["kinect_v2"],
         classes=source["actions"],
         splits=_splits,
         source=source,
@@ -123,9 +130,10 @@ class _Job(NamedTuple):
     label: int
     repetition: int
     views: int
+    depth: bool
 
 
-def _choose(actions: Sequence[str] | None) -> list[int]:
+def _choose(actions: ListOf[str] | None) -> list[int]:
     names = action_names()
     if actions is None:
         return list(range(len(names)))
@@ -223,6 +231,14 @@ def _record(job: _Job) -> list[Recording]:
         rng = _random(seed, "sensor", subject, action, repetition, view)
         camera = sensor.draw_camera(rng, view, distance, height)
         visible = [camera.see(person) for person in people]
+        facts = {"subject": subject, "view": view, "repetition": repetition, "setup": setup}
+        name = f"S{setup:03d}C{view:03d}P{subject:03d}R{repetition:03d}A{action + 1:03d}"
+        if job.depth:
+            noise = _random(seed, "depth", subject, action, repetition, view)
+            recordings.append(
+                PointSequence(name, job.label, frames, *synth_depth.points_of(noise, np.stack(visible)), **facts)
+            )
+            continue
         present = sensor.keep_frames(rng, frames, len(people), closeness)
         bodies = []
         for number, body in enumerate(visible):
@@ -234,16 +250,5 @@ def _record(job: _Job) -> list[Recording]:
             start, joints = sensor.ghost(rng, visible[0])
             index = np.arange(start, start + len(joints), dtype=np.int32)
             bodies.append(Body("ghost", index, joints.astype(np.float32)))
-        recordings.append(
-            Recording(
-                name=f"S{setup:03d}C{view:03d}P{subject:03d}R{repetition:03d}A{action + 1:03d}",
-                label=job.label,
-                total_frames=frames,
-                bodies=bodies,
-                subject=subject,
-                view=view,
-                repetition=repetition,
-                setup=setup,
-            )
-        )
+        recordings.append(Sequence(name, job.label, frames, bodies, **facts))
     return recordings

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-POOLS = ("mean", "joint", "joint_time", "statistics")
+POOLS = ("mean", "joint", "segment", "joint_time", "statistics")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
+
+PREDICT_FORMAT_OPTIONS = ("axes", "channels", "camera", "near", "far", "foreground")
+"""Options of predict that some formats take."""
 
 COMMANDS = {
     "evaluate": "measure a run's encoder on a labelled split: probes, neighbours, retrieval, fine-tuning",
@@ -54,13 +57,21 @@ def _evaluate(parser: Any) -> None:
     parser.add_argument(
         "--protocol",
         help="floor, linear, knn, retrieval, finetune, supervised, semi, or several with commas between them; all: "
-        "each of these; classify: a fine-tuned run as it is [linear; of an ensemble classify, or linear]",
+        "each of these; classify: a fine-tuned run as it is; order: of clips, of a run of clip_order [linear; of an "
+        "ensemble classify, or linear]",
     )
     parser.add_argument(
         "--out",
         metavar="FILE.json|DIR",
         help="a file for the results, with confusion matrices and predictions; or a folder for results.json and what "
         "is fine-tuned (without it, that goes to RUN/finetuned)",
+    )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        default=1,
+        help="clips of a sequence, of a segment's frames each, whose features are averaged; with --pool segment they "
+        "stand one after the other (point clouds)",
     )
     parser.add_argument("--cache", action="store_true", help="keep features in RUN/features, and take those there")
     parser.add_argument("--k", type=int, help="neighbours of knn, beside one [1; of several protocols 10]")
@@ -94,7 +105,7 @@ def _evaluate(parser: Any) -> None:
         "--recipe",
         default="published",
         metavar="NAME|FILE",
-        help="of fine-tuning: published, nwucla, skeattnclr, hitrs or a YAML file of its fields",
+        help="of fine-tuning: published, nwucla, skeattnclr, hitrs, msr_finetune or a YAML file of its fields",
     )
 
 
@@ -166,6 +177,10 @@ def _predict(parser: Any) -> None:
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
     parser.add_argument("--axes", help="order of the axes of arrays, as TVC, MTVC or TMVC")
     parser.add_argument("--channels", help="numbers of a joint in arrays: xy, xyz, xys or xyzs")
+    parser.add_argument("--camera", metavar="NAME|FILE", help="of depth, as of s2vfast data import")
+    parser.add_argument("--near", type=float, help="of depth: metres from which pixels count")
+    parser.add_argument("--far", type=float, help="of depth: metres up to which they do")
+    parser.add_argument("--foreground", help="of depth: all pixels with one, or what is moving before the background")
     parser.add_argument("--top", type=int, default=5, help="classes a sequence")
     parser.add_argument("--window", type=int, help="frames of a window that slides over a sequence (default: all)")
     parser.add_argument("--step", type=int, default=1, help="frames from one window to the next")

@@ -168,6 +168,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     supervised = {"supervised": recipe} if "layer_decay" in changes else {}
     return {
         "pool": options.pool,
+        "windows": options.windows,
         "layers": options.layers,
         "untrained": options.untrained,
         "train_part": options.train_part,
@@ -201,7 +202,7 @@ def numbers(name: str, text: str) -> list[float]:
 def _lines(result: dict[str, Any]) -> str:
     """The result of one protocol as text."""
     protocol = result["protocol"]
-    if protocol in ("floor", "retrieval", "semi"):
+    if protocol in ("floor", "order", "retrieval", "semi"):
         return tables.text({**result, "table": tables.rows({protocol: result})})
     name = {
         "linear": f"linear probe on {result['pool']} features",
@@ -318,6 +319,7 @@ def export(options: Any) -> int:
 
 def predict(options: Any) -> int:
     """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
+    from s2vfast.evaluate.arguments import PREDICT_FORMAT_OPTIONS
     from s2vfast.evaluate.model import Model
     from s2vfast.evaluate.predict import predict, predict_lines
 
@@ -331,11 +333,10 @@ def predict(options: Any) -> int:
             options.files,
             format=options.format,
             layout=options.layout,
-            axes=options.axes,
-            channels=options.channels,
             device=options.device,
             log=_to_stderr,
             **sliding,
+            **{name: getattr(options, name) for name in PREDICT_FORMAT_OPTIONS},
         )
     code = 0
     for prediction in predictions:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,9 @@ class EvalContext:
     """Last layers of the encoder whose tokens are read."""
     clips: int = 64
     """Sequences that go through the encoder at a time."""
+    windows: int = 1
+    """Deterministic clips of a sequence; more than one are of a segment's frames each, at equal distances, and their
+    features are averaged, or stand one after the other where ``pool`` is "segment"."""
     seed: int = 0
     """Of drawn clips."""
     cache: bool = False
@@ -89,6 +92,7 @@ class EvalContext:
         pool: features.Pool = "mean",
         layers: int = 1,
         clips: int = 64,
+        windows: int = 1,
         device: str = "auto",
         ranks: Ranks | None = None,
         log: Log = print,
@@ -106,6 +110,7 @@ class EvalContext:
             pool: how tokens become a vector, see `s2vfast.evaluate.features.pool_tracks`.
             layers: last layers that are read, see `s2vfast.evaluate.features.pool_clips`.
             clips: sequences that go through the encoder at a time.
+            windows: deterministic clips of a sequence, see `EvalContext`; 1 but of point clouds.
             device: auto, cpu, cuda or cuda:N.
             ranks: processes that share the work; None: this one alone.
             log: told of what is odd, a line each, by the first of them.
@@ -115,7 +120,7 @@ class EvalContext:
             S2vfastError: a run, store, split or option that cannot be used.
         """
         check_choice("pool", pool, features.POOLS)
-        check_counts(clips=clips)
+        check_counts(clips=clips, windows=windows)
         parts, ranks = (train_part, test_part), ranks or Ranks()
         where = features.resolve_device(device, ranks)
         log = log if ranks.is_main else _silent
@@ -132,6 +137,11 @@ class EvalContext:
                 f"{tuned['source']['run']}"
             )
         features.check_pool(encoder, pool, layers)
+        if windows > 1 and config.data.sampling != "window":
+            raise errors.ConfigError(
+                f"--windows: {windows}; the run's data.sampling is {config.data.sampling}, which makes one clip of a "
+                f"sequence; window is expected"
+            )
         split = split or config.data.split
         ids = _part_ids(store, split, *parts)
         if not untrained and (learned := len(np.intersect1d(leakage.labelled(config, about, store), ids[1]))):
@@ -143,7 +153,7 @@ class EvalContext:
         labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
         context = cls(
             Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, layers,
-            clips, **options, ranks=ranks, log=log,
+            clips, windows, **options, ranks=ranks, log=log,
         )  # fmt: skip
         if overlap := context.overlap:
             log(
@@ -207,14 +217,30 @@ class EvalContext:
         return len(np.intersect1d(leakage.unlabelled(learned, self.store), self.ids[1]))
 
     def features(self, part: int, draw: int | None = None, what: str = "") -> Tensor:
-        """float32 [n, F] of part 0 or 1, on the device; computed once.
+        """float32 [n, F] of part 0 or 1, on the device; computed once. Several clips as `windows` says.
 
         Args:
             part: number of the part.
             draw: as of `s2vfast.evaluate.features.extract`.
             what: said of it while it is computed.
         """
-        key = self._key(part, draw)
+        if draw is None and self.windows > 1:
+            each = self.clip_features(part)
+            return each.flatten(1) if self.pool == "segment" else each.mean(dim=1)
+        return self._table(part, draw, (0, 1), what)
+
+    def clip_features(self, part: int) -> Tensor:
+        """float32 [n, windows, F] of every deterministic clip of part 0 or 1, on the device; computed once."""
+        name = self.parts[part]
+        tables = [
+            self._table(part, None, (number, self.windows), f"features of {name}, clip {number + 1} of {self.windows}")
+            for number in range(self.windows)
+        ]
+        return torch.stack(tables, dim=1)
+
+    def _table(self, part: int, draw: int | None, window: tuple[int, int], what: str) -> Tensor:
+        """float32 [n, F] of one clip of each sequence; arguments as of `s2vfast.evaluate.features.extract`."""
+        key = self._key(part, draw, window)
         cached = self._features
         if key not in cached:
             cached[key] = self._read(key) if self.cache else None
@@ -222,13 +248,15 @@ class EvalContext:
                 report, name = self.progress, what or f"features of {self.parts[part]}"
                 table = features.extract(
                     self.encoder,
-                    self.config,
+                    self._clip_config,
                     self.store,
                     self.ids[part],
-                    pool=self.pool,
+                    # A clip of one segment has one token a joint: what "segment" puts in a row are the clips.
+                    pool="mean" if self.windows > 1 and self.pool == "segment" else self.pool,
                     layers=self.layers,
                     draw=draw,
                     seed=self.seed,
+                    window=window,
                     batch=self.clips,
                     device=self.device,
                     recordings=self._recordings,
@@ -247,6 +275,7 @@ class EvalContext:
             "split": self.split,
             "untrained": self.untrained,
             "pool": self.pool,
+            "windows": self.windows,
             "layers": self.layers,
             "n_train": len(self.ids[0]),
             "n_test": len(self.ids[1]),
@@ -273,21 +302,29 @@ class EvalContext:
         return finetune.digest(self.encoder)
 
     @functools.cached_property
-    def _recordings(self) -> Recordings:
-        return Recordings(self.config, self.store, self.device)
+    def _clip_config(self) -> Config:
+        """The run's config; of several clips a sequence, with the frames of one segment."""
+        if self.windows == 1:
+            return self.config
+        return replace(self.config, data=replace(self.config.data, frames=self.encoder.segment_frames))
 
-    def _key(self, part: int, draw: int | None) -> str:
+    @functools.cached_property
+    def _recordings(self) -> Recordings:
+        return Recordings(self._clip_config, self.store, self.device)
+
+    def _key(self, part: int, draw: int | None, window: tuple[int, int]) -> str:
         """SHA-256 of all that features depend on."""
         about = {
             "version": s2vfast.__version__,  # another one may make other clips
             "weights": self.weights,
-            "clips": asdict(self.config.data),
+            "clips": asdict(self._clip_config.data),
             "model": self.config.to_dict()["model"],
             "store": self.store.fingerprint,
             "ids": finetune.digest_ids(self.ids[part]),
             "pool": self.pool,
             "layers": self.layers,
             "draw": None if draw is None else [draw, self.seed],
+            "window": window,
             "device": self.device.type,
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -37,6 +37,8 @@ TOLERANCE = 1e-5
 METADATA = "s2vfast"
 _NEEDS = ("onnx", "onnxscript", "onnxruntime")
 _BATCHES = (1, 3)
+_PLAIN = "reference,voxelize=torch,sparse_conv=torch"
+"""Implementations in an exported graph; the reference of these two goes through points one by one."""
 
 
 class _Tokens(nn.Module):
@@ -104,7 +106,9 @@ def export(
         encoder, config, step = features.load_encoder(run_dir, log=log)
         network, about = _Tokens(encoder), {**about, "step": step}
     network.eval().requires_grad_(False)
-    shape = [config.data.bodies, config.data.frames, len(about["layout"]["joints"]), config.channels]
+    # A layout without joints is that of point clouds.
+    each = len(about["layout"]["joints"]) or config.data.points
+    shape = [config.data.bodies, config.data.frames, each, config.channels]
     metadata = json.dumps(_metadata(network, config, about, shape))
     with whole_file(Path(out), overwrite) as file:
         content = (_to_onnx if to == "onnx" else _to_torch)(network, shape, metadata)
@@ -159,6 +163,8 @@ def _metadata(network: nn.Module, config: Config, about: dict[str, Any], shape: 
 def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]:
     """How evaluation makes a clip of a recording, a line a step."""
     data, joints = config.data, layout["joints"]
+    if not joints:
+        return _point_preparation(config)
     root, unit = _anchor(layout["root"], joints), "metres" if unit == "m" else unit
     lines = [
         f"joints in {unit}, in the layout's order; the first {data.bodies} bodies, main body first, absent ones zero",
@@ -191,6 +197,20 @@ def _preparation(config: Config, layout: dict[str, Any], unit: str) -> list[str]
     return [*lines, *views, "exactly: s2vfast.ops.clip_sample with training=False, s2vfast/reference/clip_sample.py"]
 
 
+def _point_preparation(config: Config) -> list[str]:
+    """The same of recordings of points."""
+    data = config.data
+    picks = f"{data.stride} apart, from the middle of the recording; of a shorter one, frames are repeated"
+    lines = [
+        "points in metres, x to the right of the picture, y up, z away from the camera",
+        f"take {data.frames} frames: {'the middle one of each of equal bins' if data.sampling == 'bins' else picks}",
+        f"take {data.points} points of every frame: the middle one of each of equal bins, in the picture's order",
+    ]
+    if data.center != "none":
+        lines.append("subtract the median of the points of the recording's first frame")
+    return [*lines, "exactly: s2vfast.ops.point_sample with training=False, s2vfast/reference/point_sample.py"]
+
+
 def _anchor(anchor: int | list[int], joints: list[str]) -> str:
     """A joint, or several, as a layout's file has them, in words."""
     return joints[anchor] if isinstance(anchor, int) else f"mean of {' and '.join(joints[joint] for joint in anchor)}"
@@ -203,7 +223,7 @@ def _plain() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with ops.use_impl("reference", everywhere=False), warnings.catch_warnings(), torch.no_grad():
+        with ops.use_impl(_PLAIN, everywhere=False), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -230,7 +250,7 @@ def _to_torch(network: nn.Module, shape: list[int], metadata: str) -> bytes:
 def _to_onnx(network: nn.Module, shape: list[int], metadata: str) -> bytes:
     import onnx
 
-    with _plain(), contextlib.redirect_stdout(io.StringIO()):
+    with _plain(), contextlib.redirect_stdout(io.StringIO()), _told_of_onnx():
         program = torch.onnx.export(
             network,
             (_example(2, shape),),
@@ -244,6 +264,18 @@ def _to_onnx(network: nn.Module, shape: list[int], metadata: str) -> bytes:
     onnx.helper.set_model_props(model, {METADATA: metadata})
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _told_of_onnx() -> Iterator[None]:
+    """What ONNX has no operator for, as an error of ours."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        first = str(error).strip().splitlines()[0]
+        raise errors.S2vfastError(
+            f"--to onnx: this network has an operation that ONNX does not have ({first}); export with --to torch"
+        ) from error
 
 
 def _runner(to: str, content: bytes) -> tuple[Callable[[Tensor], list[np.ndarray]], str]:

@@ -25,11 +25,10 @@ from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
-    from s2vfast.data.memory import MemoryStore
-    from s2vfast.data.store import Store
+    from s2vfast.train.feed import AnyStore
 
-Pool = Literal["mean", "joint", "joint_time", "statistics"]
-POOLS: tuple[str, ...] = ("mean", "joint", "joint_time", "statistics")
+Pool = Literal["mean", "joint", "segment", "joint_time", "statistics"]
+POOLS: tuple[str, ...] = ("mean", "joint", "segment", "joint_time", "statistics")
 
 
 def load_encoder(
@@ -110,14 +109,14 @@ def resolve_device(name: str, ranks: Ranks | None = None) -> torch.device:
 def feature_width(encoder: Network, pool: Pool) -> int:
     """F of the last layer: numbers a sequence."""
     segments, joints = encoder.grid or (0, 0)
-    vectors = {"mean": 1, "joint": joints, "joint_time": joints + segments, "statistics": 4 + 3 * joints + 2 * segments}
-    return encoder.width * vectors[pool]
+    vectors = {"mean": 1, "joint": joints, "segment": segments, "joint_time": joints + segments}
+    return encoder.width * (vectors | {"statistics": 4 + 3 * joints + 2 * segments})[pool]
 
 
 def check_pool(encoder: Network, pool: Pool, layers: int = 1) -> None:
     """Raise `ConfigError` where a network has no joints and segments to pool by, or not so many layers."""
     name = type(encoder).__name__
-    if pool in ("joint", "joint_time") and encoder.grid is None:
+    if pool in ("joint", "segment", "joint_time") and encoder.grid is None:
         raise errors.ConfigError(
             f"--pool: {pool} needs tokens of joints and segments, which {name} does not have; give mean or statistics"
         )
@@ -132,10 +131,10 @@ def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
         tokens: [N, L, D].
         encoder: whose tokens they are.
         pool: "mean" (published): over all tokens, [N, D]. "joint": each joint's mean over segments, [N, V * D].
-            "joint_time": the same, then each segment's mean over joints, [N, (V + S) * D]. "statistics": of all
-            tokens the mean, the maximum, the standard deviation and the share of positive values, [N, 4 * D]; where
-            there is a grid, then each joint's mean, maximum and standard deviation over segments, and each segment's
-            mean and maximum over joints, [N, (4 + 3 * V + 2 * S) * D] in all.
+            "segment": each segment's mean over joints, [N, S * D]. "joint_time": both, [N, (V + S) * D]. "statistics":
+            of all tokens the mean, the maximum, the standard deviation and the share of positive values, [N, 4 * D];
+            where there is a grid, then each joint's mean, maximum and standard deviation over segments, and each
+            segment's mean and maximum over joints, [N, (4 + 3 * V + 2 * S) * D] in all.
     """
     if pool == "mean":
         return tokens.mean(dim=1)
@@ -149,6 +148,8 @@ def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
     if pool == "joint":
         return joint
     segment = grid.mean(dim=2).flatten(1)
+    if pool == "segment":
+        return segment
     if pool == "joint_time":
         return torch.cat([joint, segment], dim=1)
     grid_statistics = [
@@ -183,13 +184,14 @@ def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> 
 def extract(
     encoder: Network,
     config: Config,
-    store: Store | MemoryStore,
+    store: AnyStore,
     ids: np.ndarray,
     *,
     pool: Pool = "mean",
     layers: int = 1,
     draw: int | None = None,
     seed: int = 0,
+    window: tuple[int, int] = (0, 1),
     batch: int = 64,
     device: torch.device | str = "cpu",
     recordings: Recordings | None = None,
@@ -211,6 +213,7 @@ def extract(
         layers: see `pool_clips`.
         draw: number of a random draw of the clips, as training makes them; None: the one deterministic clip.
         seed: of that draw.
+        window: which of how many deterministic clips, as of `s2vfast.train.feed.Recordings.clips`.
         batch: sequences at a time.
         device: where the encoder runs.
         recordings: where clips come from, if these have been read already.
@@ -223,19 +226,23 @@ def extract(
     Raises:
         DataError: the features of a sequence are not finite.
     """
-    encoder.to(device)
+    if next(encoder.parameters()).device != torch.device(device):
+        encoder.to(device)
     check_pool(encoder, pool, layers)
     ranks = ranks or Ranks()
     recordings = recordings or Recordings(config, store, torch.device(device))
-    V, M = store.layout.num_joints, config.data.bodies
+    M = config.data.bodies
     with torch.no_grad():
         some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
-        empty = torch.zeros(M, config.data.frames, V, config.channels, device=device)
-        empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
-        result = torch.zeros(len(ids), empty.shape[1])
+        width = feature_width(encoder, pool)
+        if some_absent or layers > 1:  # a stream asks for one sequence at a time: no clip more than there is
+            empty = torch.zeros(M, config.data.frames, recordings.joints, config.channels, device=device)
+            empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
+            width = empty.shape[1]
+        result = torch.zeros(len(ids), width)
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
-            tracks = recordings.clips(batch_ids, epoch=draw, seed=seed).to(device)  # [B * M, T, V, C]
+            tracks = recordings.clips(batch_ids, epoch=draw, seed=seed, window=window).to(device)  # [B * M, T, V, C]
             if some_absent:
                 present = recordings.present[batch_ids].flatten().to(device)  # [B * M]
                 pooled = empty.repeat(len(tracks), 1)

@@ -61,10 +61,14 @@ class FinetuneConfig(Section):
     block (published)."""
     dropout: float = option(0.3, ge=0, lt=1)
     """Share of the head's inputs that are dropped (published)."""
-    head: Literal["mlp", "linear"] = "mlp"
-    """As objective.head of classify: two maps (published), or one of the mean over all tokens."""
+    head: Literal["mlp", "linear", "segments"] = "mlp"
+    """As objective.head of classify: two maps (published), one of the mean over all tokens, or one of all segments."""
     hidden: int = option(2048, ge=1)
     """Width of the head between its two linear maps (mlp; published)."""
+    frames: int | None = option(None, ge=1)
+    """data.frames of the fine-tuned run, for networks that take clips of any length; null: those of pretraining."""
+    sampling: Literal["bins", "crop", "window"] | None = None
+    """data.sampling of the fine-tuned run; null: that of pretraining."""
     noise: bool = False
     """As objective.noise of classify: the network's own dropout, in place of drop_path."""
     frozen_norms: bool = False
@@ -143,8 +147,21 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 0.01,
         "noise": True,
     },
+    "msr_finetune": {
+        "epochs": 30.0,
+        "batch": 16,
+        "lr": 2e-3,
+        "warmup_epochs": 2.0,
+        "layer_decay": 1.0,
+        "drop_path": 0.0,
+        "dropout": 0.5,
+        "head": "segments",
+        "frames": 12,
+        "sampling": "bins",
+    },
 }
 """Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores.
+``msr_finetune``: the same of point clouds, whose clips cover the whole recording.
 ``skeattnclr``, ``hitrs``: what their authors did. SkeAttnCLR's rate was from 0.003 to 0.05, by stream and number of
 labels."""
 
@@ -205,6 +222,12 @@ def run_config(config: Config, options: FinetuneConfig, *, sequences: int | None
         values[objective]["drop_path"] = 0.0
     if sequences is not None:
         values[TrainConfig]["batch"] = min(options.batch, sequences)
+    data |= {name: value for name in ("frames", "sampling") if (value := getattr(options, name)) is not None}
+    if options.frames is not None and not config.network_class.any_frames:
+        raise errors.ConfigError(
+            f"finetune.frames: {options.frames}; model.name: {config.model.name} takes clips of the data.frames = "
+            f"{config.data.frames} that it was built for alone, leave it out"
+        )
     return replace(
         config,
         data=replace(config.data, **data),

@@ -146,7 +146,12 @@ def neighbours(
 
 
 def retrieval_scores(context: EvalContext) -> dict[str, Any]:
-    """Test against test, without the query itself, and test against train."""
+    """Test against test, without the query itself, and test against train; of several clips each also by itself."""
     (train, test), (train_labels, test_labels) = (context.features(0), context.features(1)), context.labels
     own = retrieval.retrieve(test, test_labels, test, test_labels, leave_one_out=True)
-    return {"test_to_test": own, "test_to_train": retrieval.retrieve(train, train_labels, test, test_labels)}
+    result = {"test_to_test": own, "test_to_train": retrieval.retrieve(train, train_labels, test, test_labels)}
+    if context.windows > 1:
+        clips = [(context.clip_features(part).flatten(0, 1), context.labels[part]) for part in range(2)]
+        sides = [(rows, labels.repeat_interleave(context.windows)) for rows, labels in clips]
+        result["clip_to_clip"] = retrieval.retrieve(*sides[0], *sides[1])
+    return result

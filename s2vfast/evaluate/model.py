@@ -15,9 +15,11 @@ import s2vfast.errors as errors
 from s2vfast.data.formats.base import find_absurd
 from s2vfast.data.formats.poses import in_three
 from s2vfast.data.layout import Layout
-from s2vfast.data.memory import MemoryStore
-from s2vfast.data.store import Body
-from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.memory import MemoryStore, memory_store
+from s2vfast.data.point_layout import PointLayout
+from s2vfast.data.point_store import PointSequence
+from s2vfast.data.store import Body, Recording
+from s2vfast.data.store import Sequence as Skeletons
 from s2vfast.data.units import LIMITS
 from s2vfast.evaluate import features, finetune, runs
 from s2vfast.evaluate.checks import check_counts
@@ -33,7 +35,8 @@ class Model:
 
     A sequence is an array [T, V, 3] of one body or [M, T, V, 3] of M, the main one first: T frames, the V joints of
     `layout` in its order, coordinates of the unit that the run was trained on. NumPy or PyTorch; a joint of zeros, or
-    with a NaN, was not seen. Of a run whose recordings have 2 coordinates it may be [..., 2]. Clips are made of it as
+    with a NaN, was not seen. Of a run whose recordings have 2 coordinates it may be [..., 2]. Of a run on point clouds
+    it is a list of T arrays [n, 3], the points of each frame in metres, n of which may be 0. Clips are made of it as
     evaluation makes them.
 
     Args:
@@ -48,8 +51,8 @@ class Model:
     def __init__(self, run_dir: str | Path, device: str = "auto", log: Callable[[str], object] = print) -> None:
         self.run_dir, self.device = Path(run_dir), features.resolve_device(device)
         self.config, about = runs.read(run_dir)
-        self.layout: Layout = runs.layout_of(about)
-        """The skeleton."""
+        self.layout: Layout | PointLayout = runs.layout_of(about)
+        """The skeleton, or that the run is of point clouds."""
         self.unit: str | None = about.get("unit")
         """Of the coordinates that the run was trained on; None where that is not known."""
         self.min_confidence: float = about.get("min_confidence", 0.0)
@@ -93,10 +96,12 @@ class Model:
         """An array as a recording; recordings as they are."""
         if isinstance(sequence, Recording):
             return sequence
+        if self.layout.kind == PointLayout.kind:
+            return point_recording(sequence)
         array = self.checked(sequence, ("bodies", "frames"))
         at = np.arange(array.shape[1], dtype=np.int32)
         bodies = [Body(str(slot), at, joints.astype(np.float32)) for slot, joints in enumerate(array)]
-        return Recording(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
+        return Skeletons(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
 
     def checked(self, values: Any, axes: tuple[str, ...]) -> np.ndarray:
         """Numbers [axes, V, 3], zeros where a joint was not seen.
@@ -152,8 +157,9 @@ class Model:
             return torch.softmax(self._classifier.head(pooled.to(self.device)), dim=1).cpu()
 
     def _features(self, recordings: Sequence[Recording], pool: features.Pool, strict: bool = True) -> Tensor:
-        store = MemoryStore(recordings, self.layout)
-        if self.config.data.confidence and store.confidence is None and len(store):
+        store = memory_store(recordings, self.layout)
+        sure = isinstance(store, MemoryStore) and store.confidence is not None
+        if self.config.data.confidence and not sure and len(store):
             raise errors.DataError(f"{self.run_dir}: the run takes confidences of joints, and a sequence has none")
         if not len(store):
             return torch.zeros(0, features.feature_width(self._encoder, pool))
@@ -185,7 +191,7 @@ class Stream:
         top: classes to name.
 
     Raises:
-        ConfigError: an impossible number.
+        ConfigError: an impossible number, or a run on point clouds.
         CheckpointError: a run without classes.
         DataError: a run that takes confidences of joints, which frames do not have.
     """
@@ -196,6 +202,7 @@ class Stream:
         window = model.config.data.frames if window is None else window
         check_counts(window=window, step=step, top=top)
         check_smooth(smooth)
+        refuse_points(model, "frames as they come")
         model.probabilities_of([])
         if model.config.data.confidence:
             raise errors.DataError(f"{model.run_dir}: the run takes confidences of joints, and a stream has none")
@@ -230,6 +237,30 @@ class Stream:
         probabilities = self.model.probabilities_of([self.model.recording(array)])[0]
         self._before = smoothed(probabilities, self._before, self.smooth)
         return self.model.ranked(self._before, self.top)
+
+
+def point_recording(frames: Any) -> PointSequence:
+    """A list of T arrays [n, 3], or an array [T, P, 3], as a recording.
+
+    Raises:
+        DataError: arrays of another shape.
+    """
+    arrays = [np.asarray(frame.cpu() if isinstance(frame, Tensor) else frame) for frame in frames]
+    for array in arrays:
+        if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
+            raise errors.DataError(
+                f"a sequence of points: numbers [n, 3] are expected for every frame, found {array.dtype} "
+                f"{list(array.shape)}"
+            )
+    points = np.concatenate([np.zeros((0, 3), np.float32), *arrays]).astype(np.float32)
+    counts = np.array([len(array) for array in arrays], np.int64)
+    return PointSequence(name="a sequence", label=-1, total_frames=len(arrays), points=points, counts=counts)
+
+
+def refuse_points(model: Model, what: str) -> None:
+    """Raise `ConfigError` of a run on point clouds, which does not take ``what``."""
+    if model.layout.kind == PointLayout.kind:
+        raise errors.ConfigError(f"{model.run_dir}: a run on point clouds takes whole recordings, not {what}")
 
 
 def smoothed(probabilities: Tensor, before: Tensor | None, smooth: float) -> Tensor:

@@ -17,14 +17,15 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast.data.archive import only_member
-from s2vfast.data.formats import FORMATS, array_options, detect_format
+from s2vfast.data.formats import FORMATS, detect_format, format_options
 from s2vfast.data.formats.base import Source
-from s2vfast.data.importer import read_checked
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
 from s2vfast.data.limits import parse_json
-from s2vfast.data.store import Sequence as Recording
+from s2vfast.data.read_task import read_checked
+from s2vfast.data.store import Recording
+from s2vfast.data.store import Sequence as Skeletons
 from s2vfast.evaluate.checks import check_counts
-from s2vfast.evaluate.model import Model, Stream, check_smooth, smoothed
+from s2vfast.evaluate.model import Model, Stream, check_smooth, refuse_points, smoothed
 
 _AT_ONCE = 256
 """Sequences that are read before they go through the network."""
@@ -36,14 +37,13 @@ def predict(
     *,
     format: str | None = None,
     layout: str | Path | None = None,
-    axes: str | None = None,
-    channels: str | None = None,
     top: int = 5,
     window: int | None = None,
     step: int = 1,
     smooth: float = 0.0,
     device: str = "auto",
     log: Callable[[str], object] = print,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """The most probable classes of every sequence in some files, in their order.
 
@@ -52,14 +52,14 @@ def predict(
         files: raw files of one of the known formats.
         format: a name in `s2vfast.data.formats.FORMATS`; None: detected for each file.
         layout: name or JSON file of the skeleton, for formats that have none of their own; None: the run's.
-        axes: order of the axes of arrays, as of `s2vfast.data.importer.import_dataset`; likewise ``channels``.
-        channels: numbers of a joint in arrays.
         top: classes a sequence.
         window: frames of a window that slides over each sequence; None: the whole sequence at once.
         step: frames from one window to the next.
         smooth: share of the probabilities that the window before has in these, in [0, 1).
         device: auto, cpu, cuda or cuda:N.
         log: told of what is odd.
+        options: what the format takes beside that, as of `s2vfast.data.importer.import_dataset`: axes and channels of
+            arrays, the camera of depth.
 
     Yields:
         ``file``, ``sequence`` (its name, where a file holds several) and ``top``, a list of [class, probability], the
@@ -77,6 +77,8 @@ def predict(
         raise errors.ConfigError(f"--format: {format!r} is not one of {', '.join(FORMATS)}")
     model = Model(run_dir, device, log)
     model.probabilities_of([])
+    if window is not None:
+        refuse_points(model, "windows of them (--window)")
     source_layout = None if layout is None else get_layout(layout)
 
     def predictions(waiting: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -102,7 +104,7 @@ def predict(
 
     waiting: list[dict[str, Any]] = []
     for file in files:
-        for entry in _read(Path(file), format, source_layout, model, {"axes": axes, "channels": channels}, log):
+        for entry in _read(Path(file), format, source_layout, model, options, log):
             # The windows of a sequence stay together, as each is smoothed by the one before it.
             waiting += _windows(entry, window, step) if window and "recording" in entry else [entry]
             if len(waiting) >= _AT_ONCE:
@@ -164,7 +166,7 @@ def _frame(line: str, joints: int, coordinates: int) -> np.ndarray | None:
 
 def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str, Any]]:
     """An entry's recording in windows, the last one at its end; those without a body are left out."""
-    recording: Recording = entry["recording"]
+    recording: Skeletons = entry["recording"]
     last = max(recording.total_frames - window, 0)
     starts = list(range(0, last + 1, step))
     if starts[-1] != last:
@@ -196,13 +198,11 @@ def _take_unit(source: Source, path: Path, model: Model, log: Callable[[str], ob
         source.unit = model.unit
 
 
-def _open(
-    path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, str | None]
-) -> Source:
+def _open(path: Path, format: str | None, layout: Layout | None, skeleton: Layout, options: dict[str, Any]) -> Source:
     """What a file holds, without labels. Where nothing names its layout it is ``skeleton``, the run's."""
     src = only_member(path)
     name = format or detect_format(src)
-    open_source = partial(FORMATS[name].open_source, labelled=False, **array_options(name, **options))
+    open_source = partial(FORMATS[name].open_source, labelled=False, **format_options(name, **options))
     try:
         source: Source = open_source(src, layout)
     except UnknownLayout:
@@ -217,7 +217,7 @@ def _read(
     format: str | None,
     layout: Layout | None,
     model: Model,
-    options: dict[str, str | None],
+    options: dict[str, Any],
     log: Callable[[str], object],
 ) -> Iterator[dict[str, Any]]:
     """The recordings of a file one by one, and what is wrong with it."""

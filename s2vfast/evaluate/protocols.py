@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import s2vfast.errors as errors
-from s2vfast.evaluate import finetune, finetune_protocols, floor, knn, measures, ridge, subsets, table
+from s2vfast.data.point_layout import PointLayout
+from s2vfast.evaluate import (
+    finetune,
+    finetune_protocols,
+    floor,
+    knn,
+    measures,
+    order,
+    point_floor,
+    ridge,
+    subsets,
+    table,
+)
 from s2vfast.evaluate.checks import check_choice, check_counts
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.evaluate.finetune_config import FinetuneConfig
@@ -20,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROTOCOLS: tuple[str, ...] = ("floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi")
-"""What "all" is made of. "classify" measures a fine-tuned run as it is."""
+"""What "all" is made of. "classify" measures a fine-tuned run as it is, "order" a run that orders clips."""
 HEADINGS = {
     "floor": "the floor, without an encoder",
     "linear": "linear probes of frozen features",
@@ -30,6 +42,7 @@ HEADINGS = {
     "supervised": "supervised training from scratch",
     "semi": "a few labels: probes, neighbours and fine-tuning",
     "classify": "the classes of a run as it is",
+    "order": "the order of shuffled clips",
 }
 """What several protocols say before each of them."""
 KNOWN = tuple(HEADINGS)
@@ -128,10 +141,12 @@ def evaluate(
         run_dir: a run's folder, pretrained or fine-tuned.
         store_path: a store of the run's layout; not necessarily the one it was pretrained on (transfer).
         split: named split of the store; None: the one of the run.
-        protocol: "floor" (`s2vfast.evaluate.floor`: what no learning is needed for), "linear"
+        protocol: "floor" (what no learning is needed for: `s2vfast.evaluate.floor`, of point clouds
+            `s2vfast.evaluate.point_floor`), "linear"
             (`s2vfast.evaluate.linear`, and with it `s2vfast.evaluate.probe`), "knn" (`s2vfast.evaluate.knn`),
             "retrieval" (`s2vfast.evaluate.retrieval`), "finetune", "supervised" or "semi"
-            (`s2vfast.evaluate.finetune_protocols`), or "classify": a fine-tuned run as it is.
+            (`s2vfast.evaluate.finetune_protocols`), "classify": a fine-tuned run as it is, or "order":
+            `s2vfast.evaluate.order`.
         confusion: add the confusion matrix, rows are true classes, and the class predicted for each sequence.
         options: arguments of `EvalContext.open`, and fields of `Options`.
 
@@ -227,6 +242,9 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
                 result |= _ridge(context, train, how.test_draws)
             settings |= {"test_draws": how.test_draws, **({"repeats": how.repeats} if how.repeats > 1 else {})}
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
+    if protocol == "floor" and context.store.layout.kind == PointLayout.kind:
+        settings = {"cell": point_floor.CELL, "frames": point_floor.FRAMES, "points": point_floor.POINTS}
+        return point_floor.measure(context) | {"settings": settings}
     if protocol == "floor":
         result = floor.measure(context, range(how.seed, how.seed + how.repeats))
         settings = {"kernels": floor.KERNELS, "frames": floor.FRAMES, "copies": floor.COPIES, "seed": how.seed}
@@ -235,6 +253,8 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
         return measures.retrieval_scores(context)
     if protocol == "classify":
         return finetune_protocols.measure(context, context.run)
+    if protocol == "order":
+        return order.measure(context)
     if protocol == "semi":
         result = finetune_protocols.semi(
             context,

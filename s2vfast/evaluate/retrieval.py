@@ -8,7 +8,7 @@ from torch import Tensor
 
 # Similarities held at a time.
 _CHUNK_ENTRIES = 1 << 24
-RECALLS = (1, 5, 10)
+RECALLS = (1, 5, 10, 20)
 
 
 def retrieve(

@@ -32,7 +32,7 @@ class Ridge:
     mean: Tensor
     """[F]."""
     deviation: Tensor
-    """[F], 1 where a feature never changes."""
+    """[F], 1 where a feature never changes; one number for all where they were not standardised."""
     weight: Tensor
     """[classes, F]."""
     bias: Tensor
@@ -56,7 +56,14 @@ def fold_numbers(labels: Tensor) -> Tensor:
     return numbers
 
 
-def fit(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES) -> Ridge:
+def fit(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    standardize: bool = True,
+) -> Ridge:
     """Fit a classifier to all rows, its penalty chosen by five folds; of equal accuracies the strongest.
 
     Args:
@@ -65,6 +72,8 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[f
         labels: int64 [n], in [0, classes).
         classes: number of classes.
         penalties: to compare, positive.
+        standardize: whether every feature is divided by its own deviation. False: all by one number, so that features
+            that hardly change count little.
 
     Raises:
         DataError: fewer than two sequences.
@@ -73,6 +82,8 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence[f
         raise errors.DataError(f"ridge regression: {len(labels)} training sequence(s); 2 or more are needed")
     copies = features if features.ndim == 3 else features[None]
     mean, deviation = knn.mean_and_deviation(copies.flatten(0, 1))
+    if not standardize:
+        deviation = (copies - mean).square().mean().sqrt().expand_as(deviation).contiguous()
     path, fold = sorted(penalties, reverse=True), fold_numbers(labels)
     solver = (_Dual if copies[..., 0].numel() <= copies.shape[2] else _Primal)(copies, labels, classes, mean, deviation)
     penalty, accuracy = path[0], None

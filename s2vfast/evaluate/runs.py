@@ -12,6 +12,7 @@ from torch import Tensor
 from s2vfast import errors
 from s2vfast.config import Config
 from s2vfast.data.layout import Layout
+from s2vfast.data.point_layout import PointLayout, layout_from_dict
 from s2vfast.evaluate import finetune_config
 from s2vfast.train import checkpoint, rundir
 from s2vfast.train.rundir import FINETUNE
@@ -35,9 +36,9 @@ def read(run_dir: str | Path) -> tuple[Config, dict[str, Any]]:
     return config, about
 
 
-def layout_of(about: dict[str, Any]) -> Layout:
-    """The skeleton in a run.json."""
-    return Layout.from_dict(about["layout"], "run.json: layout")
+def layout_of(about: dict[str, Any]) -> Layout | PointLayout:
+    """The skeleton in a run.json, or that it was trained on points."""
+    return layout_from_dict(about["layout"], "run.json: layout")
 
 
 def load_weights(run_dir: str | Path, log: Callable[[str], object]) -> Weights:

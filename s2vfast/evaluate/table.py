@@ -43,10 +43,16 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
     for protocol, result in results.items():
         if protocol == "retrieval":
-            for name, scores in (("test to test", "test_to_test"), ("test to train", "test_to_train")):
-                for key, value in result[scores].items():
+            for name in ("test_to_test", "test_to_train", "clip_to_clip"):
+                for key, value in result.get(name, {}).items():
                     if key == "map" or key.startswith("recall"):
-                        row(f"retrieval, {name}", {"map": "mAP"}.get(key, key), value)
+                        row(f"retrieval, {name.replace('_', ' ')}", {"map": "mAP"}.get(key, key), value)
+        elif protocol == "order":
+            for gap, value in result["by_gap"].items():
+                row(f"order of clips, gap {gap}", "top-1", value)
+            for name, part in result["by_length"].items():
+                if part["sequences"]:
+                    row(f"order of clips, {part['sequences']} sequences {name}", "top-1", part["top1"])
         elif protocol == "floor":
             for part in result["rows"]:
                 accuracies(floor_name(part), part)

@@ -74,6 +74,8 @@ class Network(nn.Module):
     independent_tracks: ClassVar[bool] = True
     """Whether, in evaluation mode, the tokens of a track depend on that track alone. Where they do, absent bodies are
     computed once for all."""
+    any_frames: ClassVar[bool] = False
+    """Whether the weights fit clips of any number of frames."""
     accepts_visible: ClassVar[bool] = False
     """Whether `tokens` can look at some of the tokens alone, as masked objectives ask; there is a `grid` then."""
     branches: ClassVar[int] = 0
@@ -83,6 +85,8 @@ class Network(nn.Module):
     """D: channels of a token."""
     depth: int = 1
     """Layers, as `hidden` and `layer_of` count them."""
+    reads: ClassVar[tuple[str, ...]] = ("skeletons",)
+    """What its clips may be of: ``skeletons``, whose V are joints, or ``points``, whose V are points in no order."""
     grid: tuple[int, int] | None = None
     """(S, V) where token s * V + v is joint v in segment s; None: tokens have no such meaning."""
     segment_frames: int | None = None

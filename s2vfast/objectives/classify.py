@@ -31,9 +31,10 @@ _INIT_STD = 0.02
 class ClassifyConfig:
     """The head, and what is left out of the network while it learns."""
 
-    head: Literal["mlp", "linear"] = "mlp"
+    head: Literal["mlp", "linear", "segments"] = "mlp"
     """``mlp``: means of every joint, linear, batch norm, ReLU, linear (published for Skeleton2vec). ``linear``: one
-    linear map of the mean over all tokens (published for graph convolutions)."""
+    linear map of the mean over all tokens (published for graph convolutions). ``segments``: one linear map of the means
+    of every segment, one after the other in time (for clips of points)."""
     hidden: int = option(2048, ge=1)
     """Width of the head between its two linear maps (mlp; published)."""
     dropout: float = option(0.3, ge=0, lt=1)
@@ -85,12 +86,19 @@ class Head(nn.Module):
 
 
 class LinearHead(nn.Linear):
-    """Features of a sequence -> linear, from the start that graph convolutions were published with."""
+    """Features of a sequence -> linear.
 
-    def __init__(self, features: int, classes: int, seed: int = 0) -> None:
+    Args:
+        features: F.
+        classes: number of classes.
+        seed: of the first weights.
+        std: of the first weights; None: that which graph convolutions were published with.
+    """
+
+    def __init__(self, features: int, classes: int, seed: int = 0, std: float | None = None) -> None:
         super().__init__(features, classes)
         generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.weight, std=(2.0 / classes) ** 0.5, generator=generator)
+        nn.init.normal_(self.weight, std=(2.0 / classes) ** 0.5 if std is None else std, generator=generator)
         nn.init.uniform_(self.bias, -(features**-0.5), features**-0.5, generator=generator)
 
     def operand_weights(self) -> Iterable[nn.Parameter]:
@@ -118,16 +126,25 @@ class Supervised(Objective):
     Args:
         encoder: the network.
         head: features [B, F] to logits [B, classes], in evaluation mode.
-        features: F: the network's width, or that of every joint: means over all tokens, or over those of a joint.
+        features: F: the network's width times the parts of ``pool``.
         bodies: M, tracks a sample.
+        pool: what the head sees, as `s2vfast.evaluate.features` calls it: means over all tokens, over those of a joint,
+            or over those of a segment.
     """
 
     needs_labels = True
     terms = ("top1",)
 
-    def __init__(self, encoder: Network, head: nn.Module, features: int, bodies: int) -> None:
+    def __init__(
+        self,
+        encoder: Network,
+        head: nn.Module,
+        features: int,
+        bodies: int,
+        pool: Literal["mean", "joint", "segment"] = "mean",
+    ) -> None:
         super().__init__(encoder)
-        self.head, self.features, self.bodies = head, features, bodies
+        self.head, self.features, self.bodies, self.head_pool = head, features, bodies, pool
 
     @classmethod
     def build(cls, config: Config, layout: Layout, classes: Sequence[str] = ()) -> Supervised:
@@ -136,21 +153,18 @@ class Supervised(Objective):
             raise ConfigError(f"objective.name: {config.objective.name} needs a store with classes")
         return cls(build_network(config, layout), config.objective, config.data.bodies, classes, config.train.seed)
 
-    @property
-    def head_pool(self) -> Literal["mean", "joint"]:
-        """What the head sees, as `s2vfast.evaluate.features` calls it."""
-        return "mean" if self.features == self.encoder.width else "joint"
-
     def forward(self, clips: Tensor) -> Tensor:
         """Logits [B, classes] of clips [B, M, T, V, C]."""
         return self.head(self.pool(self.encoder(clips.flatten(0, 1)), clips.shape[1]))
 
     def pool(self, tokens: Tensor, bodies: int) -> Tensor:
-        """What the head sees of tokens [B * M, L, D]: means over segments and bodies, [B, features]."""
+        """What the head sees of tokens [B * M, L, D]: means over bodies and what is not told apart, [B, features]."""
         _, L, D = tokens.shape
-        joints = self.features // D
+        parts = self.features // D
         # The batch is what is left over: an exported network takes any.
-        return tokens.reshape(-1, bodies, L // joints, joints, D).mean(dim=(1, 2)).flatten(1)
+        if self.head_pool == "segment":
+            return tokens.reshape(-1, bodies, parts, L // parts, D).mean(dim=(1, 3)).flatten(1)
+        return tokens.reshape(-1, bodies, L // parts, parts, D).mean(dim=(1, 2)).flatten(1)
 
 
 @register("classify")
@@ -170,14 +184,16 @@ class Classify(Supervised):
     def __init__(
         self, encoder: Network, options: ClassifyConfig, bodies: int, classes: Sequence[str], seed: int = 0
     ) -> None:
-        joints = encoder.grid[1] if encoder.grid and options.head == "mlp" else 1
-        features = joints * encoder.width
+        segments, joints = encoder.grid or (1, 1)
+        pool = {"mlp": "joint", "segments": "segment"}.get(options.head, "mean") if encoder.grid else "mean"
+        features = {"mean": 1, "joint": joints, "segment": segments}[pool] * encoder.width
         head: Head | LinearHead
-        if options.head == "linear":
-            head = LinearHead(features, len(classes), seed)
-        else:
+        if options.head == "mlp":
             head = Head(features, options.hidden, len(classes), seed)
-        super().__init__(encoder, head, features, bodies)
+        else:
+            std = _INIT_STD if options.head == "segments" else None
+            head = LinearHead(features, len(classes), seed, std)
+        super().__init__(encoder, head, features, bodies, pool)
         self.options = options
         self.rates = drop_rates(encoder.depth, options.drop_path)
 
@@ -188,6 +204,10 @@ class Classify(Supervised):
             raise ConfigError(
                 f"objective.drop_path: {config.objective.drop_path}; model.name: {config.model.name} has no residual "
                 f"branches to leave out, give 0"
+            )
+        if config.objective.head == "segments" and not config.network_class.segments(config):
+            raise ConfigError(
+                f"objective.head: segments; model.name: {config.model.name} has tokens of no segments, give linear"
             )
         if config.objective.drop_path and config.objective.noise:
             raise ConfigError("objective.noise: true takes the place of objective.drop_path, give 0 there")

@@ -46,7 +46,7 @@ def _torch(x: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     out = x.new_zeros(table.shape[1], weight.shape[2])
     if x.is_cuda or torch.compiler.is_compiling():
         padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
-        rows = torch.where(table < 0, len(x), table)
+        rows = torch.where(table < 0, x.shape[0], table)
         for o in range(len(weight)):
             out = out + padded[rows[o]] @ weight[o]
         return out

@@ -71,7 +71,7 @@ def _torch(
     x: Tensor, weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, *, eps: float, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """PyTorch's convolutions are the best that it has; its batch norm is better than the reference's."""
-    if norm_weight is None:
+    if norm_weight is None or norm_bias is None:
         return _reference(x, weight, None, None, **options)
     E = len(norm_weight)
     z, mean, variance = batch_norm([x[..., :E]], norm_weight, norm_bias, relu=True, eps=eps, impl="torch")
@@ -100,8 +100,8 @@ def _results(
     E = (weight.shape[0] + 1) * weight.shape[1]
     B, T, V, W = x.shape
     frames = (B, -(-T // stride), V)
-    statistics = [x.new_empty(0 if norm_weight is None else E) for _ in range(2)]
-    return x.new_empty((*frames, E)), x.new_empty((*frames, W - E)), *statistics
+    mean, variance = (x.new_empty(0 if norm_weight is None else E) for _ in range(2))
+    return x.new_empty((*frames, E)), x.new_empty((*frames, W - E)), mean, variance
 
 
 _OPTIONS = "int stride, int[] dilations, int pool, float eps"

@@ -65,7 +65,7 @@ def voxelize(
     """
     require(clips.ndim == 4 and clips.shape[3] == 3, "voxelize", "clips", "[N, T, P, 3]", clips)
     require(clips.dtype == torch.float32, "voxelize", "clips", "float32", clips)
-    fits = clips.shape[0] < MOST_CLIPS and clips.shape[1] <= MOST_FRAMES
+    fits = torch.compiler.is_compiling() or (clips.shape[0] < MOST_CLIPS and clips.shape[1] <= MOST_FRAMES)
     require(fits, "voxelize", "clips", f"fewer than {MOST_CLIPS} clips of at most {MOST_FRAMES} frames", clips)
     require(size > 0, "voxelize", "size", "metres above 0", size)
     require(kernel in KERNELS, "voxelize", "kernel", f"one of {', '.join(KERNELS)}", repr(kernel))
@@ -85,6 +85,8 @@ class Stages(NamedTuple):
     """keys, st, ss, capacity → keys of the coarser cells [R'], children int32 [st * ss**3, R']."""
     neighbors: Callable[[Tensor, str], Tensor]
     """keys, kernel → int32 [O, R]."""
+    coordinates: Callable[[Tensor], Tensor]
+    """keys → int32 [R, 5]."""
 
 
 def _build(
@@ -101,13 +103,14 @@ def _build(
     if capacity is None:
         keys = _trimmed(keys)
         features = features[: len(keys)]
-    children = keys.new_empty((0, len(keys)), dtype=torch.int32)
+    children = keys.new_empty((0, keys.shape[0]), dtype=torch.int32)
     results = [features]
     for st, ss in (*strides, (0, 0)):
-        fields, starts = _unpacked(keys, len(clips))
-        results += [children, fields, starts, stages.neighbors(keys, kernel)]
+        edges = torch.arange(clips.shape[0] + 1, device=keys.device) << SHIFTS[0]
+        starts = torch.searchsorted(keys, edges, out_int32=True)
+        results += [children, stages.coordinates(keys), starts, stages.neighbors(keys, kernel)]
         if st:
-            keys, children = stages.coarsen(keys, st, ss, len(keys))
+            keys, children = stages.coarsen(keys, st, ss, keys.shape[0])
             if capacity is None:
                 keys = _trimmed(keys)
                 children = children[:, : len(keys)].contiguous()
@@ -119,12 +122,8 @@ def _trimmed(keys: Tensor) -> Tensor:
     return keys[: int((keys != EMPTY).sum())]
 
 
-def _unpacked(keys: Tensor, clips: int) -> tuple[Tensor, Tensor]:
-    """Coordinates int32 [R, 5] and where clips start, int32 [N + 1]."""
-    clip, t, x, y, z = _fields(keys)
-    coordinates = torch.where((keys != EMPTY)[:, None], torch.stack([clip, t, x, y, z], 1), 0).to(torch.int32)
-    edges = torch.arange(clips + 1, device=keys.device) << SHIFTS[0]
-    return coordinates, torch.searchsorted(keys, edges, out_int32=True)
+def _coordinates(keys: Tensor) -> Tensor:
+    return torch.where((keys != EMPTY)[:, None], torch.stack(_fields(keys), 1), 0).to(torch.int32)
 
 
 def _fields(keys: Tensor) -> tuple[Tensor, ...]:
@@ -173,8 +172,8 @@ def segments(ordered: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
     return padded[begin[:-1]], begin, counts - 1
 
 
-def coarsen(keys: Tensor, st: int, ss: int, capacity: int) -> tuple[Tensor, Tensor]:
-    """A stage for any device, without waiting for it: one stable sort, one scatter to places that differ."""
+def _coarsen(keys: Tensor, st: int, ss: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """One stable sort, and a scatter to places that differ: a GPU is not waited for."""
     clip, t, *xyz = _fields(keys)
     present = keys != EMPTY
     t_up, up = t // st, [torch.div(c, ss, rounding_mode="floor") for c in xyz]
@@ -209,8 +208,10 @@ def _cells(clips: Tensor, factor: float, capacity: int) -> tuple[Tensor, Tensor]
 
 
 def _last(row: Tensor) -> int:
-    """How many cells the points' rows are of; 0 on a GPU, for which nobody waits."""
-    return int(row[-1]) + 1 if len(row) and not row.is_cuda else 0
+    """How many cells the points' rows are of; 0 on a GPU and in an exported graph, for which nobody waits."""
+    if row.is_cuda or torch.compiler.is_compiling():
+        return 0
+    return int(row[-1]) + 1 if len(row) else 0
 
 
 def _check_capacity(cells: int, capacity: int) -> None:
@@ -220,9 +221,9 @@ def _check_capacity(cells: int, capacity: int) -> None:
 
 def _neighbors(keys: Tensor, kernel: str) -> Tensor:
     near = _deltas(kernel, keys.device)[:, None] + keys  # [O, R]
-    if not len(keys):
+    if not keys.shape[0]:
         return near.to(torch.int32)
-    at = torch.searchsorted(keys, near).clamp_(max=len(keys) - 1)
+    at = torch.searchsorted(keys, near).clamp_(max=keys.shape[0] - 1)
     return torch.where((keys[at] == near) & (keys != EMPTY), at, -1).to(torch.int32)
 
 
@@ -254,6 +255,25 @@ def _triton_cells(clips, factor, capacity):
     return keys, _triton.kernels("voxelize").means(clips, factor, order, begin)
 
 
+@operator("voxelize_triton_coarsen(Tensor keys, int st, int ss, int capacity) -> (Tensor, Tensor)")
+def _triton_coarsen(keys, st, ss, capacity):
+    kernels = _triton.kernels("voxelize")
+    parents, child = kernels.parents(keys.contiguous(), st, ss)
+    ordered, order = parents.sort(stable=True)
+    parents, _, row = segments(ordered, capacity)
+    return parents, kernels.children(ordered, order, row, child, st * ss**3, capacity)
+
+
+@operator("voxelize_triton_coordinates(Tensor keys) -> Tensor")
+def _triton_coordinates(keys):
+    return _triton.kernels("voxelize").coordinates(keys.contiguous())
+
+
+@fake(_triton_coordinates)
+def _(keys):
+    return keys.new_empty((keys.shape[0], 5), dtype=torch.int32)
+
+
 @fake(_native_cells)
 @fake(_triton_cells)
 def _(clips, factor, capacity):
@@ -277,6 +297,7 @@ def _native_coarsen(keys, st, ss, capacity):
 
 
 @fake(_native_coarsen)
+@fake(_triton_coarsen)
 def _(keys, st, ss, capacity):
     return keys.new_empty((capacity,)), keys.new_empty((st * ss**3, capacity), dtype=torch.int32)
 
@@ -308,9 +329,9 @@ def _with_stages(stages: Stages) -> Callable[..., Voxels]:
 _op = register(
     "voxelize",
     reference=_reference,
-    torch=_with_stages(Stages(_cells, coarsen, _neighbors)),
-    triton=_with_stages(Stages(_triton_cells, coarsen, _triton_neighbors)),
-    native=_with_stages(Stages(_native_cells, _native_coarsen, _native_neighbors)),
+    torch=_with_stages(Stages(_cells, _coarsen, _neighbors, _coordinates)),
+    triton=_with_stages(Stages(_triton_cells, _triton_coarsen, _triton_neighbors, _triton_coordinates)),
+    native=_with_stages(Stages(_native_cells, _native_coarsen, _native_neighbors, _coordinates)),
     reasons={
         "triton": _triton.reasons(floats=(torch.float32,)),
         "native": _native.reasons(floats=(torch.float32,), cuda=False),

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,16 +15,23 @@ from torch import Tensor
 from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.data.augment import ViewKey
-from s2vfast.data.clips import clip_spec, shown, unmoved, view_steps, whole_recordings
-from s2vfast.data.memory import MemoryStore
+from s2vfast.data.clips import clip_spec, moved_points, point_spec, shown, unmoved, view_steps, whole_recordings
+from s2vfast.data.memory import MemoryPoints, MemoryStore
+from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.report import main_bodies
 from s2vfast.data.store import Store
 from s2vfast.objectives import Bodies, Draw, MicroBatch, Objective
+from s2vfast.ops.point_sample import frame_table
 from s2vfast.reference import philox
 from s2vfast.train.batch_norm import has_batch_norm
 from s2vfast.train.distributed import Ranks
 from s2vfast.train.order import Order
 
+if TYPE_CHECKING:
+    from s2vfast.data.point_store import PointStore
+    from s2vfast.data.skeleton_store import SkeletonStore
+
+AnyStore = Store | MemoryStore | MemoryPoints
 CACHE_BYTES = 16 * 2**20
 """Of the largest activation of a micro-batch, on a CPU."""
 
@@ -38,7 +46,7 @@ class Batch:
 
 
 class Recordings:
-    """A store's sequences where clips are made of them, on a device or on the host.
+    """A store's sequences where clips are made of them, on a device or on the host; of either kind of store.
 
     Args:
         config: of the run, which says how clips are made.
@@ -50,61 +58,123 @@ class Recordings:
         TrainingError: recordings that do not fit on the device they were to lie on.
     """
 
-    def __init__(
-        self, config: Config, store: Store | MemoryStore, device: torch.device, resident: str = "auto"
-    ) -> None:
-        self.device, self.bodies = device, config.data.bodies
-        self.spec, self._steps = clip_spec(config.data, store.layout), view_steps(config.data, store.layout)
-        self._data, self.layout = config.data, store.layout
-        row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
-        self._longest = int(count[:, 0].max())
-        self.present = count > 0
-        """bool [Q, M], on the host: which bodies a sequence has."""
-        on_host, note = _stays_on_host(resident, store.frames.nbytes, device)
-        self.notes = [*main_bodies(store, self.bodies), *([note] if note else [])]
-        """What there is to say about the bodies and about where the recordings lie."""
+    joints: int
+    """V of clips."""
+    present: Tensor
+    """bool [Q, M], on the host: which bodies a sequence has."""
+
+    def __new__(cls, config: Config, store: AnyStore, *args: object, **options: object) -> Recordings:
+        """Those of the store's kind."""
+        return super().__new__(PointRecordings if store.layout.kind == PointLayout.kind else SkeletonRecordings)
+
+    def __init__(self, config: Config, store: AnyStore, device: torch.device, resident: str = "auto") -> None:
+        self.device, self.bodies, self.layout, self._data = device, config.data.bodies, store.layout, config.data
+        tables, notes = self._open(store)
+        size = max(table.nbytes for table in tables)
+        on_host, note = _stays_on_host(resident, size, device)
+        self.notes = [*notes, *([note] if note else [])]
+        """What there is to say about the sequences and about where the recordings lie."""
         self.source = torch.device("cpu") if on_host else device
         try:
-            tables = _readable(store.frames), torch.from_numpy(store.frame_index), row, count
             self._tables = [table.to(self.source) for table in tables]
-            self._confidence = _confidence_rows(store).to(self.source) if config.data.confidence else None
         except torch.OutOfMemoryError:
             raise errors.TrainingError(
-                f"data.resident: device: the recordings ({store.frames.nbytes / 1e9:.1f} GB) do not fit on {device}; "
-                f"give host or auto"
+                f"data.resident: device: the recordings ({size / 1e9:.1f} GB) do not fit on {device}; give host or auto"
             ) from None
+
+    def _open(self, store: Any) -> tuple[list[Tensor], list[str]]:
+        """The tables that clips are made from, on the host, and what there is to say."""
+        raise NotImplementedError
 
     @property
     def sends(self) -> bool:
         """Whether clips are made on the host and needed on a device."""
         return self.source != self.device
 
-    def clips(self, ids: Tensor, *, epoch: int | None = None, seed: int = 0) -> Tensor:
-        """[n * M, T, V, C] at `source` of sequences ``ids``: of a training epoch, or (None) the deterministic ones."""
-        source_ids = ids
-        if self.source.type == "cuda":
-            source_ids = ids.pin_memory().to(self.source, non_blocking=True)
-        training = epoch is not None
+    def _sent(self, ids: Tensor) -> Tensor:
+        """Numbers of sequences, at `source`."""
+        return ids.pin_memory().to(self.source, non_blocking=True) if self.source.type == "cuda" else ids
+
+    def clips(
+        self, ids: Tensor, *, epoch: int | None = None, seed: int = 0, window: tuple[int, int] = (0, 1)
+    ) -> Tensor:
+        """Clips of sequences, [n * M, T, V, C] at `source`.
+
+        Args:
+            ids: int64 [n], on the host.
+            epoch: of training; None: the deterministic clips.
+            seed: of training's draws.
+            window: (i, n), of deterministic clips of point clouds whose data.sampling is window: the i-th of n that
+                begin at equal distances. Others have one.
+        """
+        raise NotImplementedError
+
+
+class SkeletonRecordings(Recordings):
+    """`Recordings` of skeletons: V joints."""
+
+    def _open(self, store: SkeletonStore | MemoryStore) -> tuple[list[Tensor], list[str]]:
+        data = self._data
+        self.joints = store.layout.num_joints
+        self.spec, self._steps = clip_spec(data, store.layout), view_steps(data, store.layout)
+        row, count = map(torch.from_numpy, store.track_table(self.bodies))  # [Q, M]
+        self._longest = int(count[:, 0].max())
+        self.present = count > 0
+        tables = [_readable(store.frames), torch.from_numpy(store.frame_index), row, count]
+        tables += [_confidence_rows(store)] if data.confidence else []
+        return tables, main_bodies(store, self.bodies)
+
+    def clips(
+        self, ids: Tensor, *, epoch: int | None = None, seed: int = 0, window: tuple[int, int] = (0, 1)
+    ) -> Tensor:
+        """As of `Recordings.clips`."""
+        source_ids, training, tables = self._sent(ids), epoch is not None, self._tables[:4]
         if self._steps is None:
             draws = {"seed": seed, "epoch": epoch or 0, "training": training}
-            clips = ops.clip_sample(*self._tables, source_ids, self.spec, **draws)
+            clips = ops.clip_sample(*tables, source_ids, self.spec, **draws)
             if self._data.stream != "joint":
                 clips = shown(clips, self._data, self.layout)
-            if self._confidence is None:
+            if not self._data.confidence:
                 return clips
             # The same frames, by the same draws.
-            sure = ops.clip_sample(self._confidence, *self._tables[1:], source_ids, unmoved(self.spec), **draws)
+            sure = ops.clip_sample(self._tables[4], *tables[1:], source_ids, unmoved(self.spec), **draws)
             return torch.cat([clips, sure[..., :1]], dim=-1)
         # To ask a GPU for the longest of a batch would make the host wait for it.
         on_host = self.source.type == "cpu"
-        longest = int(self._tables[3][ids, 0].max()) if on_host and len(ids) else self._longest
-        recorded, lengths = whole_recordings(*self._tables, source_ids, longest)
+        longest = int(tables[3][ids, 0].max()) if on_host and len(ids) else self._longest
+        recorded, lengths = whole_recordings(*tables, source_ids, longest)
         view = self._steps[0 if training else 1]
         clips, _ = view(recorded, ViewKey(seed, epoch or 0, source_ids), lengths)
         return shown(clips.flatten(0, 1), self._data, self.layout)
 
 
-def _confidence_rows(store: Store | MemoryStore) -> Tensor:
+class PointRecordings(Recordings):
+    """`Recordings` of point clouds: M is 1, V is P, the points drawn of every frame."""
+
+    def _open(self, store: PointStore | MemoryPoints) -> tuple[list[Tensor], list[str]]:
+        self.spec, self.joints = point_spec(self._data), self._data.points
+        self.present = torch.ones(len(store), 1, dtype=torch.bool)
+        row, count = _readable(store.first_frame[:-1]), _readable(store.total_frames)
+        begin, size = frame_table(_readable(store.frame_rows), row, count)
+        # The store's points lie about their centre already.
+        origin = torch.from_numpy(-store.centres if self._data.center == "none" else np.zeros_like(store.centres))
+        notes = []
+        least = self.spec.frames if self.spec.sampling == "even" else self.spec.span
+        if short := int((count < least).sum()):
+            notes.append(f"{short:,} of {len(store):,} sequences have less than {least} frames: clips repeat some")
+        return [_readable(store.points), begin, size, row, count.to(torch.int32), origin], notes
+
+    def clips(
+        self, ids: Tensor, *, epoch: int | None = None, seed: int = 0, window: tuple[int, int] = (0, 1)
+    ) -> Tensor:
+        """As of `Recordings.clips`."""
+        ids, training = self._sent(ids), epoch is not None
+        draws = {"seed": seed, "epoch": epoch or 0, "training": training, "window": window[0], "windows": window[1]}
+        clips = ops.point_sample(*self._tables, ids, self.spec, **draws)
+        return clips if epoch is None else moved_points(clips, self._data, ids, seed, epoch)
+
+
+def _confidence_rows(store: SkeletonStore | MemoryStore) -> Tensor:
     """float16 [R, V, 3]: confidences as rows of x, whose frames are chosen like those of coordinates."""
     if store.confidence is None:
         raise errors.ConfigError(

@@ -33,8 +33,11 @@ def tree(store: Store, split: str | None = None) -> tuple[dict[str, Any], list[s
         (sections and fields as `s2vfast.presets.read` gives them, the reasons, a line each).
 
     Raises:
+        ConfigError: a store of point clouds.
         DataError: the store has no such split, or nothing in its training part.
     """
+    if store.kind != "skeletons":
+        raise errors.ConfigError(f"--config own: for stores of skeletons; {store.path} holds {store.kind}")
     changes: dict[str, dict[str, Any]] = {
         "data": {},
         "model": {},

@@ -232,7 +232,7 @@ def check_store(run_dir: str | Path, store: Any, store_path: str | Path, exact: 
     expected, layout = described["layout"], store.layout
     if (expected["name"], expected["joints"]) != (layout.name, list(layout.joints)):
         raise errors.CheckpointError(
-            f"{store_path}: its layout is {layout.name} ({layout.num_joints} joints); the run {run_dir} was made with "
+            f"{store_path}: its layout is {layout.name} ({len(layout.joints)} joints); the run {run_dir} was made with "
             f"{expected['name']} ({len(expected['joints'])} joints). Name a store of that layout"
         )
     if "dimensions" in expected and tuple(expected["dimensions"]) != layout.dimensions:

@@ -249,7 +249,7 @@ def draw(content: Content, out: str | Path) -> Path:
     axes = figure.subplots(1, 2 * len(panels), width_ratios=[3.4, 1.6] * len(panels))
     frame = segment * content.segment_frames + content.segment_frames // 2
     seen = content.seen[content.body, frame]
-    points = pictures.flat(content.coordinates[content.body, frame], layout)  # [V, 2]
+    points = pictures.flat(content.coordinates[content.body, frame], layout.up)  # [V, 2]
     pictures.same_scale(list(axes[1::2]), points[seen])
     for i, (title, values, label) in enumerate(panels):
         values = values.reshape(S, V)

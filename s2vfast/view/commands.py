@@ -17,6 +17,12 @@ def _sequence_options(parser: Any) -> None:
     _add_out(parser, "view-sequence-NAME.html")
 
 
+def _cloud_options(parser: Any) -> None:
+    _add_sequence(parser)
+    parser.add_argument("--skeletons", metavar="STORE", help="a store with the skeleton of a sequence of this name")
+    _add_out(parser, "view-cloud-NAME.html")
+
+
 def _mask_options(parser: Any) -> None:
     _add_sequence(parser)
     parser.add_argument("--config", metavar="NAME|FILE", help="a preset or YAML file that draws the masks")
@@ -101,6 +107,12 @@ def _sequence(options: Any) -> int:
     from s2vfast.view import sequence
 
     return _write(sequence, sequence.collect(options.store, options.name), options, "sequence")
+
+
+def _cloud(options: Any) -> int:
+    from s2vfast.view import cloud
+
+    return _write(cloud, cloud.collect(options.store, options.name, options.skeletons), options, "cloud")
 
 
 def _mask(options: Any) -> int:
@@ -197,6 +209,7 @@ def _log(line: str) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Any], int], Callable[[Any], None]]] = {
     "sequence": ("a sequence as a moving skeleton", _sequence, _sequence_options),
+    "cloud": ("a recording of points, moving, with the skeleton in it", _cloud, _cloud_options),
     "mask": ("the masks drawn for a sequence, over its motion", _mask, _mask_options),
     "attention": (
         "similarity and attention of an encoder's tokens on a sequence",

@@ -17,10 +17,14 @@ from s2vfast.view import animations, page, pictures, source
 
 Method = Literal["tsne", "pca"]
 METHODS: tuple[str, ...] = ("tsne", "pca")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00")
-"""After Okabe and Ito, for readers with colour blindness, in shades that are visible on light and on dark."""
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#b4589a", "#3f9bd8", "#c98500", "#70757a", "#8c8a00", "#7800fc", "#fc00fc"),
+    *("#006c00", "#cc84fc", "#fc789c", "#b41830", "#fc009c", "#0048f0", "#9c0cb4", "#a89c9c", "#786cf0", "#845400"),
+)
+"""The first eight after Okabe and Ito, for readers with colour blindness. Each of the others is farthest, in OKLab,
+from those before it, among the colours that are visible on light and on dark (contrast 2.5)."""
 MARKERS = "os^vD*<>"
-"""Shapes, as matplotlib names them; colours and shapes distinguish 64 classes."""
+"""Shapes, as matplotlib names them; colours and shapes distinguish 160 classes."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,8 @@ def _pca(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
 
 
 def style(label: int) -> tuple[int, int]:
-    """(colour, shape) of a class, numbers into `COLOURS` and `MARKERS`: different for any two of 64."""
-    return label % 8, (label + label // 8) % 8
+    """(colour, shape) of a class, numbers into `COLOURS` and `MARKERS`: different for any two of 160."""
+    return label % len(COLOURS), (label + label // len(COLOURS)) % len(MARKERS)
 
 
 def write(content: Content, out: str | Path) -> Path:

@@ -227,7 +227,7 @@ def draw(content: Content, out: str | Path) -> Path:
     at = np.argwhere(first.visible[0, 0])  # segment, joint
     axes[0].scatter(*at.T, s=22, c="white", edgecolors="black", linewidths=1)
     axes[0].set_title("visible tokens (discs)", fontsize=9)
-    points = pictures.flat(first.coordinates[0], content.layout)  # [T, V, 2]
+    points = pictures.flat(first.coordinates[0], content.layout.up)  # [T, V, 2]
     middles = picked * s + s // 2
     pictures.same_scale(list(axes[1:]), points[middles][first.seen[0][middles]])
     for ax, segment, frame in zip(axes[1:], picked, middles, strict=True):

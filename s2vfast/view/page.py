@@ -21,6 +21,7 @@ from s2vfast import files
 
 _SCRIPTS = {
     "sequence": ("skeleton",),
+    "cloud": ("skeleton",),
     "mask": ("skeleton", "grid"),
     "attention": ("skeleton", "grid"),
     "neighbours": ("skeleton",),
@@ -96,7 +97,7 @@ def render(kind: str, title: str, subtitle: str, data: dict[str, Any]) -> str:
     """The HTML of a page.
 
     Args:
-        kind: sequence, mask, attention, neighbours, map, results or curves.
+        kind: sequence, cloud, mask, attention, neighbours, map, results or curves.
         title: above the page, any text.
         subtitle: below the title, any text.
         data: numbers for JSON; arrays as `packed` or `quantised` give them.

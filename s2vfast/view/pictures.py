@@ -11,10 +11,12 @@ import numpy as np
 import s2vfast.errors as errors
 from s2vfast import files
 from s2vfast.data.layout import Layout
-from s2vfast.view.source import basis
+from s2vfast.view.source import basis, right_joints
 
 COLOURS = ("#0b66b8", "#c2500a")
 """Of the first and the second body."""
+RIGHT = {COLOURS[0]: "#00857a", COLOURS[1]: "#a0328c"}
+"""Of their right limbs."""
 YAW, PITCH = 0.35, 0.15
 """The pages' first view, radians."""
 
@@ -57,11 +59,11 @@ def save(picture: Any, out: str | Path, dpi: int = 150) -> Path:
     return Path(out)
 
 
-def flat(coordinates: np.ndarray, layout: Layout) -> np.ndarray:
-    """Where the pages' first view puts points [..., 3]: to the right and up, [..., 2]."""
-    right, up, near = np.moveaxis(coordinates @ basis(layout.up).T, -1, 0)
+def flat(coordinates: np.ndarray, up: tuple[float, float, float]) -> np.ndarray:
+    """Where the pages' first view puts points [..., 3] to the right and up, [..., 2]; ``up`` as of a layout."""
+    right, upward, near = np.moveaxis(coordinates @ basis(up).T, -1, 0)
     across, depth = right * np.cos(YAW) + near * np.sin(YAW), near * np.cos(YAW) - right * np.sin(YAW)
-    return np.stack([across, up * np.cos(PITCH) - depth * np.sin(PITCH)], axis=-1)
+    return np.stack([across, upward * np.cos(PITCH) - depth * np.sin(PITCH)], axis=-1)
 
 
 def skeleton(axes: Any, points: np.ndarray, seen: np.ndarray, layout: Layout, colour: str, **joints: Any) -> None:
@@ -72,12 +74,14 @@ def skeleton(axes: Any, points: np.ndarray, seen: np.ndarray, layout: Layout, co
         points: [V, 2] of `flat`.
         seen: bool [V].
         layout: whose bones there are.
-        colour: of the bones.
+        colour: of the bones; of `COLOURS`, right limbs have their own.
         joints: for ``axes.scatter``, of the joints that were seen: c [V] and s, edgecolors, cmap and so on.
     """
+    right = right_joints(layout)
     for joint, parent in layout.bones:
         if seen[joint] and seen[parent]:
-            axes.plot(*points[[joint, parent]].T, color=colour, linewidth=1.5, zorder=1, solid_capstyle="round")
+            own = RIGHT.get(colour, colour) if joint in right else colour
+            axes.plot(*points[[joint, parent]].T, color=own, linewidth=1.5, zorder=1, solid_capstyle="round")
     values = joints.pop("c", None)
     colours = {"color": colour} if values is None else {"c": np.asarray(values)[seen]}
     axes.scatter(*points[seen].T, zorder=2, **{"s": 8, **colours, **joints})
@@ -96,7 +100,7 @@ def strip(
         frames: int [n].
         every: frames of the recording from one of these to the next.
     """
-    points = flat(coordinates, layout)  # [M, F, V, 2]
+    points = flat(coordinates, layout.up)  # [M, F, V, 2]
     same_scale(axes, points[:, frames][seen[:, frames]])
     for ax, frame in zip(axes, frames, strict=True):
         for body in range(len(points)):

@@ -43,16 +43,11 @@ def collect(store_path: str | Path, which: str) -> Content:
     index = source.find(store, which)
     coordinates, seen = source.recorded(store, index)
     name, class_name = store.names[index], store.class_name(index)
-    facts: list[tuple[str, str | int]] = [("name", name), ("class", class_name), ("number", index)]
-    for what, column in (
-        ("subject", store.subjects),
-        ("view", store.views),
-        ("repetition", store.repetitions),
-        ("setup", store.setups),
-    ):
-        if column[index] >= 0:
-            facts.append((what, int(column[index])))
-    facts += [("frames", len(seen[0])), ("bodies", int((store.tracks["sequence"] == index).sum()))]
+    facts = [
+        *source.facts_of(store, index),
+        ("frames", len(seen[0])),
+        ("bodies", int((store.tracks["sequence"] == index).sum())),
+    ]
     facts += [("skeleton", f"{store.layout.name}, {store.layout.num_joints} joints")]
     facts += [("note", note) for note in store.notes.get(name, ())]
     return Content(name, class_name, store.layout, coordinates, seen, facts, store.unit)

@@ -25,13 +25,15 @@ BODIES = 2
 
 
 def open_store(path: str | Path, run: str | Path | None = None) -> Store:
-    """The store at ``path``; where a run is named, one of its layout.
+    """The store of skeletons at ``path``; where a run is named, one of its layout.
 
     Raises:
-        DataError: no store.
+        DataError: no store, or one of point clouds.
         CheckpointError: no run, or one of another layout.
     """
     store = Store.open(path)
+    if store.kind != "skeletons":
+        raise errors.DataError(f"{path}: a store of {store.kind}, which have no joints; `s2vfast view cloud` shows it")
     if run is not None:
         rundir.check_store(run, store, path, exact=False)
     return store
@@ -51,6 +53,14 @@ def find(store: Store, which: str) -> int:
         raise errors.DataError(f"{store.path}: no sequence {which}; numbers go from 0 to {len(store) - 1}")
     close = difflib.get_close_matches(which, store.names, n=3, cutoff=0.0)
     raise errors.DataError(f"{store.path}: no sequence {which!r}; the nearest names are {', '.join(close)}")
+
+
+def facts_of(store: Store, index: int) -> list[tuple[str, str | int]]:
+    """What a store's tables know of a sequence."""
+    facts: list[tuple[str, str | int]] = [("name", store.names[index]), ("class", store.class_name(index))]
+    facts.append(("number", index))
+    columns = {what: int(getattr(store, f"{what}s")[index]) for what in ("subject", "view", "repetition", "setup")}
+    return facts + [(what, value) for what, value in columns.items() if value >= 0]
 
 
 def recorded(store: Store, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,11 +114,17 @@ def basis(up: tuple[float, float, float]) -> np.ndarray:
     return np.stack([np.cross(ahead, upward), upward, -ahead])
 
 
+def right_joints(layout: Layout) -> set[int]:
+    """Joints of the right side, which have a colour of their own; none where the layout knows no sides."""
+    return {right for _, right in layout.mirror}
+
+
 def layout_entry(layout: Layout, unit: str) -> dict[str, Any]:
     """What a page needs of a skeleton's layout."""
     return {
         "joints": list(layout.joints),
         "bones": [list(bone) for bone in layout.bones],
+        "right": sorted(right_joints(layout)),
         "basis": basis(layout.up).round(9).tolist(),
         "unit": unit,
     }

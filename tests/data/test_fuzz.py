@@ -20,12 +20,13 @@ import pytest
 from s2vfast.data import archive
 from s2vfast.data.formats import FORMATS
 from s2vfast.data.formats.base import Source
-from s2vfast.data.importer import read_checked
 from s2vfast.data.labels import Labelling
 from s2vfast.data.layout import LAYOUTS, get_layout
+from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Sequence, Store, hash_file, header_bytes
 from s2vfast.errors import DataError
 
+from . import depth_pictures
 from .ntu_files import IDS, frames_of, person, skeleton_text
 from .pose_files import as_dicts, as_lists, world
 from .stores import example
@@ -102,6 +103,9 @@ CORPUS = {
     "arrays npz": ("a.npz", npz_of(keypoints=BODIES[0], scores=BODIES[0, ..., 0])),
     "arrays csv": ("a.csv", ("x," * 74 + "x\n" + ",".join(["-0.5"] * 75) + "\n").encode()),
 }
+DEPTH = np.zeros((2, 240, 320), np.uint16)
+DEPTH[:, 100:110, 150:160] = 400
+CORPUS["msr_action3d"] = ("a01_s01_e01_sdepth.mat", depth_pictures.mat(depth_pictures.mat_array(DEPTH)))
 CORPUS["ntu zip"] = ("a.zip", zipped())
 
 
@@ -142,7 +146,8 @@ def read_all(format, path):
                 assert len(str(entry)) < 2000
             else:
                 sequences += 1
-                assert all(np.isfinite(body.joints).all() for body in entry.bodies)
+                arrays = [entry.points] if source.layout.kind == "points" else [body.joints for body in entry.bodies]
+                assert all(np.isfinite(array).all() for array in arrays)
     return sequences
 
 

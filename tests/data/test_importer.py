@@ -12,7 +12,8 @@ from s2vfast.data import importer
 from s2vfast.data.formats import FORMATS, detect_format
 from s2vfast.data.importer import import_dataset
 from s2vfast.data.report import imported
-from s2vfast.data.store import FILES, HEADER, Store
+from s2vfast.data.skeleton_store import FILES
+from s2vfast.data.store import HEADER, Store
 from s2vfast.errors import DataError
 
 from .ntu_files import IDS, frames_of, person, skeleton_text

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from s2vfast.data.report import check, show
-from s2vfast.data.store import FILES, HEADER, Body, Sequence, Store
+from s2vfast.data.skeleton_store import FILES
+from s2vfast.data.store import HEADER, Body, Sequence, Store
 from s2vfast.errors import DataError
 
 from .stores import TINY, body, example, left_behind, write

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from s2vfast.data.store import FILES, HEADER, Store, hash_file, header_bytes
+from s2vfast.data.skeleton_store import FILES
+from s2vfast.data.store import HEADER, Store, hash_file, header_bytes
 from s2vfast.errors import DataError
 
 from .stores import example

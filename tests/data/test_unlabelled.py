@@ -8,7 +8,8 @@ import pytest
 
 from s2vfast.data import report
 from s2vfast.data.formats import FORMATS, detect_format
-from s2vfast.data.importer import import_dataset, read_checked
+from s2vfast.data.importer import import_dataset
+from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Store
 from s2vfast.errors import DataError
 from s2vfast.evaluate import context

@@ -73,7 +73,9 @@ def test_pooled_values_of_known_tokens():
     expected = [50.0, 50, 51, 51, 52, 52, 1, 1, 101, 101]
     assert features.pool_tracks(tokens, network, "joint_time").tolist() == [expected] * 2
     assert features.pool_tracks(tokens, network, "joint").tolist() == [expected[:6]] * 2
-    assert [features.feature_width(network, pool) for pool in features.POOLS] == [2, 6, 10, 2 * (4 + 9 + 4)]
+    assert features.pool_tracks(tokens, network, "segment").tolist() == [expected[6:]] * 2
+    widths = [features.feature_width(network, pool) for pool in features.POOLS]
+    assert widths == [2, 6, 4, 10, 2 * (4 + 9 + 4)]
 
 
 def test_statistics_are_of_all_tokens_of_joints_and_of_segments():
@@ -189,6 +191,16 @@ def test_features_that_are_not_finite_name_the_sequence(run, store):
 def test_no_sequence_gives_no_row(run, store):
     encoder, made, _ = features.load_encoder(run[0])
     assert features.extract(encoder, made, store, np.zeros(0, dtype=np.int64)).shape == (0, 16)
+
+
+@pytest.mark.parametrize(("number", "clips"), [(0, [2]), (1, [2, 1])])
+def test_a_sequence_costs_its_own_clips(run, store, number, clips):
+    """A stream asks for one at a time; nobody's clip is computed where a body is absent."""
+    encoder, read, _ = features.load_encoder(run[0])
+    seen = []
+    encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    features.extract(encoder, read, store, np.array([number]))
+    assert seen == clips
 
 
 def test_progress_counts_sequences(run, store):

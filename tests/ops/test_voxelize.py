@@ -31,11 +31,11 @@ def agree(actual, expected):
             assert torch.equal(a, e)
 
 
-@pytest.mark.parametrize("kernel", ["cube", "hybrid", "cross"])
-@pytest.mark.parametrize("capacity", [None, 400])
+@pytest.mark.parametrize(("kernel", "capacity"), [("cube", None), ("hybrid", None), ("cross", 150)])
 def test_agrees_with_the_reference(impl, kernel, capacity):
-    options = {"kernel": kernel, "strides": ((1, 2), (2, 2), (1, 3)), "capacity": capacity}
-    agree(voxelize(cloud(0), 0.08, **options, impl=impl), reference(cloud(0), 0.08, **options))
+    options = {"kernel": kernel, "strides": ((1, 2), (2, 3)), "capacity": capacity}
+    clips = cloud(0, P=20)
+    agree(voxelize(clips, 0.08, **options, impl=impl), reference(clips, 0.08, **options))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

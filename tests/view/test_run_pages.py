@@ -193,8 +193,9 @@ def test_a_map_draws_from_too_many_and_leaves_out_what_has_no_room(place, tmp_pa
 
 
 def test_sixty_classes_can_be_told_apart():
-    assert len({maps.style(label) for label in range(64)}) == 64
-    assert len({maps.style(label)[0] for label in range(8)}) == len({maps.style(label)[1] for label in range(8)}) == 8
+    assert len({maps.style(label) for label in range(160)}) == 160
+    assert len({maps.COLOURS[maps.style(label)[0]] for label in range(20)}) == 20
+    assert len({maps.style(label)[1] for label in range(8)}) == 8
 
 
 def test_what_cannot_be_shown_is_said(place, other_run, monkeypatch):

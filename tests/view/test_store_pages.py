@@ -27,6 +27,10 @@ def test_a_sequence_is_there_to_the_millimetre(place, tmp_path, read_page, is_pi
     np.testing.assert_allclose(places[seen], clip[seen], atol=5e-4)
     assert data["layout"]["joints"] == list(place.opened.layout.joints)
     assert data["layout"]["bones"] == [[1, 0], [2, 1], [3, 1], [4, 1]]
+    assert data["layout"]["right"] == []  # "left" and "right$^$" are no pair
+    kinect = LAYOUTS["kinect_v2"]
+    right = source.layout_entry(kinect, "m")["right"]
+    assert {kinect.joints[joint] for joint in right} == {name for name in kinect.joints if name.startswith("right")}
     facts = dict(data["facts"])
     assert facts["name"] == place.opened.names[index]
     assert facts["class"] == place.opened.classes[place.opened.labels[index]]

@@ -10,26 +10,32 @@ To add a format, write ``formats/<name>.py`` with::
         # for; a format with a skeleton of its own leaves it aside. Without `labelled`, which is how `s2vfast predict`
         # reads, neither labels nor names need to be there. Raise DataError if src as a whole is unusable.
 
-``OPTIONS``, a tuple of "axes" and "channels", names what ``open_source`` takes beside that, by keyword. Add the module
-to `FORMATS`, or from outside of the package by `register_format`. Its ``read`` returns `Sequence` objects: bodies with
-the main one first, each with the frame numbers it was seen in, gaps left as gaps, and a note for everything that was
-dropped. Everything else is done for it: the importer runs ``read`` in parallel, refuses NaN, Inf
-and absurd coordinates, counts, reports, and writes the store. A recording that cannot be read raises
-``BrokenRecording(file, reason, line)``.
+``OPTIONS``, a tuple, names what ``open_source`` takes beside that, by keyword: "axes" and "channels" of arrays, those
+of `s2vfast.data.depth.DEPTH_OPTIONS` of depth. Add the module to `FORMATS`, or from outside of the package by
+`register_format`. Its ``read`` returns `Sequence` objects: bodies with the main one first, each with the frame numbers
+it was seen in, gaps left as gaps, and a note for everything that was dropped. A format of depth has the layout
+`s2vfast.data.point_layout.PointLayout` and returns `s2vfast.data.point_store.PointSequence` objects. Everything else is
+done for it: the importer runs ``read`` in parallel, refuses NaN, Inf and absurd coordinates, counts, reports, and
+writes the store. A recording that cannot be read raises ``BrokenRecording(file, reason, line)``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from s2vfast.data.depth import DEPTH_OPTIONS
 from s2vfast.data.formats import (
     alphapose,
     arrays,
     ctrgcn,
+    depth,
     kinetics,
     mediapipe,
+    msr_action3d,
     ntu,
+    ntu_depth,
     nwucla,
     openpose,
     pkummd,
@@ -42,7 +48,10 @@ from s2vfast.errors import DataError
 
 FORMATS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (ntu, pyskl, ctrgcn, nwucla, pkummd, stgcn, kinetics, mediapipe, rtmpose, alphapose, openpose, arrays)
+    for module in (
+        *(ntu, pyskl, ctrgcn, nwucla, pkummd, stgcn, kinetics, mediapipe, rtmpose, alphapose, openpose, arrays),
+        *(msr_action3d, ntu_depth, depth),
+    )
 }
 """Modules by the name that ``--format`` takes."""
 BUILT_IN = tuple(FORMATS)
@@ -65,17 +74,18 @@ def register_format(name: str, module: ModuleType) -> None:
     FORMATS[name] = module
 
 
-def array_options(format: str, **options: str | None) -> dict[str, str]:
-    """The options that were given, of those that say how arrays are laid out.
+def format_options(format: str, **options: Any) -> dict[str, Any]:
+    """The options that were given, of those that a format may take.
 
     Raises:
-        DataError: the format has none of these.
+        DataError: the format does not take one of these.
     """
-    named = {name: value for name, value in options.items() if value is not None}
-    for name in named:
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
         if name not in getattr(FORMATS[format], "OPTIONS", ()):
-            raise DataError(f"--{name}: format {format} says itself how its numbers are laid out")
-    return named
+            reason = "reads no depth" if name in DEPTH_OPTIONS else "says itself how its numbers are laid out"
+            raise DataError(f"--{name}: format {format} {reason}")
+    return options
 
 
 def detect_format(src: Path) -> str:
@@ -97,5 +107,7 @@ def detect_format(src: Path) -> str:
         f"{src}: of no known format; name one with --format: {', '.join(FORMATS)}. Looked for, also below it and in a "
         ".zip: .skeleton (ntu), .pkl (pyskl), .npz with x_train (ctrgcn), aAA_sSS_eEE_vVV.json (nwucla), 0002-L.txt "
         "(pkummd), train_data_joint.npy with train_label.pkl (stgcn), .json of Kinetics-skeleton, MediaPipe, RTMPose "
-        "or AlphaPose, CLIP_000000000012_keypoints.json (openpose), .npy, .npz or .csv of numbers (arrays)"
+        "or AlphaPose, CLIP_000000000012_keypoints.json (openpose), .npy, .npz or .csv of numbers (arrays), "
+        "aAA_sSS_eEE_sdepth.mat or .bin (msr_action3d), SsssCcccPpppRrrrAaaa/MDepth-00000001.png (ntu_depth), "
+        "folders of .png (depth)"
     )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from s2vfast.data.layout import Layout
-from s2vfast.data.store import Sequence
+from s2vfast.data.point_layout import PointLayout
+from s2vfast.data.store import Recording
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.data.units import LIMITS
 from s2vfast.errors import DataError
@@ -27,19 +28,20 @@ class BrokenRecording(DataError):
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {reason}")
 
 
-Read = Callable[[Any], "list[Sequence | BrokenRecording]"]
+Read = Callable[[Any], "list[Recording | BrokenRecording]"]
 
 
 @dataclass
 class Source:
     """A dataset, opened: what is in it and how to read it."""
 
-    layout: Layout
-    """The skeleton of all its recordings."""
+    layout: Layout | PointLayout
+    """The skeleton of all its recordings; or that they are points."""
     items: Iterable[Any]
     """Units of reading, in the order of their sequences in the store. With ``parallel`` a sorted list of paths."""
     read: Read
-    """Item -> its sequences. A recording that cannot be read is a `BrokenRecording`, raised or in the list."""
+    """Item -> its sequences, `Sequence` or `PointSequence` as the layout says. A recording that cannot be read is a
+    `BrokenRecording`, raised or in the list."""
     _: KW_ONLY
     total: int = -1
     """Number of items; needed where they are no list."""
@@ -64,6 +66,8 @@ class Source:
     ``--labels`` takes classes from them."""
     exclude: str | None = None
     """List of `s2vfast.data.names` that an import leaves out if nobody asks for another."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the store's source says of how it was read, as JSON."""
     labelled: bool = True
     """Whether its sequences must have labels, and names that tell what the format's names tell. Else label, subject,
     view, repetition and setup are -1, and classes and splits say nothing."""

@@ -27,7 +27,7 @@ from s2vfast.data.layout import LAYOUTS, Layout
 from s2vfast.data.limits import MAX_TEXT_BYTES
 from s2vfast.data.names import ntu_classes
 from s2vfast.data.scan import scan
-from s2vfast.data.store import Sequence
+from s2vfast.data.store import Recording, Sequence
 from s2vfast.data.store_writer import SequenceInfo, Splits
 from s2vfast.errors import DataError
 
@@ -57,12 +57,24 @@ def parse_name(name: str) -> Name | None:
     return Name(*map(int, match.groups())) if match else None
 
 
-def add_name(sequence: Sequence, name: str) -> Name | None:
+def add_name(sequence: Recording, name: str) -> Name | None:
     """Give a sequence what a name of that kind says of subject, view, repetition and setup."""
     if (fields := parse_name(name)) is not None:
         sequence.subject, sequence.view = fields.performer, fields.camera
         sequence.repetition, sequence.setup = fields.replication, fields.setup
     return fields
+
+
+def add_label(sequence: Recording, name: str, file: str) -> None:
+    """Give a sequence all that a name of that kind says of it.
+
+    Raises:
+        BrokenRecording: the name says an action that the data set does not have.
+    """
+    if (fields := add_name(sequence, name)) is not None:
+        if not 1 <= fields.action <= 120:
+            raise BrokenRecording(file, f"the name says action {fields.action}, expected 1 to 120")
+        sequence.label = fields.action - 1
 
 
 def detect(src: Path) -> bool:
@@ -118,8 +130,6 @@ def read_file(path: Path, labelled: bool = True) -> list[Sequence | BrokenRecord
     """
     frames, tracks, notes = parse(read_bytes(path, MAX_TEXT_BYTES).removeprefix(BYTE_ORDER_MARK), path.name)
     sequence = Sequence(path.stem, -1, frames, tracks, notes=notes)
-    if labelled and (name := add_name(sequence, path.stem)) is not None:
-        if not 1 <= name.action <= 120:
-            raise BrokenRecording(path.name, f"the name says action {name.action}, expected 1 to 120")
-        sequence.label = name.action - 1
+    if labelled:
+        add_label(sequence, path.stem, path.name)
     return [sequence]

@@ -15,7 +15,7 @@ function tile(item, i) {
     h("p", { class: "note" }, `similarity ${item.similarity.toFixed(3)}`),
     h("p", { class: `note ${item.right ? "good" : "bad"}` }, item.right ? "✓ same class" : "✗ another class"),
   ];
-  return h("article", { class: "card" }, h("h2", {}, i === 0 ? "Query" : `${i}. neighbour`), figure.canvas,
+  return h("article", { class: "card" }, h("h2", {}, i === 0 ? "Query" : `Neighbour ${i}`), figure.canvas,
     h("p", { class: "note" }, item.name), h("p", {}, item.class), ...said);
 }
 

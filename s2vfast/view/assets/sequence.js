@@ -18,9 +18,15 @@ const figure = new Figure(scene, DATA.layout, {
 const places = unpack(DATA.scene.places); // as recorded, where the scene's are turned
 const player = new Player(scene.frames, (frame) => figure.show(frame));
 
-const bodies = scene.bodies < 2 ? [] : [0, 1].map((body) => {
-  const dot = new Surface("", 18, (c) => { c.fillStyle = css(`body${body}`); c.arc(9, 9, 6, 0, 7); c.fill(); });
-  return h("span", { class: "key" }, dot.canvas, `body ${body + 1}`);
+const key = (colour, text) => {
+  const dot = new Surface("", 18, (c) => { c.fillStyle = css(colour); c.arc(9, 9, 6, 0, 7); c.fill(); });
+  return h("span", { class: "key" }, dot.canvas, text);
+};
+const sided = DATA.layout.right.length > 0;
+const bodies = [...Array(Math.min(scene.bodies, 2)).keys()].flatMap((body) => {
+  const name = scene.bodies > 1 ? `body ${body + 1}` : "body";
+  return [...(sided || scene.bodies > 1 ? [key(`body${body}`, name)] : []),
+    ...(sided ? [key(`right${body}`, scene.bodies > 1 ? "its right side" : "right side")] : [])];
 });
 
 MAIN.classList.add("side");

@@ -54,6 +54,7 @@ class Figure {
   // look(body, joint, frame) → {fill, radius, ring}; picked(body, joint) when a joint is clicked or tapped.
   constructor(scene, layout, { camera = new Camera(), height = 420, label, look, picked, small = false, dim = false }) {
     Object.assign(this, { scene, layout, camera, look, picked, small, dim, frame: 0, hover: null, on: [] });
+    this.empty = "no body in this frame";
     camera.figures.push(this);
     this.surface = new Surface(label, height, (c, w, t) => this.draw(c, w, t), {
       class: "turns", tabindex: 0,
@@ -115,15 +116,21 @@ class Figure {
     return best;
   }
 
-  draw(context, width, height) {
-    const { scene, camera, layout } = this;
+  // (x, y, z) from the scene's centre → [x, y on the canvas, nearness].
+  projection(width, height) {
+    const { scene, camera } = this;
     const [cy, sy, cp, sp] = [Math.cos(camera.yaw), Math.sin(camera.yaw), Math.cos(camera.pitch), Math.sin(camera.pitch)];
     const tall = scene.half * Math.abs(cp) + scene.radius * Math.abs(sp);
     const scale = Math.min(width / 2 / scene.radius, height / 2 / tall) * 0.9 * camera.zoom;
-    const project = (x, y, z) => {
+    return (x, y, z) => {
       const [a, c] = [x * cy + z * sy, z * cy - x * sy];
       return [width / 2 + a * scale, height / 2 - (y * cp - c * sp) * scale, y * sp + c * cp];
     };
+  }
+
+  draw(context, width, height) {
+    const { scene, layout } = this;
+    const project = this.projection(width, height);
     this.floor(context, project, width, height);
     const points = [];
     for (let body = 0; body < scene.bodies; body++) {
@@ -138,13 +145,14 @@ class Figure {
     for (let body = 0; body < scene.bodies; body++) {
       for (const [joint, parent] of layout.bones) {
         const [a, b] = [points[body * scene.joints + joint], points[body * scene.joints + parent]];
-        if (a && b) bones.push([a, b, (a[2] + b[2]) / 2, body]);
+        const side = layout.right.includes(joint) ? "right" : "body";
+        if (a && b) bones.push([a, b, (a[2] + b[2]) / 2, `${side}${body % 2}`]);
       }
     }
     bones.sort((a, b) => a[2] - b[2]);
     context.lineCap = "round";
-    for (const [a, b, , body] of bones) {
-      context.strokeStyle = css(this.dim ? "quiet" : `body${body % 2}`);
+    for (const [a, b, , colour] of bones) {
+      context.strokeStyle = css(this.dim ? "quiet" : colour);
       context.lineWidth = this.small ? 2 : 4;
       context.beginPath();
       context.moveTo(a[0], a[1]);
@@ -153,7 +161,7 @@ class Figure {
     }
     const there = points.filter(Boolean).sort((a, b) => a[2] - b[2]);
     for (const [x, y, , body, joint] of there) {
-      const look = this.look?.(body, joint, this.frame) ?? { fill: css(`body${body % 2}`), radius: this.small ? 2 : 5 };
+      const look = this.look?.(body, joint, this.frame) ?? { fill: css(`${layout.right.includes(joint) ? "right" : "body"}${body % 2}`), radius: this.small ? 2 : 5 };
       context.beginPath();
       context.arc(x, y, look.radius, 0, 2 * Math.PI);
       context.fillStyle = look.fill;
@@ -163,9 +171,9 @@ class Figure {
       if (!this.small || look.ring) context.stroke();
     }
     this.on = there.map(([x, y, , body, joint]) => [body, joint, x, y]);
-    if (!there.length) {
+    if (!there.length && this.empty) {
       context.textAlign = "center";
-      haloed(context, "no body in this frame", width / 2, height / 2);
+      haloed(context, this.empty, width / 2, height / 2);
     }
     if (this.hover && !this.small) this.name(context, width, ...this.hover);
   }
