@@ -47,9 +47,9 @@ def measure(context: EvalContext) -> dict[str, Any]:
     by_gap, right = {}, torch.zeros(0)
     gaps = dict.fromkeys((0, options.gap, 2 * options.gap))
     for gap in gaps:
-        told = _told(objective, context, gap)
-        by_gap[str(gap * stride)] = _per_cent(told)
-        right = told if gap == options.gap else right
+        at_gap = _answers(objective, context, gap)
+        by_gap[str(gap * stride)] = _per_cent(at_gap)
+        right = at_gap if gap == options.gap else right
     frames = torch.from_numpy(context.store.total_frames[context.ids[1]])
     tuples = frames / ((span(options) - 1) * stride + 1)
     by_length = {}
@@ -65,8 +65,8 @@ def _per_cent(right: Tensor) -> float:
 
 
 @torch.no_grad()
-def _told(objective: ClipOrder, context: EvalContext, gap: int) -> Tensor:
-    """bool [n, clips!]: which orders of each test sequence's tuple were told, with so many frames between its clips."""
+def _answers(objective: ClipOrder, context: EvalContext, gap: int) -> Tensor:
+    """bool [n, clips!]: which orders of each test sequence's tuple are told, with so many frames between clips."""
     options, ids, ranks = objective.options, torch.from_numpy(context.ids[1]), context.ranks
     data = replace(context.config.data, frames=span(options, gap))
     recordings = Recordings(replace(context.config, data=data), context.store, context.device)

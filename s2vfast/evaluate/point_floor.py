@@ -41,9 +41,9 @@ def occupancy(clips: Tensor) -> Tensor:
     cell = (cell[..., 0] * side + cell[..., 1]) * side + cell[..., 2]
     frames = torch.arange(n * T).view(n, T, 1) * side**3
     counts = torch.bincount((cell + frames).flatten(), minlength=n * T * side**3)
-    shares = counts.view(n, T, -1) / P
-    changes = shares.diff(dim=1).abs()
-    means = [part.mean(dim=1) for table in (shares, changes) for part in table.tensor_split(BINS, dim=1)]
+    occupied = counts.view(n, T, -1) / P
+    changes = occupied.diff(dim=1).abs()
+    means = [part.mean(dim=1) for table in (occupied, changes) for part in table.tensor_split(BINS, dim=1)]
     return torch.cat(means, dim=1).sqrt()
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 import s2vfast.errors as errors
+from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.config.registry import OBJECTIVES
 from s2vfast.evaluate import finetune, finetune_config
@@ -55,12 +56,21 @@ def test_the_run_of_a_recipe(recipe):
     assert (made.checkpoint.every, made.checkpoint.keep, made.checkpoint.final) == (7, 4, "weights")
     tree = made.to_dict()
     fields = {name: value for section in ("objective", "optim", "train") for name, value in tree[section].items()}
-    renamed = {"checkpoint_every", "keep", "batch", "optimizer"}
+    renamed = {"checkpoint_every", "keep", "batch", "optimizer", "frames", "sampling"}
     assert made.optim.name == options.optimizer
     for name, value in options.to_dict().items():
         assert name in renamed or fields[name] == value, name
     assert finetune_config.run_config(source, options).train.batch == options.batch
     assert (source.data.split, source.objective.name) == ("a", "skeleton2vec")  # the source's is left alone
+
+
+def test_clips_of_another_length_are_for_networks_that_take_them():
+    source = Config.from_dict(presets.read("msr_order"))
+    data = finetune_config.run_config(source, finetune_config.load("msr_finetune")).data
+    assert (data.frames, data.sampling) == (finetune_config.RECIPES["msr_finetune"]["frames"], "bins")
+    assert (source.data.frames, source.data.sampling) == (16, "window")
+    with pytest.raises(errors.ConfigError, match="finetune.frames: 24; model.name: transformer takes clips of the"):
+        finetune_config.run_config(Config.from_dict({}), finetune_config.load("nwucla", {"frames": 24}))
 
 
 def test_a_kind_of_classify_has_classes():
