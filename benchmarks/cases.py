@@ -373,7 +373,7 @@ CASES: dict[str, Case] = {
         Case("add_norm", _products(lambda shape: shape.D)),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
         Case("temporal_conv", _conv_cost, ("nwucla",)),
-        Case("temporal_branches", _branches_cost, ("nwucla", "ntu")),
+        Case("temporal_branches", _branches_cost, ("nwucla",)),
         Case("batch_norm", _norm_cost, ("nwucla", "ntu")),
         Case("joint_mix", _mix_cost, ("nwucla", "ntu")),
         Case("graph_attention", _graph_cost, ("nwucla", "ntu")),

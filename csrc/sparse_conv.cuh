@@ -42,16 +42,19 @@ S2V_HD void sparse_panel(const float* __restrict__ matrix, int64_t inner, int64_
       panel[k * width + c] = first + c < columns ? matrix[k * inner_stride + (first + c) * column_stride] : 0.0f;
 }
 
+// Sums of sums: a long one is added to in parts that have been added up by themselves, which loses fewer bits.
+template <int kLanes>
+S2V_HD void sparse_add(float* __restrict__ sum, const Pack<kLanes>& part) {
+  store<kLanes>(sum, load<kLanes>(sum) + part);
+}
+
 // sums[pairs[i].to] += x[pairs[i].from] @ panel for kRows pairs. sums: rows `stride` numbers apart, at the first column.
 template <int kLanes, int kRows>
 S2V_HD void sparse_product(const float* __restrict__ x, int64_t inner, const SparsePair* __restrict__ pairs,
                            const float* __restrict__ panel, float* __restrict__ sums, int64_t stride) {
   const float* from[kRows];
-  Pack<kLanes> acc[kRows][kSparsePacks];
-  for (int i = 0; i < kRows; ++i) {
-    from[i] = x + pairs[i].from * inner;
-    for (int j = 0; j < kSparsePacks; ++j) acc[i][j] = load<kLanes>(sums + pairs[i].to * stride + j * kLanes);
-  }
+  Pack<kLanes> acc[kRows][kSparsePacks] = {};
+  for (int i = 0; i < kRows; ++i) from[i] = x + pairs[i].from * inner;
   for (int64_t k = 0; k < inner; ++k) {
     Pack<kLanes> row[kSparsePacks];
     for (int j = 0; j < kSparsePacks; ++j) row[j] = load<kLanes>(panel + (k * kSparsePacks + j) * kLanes);
@@ -59,7 +62,7 @@ S2V_HD void sparse_product(const float* __restrict__ x, int64_t inner, const Spa
       for (int j = 0; j < kSparsePacks; ++j) acc[i][j] = acc[i][j] + row[j] * from[i][k];
   }
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kSparsePacks; ++j) store<kLanes>(sums + pairs[i].to * stride + j * kLanes, acc[i][j]);
+    for (int j = 0; j < kSparsePacks; ++j) sparse_add<kLanes>(sums + pairs[i].to * stride + j * kLanes, acc[i][j]);
 }
 
 // The same for all pairs of a list.
@@ -89,9 +92,7 @@ S2V_HD void sparse_blocks(const float* __restrict__ row, int64_t columns, int64_
 template <int kLanes, int kRows>
 S2V_HD void sparse_outer(const float* __restrict__ x, const float* __restrict__ grad, int32_t rows,
                          float* __restrict__ sums, int64_t stride) {
-  Pack<kLanes> acc[kRows][kSparsePacks];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kSparsePacks; ++j) acc[i][j] = load<kLanes>(sums + i * stride + j * kLanes);
+  Pack<kLanes> acc[kRows][kSparsePacks] = {};
   for (int32_t r = 0; r < rows; ++r) {
     Pack<kLanes> row[kSparsePacks];
     for (int j = 0; j < kSparsePacks; ++j) row[j] = load<kLanes>(grad + (r * kSparsePacks + j) * int64_t(kLanes));
@@ -99,7 +100,7 @@ S2V_HD void sparse_outer(const float* __restrict__ x, const float* __restrict__ 
       for (int j = 0; j < kSparsePacks; ++j) acc[i][j] = acc[i][j] + row[j] * x[r * int64_t(kRows) + i];
   }
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kSparsePacks; ++j) store<kLanes>(sums + i * stride + j * kLanes, acc[i][j]);
+    for (int j = 0; j < kSparsePacks; ++j) sparse_add<kLanes>(sums + i * stride + j * kLanes, acc[i][j]);
 }
 
 }  // namespace s2v

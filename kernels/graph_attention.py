@@ -38,7 +38,8 @@ def _maps(qk_ptr, f, h, V, H, d, scale, BLOCK_V: tl.constexpr, BLOCK_D: tl.const
     k = _tile(qk_ptr + f * V * row + (H + h) * d, v, row, e, v < V, e < d)
     scores = tl.where((v < V)[None, :], _product(q, tl.trans(k)) * scale, float("-inf"))
     powers = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-    return q, k, powers / tl.sum(powers, axis=1)[:, None]
+    sums = tl.broadcast_to(tl.sum(powers, axis=1)[:, None], [BLOCK_V, BLOCK_V])
+    return q, k, tl.div_rn(powers, sums)  # a single joint has all of the weight, to the last bit
 
 
 @triton.jit
@@ -103,7 +104,8 @@ def _maps_kernel(
             through += _product(mixed, tl.trans(_tile(x_ptr + f * V * C, v, C, c, v < V, c < C)))
         acc += through * maps
         through *= topology
-        scores = maps * (through - tl.sum(maps * through, axis=1)[:, None]) * scale
+        # Both terms as products with maps: of a single joint they are the same number, however products are fused.
+        scores = (maps * through - maps * tl.sum(maps * through, axis=1)[:, None]) * scale
         to = d_qk_ptr + f * V * row + h * d + v[:, None] * row + a[None, :]
         inside = (v < V)[:, None] & (a < d)[None, :]
         tl.store(to, _product(scores, k), mask=inside)

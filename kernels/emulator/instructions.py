@@ -266,6 +266,23 @@ _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="
 _COMPARE |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 
 
+def _comparison(compare: str, x: str, y: str, kind: str) -> str:
+    """What is true where ``x`` and ``y``, of that kind, compare so."""
+    if compare in ("num", "nan"):
+        test = f"np.isnan({x}) | np.isnan({y})"
+        return f"~({test})" if compare == "num" else test
+    if compare[:-1] in _COMPARE and compare.endswith("u") and kind in FLOATS:
+        opposite = {"eq": "!=", "ne": "==", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}[compare[:-1]]
+        if compare == "neu":
+            return f"{x} != {y}"
+        return f"({x} == {y}) | np.isnan({x}) | np.isnan({y})" if compare == "equ" else f"~({x} {opposite} {y})"
+    if compare == "ne" and kind in FLOATS:
+        return f"({x} < {y}) | ({x} > {y})"
+    if compare in _COMPARE:
+        return f"{x} {_COMPARE[compare]} {y}"
+    raise Unsupported(f"the comparison .{compare}")
+
+
 @instruction("setp", "set")
 def _setp(w: Writer, ins: Instruction) -> None:
     compare, *mods, kind = ins.modifiers
@@ -275,26 +292,18 @@ def _setp(w: Writer, ins: Instruction) -> None:
     target, a, b, *c = ins.operands
     dtype = token(kind)
     x, y = w.use(a, dtype), w.use(b, dtype)
+    if kind.endswith("x2"):
+        if ins.name == "set" or combine or c or not isinstance(target, Pair):
+            raise Unsupported("a comparison of pairs but for two predicates")
+        for predicate, shift in ((target.first, 0), (target.second, 16)):
+            halves = (w.variable(f"widen_{NARROW[kind]}(({value} >> {shift} & 0xFFFF).astype(u2))") for value in (x, y))
+            w.define(predicate, "b1", _comparison(compare, *halves, kind))
+        return
     if kind in NARROW:
         x, y = (w.variable(f"widen_{NARROW[kind]}({value})") for value in (x, y))
     if "ftz" in mods:
         x, y = (w.variable(f"flush({value})") for value in (x, y))
-    if compare in ("num", "nan"):
-        test = f"np.isnan({x}) | np.isnan({y})"
-        test = f"~({test})" if compare == "num" else test
-    elif compare[:-1] in _COMPARE and compare.endswith("u") and kind in FLOATS:
-        opposite = {"eq": "!=", "ne": "==", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}[compare[:-1]]
-        test = f"~({x} {opposite} {y})" if compare != "equ" and compare != "neu" else ""
-        if compare == "neu":
-            test = f"{x} != {y}"
-        elif compare == "equ":
-            test = f"({x} == {y}) | np.isnan({x}) | np.isnan({y})"
-    elif compare == "ne" and kind in FLOATS:
-        test = f"({x} < {y}) | ({x} > {y})"
-    elif compare in _COMPARE:
-        test = f"{x} {_COMPARE[compare]} {y}"
-    else:
-        raise Unsupported(f"the comparison .{compare}")
+    test = _comparison(compare, x, y, kind)
     if ins.name == "set":
         if combine or c:
             raise Unsupported("set with a predicate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.point_store import PointSequence
 from s2vfast.data.point_writer import centre_of, check_points
 from s2vfast.data.skeleton_writer import check_sequence
-from s2vfast.data.store import Sequence
+from s2vfast.data.store import Recording, Sequence
 from s2vfast.errors import DataError
 
 
@@ -85,7 +86,7 @@ class MemoryPoints:
         DataError: a sequence that a store could not hold, or without a point in any frame.
     """
 
-    path, unit, dimensions = Path("memory"), "m", 3
+    path, unit, dimensions, confidence = Path("memory"), "m", 3, None
 
     def __init__(self, sequences: Collection[PointSequence], layout: PointLayout) -> None:
         self.layout = layout
@@ -114,9 +115,7 @@ class MemoryPoints:
         return len(self.names)
 
 
-def memory_store(
-    sequences: Collection[Sequence] | Collection[PointSequence], layout: Layout | PointLayout
-) -> MemoryStore | MemoryPoints:
+def memory_store(sequences: Collection[Recording], layout: Layout | PointLayout) -> MemoryStore | MemoryPoints:
     """The sequences where clips can be made of them, of either kind; arguments and errors as of these classes."""
-    kind = MemoryPoints if layout.kind == PointLayout.kind else MemoryStore
+    kind: Any = MemoryPoints if layout.kind == PointLayout.kind else MemoryStore
     return kind(sequences, layout)

@@ -25,8 +25,7 @@ from s2vfast.train.trainer import pick_device
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
-    from s2vfast.data.memory import MemoryStore
-    from s2vfast.data.store import Store
+    from s2vfast.train.feed import AnyStore
 
 Pool = Literal["mean", "joint", "segment", "joint_time", "statistics"]
 POOLS: tuple[str, ...] = ("mean", "joint", "segment", "joint_time", "statistics")
@@ -185,7 +184,7 @@ def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> 
 def extract(
     encoder: Network,
     config: Config,
-    store: Store | MemoryStore,
+    store: AnyStore,
     ids: np.ndarray,
     *,
     pool: Pool = "mean",
@@ -227,16 +226,20 @@ def extract(
     Raises:
         DataError: the features of a sequence are not finite.
     """
-    encoder.to(device)
+    if next(encoder.parameters()).device != torch.device(device):
+        encoder.to(device)
     check_pool(encoder, pool, layers)
     ranks = ranks or Ranks()
     recordings = recordings or Recordings(config, store, torch.device(device))
     M = config.data.bodies
     with torch.no_grad():
         some_absent = encoder.independent_tracks and not bool(recordings.present[torch.from_numpy(ids)].all())
-        empty = torch.zeros(M, config.data.frames, recordings.joints, config.channels, device=device)
-        empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
-        result = torch.zeros(len(ids), empty.shape[1])
+        width = feature_width(encoder, pool)
+        if some_absent or layers > 1:  # a stream asks for one sequence at a time: no clip more than there is
+            empty = torch.zeros(M, config.data.frames, recordings.joints, config.channels, device=device)
+            empty = pool_clips(empty, encoder, pool, layers)[:1]  # [1, F]
+            width = empty.shape[1]
+        result = torch.zeros(len(ids), width)
         for start in range(ranks.rank * batch, len(ids), ranks.world_size * batch):
             batch_ids = torch.from_numpy(ids[start : start + batch])
             tracks = recordings.clips(batch_ids, epoch=draw, seed=seed, window=window).to(device)  # [B * M, T, V, C]

@@ -6,9 +6,8 @@ positive values and the maximum count. Coordinates are the joints of a clip as t
 nearest neighbour read both.
 
 Clips are made in one way whatever network the run has: the whole recording, resampled to `FRAMES`, centred, and turned
-to face one way where the skeleton's vertical is known. A missing joint is where it was in the nearest frame that has
-it, or in the centre where none has (`filled`): its zeros would be places that the features take for real. Random
-convolutions see joints, bones and motion, each number standardised by the training part.
+to face one way where the skeleton's vertical is known. Random convolutions see joints, bones and motion, each number
+standardised by the training part.
 """
 
 from __future__ import annotations
@@ -122,28 +121,14 @@ def clips_of(
     seed: int = 0,
     report: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """float32 [n, M, T, V, 3] of sequences, `filled`."""
+    """float32 [n, M, T, V, 3] of sequences."""
     batches = []
     for start in range(0, len(ids), _BATCH):
         batch_ids = torch.from_numpy(ids[start : start + _BATCH])
         batches.append(recordings.clips(batch_ids, epoch=draw, seed=seed).unflatten(0, (-1, recordings.bodies)))
         if report is not None:
             report(start + len(batch_ids))
-    return filled(torch.cat(batches))
-
-
-def filled(clips: Tensor) -> Tensor:
-    """Clips [n, M, T, V, 3] with missing joints (zeros) where they are in the nearest frame, of two the earlier.
-
-    A joint that no frame of a clip has, as those of an absent body, stays at zero, the centre.
-    """
-    seen = clips.any(dim=-1)  # [n, M, T, V]
-    T = clips.shape[2]
-    frame = torch.arange(T)[:, None]
-    before = torch.where(seen, frame, -T).cummax(dim=2).values
-    after = torch.where(seen, frame, 2 * T).flip(2).cummin(dim=2).values.flip(2)
-    nearest = torch.where(frame - before <= after - frame, before, after).clamp(0, T - 1)
-    return clips.gather(2, nearest[..., None].expand_as(clips))
+    return torch.cat(batches)
 
 
 def measure(context: EvalContext, seeds: Sequence[int] = (0,)) -> dict[str, Any]:

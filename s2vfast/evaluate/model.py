@@ -15,7 +15,7 @@ import s2vfast.errors as errors
 from s2vfast.data.formats.base import find_absurd
 from s2vfast.data.formats.poses import in_three
 from s2vfast.data.layout import Layout
-from s2vfast.data.memory import memory_store
+from s2vfast.data.memory import MemoryStore, memory_store
 from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.point_store import PointSequence
 from s2vfast.data.store import Body, Recording
@@ -158,7 +158,8 @@ class Model:
 
     def _features(self, recordings: Sequence[Recording], pool: features.Pool, strict: bool = True) -> Tensor:
         store = memory_store(recordings, self.layout)
-        if self.config.data.confidence and store.confidence is None and len(store):
+        sure = isinstance(store, MemoryStore) and store.confidence is not None
+        if self.config.data.confidence and not sure and len(store):
             raise errors.DataError(f"{self.run_dir}: the run takes confidences of joints, and a sequence has none")
         if not len(store):
             return torch.zeros(0, features.feature_width(self._encoder, pool))

@@ -372,9 +372,9 @@ class HiTRS(Network):
         """Tokens [N, 1, D] of all clips."""
         if not self.reads_windows:
             return self._states(clips, packing, scales)[-1][:, None]
-        windows = self._windows(clips, packing, scales)
-        windows = windows * window_shares(packing, len(clips), windows.dtype)[:, None]
-        return windows.new_zeros(len(clips), self.width).index_add(0, packing.tracks[1], windows)[:, None]
+        windows, N = self._windows(clips, packing, scales), clips.shape[0]  # len would fix the number in an export
+        windows = windows * window_shares(packing, N, windows.dtype)[:, None]
+        return windows.new_zeros(N, self.width).index_add(0, packing.tracks[1], windows)[:, None]
 
     def _states(
         self, clips: Tensor, packing: Packing, scales: tuple[Scale | None, ...] = (None, None, None)

@@ -181,10 +181,11 @@ def pack_fixed(clips: Tensor, bodies: int, section: HiTRSConfig) -> Packing:
 
 def window_shares(packing: Packing, tracks: int, dtype: torch.dtype) -> Tensor:
     """[W]: what each window counts in the mean over those of its track; 0 where a window is not there."""
-    of = packing.tracks[1]
-    present = torch.ones_like(of) if packing.present is None else packing.present.flatten()
-    present = present.to(dtype)
-    return present / present.new_zeros(tracks).index_add(0, of, present)[of]
+    if packing.present is not None:
+        present = packing.present.to(dtype)
+        return (present / present.sum(1, keepdim=True)).flatten()
+    ones = torch.ones(len(packing.windows), dtype=dtype, device=packing.windows.device)
+    return 1.0 / ones.new_zeros(tracks).index_add(0, packing.tracks[1], ones)[packing.tracks[1]]
 
 
 @dataclass(frozen=True)

@@ -320,8 +320,8 @@ class HiTRSLoss(Objective):
     def other_view(self, clips: Tensor, fixed: bool = False) -> OtherView:
         """All windows of clips [N, T, V, C]; ``fixed``: as of `arrange`."""
         packing = (pack_fixed if fixed else pack)(clips, self.encoder.bodies, self.encoder.section)
-        rows, shares = clips.flatten(0, 1)[packing.frames], window_shares(packing, len(clips), clips.dtype)
-        return OtherView(rows, packing.windows, packing.tracks[1], shares)
+        rows, weights = clips.flatten(0, 1)[packing.frames], window_shares(packing, len(clips), clips.dtype)
+        return OtherView(rows, packing.windows, packing.tracks[1], weights)
 
     def with_noise(self, inputs: HiTRSInputs, draw: Draw) -> HiTRSInputs:
         """The same with what dropout keeps."""

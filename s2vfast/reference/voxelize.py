@@ -81,8 +81,7 @@ def voxelize(
     if capacity is not None and len(cells) > capacity:
         raise ValueError(f"voxelize: capacity: {len(cells)} cells where there are {capacity} rows")
     features = torch.zeros(len(cells) if capacity is None else capacity, 4)
-    for r, cell in enumerate(cells):
-        count, *offsets = sums[cell]
+    for r, (count, *offsets) in enumerate(sums[cell] for cell in cells):
         features[r] = torch.tensor([1.0, *(offset / count for offset in offsets)])
     results = [features.to(clips.device)]
     children = torch.zeros(0, len(features), dtype=torch.int32)
@@ -109,9 +108,9 @@ def _level(cells: list[tuple], clips: int, kernel: tuple, capacity: int | None) 
     R = len(cells) if capacity is None else capacity
     coordinates = torch.zeros(R, 5, dtype=torch.int32)
     neighbors = torch.full((len(kernel), R), -1, dtype=torch.int32)
-    for (n, *cell), r in rows.items():
-        coordinates[r] = torch.tensor([n, *cell])
-        for o, offset in enumerate(kernel):
-            neighbors[o, r] = rows.get((n, *(c + d for c, d in zip(cell, offset, strict=True))), -1)
+    coordinates[: len(cells)] = torch.tensor(cells, dtype=torch.int32).view(-1, 5)
+    for o, (dt, dx, dy, dz) in enumerate(kernel):
+        near = [rows.get((n, t + dt, x + dx, y + dy, z + dz), -1) for n, t, x, y, z in cells]
+        neighbors[o, : len(cells)] = torch.tensor(near, dtype=torch.int32)
     starts = torch.tensor([sum(cell[0] < n for cell in cells) for n in range(clips + 1)], dtype=torch.int32)
     return coordinates, starts, neighbors

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import s2vfast.errors as errors
+from s2vfast.data.skeleton_store import SkeletonStore
 from s2vfast.data.store import Store
 from s2vfast.evaluate import comparison, table
 from s2vfast.evaluate.metrics import ACCURACIES
@@ -37,7 +38,7 @@ class Content:
     about: str
     note: str
     """Why there are no sequences; empty where there are."""
-    store: Store | None = None
+    store: SkeletonStore | None = None
     ids: np.ndarray | None = None
     """int64 [n], in the order of `Measure.predicted`."""
 
@@ -75,8 +76,7 @@ def collect(path: str | Path, store_path: str | Path | None = None) -> Content:
 
 def _measures(protocol: str, part: dict[str, Any]) -> list[Measure]:
     named = [(table.NAMES.get(protocol, protocol), part)]
-    if "probe" in part:
-        named.append((table.NAMES["probe"], part["probe"]))
+    named += [(table.NAMES[solver], part[solver]) for solver in ("probe", "ridge") if solver in part]
     return [
         Measure(
             name,
@@ -89,7 +89,7 @@ def _measures(protocol: str, part: dict[str, Any]) -> list[Measure]:
     ]
 
 
-def _store(path: str | Path, fingerprint: str, required: bool) -> tuple[Store | None, str]:
+def _store(path: str | Path, fingerprint: str, required: bool) -> tuple[SkeletonStore | None, str]:
     """The store of the results, or why there is none."""
     try:
         store = Store.open(path)
@@ -102,6 +102,8 @@ def _store(path: str | Path, fingerprint: str, required: bool) -> tuple[Store | 
         if required:
             raise errors.DataError(message)
         return None, f"{message}: name it with --data"
+    if not isinstance(store, SkeletonStore):
+        return None, f"{path} holds {store.kind}: `s2vfast view cloud` shows them"
     return store, ""
 
 

@@ -193,6 +193,16 @@ def test_no_sequence_gives_no_row(run, store):
     assert features.extract(encoder, made, store, np.zeros(0, dtype=np.int64)).shape == (0, 16)
 
 
+@pytest.mark.parametrize(("number", "clips"), [(0, [2]), (1, [2, 1])])
+def test_a_sequence_costs_its_own_clips(run, store, number, clips):
+    """A stream asks for one at a time; nobody's clip is computed where a body is absent."""
+    encoder, read, _ = features.load_encoder(run[0])
+    seen = []
+    encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    features.extract(encoder, read, store, np.array([number]))
+    assert seen == clips
+
+
 def test_progress_counts_sequences(run, store):
     encoder, made, _ = features.load_encoder(run[0])
     seen = []

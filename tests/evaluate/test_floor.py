@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from s2vfast import cli
-from s2vfast.data import Body, Sequence
 from s2vfast.data.importer import import_dataset
-from s2vfast.data.memory import MemoryStore
 from s2vfast.evaluate import floor, protocols, ridge, table
 from s2vfast.evaluate.context import EvalContext
 
@@ -143,30 +141,6 @@ def test_it_depends_on_neither_network_nor_test_labels(run, store_path):
     shuffled = floor.measure(replace(context, labels=labels))
     assert [row.get("validation") for row in shuffled["rows"]] == [row.get("validation") for row in expected["rows"]]
     assert expected["rows"] != floor.measure(context, [1])["rows"]
-
-
-def test_missing_joints_are_those_of_the_nearest_frame():
-    x = torch.randn(2, 2, 9, 3, 3, generator=torch.Generator().manual_seed(0))
-    x[0, 1] = 0.0  # an absent body
-    x[0, 0, :, 2] = 0.0  # a joint that no frame has
-    x[1, 0, [0, 3, 4, 5, 8], 1] = 0.0
-    result = floor.filled(x)
-    assert (result[0, 1] == 0).all()
-    assert (result[0, 0, :, 2] == 0).all()
-    torch.testing.assert_close(result[1, 0, :, 1], x[1, 0, [1, 1, 2, 2, 2, 6, 6, 7, 7], 1], rtol=0, atol=0)
-    assert result[x != 0].equal(x[x != 0])
-    assert floor.filled(result[1:]).equal(result[1:])
-
-
-def test_a_joint_that_a_detector_missed_changes_no_clip_of_a_still_body(run, small):
-    """Another than the root and the shoulders, which are missing in the clip's own making."""
-    pose = np.arange(15, dtype=np.float32).reshape(1, 5, 3).repeat(20, 0) / 10 + 1
-    holes = pose.copy()
-    holes[[0, 4, 5, 19], 2] = 0.0
-    at = np.arange(20, dtype=np.int32)
-    stores = [MemoryStore([Sequence("a", 0, 20, [Body("0", at, joints)])], small.layout) for joints in (pose, holes)]
-    clips = [floor.clips_of(floor.recordings_of(run[1], store), np.arange(1)) for store in stores]
-    torch.testing.assert_close(clips[0], clips[1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -88,3 +88,16 @@ def test_a_norm_keeps_the_statistics_that_pytorchs_keeps(numbers, choice):
         torch.testing.assert_close(norm.get_buffer(name), buffer)
     norm.eval(), plain.eval()
     torch.testing.assert_close(normalise(norm, x), plain(x.flatten(0, 1)).view(x.shape))
+
+
+def test_a_shift_counts_in_the_running_mean_alone(numbers):
+    norm, plain = nn.BatchNorm1d(12), nn.BatchNorm1d(12)
+    x, shift = numbers(30, 12, seed=0).float(), (numbers(12, seed=1).float() + 5.0).requires_grad_()
+    y = normalise(norm, x, relu=True, shift=shift)
+    torch.testing.assert_close(y, plain(x + shift).relu(), rtol=1e-4, atol=1e-5)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(norm.get_buffer(name), buffer)
+    (gradient,) = torch.autograd.grad(y.square().sum(), shift)
+    assert torch.equal(gradient, torch.zeros(12))
+    norm.eval(), plain.eval()
+    torch.testing.assert_close(normalise(norm, x, shift=shift), plain(x + shift))

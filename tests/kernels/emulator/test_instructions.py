@@ -260,6 +260,14 @@ def test_comparisons_with_nan():
     ]
 
 
+def test_comparisons_of_pairs_have_a_predicate_for_each_half():
+    x, y = bits(300, 5), bits(300, 6)
+    for shift, predicates in ((0, "{p}|%p2"), (16, "%p2|{p}")):
+        a, b = (torch.from_numpy((words >> U32(shift)).astype(np.uint16)).view(torch.bfloat16) for words in (x, y))
+        result = apply(f"setp.gt.bf16x2 {predicates}, {{0}}, {{1}};", x, y)
+        assert result.tolist() == (a > b).int().tolist()
+
+
 def test_conversions():
     x = floats(300, 80)
     clipped = np.where(
