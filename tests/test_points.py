@@ -28,7 +28,7 @@ COMMON = (
     "--optim.lr 0.001 --objective.hidden 8 --objective.dropout 0.2 --data.shift 0.1"
 )
 NETWORKS = {
-    "sparse4d": "--model.channels [4,6,8] --model.voxel 0.3",
+    "sparse4d": "--model.channels [4,6,8] --model.voxel 0.3 --model.kernel cross",
     "point_tubes": "--model.name point_tubes --model.segment_frames 4 "
     "--model.dim 16 --model.heads 2 --model.depth 2 --model.tubes 6 --model.neighbors 4",
 }
