@@ -142,7 +142,7 @@ def test_every_field_is_documented():
         model = {"name": {"hitrs": "hitrs", "clip_order": "sparse4d"}.get(name, "transformer")}
         tree = {"model": model, "objective": {"name": name}, "train": {"batch": 8}}
         if name == "clip_order":
-            tree["data"] = {"frames": 32}  # what its clips and gaps take
+            tree["data"] = {"frames": 32, "bodies": 1}  # what its clips and gaps take
         for section, fields in Config.from_dict(tree).to_dict().items():
             assert set(fields) <= set(documented[section])
     assert all(len(text) > 3 for fields in documented.values() for text, _ in fields.values())
