@@ -6,6 +6,7 @@ from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.config.registry import OBJECTIVES, load_plugin
 from s2vfast.data.layout import LAYOUTS
+from s2vfast.data.point_layout import PointLayout
 from s2vfast.errors import ConfigError
 from s2vfast.objectives import build_objective
 from s2vfast.objectives.masks import check_masks
@@ -138,7 +139,7 @@ def test_a_config_survives_dict_and_yaml():
 def test_every_field_is_documented():
     documented = presets.documentation()
     for name in OBJECTIVES.names():
-        model = {"name": "hitrs" if name == "hitrs" else "transformer"}
+        model = {"name": {"hitrs": "hitrs", "clip_order": "sparse4d"}.get(name, "transformer")}
         tree = {"model": model, "objective": {"name": name}, "train": {"batch": 8}}
         for section, fields in Config.from_dict(tree).to_dict().items():
             assert set(fields) <= set(documented[section])
@@ -150,11 +151,13 @@ def test_the_presets_are_these_and_good():
     objectives = ("", "_mamp", "_skeattnclr", "_hitrs", "_skeletonmae")
     variants = [f"{family}{objective}" for family in families for objective in objectives]
     variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
-    assert presets.names() == sorted(["demo", "own", *variants])
+    assert presets.names() == sorted(["demo", "msr_order", "own", *variants])
     for name in presets.names():
-        config, layout = presets.load(name), LAYOUTS["kinect_v1" if "nwucla" in name else "kinect_v2"]
+        family, _, variant = name.partition("_")
+        layout = {"nwucla": LAYOUTS["kinect_v1"], "msr": PointLayout()}.get(family, LAYOUTS["kinect_v2"])
+        config = presets.load(name)
         config.validate(layout)
-        objective = name.partition("_")[2].replace("freqmixformer", "classify") or "skeleton2vec"
+        objective = {"": "skeleton2vec", "freqmixformer": "classify", "order": "clip_order"}.get(variant, variant)
         assert config.objective.name == objective
         build_objective(config, layout, ("one", "two"))
 
