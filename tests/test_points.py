@@ -148,7 +148,7 @@ def test_orders_of_another_run_are_refused(tuned, capsys):
 
 def test_a_fine_tuned_run_has_clips_of_the_whole_recording(tuned):
     text = (tuned / "config.yaml").read_text()
-    assert "frames: 12" in text
+    assert "frames: 24" in text
     assert "sampling: bins" in text
     assert "head: segments" in text
 
@@ -173,7 +173,7 @@ def test_it_is_exported(tuned, capsys, tmp_path):
     call(capsys, "export", tuned, "--to", "torch", "--out", tmp_path / "network.pt2")
     extra = {"s2vfast.json": ""}
     program = torch.export.load(tmp_path / "network.pt2", extra_files=extra).module()
-    clips = torch.randn(5, 1, 12, 24, 3)
+    clips = torch.randn(5, 1, 24, 24, 3)
     logits, _ = program(clips)
     assert logits.shape == (5, 2)
     assert "take 24 points of every frame" in extra["s2vfast.json"]

@@ -148,7 +148,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "noise": True,
     },
     "msr_finetune": {
-        "epochs": 30.0,
+        "epochs": 40.0,
         "batch": 16,
         "lr": 2e-3,
         "warmup_epochs": 2.0,
@@ -156,7 +156,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "drop_path": 0.0,
         "dropout": 0.5,
         "head": "segments",
-        "frames": 12,
+        "frames": 24,
         "sampling": "bins",
     },
 }
