@@ -191,7 +191,7 @@ def test_a_wrong_file_is_one_line_and_leaves_nothing(cli, place, tmp_path):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
         refused(cli(f"pretrain --config {file} --data {place}/store --out {tmp_path}/run"), message)
-    refused(cli("pretrain --config demmo --data x --out y"), "did you mean demo? presets: demo, ntu120")
+    refused(cli("pretrain --config demmo --data x --out y"), "did you mean demo? presets: demo, msr_order, ntu120")
     refused(cli("pretrain --data x --out y"), "--config: needed")
     refused(cli("pretrain --config demo --data x"), "--out: needed")
     refused(cli("pretrain --config demo --out y"), "--data: needed")
@@ -416,7 +416,7 @@ def test_an_objective_takes_its_preset(cli):
     )
     refused(
         cli("pretrain --config nwucla --objective mampp --print_config"),
-        "objective.name: 'mampp' is not one of classify, hitrs, infogcn, mamp, skeattnclr, skeleton2vec, skeletonmae",
+        "objective.name: 'mampp' is not one of classify, clip_order, hitrs, infogcn, mamp, skeattnclr, skeleton2vec",
     )
 
 

@@ -213,3 +213,10 @@ def test_headers_ask_for_no_memory(tmp_path):
     )
     with pytest.raises(DataError, match="300,000,000,000 bytes, 1,073,741,824 at most are read"):
         import_dataset(tmp_path / "a.npy", tmp_path / "store")
+
+
+def test_a_name_in_a_file_does_not_break_the_line(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"one\nline": np.zeros((4, 17, 3)), "two\x1b[1m": np.zeros((4, 17, 3))})
+    with pytest.raises(DataError, match=r"holds one\\nline, two\\x1b\[1m: which is the recording") as error:
+        import_dataset(tmp_path / "a.npz", tmp_path / "store")
+    assert "\n" not in str(error.value)

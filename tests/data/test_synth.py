@@ -259,7 +259,7 @@ def test_bodies_vanish_and_return_and_pairs_have_two(store):
 
 
 def test_views_show_one_performance_with_noise_of_their_own():
-    records = synth._record(synth._Job(1, 1, number("sit down"), 0, 1, 3))
+    records = synth._record(synth._Job(1, 1, number("sit down"), 0, 1, 3, depth=False))
     world = synth.perform(1, 1, number("sit down"), 1)[0]
     errors = []
     for record in records:

@@ -21,7 +21,7 @@ from s2vfast.objectives import classify
 from s2vfast.objectives.base import Draw
 from s2vfast.train import checkpoint, distributed
 from s2vfast.train.distributed import Ranks
-from s2vfast.train.feed import Recordings
+from s2vfast.train.feed import Recordings, SkeletonRecordings
 from s2vfast.train.trainer import Trainer
 
 OPTIONS = {
@@ -260,13 +260,13 @@ def test_a_folder_of_other_settings_is_refused(run, store, tmp_path):
 
 
 def test_numbers_that_are_not_finite_end_it(run, store, tmp_path, monkeypatch):
-    make = Recordings.clips
+    make = SkeletonRecordings.clips
 
     def broken(self, ids, *, epoch=None, seed=0):
         clips = make(self, ids, epoch=epoch, seed=seed)
         return clips * float("nan") if epoch == 1 else clips
 
-    monkeypatch.setattr(Recordings, "clips", broken)
+    monkeypatch.setattr(SkeletonRecordings, "clips", broken)
     with pytest.raises(errors.TrainingError, match=r"step 4: the loss is nan; weights are as they were before.*lr"):
         _tune(tmp_path / "tuned", run, store)
     found = checkpoint.load_latest(tmp_path / "tuned")
@@ -278,7 +278,9 @@ def test_a_step_that_is_not_finite_leaves_what_the_head_has_seen(run, store, mon
     trainer, make = _trainer(run, store), Recordings.clips
     trainer.run_step()
     before = {name: tensor.clone() for name, tensor in trainer.state()["model"].items()}
-    monkeypatch.setattr(Recordings, "clips", lambda self, *given, **how: make(self, *given, **how) * float("nan"))
+    monkeypatch.setattr(
+        SkeletonRecordings, "clips", lambda self, *given, **how: make(self, *given, **how) * float("nan")
+    )
     with pytest.raises(errors.TrainingError):
         trainer.run_step()
     after = trainer.state()["model"]

@@ -234,7 +234,7 @@ def test_compiled_without_a_break(name):
     [
         (
             {"objective__name": "mampp"},
-            "objective.name: 'mampp' is not one of classify, hitrs, infogcn, mamp, skeattnclr, skeleton2vec",
+            "objective.name: 'mampp' is not one of classify, clip_order, hitrs, infogcn, mamp, skeattnclr",
         ),
         ({"objective__auxiliary": "motion"}, "objective.auxiliary: motion is what mamp predicts already"),
         ({"mask__keep": 28}, "mask.keep: 28 leaves 28 of 28 tokens visible; between 1 and 27 must stay"),

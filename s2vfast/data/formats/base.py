@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from s2vfast.data.layout import Layout
+from s2vfast.data.limits import printable
 from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.store import Recording
 from s2vfast.data.store_writer import SequenceInfo, Splits
@@ -23,8 +24,9 @@ class BrokenRecording(DataError):
     """One recording that cannot be read. The rest of the dataset is not affected."""
 
     def __init__(self, file: str, reason: str, line: int | None = None, name: str | None = None) -> None:
-        self.file, self.reason, self.line = file, reason, line
-        self.name = name if name is not None else file
+        # Names of files, of arrays in them and of their entries are theirs, and may hold anything.
+        file, reason, name = printable(file), printable(reason), printable(file if name is None else name)
+        self.file, self.reason, self.line, self.name = file, reason, line, name
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {reason}")
 
 
