@@ -275,7 +275,7 @@ def test_numbers_that_are_not_finite_end_it(run, store, tmp_path, monkeypatch):
 
 
 def test_a_step_that_is_not_finite_leaves_what_the_head_has_seen(run, store, monkeypatch):
-    trainer, make = _trainer(run, store), Recordings.clips
+    trainer, make = _trainer(run, store), SkeletonRecordings.clips
     trainer.run_step()
     before = {name: tensor.clone() for name, tensor in trainer.state()["model"].items()}
     monkeypatch.setattr(
