@@ -322,6 +322,8 @@ def test_two_ranks_give_the_numbers_of_one(run, store_path, store, tmp_path):
             assert two == pytest.approx(one, rel=2e-4), one["step"]
         weights = [checkpoint.load_latest(tmp_path / f"{name}{size}").tensors["model"] for name in ("one", "tuned")]
         for name, tensor in weights[0].items():
+            if name.endswith("qkv.bias"):  # keys' biases have no gradient but rounding, which AdamW makes steps of
+                tensor, weights[1][name] = (bias.view(3, -1)[[0, 2]] for bias in (tensor, weights[1][name]))
             torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
