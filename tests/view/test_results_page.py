@@ -43,7 +43,7 @@ def test_seeds_and_several_protocols(place, tmp_path, read_page):
     path.write_text(json.dumps(content))
     data = read_page(results.write(results.collect(path), tmp_path / "r.html"))
     names = [measure["name"] for measure in data["measures"]]
-    assert names == ["linear probe (published recipe)", "linear probe (L-BFGS)", "1-NN"]
+    assert names == ["linear probe (published recipe)", "linear probe (L-BFGS)", "linear probe (ridge)", "1-NN"]
     n = len(data["sequences"]["names"])
     assert [measure["predicted"]["shape"] for measure in data["measures"]] == [[2, n], [1, n], [1, n]]
 
