@@ -45,7 +45,7 @@ def test_seeds_and_several_protocols(place, tmp_path, read_page):
     names = [measure["name"] for measure in data["measures"]]
     assert names == ["linear probe (published recipe)", "linear probe (L-BFGS)", "linear probe (ridge)", "1-NN"]
     n = len(data["sequences"]["names"])
-    assert [measure["predicted"]["shape"] for measure in data["measures"]] == [[2, n], [1, n], [1, n]]
+    assert [measure["predicted"]["shape"] for measure in data["measures"]] == [[2, n], [1, n], [1, n], [1, n]]
 
 
 @pytest.mark.parametrize("why", ["no store", "another store", "old"])
