@@ -1,22 +1,16 @@
 """Methods from one command to the next: pretraining, a kill, ranks, evaluation, export, pictures."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from safetensors.torch import load_file
 
-from s2vfast import cli, presets
+from s2vfast import presets
 from s2vfast.config import Config
 from s2vfast.data.store import Store
 from s2vfast.data.synth import generate
 from s2vfast.train.trainer import Trainer
 
-from .calls import call
+from .calls import call, check_same_run, metrics, pretrain, pretrain_on_ranks, pretrain_with_a_kill, weights
 
 STEPS = 6
 COMMON = (
@@ -43,31 +37,14 @@ def store(tmp_path_factory):
     return folder
 
 
-def words(method, store, out, ranks=1):
-    line = f"-m s2vfast pretrain {METHODS[method]} {COMMON} --data {store} --data.split xsub --out {out}".split()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [sys.executable, "-W", "ignore", *(launcher if ranks > 1 else []), *line]
-
-
-def run(command):
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def weights(out):
-    return load_file(out / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def options(method, store, out):
+    return f"{METHODS[method]} {COMMON} --data {store} --data.split xsub --out {out}"
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def trained(request, store):
     out = store.parent / request.param
-    assert cli.main(words(request.param, store, out)[5:]) == 0
+    pretrain(options(request.param, store, out))
     return request.param, out
 
 
@@ -80,34 +57,24 @@ def test_state_is_saved(trained):
 def test_a_killed_run_ends_at_the_same_bytes(trained, store):
     method, out = trained
     killed = out.with_name(f"{method}-killed")
-    process = subprocess.Popen(
-        words(method, store, killed), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
-    )
-    while not (killed / "checkpoints" / "step-00000002").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert cli.main(["pretrain", "--resume", "--out", str(killed)]) == 0
-    assert (killed / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
-    resumed, straight = weights(killed), weights(out)
-    assert resumed.keys() == straight.keys()
-    assert all(resumed[name].equal(straight[name]) for name in straight)
+    pretrain_with_a_kill(options(method, store, killed), killed)
+    check_same_run(out, killed)
 
 
 def test_two_ranks_are_one(trained, store):
     method, out = trained
-    run(words(method, store, out.with_name(f"{method}-ranks"), ranks=2))
-    for one, two in zip(metrics(out), metrics(out.with_name(f"{method}-ranks")), strict=True):
+    ranks = out.with_name(f"{method}-ranks")
+    pretrain_on_ranks(options(method, store, ranks), 2)
+    for one, two in zip(metrics(out), metrics(ranks), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
-    one, two = weights(out), weights(out.with_name(f"{method}-ranks"))
+    one, two = weights(out), weights(ranks)
     assert max(float((one[name].double() - two[name].double()).abs().max()) for name in one) < 1e-3
 
 
 def test_it_is_evaluated_and_exported(trained, capsys, tmp_path):
     _, out = trained
-    options = "--epochs 2 --lists 1 --percents 50 --finetune.epochs 1 --finetune.hidden 8 --device cpu --json".split()
-    results = json.loads(call(capsys, "evaluate", out, "--protocol", "all", *options).splitlines()[-1])["results"]
+    words = "--epochs 2 --lists 1 --percents 50 --finetune.epochs 1 --finetune.hidden 8 --device cpu --json".split()
+    results = json.loads(call(capsys, "evaluate", out, "--protocol", "all", *words).splitlines()[-1])["results"]
     assert set(results) == {"floor", "linear", "knn", "retrieval", "finetune", "supervised", "semi"}
     call(capsys, "export", out, "--to", "onnx", "--out", tmp_path / "network.onnx")
     assert (tmp_path / "network.onnx").stat().st_size > 0

@@ -1,16 +1,10 @@
 """Runs on point clouds from one command to the next: a kill, ranks, every protocol, export, predictions."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import s2vfast
 from s2vfast import cli, errors
@@ -19,7 +13,7 @@ from s2vfast.data.point_store import PointSequence
 from s2vfast.data.store_writer import write_store
 from s2vfast.evaluate import point_floor, protocols, ridge
 
-from .calls import call
+from .calls import call, check_same_run, metrics, pretrain, pretrain_on_ranks, pretrain_with_a_kill, weights
 
 STEPS = 6
 COMMON = (
@@ -56,24 +50,14 @@ def store(tmp_path_factory):
     return folder
 
 
-def words(network, store, out, ranks=1):
-    line = f"-m s2vfast pretrain {COMMON} {NETWORKS[network]} --data {store} --out {out}".split()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [sys.executable, "-W", "ignore", *(launcher if ranks > 1 else []), *line]
-
-
-def weights(out):
-    return load_file(out / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def options(network, store, out):
+    return f"{COMMON} {NETWORKS[network]} --data {store} --out {out}"
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def trained(request, store):
     out = store.parent / request.param
-    assert cli.main(words(request.param, store, out)[5:]) == 0
+    pretrain(options(request.param, store, out))
     return request.param, out
 
 
@@ -81,7 +65,7 @@ def trained(request, store):
 def tuned(store):
     """A fine-tuned run."""
     run, out = store.parent / "source", store.parent / "tuned"
-    assert cli.main(words("sparse4d", store, run)[5:]) == 0
+    pretrain(options("sparse4d", store, run))
     assert cli.main(["evaluate", str(run), "--protocol", "finetune", *RECIPE.split(), "--out", str(out)]) == 0
     return out
 
@@ -89,28 +73,14 @@ def tuned(store):
 def test_a_killed_run_ends_at_the_same_bytes(trained, store):
     network, out = trained
     killed = out.with_name(f"{network}-killed")
-    process = subprocess.Popen(
-        words(network, store, killed), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
-    )
-    while not (killed / "checkpoints" / "step-00000002").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert cli.main(["pretrain", "--resume", "--out", str(killed)]) == 0
-    assert (killed / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
-    resumed, straight = weights(killed), weights(out)
-    assert all(resumed[name].equal(straight[name]) for name in straight)
+    pretrain_with_a_kill(options(network, store, killed), killed)
+    check_same_run(out, killed)
 
 
 def test_two_ranks_are_one(trained, store):
     network, out = trained
     ranks = out.with_name(f"{network}-ranks")
-    command = words(network, store, ranks, ranks=2)
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    pretrain_on_ranks(options(network, store, ranks), 2)
     for one, two in zip(metrics(out), metrics(ranks), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
     one, two = weights(out), weights(ranks)

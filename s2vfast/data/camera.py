@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from s2vfast.data.limits import MAX_LIST_BYTES, MAX_NAME, MAX_SIDE, NotJson, describe, parse_json, read_plain
+from s2vfast.data.limits import MAX_NAME, MAX_SIDE, describe, load_json
 from s2vfast.errors import DataError
 
 
@@ -122,11 +122,7 @@ def get_camera(name_or_path: str | Path) -> Camera:
 
 
 def _read(path: Path) -> Camera:
-    try:
-        data = parse_json(read_plain(path, MAX_LIST_BYTES))
-    except (OSError, NotJson) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    return Camera.from_dict(data, where=str(path))
+    return Camera.from_dict(load_json(path), where=str(path))
 
 
 CAMERAS: dict[str, Camera] = {

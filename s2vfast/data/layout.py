@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from s2vfast.data.limits import MAX_JOINTS, MAX_LIST_BYTES, MAX_NAME, NotJson, describe, parse_json, read_plain
+from s2vfast.data.limits import MAX_JOINTS, MAX_NAME, describe, load_json
 from s2vfast.errors import DataError
 
 MAX_ANCHOR = 4
@@ -319,11 +319,7 @@ def layout_of_shape(joints: int, dimensions: int, where: str) -> Layout:
 
 
 def _read(path: Path) -> Layout:
-    try:
-        data = parse_json(read_plain(path, MAX_LIST_BYTES))
-    except (OSError, NotJson) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    return Layout.from_dict(data, where=str(path))
+    return Layout.from_dict(load_json(path), where=str(path))
 
 
 for _path in sorted((Path(__file__).parent / "layouts").glob("*.json")):

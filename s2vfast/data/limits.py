@@ -136,6 +136,18 @@ def parse_json(raw: bytes) -> Any:
         raise NotJson(str(error)) from None
 
 
+def load_json(path: Path) -> Any:
+    """What `parse_json` makes of a file that somebody wrote by hand.
+
+    Raises:
+        DataError: no plain file of such a size, or no JSON.
+    """
+    try:
+        return parse_json(read_plain(path, MAX_LIST_BYTES))
+    except (OSError, NotJson) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):

@@ -138,28 +138,20 @@ def pool_tracks(tokens: Tensor, encoder: Network, pool: Pool) -> Tensor:
     """
     if pool == "mean":
         return tokens.mean(dim=1)
-    statistics = [
-        tokens.mean(dim=1), tokens.amax(dim=1), tokens.std(dim=1, correction=0), (tokens > 0).to(tokens.dtype).mean(1)
-    ]  # fmt: skip
-    if encoder.grid is None:
-        return torch.cat(statistics, dim=1)
-    grid = tokens.unflatten(1, encoder.grid)  # [N, S, V, D]
-    joint = grid.mean(dim=1).flatten(1)
-    if pool == "joint":
-        return joint
-    segment = grid.mean(dim=2).flatten(1)
-    if pool == "segment":
-        return segment
-    if pool == "joint_time":
-        return torch.cat([joint, segment], dim=1)
-    grid_statistics = [
-        joint,
-        grid.amax(1).flatten(1),
-        grid.std(1, correction=0).flatten(1),
-        segment,
-        grid.amax(2).flatten(1),
-    ]
-    return torch.cat([*statistics, *grid_statistics], dim=1)
+    vectors = []
+    if pool == "statistics":
+        vectors += [tokens.mean(1), tokens.amax(1), tokens.std(1, correction=0), (tokens > 0).to(tokens.dtype).mean(1)]
+    if encoder.grid is not None:
+        grid = tokens.unflatten(1, encoder.grid)  # [N, S, V, D]
+        if pool != "segment":
+            vectors.append(grid.mean(1))
+        if pool == "statistics":
+            vectors += [grid.amax(1), grid.std(1, correction=0)]
+        if pool != "joint":
+            vectors.append(grid.mean(2))
+        if pool == "statistics":
+            vectors.append(grid.amax(2))
+    return torch.cat([vector.flatten(1) for vector in vectors], dim=1)
 
 
 def pool_clips(clips: Tensor, encoder: Network, pool: Pool, layers: int = 1) -> Tensor:

@@ -193,17 +193,42 @@ def _measure(context: EvalContext, seed: int) -> dict[str, Any]:
         if name == CONVOLUTIONS:
             candidates.append(torch.stack([fitted, *(convolutions(clips(0, draw)) for draw in range(COPIES))]))
         for table in candidates:
-            model = ridge.fit(table, labels, classes=len(classes))
-            result = measures.scores(metrics.rank_scores(model.scores(held)), test_labels, classes)
-            about = {"features": name, "classifier": "ridge", "copies": len(table) - 1, "validation": model.validation}
-            rows.append(about | measures.accuracies(result))
+            row, result = ridge_row(name, table, labels, held, test_labels, classes)
+            rows.append(row)
             if name == CONVOLUTIONS:
-                results[len(table) - 1] = result
+                results[row["copies"]] = result
     for name, (fitted, held) in tables.items():
-        ranked = knn.rank(fitted, labels, held, classes=len(classes), transform="standardize")
-        result = measures.scores(ranked, test_labels, classes)
-        rows.append({"features": name, "classifier": "1-NN", "copies": 0} | measures.accuracies(result))
+        rows.append(neighbor_row(name, fitted, labels, held, test_labels, classes, "standardize"))
     return {"rows": rows, "results": results}
+
+
+def ridge_row(
+    name: str, fitted: Tensor, labels: Tensor, held: Tensor, test_labels: Tensor, classes: Sequence[str], **options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ridge regression on features called ``name``: its row of `measure`, and its `measures.scores`.
+
+    ``fitted`` is [n, F] or, with copies, [A, n, F]; ``held`` [m, F]; ``options`` are those of `ridge.fit`.
+    """
+    model = ridge.fit(fitted, labels, classes=len(classes), **options)
+    result = measures.scores(metrics.rank_scores(model.scores(held)), test_labels, classes)
+    copies = len(fitted) - 1 if fitted.ndim == 3 else 0
+    about = {"features": name, "classifier": "ridge", "copies": copies, "validation": model.validation}
+    return about | measures.accuracies(result), result
+
+
+def neighbor_row(
+    name: str,
+    fitted: Tensor,
+    labels: Tensor,
+    held: Tensor,
+    test_labels: Tensor,
+    classes: Sequence[str],
+    transform: knn.Transform,
+) -> dict[str, Any]:
+    """The nearest neighbour's row of `measure`; ``fitted`` [n, F], ``held`` [m, F]."""
+    ranked = knn.rank(fitted, labels, held, classes=len(classes), transform=transform)
+    accuracies = measures.accuracies(measures.scores(ranked, test_labels, classes))
+    return {"features": name, "classifier": "1-NN", "copies": 0} | accuracies
 
 
 class _Convolutions:

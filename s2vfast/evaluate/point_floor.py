@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2vfast.evaluate import knn, measures, metrics, ridge
+from s2vfast.evaluate import floor
 from s2vfast.evaluate.context import EvalContext
 from s2vfast.train.feed import Recordings
 
@@ -71,11 +71,7 @@ def measure(context: EvalContext) -> dict[str, Any]:
     for name, columns in zip(FEATURES, (train.shape[1] // 2, train.shape[1]), strict=True):
         fitted, held = train[:, :columns], test[:, :columns]
         penalties = [penalty * columns / len(fitted) for penalty in PENALTIES]
-        model = ridge.fit(fitted, labels, classes=len(classes), penalties=penalties, standardize=False)
-        result = measures.scores(metrics.rank_scores(model.scores(held)), test_labels, classes)
-        about = {"features": name, "classifier": "ridge", "copies": 0, "validation": model.validation}
-        rows.append(about | measures.accuracies(result))
-        ranked = knn.rank(fitted, labels, held, classes=len(classes), transform="none")
-        near = measures.scores(ranked, test_labels, classes)
-        rows.append({"features": name, "classifier": "1-NN", "copies": 0} | measures.accuracies(near))
+        parts = (name, fitted, labels, held, test_labels, classes)
+        row, result = floor.ridge_row(*parts, penalties=penalties, standardize=False)
+        rows += [row, floor.neighbor_row(*parts, "none")]
     return result | {"rows": rows}

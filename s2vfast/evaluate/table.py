@@ -6,6 +6,8 @@ from typing import Any
 
 from s2vfast.evaluate.metrics import ACCURACIES
 
+SOLVERS = ("probe", "ridge")
+"""What the published linear probe is measured beside: `s2vfast.evaluate.probe` and `s2vfast.evaluate.ridge`."""
 NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
@@ -66,7 +68,7 @@ def rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                 accuracies(f"{k}-NN", part)
         else:
             accuracies(NAMES[protocol], result)
-            for solver in ("probe", "ridge"):
+            for solver in SOLVERS:
                 if solver in result:
                     accuracies(NAMES[solver], result[solver])
             for solver, part in result.get("averaged", {}).items():

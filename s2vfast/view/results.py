@@ -76,7 +76,7 @@ def collect(path: str | Path, store_path: str | Path | None = None) -> Content:
 
 def _measures(protocol: str, part: dict[str, Any]) -> list[Measure]:
     named = [(table.NAMES.get(protocol, protocol), part)]
-    named += [(table.NAMES[solver], part[solver]) for solver in ("probe", "ridge") if solver in part]
+    named += [(table.NAMES[solver], part[solver]) for solver in table.SOLVERS if solver in part]
     return [
         Measure(
             name,

@@ -60,8 +60,8 @@ def by_loops(network, clip):
         for cell in cells:
             parent = (cell[0] // st, *(q // ss for q in cell[1:]))
             corner = (parent[0] * st, *(q * ss for q in parent[1:]))
-            places = itertools.product(range(st), range(ss), range(ss), range(ss))
-            children = [tuple(map(sum, zip(corner, step, strict=True))) for step in places]
+            offsets = itertools.product(range(st), range(ss), range(ss), range(ss))
+            children = [tuple(map(sum, zip(corner, step, strict=True))) for step in offsets]
             table[parent] = [child if child in cells else None for child in children]
         cells = block({cell: F.relu(x) for cell, x in convolved(cells, down, table).items()}, layer)
     final = []

@@ -16,10 +16,10 @@ SMALL = Shape(N=2, S=2, V=3, s=2, D=6, H=2, E=5, keep=1)
 def test_gradcheck(op):
     arguments = inputs(op, replace(SMALL, D=8) if op == "joint_mix" else SMALL, dtype=torch.float64)
     floating = {n: v.double() for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point()}
-    rest = {n: v for n, v in arguments.items() if n not in floating}
+    constants = {n: v for n, v in arguments.items() if n not in floating}
 
     def run(*leaves):
-        out = getattr(ops, op)(**dict(zip(floating, leaves, strict=True)), **rest, impl="reference")
+        out = getattr(ops, op)(**dict(zip(floating, leaves, strict=True)), **constants, impl="reference")
         return out if isinstance(out, Tensor) else tuple(o for o in out if o is not None)
 
     assert torch.autograd.gradcheck(run, [value.requires_grad_() for value in floating.values()])
