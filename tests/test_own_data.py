@@ -133,7 +133,7 @@ def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, 
             script, pipe, command = line.rpartition("| ")
             if pipe:
                 stream = run_script(*script.split()[1:], monkeypatch=monkeypatch)
-                monkeypatch.setattr(sys, "stdin", io.StringIO(stream))
+                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stream.encode())))
             words = shlex.split(command)
             assert words[0] == "s2vfast", line
             for name, options in SHORT.items():

@@ -321,12 +321,12 @@ def predict(options: Any) -> int:
     """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
     from s2vfast.evaluate.arguments import PREDICT_FORMAT_OPTIONS
     from s2vfast.evaluate.model import Model
-    from s2vfast.evaluate.predict import predict, predict_lines
+    from s2vfast.evaluate.predict import lines_as_they_come, predict, predict_lines
 
     sliding = {"window": options.window, "step": options.step, "smooth": options.smooth, "top": options.top}
     if options.files == ["-"]:
         stream = Model(options.run, options.device, _to_stderr).stream(**sliding)
-        predictions = predict_lines(stream, sys.stdin)
+        predictions = predict_lines(stream, lines_as_they_come(sys.stdin))
     else:
         predictions = predict(
             options.run,

@@ -27,6 +27,8 @@ from s2vfast.train.feed import Recordings
 
 Ranking = list[tuple[str, float]]
 """(class, probability), the most probable first."""
+NOT_FINITE = "a frame: the network's numbers of the frames up to it are not finite"
+"""What is wrong with a frame of a `Stream` whose coordinates seemed right."""
 _ONE_OF = {"bodies": "body", "frames": "frame"}
 
 
@@ -98,10 +100,7 @@ class Model:
             return sequence
         if self.layout.kind == PointLayout.kind:
             return point_recording(sequence)
-        array = self.checked(sequence, ("bodies", "frames"))
-        at = np.arange(array.shape[1], dtype=np.int32)
-        bodies = [Body(str(slot), at, joints.astype(np.float32)) for slot, joints in enumerate(array)]
-        return Skeletons(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
+        return _skeletons(self.checked(sequence, ("bodies", "frames")))
 
     def checked(self, values: Any, axes: tuple[str, ...]) -> np.ndarray:
         """Numbers [axes, V, 3], zeros where a joint was not seen.
@@ -209,7 +208,7 @@ class Stream:
         self.model, self.step, self.smooth, self.top = model, step, smooth, top
         self.frames = 0
         """Frames that have come."""
-        self._window: deque[np.ndarray | None] = deque(maxlen=window)
+        self._window: deque[np.ndarray | None] = deque(maxlen=window)  # None: nobody is seen
         self._before: Tensor | None = None
 
     def push(self, frame: Any) -> Ranking | None:
@@ -222,21 +221,51 @@ class Stream:
             Classes, where it is time to look and the window holds a body; else None.
 
         Raises:
-            DataError: a frame of another shape, or that no recording of the run's unit can have.
+            DataError: a frame of another shape, that no recording of the run's unit can have, or whose classes are not
+                finite.
         """
-        self._window.append(None if frame is None else self.model.checked(frame, ("bodies",)))
+        window = self.take(frame)
+        if window is None:
+            return None
+        [ranking] = self.rank([window])
+        if ranking is None:
+            raise errors.DataError(NOT_FINITE)
+        return ranking
+
+    def take(self, frame: Any) -> Recording | None:
+        """The first half of `push`: the window to look at, where it is time to look and it holds a body; else None."""
+        bodies_seen = None if frame is None else self.model.checked(frame, ("bodies",))
+        self._window.append(bodies_seen if bodies_seen is not None and bodies_seen.any() else None)
         self.frames += 1
-        seen = [entry for entry in self._window if entry is not None and entry.any()]
+        seen = [entry for entry in self._window if entry is not None]
         if self.frames % self.step or not seen:
             return None
-        bodies = max(len(entry) for entry in seen)
-        array = np.zeros((bodies, len(self._window), self.model.layout.num_joints, 3), np.float32)
+        array = np.zeros((max(map(len, seen)), len(self._window), self.model.layout.num_joints, 3), np.float32)
         for number, entry in enumerate(self._window):
             if entry is not None:
                 array[: len(entry), number] = entry
-        probabilities = self.model.probabilities_of([self.model.recording(array)])[0]
-        self._before = smoothed(probabilities, self._before, self.smooth)
-        return self.model.ranked(self._before, self.top)
+        return _skeletons(array)
+
+    def rank(self, windows: Sequence[Recording]) -> list[Ranking | None]:
+        """The second half of `push`: classes of windows that `take` gave one after the other, by one pass.
+
+        None in place of those of a window for which the network's numbers are not finite; it smooths nothing.
+        """
+        rankings: list[Ranking | None] = []
+        for probabilities in self.model.probabilities_of(windows, strict=False) if windows else ():
+            if probabilities.isfinite().all():
+                self._before = smoothed(probabilities, self._before, self.smooth)
+                rankings.append(self.model.ranked(self._before, self.top))
+            else:
+                rankings.append(None)
+        return rankings
+
+
+def _skeletons(array: np.ndarray) -> Skeletons:
+    """Bodies [M, T, V, 3] as a recording."""
+    at = np.arange(array.shape[1], dtype=np.int32)
+    bodies = [Body(str(slot), at, joints.astype(np.float32)) for slot, joints in enumerate(array)]
+    return Skeletons(name="a sequence", label=-1, total_frames=array.shape[1], bodies=bodies)
 
 
 def point_recording(frames: Any) -> PointSequence:

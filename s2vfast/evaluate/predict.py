@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -25,10 +25,12 @@ from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Recording
 from s2vfast.data.store import Sequence as Skeletons
 from s2vfast.evaluate.checks import check_counts
-from s2vfast.evaluate.model import Model, Stream, check_smooth, refuse_points, smoothed
+from s2vfast.evaluate.model import NOT_FINITE, Model, Stream, check_smooth, refuse_points, smoothed
 
 _AT_ONCE = 256
 """Sequences that are read before they go through the network."""
+_FRAMES, _BYTES = 32, 2**16
+"""Of a stream that are taken at once where they have come, and bytes that are asked for."""
 
 
 def predict(
@@ -113,8 +115,22 @@ def predict(
     yield from predictions(waiting)
 
 
-def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Classes of frames that come as lines of text, each answered before the next is read.
+def lines_as_they_come(file: TextIO) -> Iterator[list[str]]:
+    """Lines of a pipe, a terminal or a file: at first one, then always all that have come meanwhile, `_FRAMES` at most.
+
+    Bytes that are no text of UTF-8 are replaced, so that what is wrong with a line stays in it.
+    """
+    begun = b""
+    while arrived := file.buffer.read1(_BYTES):  # type: ignore[attr-defined]  # of a BufferedReader
+        *lines, begun = (begun + arrived).split(b"\n")
+        for start in range(0, len(lines), _FRAMES):
+            yield [line.decode(errors="replace") for line in lines[start : start + _FRAMES]]
+    if begun:
+        yield [begun.decode(errors="replace")]
+
+
+def predict_lines(stream: Stream, batches: Iterable[Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Classes of frames that come as lines of text; those of a batch go through the network together.
 
     A line is a frame: the coordinates of all joints, x y z after x y z (x y after x y where the run's recordings have
     2), body after body, as JSON lists or as numbers with spaces or commas between them. A joint with a nan was not
@@ -122,7 +138,7 @@ def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, An
 
     Args:
         stream: what takes the frames.
-        lines: of text.
+        batches: lists of lines, each answered before the next is asked for. See `lines_as_they_come`.
 
     Yields:
         ``file`` ("-"), ``frame`` (its number from 1) and ``top``, see `predict`; or ``file`` and ``error`` for a line
@@ -130,16 +146,31 @@ def predict_lines(stream: Stream, lines: Iterable[str]) -> Iterator[dict[str, An
     """
     joints, axes = stream.model.layout.num_joints, "x y" if stream.model.layout.planar else "x y z"
     coordinates = len(axes.split())
-    for number, line in enumerate(lines, 1):
-        try:
-            ranking = stream.push(_frame(line, joints, coordinates))
-        except (errors.DataError, ValueError) as error:
-            expected = f"{coordinates * joints} numbers a body are expected ({joints} joints, {axes} each)"
-            reason = str(error) if isinstance(error, errors.DataError) else f"{error}; {expected}"
-            yield {"file": "-", "error": f"standard input:{number}: {reason}"}
-            continue
-        if ranking is not None:
-            yield {"file": "-", "frame": number, "top": [list(pair) for pair in ranking]}
+    number = 0
+    for lines in batches:
+        entries: list[dict[str, Any]] = []
+        windows = []
+        for line in lines:
+            number += 1
+            try:
+                window = stream.take(_frame(line, joints, coordinates))
+            except (errors.DataError, ValueError) as error:
+                expected = f"{coordinates * joints} numbers a body are expected ({joints} joints, {axes} each)"
+                reason = str(error) if isinstance(error, errors.DataError) else f"{error}; {expected}"
+                entries.append({"file": "-", "error": f"standard input:{number}: {reason}"})
+                continue
+            if window is not None:
+                entries.append({"file": "-", "frame": number})
+                windows.append(window)
+        rankings = iter(stream.rank(windows))
+        for entry in entries:
+            if "frame" in entry:
+                ranking = next(rankings)
+                if ranking is None:
+                    entry = {"file": "-", "error": f"standard input:{entry['frame']}: {NOT_FINITE}"}
+                else:
+                    entry["top"] = [list(pair) for pair in ranking]
+            yield entry
 
 
 def _frame(line: str, joints: int, coordinates: int) -> np.ndarray | None:

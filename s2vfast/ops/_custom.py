@@ -37,11 +37,14 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
         name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         overload = getattr(torch.ops.s2vfast, name).default
         changed = [i for i, argument in enumerate(overload._schema.arguments) if argument.is_write]
+        uncompiled = None
 
         def kernel(*args: Any) -> Any:
+            nonlocal uncompiled
             # Once the compiler is there it must be kept out of kernels; before, to say so would import it.
-            run = torch._disable_dynamo(function) if "torch._dynamo" in sys.modules else function
-            results = run(*args)
+            if uncompiled is None and "torch._dynamo" in sys.modules:
+                uncompiled = torch._disable_dynamo(function)
+            results = (uncompiled or function)(*args)
             for i in changed:
                 torch.autograd.graph.increment_version(args[i])
             return results

@@ -83,13 +83,14 @@ class Op:
 
 def _one_device(op: str, args: tuple, kwargs: dict) -> None:
     """Refuse tensors of several devices, of which only a number may be on the CPU beside a GPU's."""
-    devices = set()
+    first = None
     for value in (*args, *kwargs.values()):
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, torch.Tensor) and item.ndim:
-                devices.add(str(item.device))
-    if len(devices) > 1:
-        raise errors.ShapeError(f"{op}: its tensors are on {' and '.join(sorted(devices))}; put them on one device")
+                first = first or item.device
+                if item.device != first:
+                    two = " and ".join(sorted((str(first), str(item.device))))
+                    raise errors.ShapeError(f"{op}: its tensors are on {two}; put them on one device")
 
 
 _OPS: dict[str, Op] = {}

@@ -1,7 +1,9 @@
 """Raw files to classes: the numbers of an evaluation, and broken files named."""
 
+import io
 import json
 import pickle
+import types
 import zipfile
 from dataclasses import replace
 
@@ -250,6 +252,50 @@ def test_a_window_slides_over_a_sequence(place):
     assert short[0]["top"] == next(predict(place / "tuned", [file]))["top"]
 
 
+class Arriving(io.BytesIO):
+    """A pipe: what has been written is read piece by piece, as it arrived."""
+
+    def __init__(self, pieces: list[str | bytes]) -> None:
+        self.pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
+
+    def read1(self, size: int | None = -1) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
+
+
+def arrives(monkeypatch, *pieces: str | bytes) -> None:
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=Arriving(list(pieces))))
+
+
+def test_frames_that_wait_are_looked_at_together(place, capsys, monkeypatch):
+    """However lines arrive, in pieces or many at once, the answers are the same."""
+    store = Store.open(place / "store")
+    frames = store.sequence(0)[0][0]
+    text = "".join(f"{json.dumps(frame.tolist())}\n" for frame in np.concatenate([frames] * 5)[:80]).encode()
+    text = text.replace(b"\n", b"\r\n", 3) + b"\xff\xfe 1 2\n" + json.dumps(frames[0].tolist()).encode()
+    command = f"predict {place}/tuned - --window 8 --smooth 0.5 --json".split()
+    model = s2vfast.load(place / "tuned")
+    counts, answers = [], []
+    probabilities_of = type(model).probabilities_of
+
+    def counted(self, recordings, *args, **options):
+        counts.append(len(recordings))
+        return probabilities_of(self, recordings, *args, **options)
+
+    monkeypatch.setattr(type(model), "probabilities_of", counted)
+    for pieces in ([text], text.splitlines(keepends=True), [text[at : at + 1000] for at in range(0, len(text), 1000)]):
+        arrives(monkeypatch, *pieces)
+        assert cli.main(command) == 1
+        answers.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        if len(answers) == 1:
+            assert counts == [0, 32, 32, 16, 1]
+    for answer in answers:
+        assert [entry["frame"] for entry in answer if "frame" in entry] == [*range(1, 81), 82]
+        [wrong] = [entry["error"] for entry in answer if "error" in entry]
+        assert wrong.startswith("standard input:81: not the numbers of a frame")
+        for entry, first in zip(answer, answers[0], strict=True):
+            assert dict(entry.get("top", ())) == pytest.approx(dict(first.get("top", ())), abs=1e-6)
+
+
 def test_frames_come_on_standard_input(place, capsys, monkeypatch):
     store = Store.open(place / "store")
     array = store.sequence(0)[0]
@@ -258,7 +304,7 @@ def test_frames_come_on_standard_input(place, capsys, monkeypatch):
     lines = ["", *frames[:2], "1 2 3", "[1, [2", *frames[2:], "nan " * 60, "inf " * 60, "1_0 " * 60]
     lines += [str([1] * 59 + [value]) for value in ('"1"', "true", 10**400, 21)]
     lines += [json.dumps(np.ones((3, 20, 2)).tolist()), "[]"]
-    monkeypatch.setattr("sys.stdin", iter(lines))
+    arrives(monkeypatch, *(f"{line}\n" for line in lines))
     assert cli.main(f"predict {place}/tuned - --window 4 --step 2 --json".split()) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wrong = [entry["error"] for entry in found if "error" in entry]
