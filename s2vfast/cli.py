@@ -24,7 +24,7 @@ from s2vfast import completion
 from s2vfast.compat import commands as import_checkpoint
 from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments
-from s2vfast.train import torchrun
+from s2vfast.train import torchrun, tune
 from s2vfast.view import commands as view
 
 
@@ -257,6 +257,7 @@ def _commands() -> dict[str, Command]:
     for group, members in (("data", data.COMMANDS), ("view", view.COMMANDS)):
         for name, (text, run, add) in members.items():
             commands[f"{group} {name}"] = Command(text, run, add)
+    commands[tune.NAME] = Command(tune.TEXT, tune.run, tune.add, _add_sections)
     commands[completion.NAME] = Command(completion.TEXT, _completion, completion.add)
     commands["doctor"] = Command("versions, devices, implementations: to paste into a bug report", _doctor)
     return commands

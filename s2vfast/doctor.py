@@ -62,7 +62,15 @@ def _own() -> dict[str, Any]:
         "version": s2vfast.__version__,
         "path": str(Path(s2vfast.__file__).parent),
         "S2VFAST_IMPL": os.environ.get("S2VFAST_IMPL", "not set"),
+        "calibrations": _calibrations(),
     }
+
+
+def _calibrations() -> str:
+    from s2vfast.calibrate import cache
+
+    files = sorted((cache.folder() / "calibration").glob("*.json"))
+    return ", ".join(map(str, files)) or f"none in {cache.folder()}"
 
 
 def _machine() -> dict[str, Any]:

@@ -114,12 +114,12 @@ def _run(
     names = [f"output {i}" for i in range(len(outputs))]
     results = [out.detach() for out in outputs]
     if gradients:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(outputs[0].device).manual_seed(seed)
         total = 0.0
         for out in outputs:
-            upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+            upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64, device=out.device)
             # Through the coarsest dtype, so that all see the same numbers.
-            total = total + (out * upstream.bfloat16().to(out.device, out.dtype)).sum()
+            total = total + (out * upstream.bfloat16().to(out.dtype)).sum()
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         names += [f"gradient of {name}" for name in leaves]
         results += [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves.values(), strict=True)]
@@ -159,6 +159,7 @@ def verify_call(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    gradients: bool = True,
 ) -> list[Agreement]:
     """Anything that claims to do what an operation does, beside the reference.
 
@@ -168,6 +169,7 @@ def verify_call(
         arguments: of both, see `s2vfast.inputs`.
         dtype: of matrix operands among them.
         device: where they are.
+        gradients: also compare gradients, of an operation that has some.
     """
     if op in INDEXED:
         return _compare_draws(op, call, arguments)
@@ -181,7 +183,7 @@ def verify_call(
         lambda **kw: public(**kw, impl="reference"),
         lambda **kw: public(**kw, impl=plain),
         arguments,
-        gradients=op not in WITHOUT_GRADIENT,
+        gradients=gradients and op not in WITHOUT_GRADIENT,
     )
 
 

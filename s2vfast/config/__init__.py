@@ -171,8 +171,8 @@ class TrainConfig(Section):
     device: str = "auto"
     """``auto`` takes a GPU where there is one; else ``cpu``, ``cuda`` or ``cuda:N``."""
     impl: str = "auto"
-    """Implementation of the operations: ``auto``, ``reference``, ``torch``, ``triton`` or ``native``; for single
-    operations as in ``torch,tube_mask=native``."""
+    """Implementation of the operations: ``auto`` (on a GPU by calibration), ``reference``, ``torch``, ``triton`` or
+    ``native``; for single operations as in ``torch,tube_mask=native``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Operands of matrix products; the residual stream, statistics, parameters and moments are float32 always.
     ``auto``: bfloat16 on a GPU, float32 on a CPU."""

@@ -84,6 +84,8 @@ NETWORKS = Registry("model.name", "s2vfast.networks")
 """By model.name: subclasses of `s2vfast.networks.Network`."""
 OBJECTIVES = Registry("objective.name", "s2vfast.objectives")
 """By objective.name: subclasses of `s2vfast.objectives.Objective`."""
+PLUGIN = "s2vfast_plugin_"
+"""How the names of modules begin that `load_plugin` has imported."""
 
 
 def load_plugin(path: str | Path) -> None:
@@ -93,7 +95,7 @@ def load_plugin(path: str | Path) -> None:
         ConfigError: no such file, or it cannot be imported; the message has the file's own error.
     """
     file = Path(path).resolve()
-    name = f"s2vfast_plugin_{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"
+    name = f"{PLUGIN}{file.stem}_{zlib.crc32(os.fsencode(file)):08x}"
     if name in sys.modules:
         return
     if not file.is_file():

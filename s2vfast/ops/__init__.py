@@ -28,7 +28,16 @@ They need torch and numpy alone, and can be used in any other project::
 in float64, where ``FILE.py`` registers it.
 """
 
-from s2vfast.ops._dispatch import IMPLEMENTATIONS, availability, operation, parse_choice, register_impl, use_impl
+from s2vfast.ops._dispatch import (
+    IMPLEMENTATIONS,
+    availability,
+    is_auto,
+    operation,
+    parse_choice,
+    register_impl,
+    use_chooser,
+    use_impl,
+)
 from s2vfast.ops.adamw_ema import Span, adamw_ema
 from s2vfast.ops.add_norm import add_norm
 from s2vfast.ops.attention import attention
@@ -65,6 +74,7 @@ __all__ = [
     "clip_sample",
     "embed_gather",
     "graph_attention",
+    "is_auto",
     "joint_mix",
     "mask_fill",
     "masked_mse",
@@ -80,6 +90,7 @@ __all__ = [
     "temporal_conv",
     "token_mask",
     "tube_mask",
+    "use_chooser",
     "use_impl",
     "voxelize",
 ]

@@ -1,6 +1,7 @@
 """Which implementation of an operation runs: one rule for all of them.
 
-1. ``auto`` takes the first entry of `PREFERENCE` whose reasons against it are none.
+1. ``auto`` takes what calibration has chosen for these sizes (`use_chooser`), where a run is calibrated; else the
+   first entry of `PREFERENCE` whose reasons against it are none.
 2. A name runs, or raises `ImplementationError` with every reason why it cannot. It never falls back.
 3. `PREFERENCE` changes only together with a committed benchmark result.
 
@@ -37,6 +38,8 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 Reasons = Callable[..., list[str]]
+Chooser = Callable[[str, str, tuple, dict[str, Any]], "str | None"]
+"""``chooser(op, device, args, kwargs)``: the implementation that ``auto`` takes; None leaves it to `PREFERENCE`."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -75,10 +78,18 @@ class Op:
         return self.implementations[selected](*args, **kwargs)
 
     def _preferred(self, device: str, args: tuple, kwargs: dict) -> str:
-        for name in PREFERENCE.get(device, {}).get(self.name, _TORCH):
+        if _own.chooser is not None:
+            choice = _own.chooser(self.name, device, args, kwargs)
+            if choice is not None and not self.why_not(choice, device, *args, **kwargs):
+                return choice
+        for name in self.preference(device):
             if not self.why_not(name, device, *args, **kwargs):
                 return name
         return "torch"
+
+    def preference(self, device: str) -> tuple[str, ...]:
+        """What ``auto`` takes without calibration, the first that can run."""
+        return PREFERENCE.get(device, {}).get(self.name, _TORCH)
 
 
 def _one_device(op: str, args: tuple, kwargs: dict) -> None:
@@ -99,9 +110,10 @@ _changing = threading.Lock()
 
 
 class _Own(threading.local):
-    """What `use_impl` has set for this thread alone."""
+    """What `use_impl` and `use_chooser` have set for this thread alone."""
 
     overrides: tuple[dict[str, str], ...] = ()
+    chooser: Chooser | None = None
 
 
 _own = _Own()
@@ -116,7 +128,8 @@ def register(op: str, reasons: dict[str, Reasons] | None = None, **implementatio
 def register_impl(op: str, name: str, function: Callable[..., Any], why_not: Reasons | None = None) -> None:
     """Add an implementation of an operation; ``impl=name``, `use_impl` and `s2vfast.verify` then take it.
 
-    ``auto`` never chooses it. A name that was added before is replaced.
+    ``auto`` chooses it only where calibration has found it right and the fastest. A name that was added before is
+    replaced.
 
     Args:
         op: name of the operation, such as ``attention``.
@@ -205,6 +218,22 @@ def use_impl(choice: str, everywhere: bool = True) -> Iterator[None]:
             # Another thread may have entered since and still be inside: take out one's own, not the last.
             last = max(i for i, other in enumerate(_overrides) if other is parsed)
             _overrides = (*_overrides[:last], *_overrides[last + 1 :])
+
+
+@contextlib.contextmanager
+def use_chooser(chooser: Chooser | None) -> Iterator[None]:
+    """Let ``auto`` ask this first within a ``with`` block, in this thread alone; None: `PREFERENCE` alone."""
+    before, _own.chooser = _own.chooser, chooser
+    try:
+        yield
+    finally:
+        _own.chooser = before
+
+
+def is_auto(choice: str) -> bool:
+    """Whether a text, or the environment where it is ``auto``, leaves operations that it does not name to ``auto``."""
+    texts = (choice, os.environ.get("S2VFAST_IMPL", ""))
+    return all(parse_choice(text).get("", "auto") == "auto" for text in texts)
 
 
 def _chosen(op: str, impl: str | None) -> str:

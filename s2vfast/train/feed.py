@@ -256,6 +256,8 @@ class Feed:
             self._labels = self._labels.to(self.recordings.source)
         sends = self.recordings.sends
         self._threads = max(config.data.workers, 2) if sends else config.data.workers
+        self.chooser: Any = None
+        """What ``auto`` asks first, of a run that is calibrated: see `s2vfast.ops.use_chooser`."""
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[Batch]] = {}
         # Shapes that repeat can be captured or compiled once; exact ones save a little more.
@@ -269,7 +271,8 @@ class Feed:
         # What is chosen for the device may not run on the host.
         impl, capacity = "auto" if self.recordings.sends else self.config.train.impl, self._capacity(ids_of_batches)
         auto = impl == "auto" and not self.recordings.sends
-        with contextlib.nullcontext() if auto else ops.use_impl(impl, everywhere=False):
+        named = contextlib.nullcontext() if auto else ops.use_impl(impl, everywhere=False)
+        with named, ops.use_chooser(self.chooser):
             batches = [
                 self._micro_batch(batch_ids, epoch, capacity, len(batch_ids) / len(ids))
                 for batch_ids in ids_of_batches[first : first + self.micro_batches]

@@ -167,6 +167,8 @@ def run_steps(
         try:
             if begin and rundir.INIT in (description or {}):
                 loop.save_beginning()
+            if trainer.step < trainer.total_steps:  # before anything is captured
+                trainer.calibrate(run, loop.progress.message)
             if profile:
                 loop.profile(profile)
             return loop.run()

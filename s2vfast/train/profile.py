@@ -24,7 +24,7 @@ TOP = 12  # rows of the table of operations
 
 
 def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[str, Any]:
-    """Profile an trainer and put it back as it was.
+    """Profile a trainer and put it back as it was.
 
     Args:
         trainer: a `s2vfast.train.trainer.Trainer`.
@@ -35,10 +35,9 @@ def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[st
     Returns:
         What ``summary.json`` holds, times in milliseconds a step.
     """
-    before = [buffer.clone() for buffer in trainer.optimizer.state_buffers()]
-    first, total = trainer.step, trainer.total_steps
-    trainer.total_steps = max(total, first + WARM + 3 * steps + 2 * ROUNDS)
-    try:
+    first = trainer.step
+    with trainer.restoring():
+        trainer.total_steps = max(trainer.total_steps, first + WARM + 3 * steps + 2 * ROUNDS)
         for _ in range(WARM):
             trainer.run_step()
         list(trainer.drain())
@@ -72,13 +71,6 @@ def run_profile(trainer: Any, folder: Path, steps: int, writes: bool) -> dict[st
             table = profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60)
             (folder / "table.txt").write_text(f"{text(summary)}\n\n{table}\n", "utf-8")
         return summary
-    finally:
-        trainer.total_steps = total
-        trainer.rewind(first)
-        with torch.no_grad():
-            for buffer, saved in zip(trainer.optimizer.state_buffers(), before, strict=True):
-                buffer.copy_(saved)
-        trainer.optimizer.refresh()
 
 
 def text(summary: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ BEGINNING = "beginning"
 """What a checkpoint's meta calls what its run began with."""
 METRICS = "metrics.jsonl"
 THROUGHPUT = "throughput.jsonl"
+CALIBRATION = "calibration.json"
+"""Implementations that the run's operations take, where it was calibrated."""
 IMPORTED = "imported"
 """What run.json calls the file whose weights a run holds, where it was not trained here."""
 SPLIT = "split_sha256"
@@ -110,7 +112,7 @@ def create(run_dir: str | Path, config: Config, store: Any, description: dict[st
 def withdraw(run_dir: str | Path) -> None:
     """Remove what `create` and a run that never finished a step wrote; the folder too, where nothing else is in it."""
     path = Path(run_dir)
-    for name in (RUN, CONFIG, METRICS, THROUGHPUT, LOCK):
+    for name in (RUN, CONFIG, METRICS, THROUGHPUT, CALIBRATION, LOCK):
         files.remove(path / name)
     files.remove(checkpoint.folder(path))
     with contextlib.suppress(OSError):

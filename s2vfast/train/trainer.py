@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class Trainer:
         if on_gpu:
             torch.cuda.set_device(self.device)  # of events, captures and synchronisation
         try:
-            mode = _mode(config, on_gpu, ops.parse_choice(config.train.impl))
+            self.mode = mode = _mode(config, on_gpu, ops.parse_choice(config.train.impl))
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
@@ -143,6 +144,11 @@ class Trainer:
         """What there is to say about how the run is done."""
         return [*self.feed.recordings.notes, *length_notes(self.config, self.steps_per_epoch)]
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured as CUDA graphs."""
+        return self._graphs is not None
+
     def run_step(self) -> StepResult | None:
         """Start the next step.
 
@@ -185,10 +191,35 @@ class Trainer:
             torch.cuda.synchronize()
             self._graphs.release()
 
-    def step_without_data(self, batch: Batch) -> None:
-        """Do a step on a batch that is there and do not ask what came of it; it is not counted."""
-        self._start(batch, self.step, self.config.optim.lr_min, 1.0)
+    def calibrate(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        """Let the steps to come take the operations' fastest right implementations, see `s2vfast.train.calibration`."""
+        from s2vfast.train import calibration  # most runs on a CPU need none of it
+
+        if calibration.applies(self):
+            calibration.calibrate(self, run_dir, say)
+
+    def step_without_data(self, batch: Batch, eager: bool = False) -> None:
+        """Do a step on a batch that is there and do not ask what came of it; it is not counted.
+
+        ``eager``: operation by operation, and a graph knows nothing of it.
+        """
+        self._start(batch, self.step, self.config.optim.lr_min, 1.0, eager)
         self._pending.pop()
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Put everything back as it was when a ``with`` block of steps ends."""
+        before = [buffer.clone() for buffer in self.optimizer.state_buffers()]
+        first, total = self.step, self.total_steps
+        try:
+            yield
+        finally:
+            self.total_steps = total
+            self.rewind(first)
+            with torch.no_grad():
+                for buffer, saved in zip(self.optimizer.state_buffers(), before, strict=True):
+                    buffer.copy_(saved)
+            self.optimizer.refresh()
 
     def rewind(self, step: int) -> None:
         """Let ``step`` be the next one, and forget what is under way."""
@@ -196,7 +227,7 @@ class Trainer:
         self._pending.clear()
         self.feed.forget()
 
-    def _start(self, batch: Batch, step: int, lr: float, tau: float) -> None:
+    def _start(self, batch: Batch, step: int, lr: float, tau: float, eager: bool = False) -> None:
         slot = step % (self.lag + 2)
         self._inputs[slot].copy_(torch.tensor([step + 1, lr, tau, float(self.stopping)], dtype=torch.float64))
         self.step_fn.inputs.copy_(self._inputs[slot], non_blocking=True)
@@ -204,8 +235,9 @@ class Trainer:
         # resume as it would have.
         torch.manual_seed((self.config.train.seed << 32 ^ step << 12 ^ self.ranks.rank) % 2**63)
         impl = self.config.train.impl
-        with contextlib.nullcontext() if impl == "auto" else ops.use_impl(impl, everywhere=False):
-            self._advance(batch.micro_batches)
+        named = contextlib.nullcontext() if impl == "auto" else ops.use_impl(impl, everywhere=False)
+        with named, ops.use_chooser(self.feed.chooser):
+            (self.step_fn if eager else self._advance)(batch.micro_batches)
         self._reports[slot].copy_(self.step_fn.report, non_blocking=True)
         done = None
         if self.device.type == "cuda":

@@ -77,6 +77,9 @@ class FakeTrainer:
     def drain(self):
         return []
 
+    def calibrate(self, run_dir, say):
+        pass
+
     def close(self):
         pass
 
