@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import _clouds
+from benchmarks import _clouds, _rivals
+from benchmarks._rivals import Rival
 from s2vfast import ops
 from s2vfast.inputs import SHAPES, WITHOUT_GRADIENT, Shape, inputs
 
@@ -47,22 +47,6 @@ class Cost:
     exps: float = 0.0
     bytes: float | None = None
     operands: float = 0.0
-
-
-@dataclass(frozen=True)
-class Rival:
-    """Another way to compute an operation.
-
-    Args:
-        prepare: takes the arguments and returns the function to call with them, or the reason (a text) why it cannot
-            run here.
-        devices: types of devices on which it exists.
-        first: it takes long to prepare, so that it is measured at the first shape alone.
-    """
-
-    prepare: Callable[[dict[str, Any]], Callable[..., Any] | str]
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,59 +291,6 @@ def _fused_adamw(arguments: dict[str, Any]) -> Callable[..., Tensor]:
     return call
 
 
-# attention: SDPA by backend, FlexAttention and, where it is installed, FlashAttention-4.
-
-
-def _heads(qkv: Tensor) -> tuple[Tensor, ...]:
-    """[N, L, 3, H, d] as three of [N, H, L, d]."""
-    return qkv.permute(2, 0, 3, 1, 4).unbind()
-
-
-def _sdpa(backend: str) -> Rival:
-    def prepare(arguments: dict[str, Any]) -> Callable[..., Tensor] | str:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        def call(qkv: Tensor) -> Tensor:
-            with sdpa_kernel(getattr(SDPBackend, backend)):
-                return F.scaled_dot_product_attention(*_heads(qkv)).transpose(1, 2)
-
-        try:
-            call(arguments["qkv"][:1])
-        except RuntimeError as error:  # it has no kernel for this device, dtype or size
-            return str(error)
-        return call
-
-    return Rival(prepare)
-
-
-def _flex(arguments: dict[str, Any]) -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda qkv: compiled(*_heads(qkv)).transpose(1, 2)
-
-
-def _flash4(arguments: dict[str, Any]) -> Callable[..., Tensor] | str:
-    try:
-        from flash_attn.cute import flash_attn_func
-    except ImportError as error:
-        return str(error)
-
-    def call(qkv: Tensor) -> Tensor:
-        output = flash_attn_func(*qkv.unbind(2))  # [N, L, H, d] each
-        return output[0] if isinstance(output, tuple) else output
-
-    return call
-
-
-_SDPA = {f"sdpa {name.lower()}": _sdpa(f"{name}_ATTENTION") for name in ("FLASH", "CUDNN", "EFFICIENT")}
-_ATTENTION_RIVALS = {
-    **_SDPA,
-    "sdpa math": _sdpa("MATH"),
-    "flex": Rival(_flex, ("cuda",), first=True),
-    "flash-attention 4": Rival(_flash4, ("cuda",)),
-}
-
 CASES: dict[str, Case] = {
     case.op: case
     for case in (
@@ -368,9 +299,9 @@ CASES: dict[str, Case] = {
         Case("token_mask", _mask_cost, MASKS, light=True, plain=False),
         Case("embed_gather", _embed_cost, TOKENS, light=True),
         Case("mask_fill", _bytes(), TOKENS, light=True),
-        Case("attention", _attention_cost, rivals=_ATTENTION_RIVALS),
-        Case("norm_linear", _products(lambda shape: 3 * shape.D)),
-        Case("add_norm", _products(lambda shape: shape.D)),
+        Case("attention", _attention_cost, rivals=_rivals.ATTENTION),
+        Case("norm_linear", _products(lambda shape: 3 * shape.D), rivals=_rivals.NORM_LINEAR),
+        Case("add_norm", _products(lambda shape: shape.D), rivals=_rivals.ADD_NORM),
         Case("mlp", _products(lambda shape: 2 * shape.E)),  # GELU's erf is not counted
         Case("temporal_conv", _conv_cost, ("nwucla",)),
         Case("temporal_branches", _branches_cost, ("nwucla",)),

@@ -1,13 +1,14 @@
-"""All that needs a GPU, in one command and under ten minutes: `make gpu`. Results go to --out.
+"""All that needs a GPU, in one command and seven minutes, so that two runs fit into fifteen: `make gpu`.
 
 The headline comes first: all kernels are compiled, in parallel; then ``mlp`` and ``attention`` at the published shape,
 then the training step. Tests follow, then everything else; compute-sanitizer and torch.compile, which take longest, are
-last. Each step has a time limit. One that fails or lacks something does not keep the others from running. Where there
+last. Each step has a time limit, and all together have one (--seconds): what no time is left for is skipped, and
+``--only`` runs it in a second go. One that fails or lacks something does not keep the others from running. Where there
 is no GPU, the steps that need one are skipped, with this reason. It needs torch, triton, numpy and pytest alone.
 
 Left in --out: ``log.txt`` (the output of every step), ``summary.json`` (its end), ``tests.xml``, and the measurements
-as DEVICE/KIND.json (those of the headline in headline/), which `python -m benchmarks.report` reads once they lie in
-benchmarks/results/.
+as DEVICE/KIND.json (those of the headline in headline/, calibration's in cache/), which `python -m benchmarks.report`
+reads once they lie in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 WORKERS = 8
 HEADLINE = "headline"  # a folder of its own: what is measured again later is in the others
+ALL = 420  # seconds of all steps
+LEAST = 8  # seconds: with less left a step is not begun
 GRACE = 5  # seconds between an interrupt, upon which pytest prints its failures, and the end
 
 
@@ -58,11 +61,13 @@ def steps(out: Path) -> list[Step]:
     verify = [PYTHON, "-m", "s2vfast.verify", "--device", "cuda", "--shape", "odd"]
     # The caching allocator puts many tensors into one allocation, where a stray access is not seen.
     bare = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+    cache = (("S2VFAST_CACHE", str(out / "cache")),)
     return [
         Step("doctor", [PYTHON, "-m", "s2vfast.doctor"], 15, gpu=False),
         Step("compile", [PYTHON, "-m", "benchmarks.gpu", "--compile"], 70),
         Step("headline", [*measure, *headline], 30),
         Step("step", [*step, "reference", *bodies, "--repeat", "12"], 90),
+        Step("calibrate", [PYTHON, "-m", "benchmarks.gpu", "--calibrate"], 75, environment=cache),
         Step("tests", tests, 110),
         Step("ops", [*measure, str(out), "ops", "--seconds", "0.1"], 90),
         Step("data", [*measure, str(out), "data"], 12),
@@ -94,6 +99,16 @@ def compile_kernels(name: str) -> None:
             timed_call(function, case.inputs(shape, dtype_of(None, device), device), PASSES[1] in case.passes)()
 
 
+def calibrate() -> int:
+    """What the first run of ntu60 does on a GPU; 1 where something went wrong."""
+    from benchmarks._train_step import load
+    from s2vfast.train.tune import tune
+
+    config = load("ntu60")
+    config.train.batch = 64  # as the step above
+    return tune(config, layout="kinect_v2")
+
+
 def compile_all() -> int:
     """`compile_kernels` of everything, in processes side by side; 1 where one failed."""
     from benchmarks.cases import CASES
@@ -123,13 +138,15 @@ def install() -> None:
             link.symlink_to("../kernels")
 
 
-def run(step: Step, out: Path, has_gpu: bool) -> dict[str, object]:
+def run(step: Step, out: Path, has_gpu: bool, seconds_left: float = ALL) -> dict[str, object]:
     """Run a step; its output is added to log.txt, the end of it to the result where it fails."""
     program = step.program and (shutil.which(step.program) or shutil.which(step.program, path="/usr/local/cuda/bin"))
     if step.gpu and not has_gpu:
         return {"step": step.name, "skipped": "there is no GPU that PyTorch can use"}
     if step.program and not program:
         return {"step": step.name, "skipped": f"{step.program} was not found"}
+    if seconds_left < LEAST:
+        return {"step": step.name, "skipped": f"no time is left; run it by --only {step.name}"}
     command = [str(program), *step.command[1:]] if program else step.command
     start, path = time.monotonic(), out / "log.txt"
     with open(path, "a", encoding="utf-8") as log:
@@ -142,7 +159,7 @@ def run(step: Step, out: Path, has_gpu: bool) -> dict[str, object]:
             command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         code = None
-        for number, seconds in ((signal.SIGINT, step.seconds), (signal.SIGKILL, GRACE)):
+        for number, seconds in ((signal.SIGINT, min(step.seconds, seconds_left)), (signal.SIGKILL, GRACE)):
             try:
                 ended = process.wait(seconds)
                 code = ended if number == signal.SIGINT else 124
@@ -163,10 +180,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks/results/local"))
     parser.add_argument("--only", nargs="+", help="names of steps")
+    parser.add_argument("--seconds", type=float, default=ALL, help="of all steps together")
+    parser.add_argument("--calibrate", action="store_true", help="choose implementations for ntu60, and no more")
     parser.add_argument("--compile", nargs="?", const="", metavar="OP", help="fill Triton's cache, and no more")
     options = parser.parse_args()
     if options.compile is not None:
         return compile_kernels(options.compile) or 0 if options.compile else compile_all()
+    if options.calibrate:
+        return calibrate()
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / "log.txt").write_text("", "utf-8")
@@ -178,11 +199,11 @@ def main() -> int:
 
     # All these processes measure one commit, which a machine without git cannot know.
     os.environ["S2VFAST_COMMIT"] = _results.origin()[0]
-    results = []
+    results, end = [], time.monotonic() + options.seconds
     for step in steps(out):
         if options.only and step.name not in options.only:
             continue
-        result = run(step, out, torch.cuda.is_available())
+        result = run(step, out, torch.cuda.is_available(), end - time.monotonic())
         results.append(result)
         # After each, as the whole may be stopped at any time.
         (out / "summary.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")

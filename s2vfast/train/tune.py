@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s2vfast import errors
+
+if TYPE_CHECKING:
+    from s2vfast.config import Config
 
 NAME = "tune"
 TEXT = "check and time all implementations of a config's operations here, and keep the fastest for later runs"
@@ -31,51 +34,60 @@ def add(parser: Any) -> None:
 def run(options: Any) -> int:
     """Measure what is not kept yet, print the table, say where it is kept; 1 where something went wrong."""
     from s2vfast import presets
-    from s2vfast.calibrate import cache, measure
     from s2vfast.config import Config
-    from s2vfast.data.store import Store
-    from s2vfast.train import calibration
-    from s2vfast.train.trainer import Trainer
 
     settings = options.settings
     if options.device is not None:
         settings.setdefault("train", {})["device"] = options.device
     config = Config.from_dict(presets.merge(presets.read_for(options.config, None), settings))
-    with tempfile.TemporaryDirectory(prefix="s2vfast-tune-") as folder:
-        path = options.store or _random_store(Path(folder, "store"), config, options)
-        if config.train.threads is not None:
-            import torch
+    layout = options.layout or ("kinect_v1" if options.config.startswith("nwucla") else "kinect_v2")
+    return tune(config, store=options.store, layout=layout, again=options.again)
 
-            torch.set_num_threads(config.train.threads)
-        trainer = Trainer(config, Store.open(path))
+
+def tune(config: Config, *, store: str | None = None, layout: str = "kinect_v2", again: bool = False) -> int:
+    """What the command does.
+
+    Args:
+        config: whose step is recorded.
+        store: recordings; None: random ones.
+        layout: skeleton of random ones.
+        again: measure what is kept, too.
+
+    Raises:
+        ConfigError: nothing is left to choose, or the network reads no skeletons and there is no store.
+    """
+    import torch
+
+    from s2vfast.calibrate import cache, measure
+    from s2vfast.data.store import Store
+    from s2vfast.train import calibration
+    from s2vfast.train.trainer import Trainer
+
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    messages: list[str] = []
+
+    def say(line: str) -> None:
+        messages.append(line)
+        print(line, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="s2vfast-tune-") as folder:
+        trainer = Trainer(config, Store.open(store or _random_store(Path(folder, "store"), config, layout)))
         if not calibration.applies(trainer):
             raise errors.ConfigError(
                 f"tune: train.impl {config.train.impl} and train.mode {trainer.mode} leave nothing to choose; give "
                 f"auto, and do not set S2VFAST_IMPL or S2VFAST_CALIBRATE=0"
             )
         recorder = calibration.record(trainer)
-        messages: list[str] = []
-
-        def say(line: str) -> None:
-            messages.append(line)
-            print(line, flush=True)
-
-        rows = calibration.choose(
-            recorder,
-            trainer.device,
-            say,
-            capture=trainer.captures,
-            measures=True,
-            again=options.again,
-            budget=BUDGET,
-        )
+        limits = {"capture": trainer.captures, "measures": True, "again": again, "budget": BUDGET}
+        rows = calibration.choose(recorder, trainer.device, say, **limits)
         trainer.close()
     table = measure.best(rows, trainer.device.type)
     print(calibration.summary(table, cache.path(cache.environment(trainer.device))))
     return int(any(line.startswith("warning") for line in messages))
 
 
-def _random_store(path: Path, config: Any, options: Any) -> Path:
+def _random_store(path: Path, config: Config, layout_name: str) -> Path:
     """A store of random walks, as many sequences as a batch has; two bodies in every second one."""
     import numpy as np
 
@@ -85,7 +97,7 @@ def _random_store(path: Path, config: Any, options: Any) -> Path:
 
     if "skeletons" not in config.network_class.reads:
         raise errors.ConfigError(f"--data: needed, as model.name: {config.model.name} reads no skeletons")
-    layout = get_layout(options.layout or ("kinect_v1" if options.config.startswith("nwucla") else "kinect_v2"))
+    layout = get_layout(layout_name)
     generator = np.random.default_rng(0)
     frames = int(config.data.frames * 1.5)
 

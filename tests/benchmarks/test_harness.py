@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import _calls, _harness, _results, _timer, bench_ops, cases, run
@@ -103,6 +105,48 @@ def test_rivals_are_right(op, names):
     case = case_of(op)
     assert names <= set(_harness.contenders(case, CPU, inputs(op), first=True))
     assert _harness.gate(case, ["tiny", "odd"], torch.float32, CPU) == {}
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Stand-ins for libraries that need a GPU, with their calls and plain PyTorch behind."""
+
+    def module(name, **members):
+        for depth in range(name.count(".") + 1):
+            parent = ".".join(name.split(".")[: depth + 1])
+            monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+        vars(sys.modules[name]).update(members)
+
+    def flash(q, k, v):
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    def triangle_attention(q, k, v, bias, mask=None, scale=None):
+        assert (q.ndim, bias.shape) == (5, (1, 1, q.shape[2], q.shape[3], k.shape[3]))
+        return F.scaled_dot_product_attention(q, k, v, bias)
+
+    norm = types.SimpleNamespace(apply=lambda x, weight, bias, eps: F.layer_norm(x, weight.shape, weight, bias, eps))
+    module("flash_attn_interface", flash_attn_func=flash)
+    module("flash_attn.cute", flash_attn_func=lambda q, k, v: (flash(q, k, v), None))
+    module("cuequivariance_torch", triangle_attention=triangle_attention)
+    module("liger_kernel.ops.layer_norm", LigerLayerNormFunction=norm)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        *(("attention", name) for name in ("flash-attention 3", "flash-attention 4", "cuequivariance")),
+        ("norm_linear", "liger"),
+        ("add_norm", "liger"),
+    ],
+)
+def test_rivals_of_other_libraries_are_right_and_need_not_be_there(op, name, libraries, monkeypatch):
+    rival = dataclasses.replace(CASES[op].rivals[name], devices=("cpu",))
+    case = case_of(op, rivals={name: rival})
+    assert _harness.gate(case, ["tiny", "odd"], torch.float32, CPU, only=[name]) == {}
+    assert name in _harness.contenders(case, CPU, inputs(op), first=True)
+    for module in ("flash_attn_interface", "flash_attn.cute", "cuequivariance_torch", "liger_kernel.ops.layer_norm"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert name not in _harness.contenders(case, CPU, inputs(op), first=True)
 
 
 def test_a_rival_that_is_wrong_is_refused():
