@@ -6,9 +6,16 @@ Importing it imports nothing heavy; what is used is loaded at its first use.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
+
+# PyTorch's threads on a CPU wait for each other by spinning, for 15 ms where nobody says otherwise: beside another job
+# they spend their share of the cores on that. Read once, when PyTorch loads its OpenMP; a wait that somebody has set stays.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"  # some 50 us, about as long as it takes to wake a thread
 
 _HOME = {
     "Config": "s2vfast.config",

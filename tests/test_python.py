@@ -1,6 +1,9 @@
 """docs/python.md runs as it stands, and a loop of one's own computes what the trainer computes."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,23 @@ def place(tmp_path_factory):
     config = s2vfast.Config.from_dict(s2vfast.presets.merge(tree, changes))
     train(config, folder / "store", folder / "runs/tuned")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "waits"),
+    [
+        ("", {}, "1000 None"),
+        ("", {"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"),
+        ("sys.modules['torch'] = None;", {}, "None None"),  # it has been read
+    ],
+)
+def test_threads_wait_without_spinning_unless_somebody_says_how(before, environment, waits):
+    names = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    script = f"import os, sys; {before} import s2vfast; print(*map(os.environ.get, {names}))"
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", script], env=clean | environment, capture_output=True, text=True)
+    assert done.stdout.strip() == waits, done.stderr
 
 
 def run(name, folder, monkeypatch):
