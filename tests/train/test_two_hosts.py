@@ -103,7 +103,9 @@ def test_a_host_that_was_cut_off_comes_back(hosts, files, tmp_path):  # noqa: F8
         ip("-n", second, "link", "set", "cable", "up")
         for number, process in enumerate(processes):
             if process.poll() is not None:  # a host whose torchrun gave up is started again, as a scheduler would
-                processes[number] = launch(hosts, list(hosts)[number], [*arguments, "--out", str(out), "--resume"], logs[number])
+                processes[number] = launch(
+                    hosts, list(hosts)[number], [*arguments, "--out", str(out), "--resume"], logs[number]
+                )
         ended(processes, logs)
     assert lines(out) == lines(alone)
     one, other = weights(out), weights(alone)
