@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+
 from .test_torchrun import STEPS, assert_close, environment, files, lines, run, wait_for, weights  # noqa: F401
 
 pytestmark = pytest.mark.slow
