@@ -2,14 +2,14 @@
 
     python -m s2vfast.train.scaling --config ntu60 --step_ms 18 [--json]
 
-Nothing is run or measured here. A step takes ``step_ms`` on one GPU, which is given, and every GPU's share of the batch is
-as large on many. Then gradients and statistics, 4 bytes a trained weight, are added up in three passes: within a machine
-every GPU gets its part of the sum, parts are added up between machines by rings of equal parts, and go back:
+Nothing is run or measured here. A step takes ``step_ms`` on one GPU, which is given, and every GPU's part of the batch
+is as large on many. Then gradients and statistics, 4 bytes a trained weight, are added up in three passes: within a
+machine every GPU gets its part of the sum, parts are added up between machines by rings, and go back:
 
     2 (g - 1) / g * B / nvlink  +  2 (n - 1) / n * B / g / network  +  latencies
 
 for g GPUs a machine, n machines and B bytes, with a latency for each of the 2 log2 g and 2 log2 n rounds of a tree. The
-rates are vendors' numbers times 0.8. ``overlapped`` lets the sum run beside the backward pass but for its last tenth.
+rates are vendors' numbers times 0.8. ``overlapped`` lets the sum run along with the backward pass but for its last tenth.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from s2vfast.train import scaling
 
 
 def test_the_sum_by_hand(capsys):
-    """1 GB, 4 GPUs a machine: 1.5 GB through links of 10 GB/s, then 250 MB of each through cards of 1 GB/s, and rounds."""
+    """1 GB, 4 GPUs a machine: 1.5 GB through links of 10 GB/s, then 250 MB each by cards of 1 GB/s, and rounds."""
     links = scaling.Links(gpus=4, nvlink=10e9, network=1e9, nvlink_latency=1e-3, network_latency=1e-2)
     assert scaling.seconds_of_sum(10**9, 1, links) == 0
     assert scaling.seconds_of_sum(10**9, 4, links) == pytest.approx(0.15 + 4e-3)
