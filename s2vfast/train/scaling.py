@@ -9,7 +9,8 @@ machine every GPU gets its part of the sum, parts are added up between machines 
     2 (g - 1) / g * B / nvlink  +  2 (n - 1) / n * B / g / network  +  latencies
 
 for g GPUs a machine, n machines and B bytes, with a latency for each of the 2 log2 g and 2 log2 n rounds of a tree. The
-rates are vendors' numbers times 0.8. ``overlapped`` lets the sum run along with the backward pass but for its last tenth.
+rates are vendors' numbers times 0.8. ``overlapped`` lets the sum run along with the backward pass but for its last
+tenth.
 """
 
 from __future__ import annotations
