@@ -107,6 +107,9 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
         The tracks in the order in which they begin, `MAX_TRACKS` at most.
     """
     seen = [(number, [s for s in sightings if s.joints.any()]) for number, sightings in frames]
+    if any(sighting.position is None for _, sightings in seen for sighting in sightings):
+        # Positions of some people alone compare with nothing.
+        seen = [(number, [replace(s, position=None) for s in sightings]) for number, sightings in seen]
     alone = all(len(sightings) <= 1 for _, sightings in seen)
     repeated: set[str | None] = set()
     for _, sightings in seen:
