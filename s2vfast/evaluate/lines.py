@@ -63,17 +63,17 @@ class LineStream:
 
     def answer(self, lines: Sequence[str]) -> list[Answer]:
         """What becomes of some lines; those that are looked at go through the network together."""
-        taken: list[tuple[Answer, Any]] = []
+        windows: list[tuple[Answer, Any]] = []
         for line in lines:
             self.lines += 1
             try:
                 frame = self.reader.read(line)
-                taken.append((Answer(self.lines, line, frame), self.stream.take(frame)))
+                windows.append((Answer(self.lines, line, frame), self.stream.take(frame)))
             except errors.DataError as error:
-                taken.append((Answer(self.lines, line, error=str(error), is_frame=False), None))
-        rankings = iter(self.stream.rank([window for _, window in taken if window is not None]))
+                windows.append((Answer(self.lines, line, error=str(error), is_frame=False), None))
+        rankings = iter(self.stream.rank([window for _, window in windows if window is not None]))
         answers = []
-        for answer, window in taken:
+        for answer, window in windows:
             if window is not None:
                 ranking = next(rankings)
                 error = NOT_FINITE if ranking is None else ""

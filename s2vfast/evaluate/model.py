@@ -207,7 +207,7 @@ class Stream:
         model.probabilities_of([])
         if model.config.data.confidence:
             raise errors.DataError(f"{model.run_dir}: the run takes confidences of joints, and a stream has none")
-        self.model, self.step, self.smooth, self.top = model, step, smooth, top
+        self.model, self.window, self.step, self.smooth, self.top = model, window, step, smooth, top
         self.frames = 0
         """Frames that have come."""
         self._window: deque[np.ndarray | list[Sighting]] = deque(maxlen=window)  # []: nobody is seen
