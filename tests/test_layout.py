@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "compat": {"files", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "data": {"files", "ops", "reference", "_extension"},
     "train": {"files", "objectives", "networks", "ops", "reference", "data", "presets"},
-    "evaluate": {"files", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
+    "models": {"train"},
+    "evaluate": {"files", "models", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "view": {"files", "train", "evaluate", "objectives", "networks", "ops", "data", "presets"},
     "live": {"files", "train", "evaluate", "view", "objectives", "networks", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},
@@ -53,8 +54,9 @@ MAY_IMPORT = {
         "doctor",
         "demo",
         "completion",
+        "models",
     },
-    "completion": {"presets"},
+    "completion": {"presets", "models"},
     "__main__": {"cli"},
 }
 FREE_OF = {
