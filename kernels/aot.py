@@ -299,8 +299,8 @@ def _model_text(rows: Rows, totals: Rows) -> str:
     for row in rows:
         lines += [
             f"{row['op']} {row['kernel']} ({row['shape']}): {row['ms']:.3f} ms, {row['bound']}",
-            f"    {row['blocks']} blocks, {row['resident']} a multiprocessor ({row['limited_by']}), {row['waves']} waves,"
-            f" {row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
+            f"    {row['blocks']} blocks, {row['resident']} a multiprocessor ({row['limited_by']}), {row['waves']} "
+            f"waves, {row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
             "    busy " + ", ".join(f"{unit} {part:.0%}" for unit, part in row["busy"].items()),
         ]
     lines += [

@@ -112,17 +112,16 @@ def model_launch(
         for name, number in counted.items():
             executed[name] += number * each
     seconds = max(cycles / device.clock, hbm / device.hbm)
-    shares = {unit: number / cycles for unit, number in busy.items() if unit}
-    shares = {unit: round(share * cycles / device.clock / seconds, 3) for unit, share in shares.items()}
-    shares["HBM"] = round(hbm / device.hbm / seconds, 3)
+    load = {unit: round(number / device.clock / seconds, 3) for unit, number in busy.items() if unit}
+    load["HBM"] = round(hbm / device.hbm / seconds, 3)
     total_waited = sum(waited.values()) or 1.0
     waits = {what: round(number / total_waited, 3) for what, number in waited.items()}
-    best = max(shares, key=lambda unit: shares[unit])
-    bound = best if shares[best] >= _BUSY or not waits else f"waits for {max(waits, key=lambda what: waits[what])}"
+    best = max(load, key=lambda unit: load[unit])
+    bound = best if load[best] >= _BUSY or not waits else f"waits for {max(waits, key=lambda what: waits[what])}"
     return Modelled(
         ms=(seconds + device.launch_gap) * 1e3,
         bound=bound,
-        busy=dict(sorted(shares.items(), key=lambda item: -item[1])),
+        busy=dict(sorted(load.items(), key=lambda item: -item[1])),
         waits=waits,
         flop=executed["flop"],
         exps=executed["exps"],
