@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # PyTorch's threads on a CPU wait for each other by spinning, for 15 ms where nobody says otherwise: beside another job
-# they spend their share of the cores on that. Read once, when PyTorch loads its OpenMP; a wait that somebody has set stays.
+# they spend their share of the cores on that. It is read once, when PyTorch loads its OpenMP.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"  # some 50 us, about as long as it takes to wake a thread
 
@@ -28,7 +28,19 @@ _HOME = {
     "load": "s2vfast.evaluate.model",
     "use_impl": "s2vfast.ops",
 }
-_MODULES = ("compat", "data", "evaluate", "networks", "objectives", "ops", "presets", "reference", "train", "view")
+_MODULES = (
+    "compat",
+    "data",
+    "evaluate",
+    "models",
+    "networks",
+    "objectives",
+    "ops",
+    "presets",
+    "reference",
+    "train",
+    "view",
+)
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

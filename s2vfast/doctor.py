@@ -23,7 +23,7 @@ _PACKAGES = (
 def facts() -> dict[str, Any]:
     """Plain values, JSON-ready, by section.
 
-    Sections: ``s2vfast``, ``machine``, ``packages``, ``cuda``, ``extension``, ``operations``
+    Sections: ``s2vfast``, ``machine``, ``packages``, ``cuda``, ``extension``, ``calibration``, ``operations``
     ({device: {op: {implementation: reasons against it}}}) and ``disk``. A section that could not be found out is
     ``{"error": text}``.
     """
@@ -33,6 +33,7 @@ def facts() -> dict[str, Any]:
         "packages": _packages,
         "cuda": _cuda,
         "extension": _extension,
+        "calibration": _calibration,
         "operations": _operations,
         "disk": _disk,
     }
@@ -43,7 +44,7 @@ def report() -> str:
     """`facts` as text."""
     environment = facts()
     lines: list[str] = []
-    for section in ("s2vfast", "machine", "packages", "cuda", "extension", "disk"):
+    for section in ("s2vfast", "machine", "packages", "cuda", "extension", "calibration", "disk"):
         lines += [section, *(f"  {key:<14} {_text(value)}" for key, value in environment[section].items()), ""]
     return "\n".join(lines + _operation_lines(environment["operations"]))
 
@@ -62,15 +63,14 @@ def _own() -> dict[str, Any]:
         "version": s2vfast.__version__,
         "path": str(Path(s2vfast.__file__).parent),
         "S2VFAST_IMPL": os.environ.get("S2VFAST_IMPL", "not set"),
-        "calibrations": _calibrations(),
     }
 
 
-def _calibrations() -> str:
+def _calibration() -> dict[str, Any]:
     from s2vfast.calibrate import cache
 
     files = sorted((cache.folder() / "calibration").glob("*.json"))
-    return ", ".join(map(str, files)) or f"none in {cache.folder()}"
+    return {"kept": ", ".join(map(str, files)) or f"none in {cache.folder()}"}
 
 
 def _machine() -> dict[str, Any]:
