@@ -45,6 +45,7 @@ docs/glossary
 
 docs/nwucla
 docs/training
+docs/cluster
 docs/evaluation
 docs/pictures
 docs/presets

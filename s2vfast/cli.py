@@ -24,6 +24,7 @@ from s2vfast import completion
 from s2vfast.compat import commands as import_checkpoint
 from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments
+from s2vfast.live import commands as live
 from s2vfast.train import torchrun
 from s2vfast.view import commands as view
 
@@ -262,6 +263,7 @@ def _commands() -> dict[str, Command]:
         commands[name] = Command(
             text, functools.partial(_evaluation, name), functools.partial(arguments.add, name), sections
         )
+    commands[live.NAME] = Command(live.TEXT, live.run, live.add)
     commands[import_checkpoint.NAME] = Command(import_checkpoint.TEXT, import_checkpoint.run, import_checkpoint.add)
     commands["data subset"] = Command(
         "write lists of a share of the labels of every class",

@@ -327,8 +327,9 @@ def export(options: Any) -> int:
 def predict(options: Any) -> int:
     """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
     from s2vfast.evaluate.arguments import PREDICT_FORMAT_OPTIONS
+    from s2vfast.evaluate.lines import lines_as_they_come, predict_lines
     from s2vfast.evaluate.model import Model
-    from s2vfast.evaluate.predict import lines_as_they_come, predict, predict_lines
+    from s2vfast.evaluate.predict import predict
 
     if options.model is not None:
         options.run, options.files = options.model, [options.run, *options.files]
@@ -337,7 +338,7 @@ def predict(options: Any) -> int:
     sliding = {"window": options.window, "step": options.step, "smooth": options.smooth, "top": options.top}
     if options.files == ["-"]:
         stream = Model(options.run, options.device, _to_stderr).stream(**sliding)
-        predictions = predict_lines(stream, lines_as_they_come(sys.stdin))
+        predictions = predict_lines(stream, lines_as_they_come(sys.stdin.buffer.read1))
     else:
         predictions = predict(
             options.run,
