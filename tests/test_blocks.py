@@ -25,13 +25,15 @@ OUTPUT = "no code: what stands in a file, or the form of a command"
 SETUP = "makes an environment and tests all: CI is that"
 PARSED = "placeholders, and hours; test_docs.py parses each line, tests/compat, evaluate and view run what they name"
 DATA = "needs recordings of people, and hours; the same commands are run here and in tests/benchmarks on synthetic data"
-GPUS = "eight GPUs; tests/train runs two ranks, the profile and the cost model"
+GPUS = "eight GPUs or more; tests/train runs two ranks, two hosts, the profile and the cost model"
+CLUSTER = "a job of a scheduler, which is not here"
 NVCC = "nvcc, or minutes; tests/kernels/emulator makes the same calls"
 BLOCKS = {
     "README.md": [SETUP, HERE, HERE, HERE, "tests/test_docs.py::test_readmes_python_runs"],
     "adding.md": ["tests/test_adding.py::place"] * 4,
     "architecture.md": [OUTPUT],
     "checkpoints.md": [PARSED],
+    "cluster.md": [GPUS, "tests/train/test_scaling.py::test_the_table", CLUSTER, CLUSTER],
     "containers.md": [
         OUTPUT,
         PARSED,
@@ -184,12 +186,13 @@ def test_the_readme_and_the_page_of_evaluation_end_as_they_say(place, recordings
     printed = capsys.readouterr().out
     assert Path("nwucla.safetensors").is_file()
     assert json.loads(printed.splitlines()[-1])["top"]
-    results = Path("results/nwucla/results.json")
-    for name in ("runs/a", "runs/b"):
-        Path(name).mkdir()
-        (Path(name) / "results.json").write_bytes(results.read_bytes())
-    for name in ("a.json", "b.json", "c.json", "results/tuned.json"):
-        Path(name).write_bytes(results.read_bytes())
+    results = Path("results/nwucla/results.json").read_text("utf-8")
+    for number, name in enumerate(
+        ("runs/a/results.json", "runs/b/results.json", "a.json", "b.json", "c.json", "results/results.json")
+    ):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(results.replace("runs/nwucla", f"runs/nwucla-{number}"))
+    Path("results/tuned.json").write_text(results)
     names = {
         "runs/*/results.json": "runs/a/results.json runs/b/results.json",
         "runs/tuned": "runs/actions",
