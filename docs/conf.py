@@ -32,7 +32,7 @@ CONTENTS = """
 :hidden:
 :caption: Start
 
-docs/nwucla
+docs/tutorials
 docs/own-data
 docs/python
 docs/faq
@@ -43,6 +43,7 @@ docs/glossary
 :hidden:
 :caption: How to
 
+docs/nwucla
 docs/training
 docs/cluster
 docs/evaluation

@@ -258,7 +258,7 @@ def test_a_run_that_cannot_make_its_first_step_leaves_no_folder(cli, place, tmp_
     assert os.listdir(tmp_path) == []
     code, out, _ = cli(f"{line} --optim.warmup_epochs 100")
     assert code == 0
-    assert "warning: optim.warmup_epochs 100 last as long as the run or longer (8 steps)" in out[0]
+    assert "warning: warmup_epochs 100 last as long as the run or longer (8 steps)" in out[0]
 
 
 @pytest.mark.parametrize(

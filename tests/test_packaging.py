@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
+
+MODELS = {f"s2vfast/models/{path.name}" for path in (ROOT / "s2vfast/models").glob("*.safetensors")}
 
 # The editable installation would lend an unpacked wheel what the wheel lacks.
 NO_CHECKOUT = (
@@ -86,12 +89,26 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     expected |= {f"s2vfast/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     expected |= {f"s2vfast/view/assets/{path.name}" for path in (ROOT / "s2vfast/view/assets").iterdir()}
     expected |= {f"s2vfast/data/layouts/{path.name}" for path in (ROOT / "s2vfast/data/layouts").iterdir()}
+    expected |= MODELS
     assert expected <= held, sorted(expected - held)
     assert "s2vfast/kernels/README.md" in held
     assert any(name.startswith("s2vfast/configs/") and name.endswith(".yaml") for name in held)
     assert {name.split("/")[0] for name in held} == {"s2vfast", f"s2vfast-{version()}.dist-info"}
     assert not [name for name in held if "test" in name.split("/")[-1] or name.endswith((".cpp", ".cuh", ".o"))]
     assert [name for name in held if name.endswith("LICENSE")]
+
+
+def test_the_source_distribution_holds_what_a_wheel_is_built_from(checkout, tmp_path):
+    code = f"import setuptools.build_meta as build; build.build_sdist({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} | {"pyproject.toml", "setup.py", "LICENSE"}
+    folders = ("configs", "kernels/tuned", "s2vfast/data/layouts", "s2vfast/data/cameras", "s2vfast/view/assets")
+    data = {f"{folder}/{path.name}" for folder in folders for path in (ROOT / folder).iterdir() if path.is_file()}
+    assert MODELS | sources | data <= held, sorted((MODELS | sources | data) - held)
 
 
 # An operation that has a compiled implementation.

@@ -35,7 +35,15 @@ SHIPPED: dict[str, Shipped] = {
         (
             "s2vfast data import PATH/TO/nw_ucla --out data/nwucla",
             "s2vfast pretrain --config nwucla --data data/nwucla --train.seed 1 --train.threads 1 --out runs/nwucla",
-            "s2vfast pack runs/nwucla --out s2vfast/models/nwucla-encoder.safetensors",
+            "s2vfast evaluate runs/nwucla --protocol linear,knn --seed 1 --out results/nwucla.json",
+            "s2vfast pack runs/nwucla --results results/nwucla.json --out s2vfast/models/nwucla-encoder.safetensors",
+        ),
+    ),
+    "nwucla": Shipped(
+        "names NW-UCLA's 10 actions: nwucla-encoder, fine-tuned on cameras 1 and 2",
+        (
+            "s2vfast evaluate runs/nwucla --protocol finetune --recipe nwucla --finetune.seed 1 --out runs/tuned",
+            "s2vfast pack runs/tuned --results runs/tuned/results.json --out s2vfast/models/nwucla.safetensors",
         ),
     ),
 }

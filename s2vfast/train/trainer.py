@@ -337,16 +337,19 @@ def _length(config: Config, steps_per_epoch: int) -> tuple[int, int, list[float]
 
 
 def length_notes(config: Config, steps_per_epoch: int) -> list[str]:
-    """What is odd about a run's length: a warm-up that never ends, epochs that were not asked for."""
+    """What is odd about a run's length: a warm-up that never ends, epochs that were not asked for.
+
+    Fields are named without their sections, which those of a recipe of fine-tuning do not have.
+    """
     train, optim, notes = config.train, config.optim, []
     total, warmup, _ = _length(config, steps_per_epoch)
     if train.steps is None and train.epochs * steps_per_epoch < train.min_steps:
         epochs = total / steps_per_epoch
-        notes.append(f"train.min_steps {train.min_steps} makes {epochs:.4g} epochs of train.epochs {train.epochs:g}")
+        notes.append(f"min_steps {train.min_steps} makes {epochs:.4g} epochs where epochs is {train.epochs:g}")
     if optim.warmup_epochs and warmup >= total:
         notes.append(
-            f"warning: optim.warmup_epochs {optim.warmup_epochs:g} last as long as the run or longer ({total} steps), "
-            f"which ends before it goes on from the rate optim.lr {optim.lr:g}"
+            f"warning: warmup_epochs {optim.warmup_epochs:g} last as long as the run or longer ({total} steps), "
+            f"which ends before it goes on from the rate lr {optim.lr:g}"
         )
     return notes
 

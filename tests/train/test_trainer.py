@@ -162,11 +162,11 @@ def test_refuses_what_cannot_be(make, changes, message):
         ({"steps": 12}, 1.0, []),
         ({"steps": 12}, 0.0, []),
         ({"steps": 1}, 0.0, []),
-        ({"steps": 12}, 6.0, ["warning: optim.warmup_epochs 6 last as long as the run or longer (12 steps)"]),
+        ({"steps": 12}, 6.0, ["warning: warmup_epochs 6 last as long as the run or longer (12 steps)"]),
         (
             {"steps": None, "epochs": 1.0, "min_steps": 25},
             0.5,
-            ["train.min_steps 25 makes 12.5 epochs of train.epochs 1"],
+            ["min_steps 25 makes 12.5 epochs where epochs is 1"],
         ),
         ({"steps": None, "epochs": 20.0, "min_steps": 25}, 0.5, []),
     ],
