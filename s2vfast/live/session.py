@@ -263,11 +263,11 @@ def show(
         server = Server(render(stream, name, top), feed, port)
         session = Session(stream, feed, kept_frames, log)
         try:
-            log(f"{server.url} shows {name}; Ctrl-C ends it")
-            if browser and _has_screen():
-                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             arrivals = Arrivals(read)
             with _on_interrupt(arrivals.stop):
+                log(f"{server.url} shows {name}; Ctrl-C ends it")
+                if browser and _has_screen():
+                    threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
                 try:
                     while lines := arrivals.take():
                         session.take(lines, arrivals.waiting)
