@@ -185,6 +185,8 @@ setup(
         "s2vfast.data": ["cameras/*.json", "layouts/*.json", "lists/*.txt"],
         "s2vfast.kernels": ["README.md", "tuned/*.json"],
         "s2vfast.kernels.emulator": ["cudart.c"],
+        "s2vfast.kernels.model.devices": ["*.json"],
+        "s2vfast.models": ["*.safetensors"],
         "s2vfast.view": ["assets/*"],
     },
     ext_modules=[Extension("s2vfast._native", sources=SOURCES, depends=HEADERS)],

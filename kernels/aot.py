@@ -1,11 +1,13 @@
 """What the kernels compile to, without a GPU: registers, stack, shared memory, matrix instructions; and gates on these.
 
     python -m s2vfast.kernels.aot [OP ...] [--arch 80 90 100] [--dtype bfloat16] [--shape ntu] [--jobs 2] [--json]
+    python -m s2vfast.kernels.aot --model --device h200 [OP ...] [--shape ntu] [--json]
 
 Every operation runs forward and backward at the shapes that the tuned tables are made for, but its launches are
 recorded instead of made; what was recorded is compiled exactly as the launch would have, with Triton's own ptxas.
 A kernel fails for stack or spilled registers, for more shared memory than a block can have, and for HMMA on sm_90,
-where its matrix products should be HGMMA.
+where its matrix products should be HGMMA. ``--model`` says what each launch executes, what binds it and how long it
+should take on a device (`s2vfast.kernels.model`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -22,10 +25,19 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from s2vfast.kernels import model
+
+if TYPE_CHECKING:
+    from s2vfast.inputs import Shape
+
+Rows = list[dict[str, Any]]
 
 ARCHES = (80, 90, 100)
 DTYPES = ("bfloat16", "float32")
+MODELLED_SHAPES = ("ntu", "ntu_student")
+MODELLED_OPS = ("norm_linear", "attention", "add_norm", "mlp")
 MAIN_SHAPES = ("ntu", "ntu_student", "nwucla")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block
 _MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
@@ -72,12 +84,13 @@ def compile_kernels(
 def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list[Compiled]:
     import torch
 
+    from s2vfast.inputs import SHAPES
     from s2vfast.kernels import _launch
 
     torch.set_num_threads(1)
     unique: dict[str, tuple[Any, list[str]]] = {}
     for shape in shapes:
-        for launch in _record(op, arch, dtype, shape):
+        for launch, _ in _record(op, arch, dtype, SHAPES[shape]):
             source, options, _ = _launch.specialized(launch, arch)
             key = f"{launch.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs} {options}"
             _, users = unique.setdefault(key, ((launch, source, options), []))
@@ -86,8 +99,8 @@ def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list
     return [_examine(op, arch, dtype, launch_and_source, users) for launch_and_source, users in unique.values()]
 
 
-def _record(op: str, arch: int, dtype: str, name: str) -> list[Any]:
-    """What the public operation launches, forward and backward, at that shape."""
+def _record(op: str, arch: int, dtype: str, shape: Shape) -> list[tuple[Any, bool]]:
+    """What the public operation launches at that shape, and whether it is of the backward pass."""
     import torch
     from torch import Tensor
 
@@ -95,31 +108,30 @@ def _record(op: str, arch: int, dtype: str, name: str) -> list[Any]:
     from s2vfast import ops
     from s2vfast.kernels import _launch
 
-    arguments = random.inputs(op, random.SHAPES[name], dtype=getattr(torch, dtype))
+    arguments = random.inputs(op, shape, dtype=getattr(torch, dtype), seed=None)
     leaves = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
     differentiable = op not in random.WITHOUT_GRADIENT
     for leaf in leaves:
         leaf.requires_grad_(differentiable)
     with _launch.capture(arch) as launches:
         outputs = getattr(ops, op)(**arguments, impl="triton")
+        forward = len(launches)
         if differentiable:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            sum(out.float().sum() for out in outputs if out is not None).backward()
-    return launches
+            results = [out for out in outputs if out is not None and out.requires_grad]
+            torch.autograd.backward(results, [torch.empty_like(out) for out in results])
+    return [(launch, i >= forward) for i, launch in enumerate(launches)]
 
 
 def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, Any], shapes: list[str]) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-
     launch, source, options = launch_and_source
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
+    compiled = _compile(source, options, arch)
     sass, usage = _disassemble(compiled.asm["cubin"])
     instructions = {name: len(re.findall(rf"\b{name}\b", sass)) for name in (*_MATRIX, "MUFU", "FFMA")}
     instructions["all"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.MULTILINE))
     result = Compiled(
         op=op,
-        kernel=launch.kernel.fn.__name__.strip("_").removesuffix("_kernel"),
+        kernel=_name(launch),
         arch=arch,
         dtype=dtype,
         shapes=shapes,
@@ -132,6 +144,94 @@ def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, 
     )
     result.wrong.extend(_gates(result))
     return result
+
+
+def _compile(source: Any, options: Any, arch: int) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
+
+
+def _name(launch: Any) -> str:
+    return launch.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+
+
+def model_kernels(ops: list[str], device: str, shapes: dict[str, Shape], dtype: str = "bfloat16") -> Rows:
+    """A row for every launch of the operations on a device: `model.Modelled`, and what it is of.
+
+    Args:
+        ops: operations.
+        device: one of `model.NAMES`.
+        shapes: sizes by name.
+        dtype: of matrix operands.
+    """
+    return [
+        {"op": op, "shape": name} | row
+        for op in ops
+        for name, shape in shapes.items()
+        for row in _model_op(op, model.device(device), shape, dtype)
+    ]
+
+
+def _model_op(op: str, device: model.Device, shape: Shape, dtype: str) -> Rows:
+    from s2vfast.kernels import _launch
+
+    rows = []
+    for launch, backward in _record(op, device.arch, dtype, shape):
+        source, options, bound = _launch.specialized(launch, device.arch)
+        compiled = _compile(source, options, device.arch)
+        sass, usage = _disassemble(compiled.asm["cubin"])
+        facts = bound if isinstance(bound, dict) else dict(zip(launch.kernel.arg_names, bound, strict=True))
+        modelled = model.model_launch(
+            op,
+            _name(launch),
+            sass,
+            {**facts, **launch.options},
+            blocks=math.prod(launch.grid),
+            warps=compiled.metadata.num_warps,
+            registers=int(usage["REG"]),
+            shared=compiled.metadata.shared,
+            hbm=_tensor_bytes(launch.args),
+            device=device,
+        )
+        rows.append(
+            {"kernel": _name(launch), "pass": "backward" if backward else "forward"}
+            | {"registers": int(usage["REG"]), "stack": int(usage["STACK"]), "shared": compiled.metadata.shared}
+            | modelled.as_dict()
+        )
+    return rows
+
+
+def _tensor_bytes(arguments: Any) -> float:
+    """Bytes of all tensors among arguments, those that share memory once."""
+    from torch import Tensor
+
+    spans: dict[int, int] = {}
+    flat = [item for value in arguments for item in (value if isinstance(value, tuple) else (value,))]
+    for tensor in flat:
+        if isinstance(tensor, Tensor) and tensor.numel():
+            size = tensor.numel() * tensor.element_size()
+            spans[tensor.data_ptr()] = max(spans.get(tensor.data_ptr(), 0), size)
+    return float(sum(spans.values()))
+
+
+def passes(rows: Rows, shapes: dict[str, Shape]) -> Rows:
+    """Of each operation, shape and pass: ms, and executed over needed matrix products and exponentials."""
+    sums: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["op"], row["shape"], row["pass"])
+        empty = {"op": key[0], "shape": key[1], "pass": key[2], "ms": 0.0, "flop": 0.0, "exps": 0.0}
+        total = sums.setdefault(key, empty)
+        for name in ("ms", "flop", "exps"):
+            total[name] += row[name]
+    for total in sums.values():
+        needed = model.needed_work(total["op"], shapes[total["shape"]], total["pass"] == "backward")
+        for name in ("flop", "exps"):
+            amount = getattr(needed, name) if needed else 0.0
+            total[f"{name}_over_needed"] = round(total[name] / amount, 3) if amount else None
+        total["tflops"] = round(needed.flop / total["ms"] / 1e9, 1) if needed else None
+    return list(sums.values())
 
 
 def _gates(kernel: Compiled) -> list[str]:
@@ -170,19 +270,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(OPS)}")
     parser.add_argument("--arch", nargs="+", type=int, choices=ARCHES, default=list(ARCHES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(MAIN_SHAPES))
+    parser.add_argument("--shape", nargs="+", choices=SHAPES)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--model", action="store_true", help="model every launch on --device, in bfloat16")
+    parser.add_argument("--device", choices=model.NAMES, default="h200")
     options = parser.parse_args(arguments)
     if unknown := [op for op in options.ops if op not in OPS]:
         parser.error(f"no operation {unknown[0]!r}; there are {', '.join(OPS)}")
-    compiled = compile_kernels(options.ops or list(OPS), options.arch, options.dtype, options.shape, options.jobs)
+    if options.model:
+        modelled_shapes = {name: SHAPES[name] for name in options.shape or MODELLED_SHAPES}
+        rows = model_kernels(options.ops or list(MODELLED_OPS), options.device, modelled_shapes)
+        totals = passes(rows, modelled_shapes)
+        print(json.dumps({"launches": rows, "passes": totals}, indent=1) if options.json else _model_text(rows, totals))
+        return 0
+    shapes = options.shape or list(MAIN_SHAPES)
+    compiled = compile_kernels(options.ops or list(OPS), options.arch, options.dtype, shapes, options.jobs)
     if options.json:
         print(json.dumps([dataclasses.asdict(kernel) for kernel in compiled], indent=1))
     else:
         for kernel in compiled:
             print(_line(kernel))
     return int(any(kernel.wrong for kernel in compiled))
+
+
+def _model_text(rows: Rows, totals: Rows) -> str:
+    lines = []
+    for row in rows:
+        lines += [
+            f"{row['op']} {row['kernel']} ({row['shape']}): {row['ms']:.3f} ms, {row['bound']}",
+            f"    {row['blocks']} blocks, {row['resident']} a multiprocessor ({row['limited_by']}), {row['waves']} "
+            f"waves, {row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
+            "    busy " + ", ".join(f"{unit} {part:.0%}" for unit, part in row["busy"].items()),
+        ]
+    lines += [
+        f"{total['op']} {total['pass']} ({total['shape']}): {total['ms']:.3f} ms; executed over needed: products "
+        f"{total['flop_over_needed']}, exponentials {total['exps_over_needed']}; {total['tflops']} TFLOP/s"
+        for total in totals
+    ]
+    return "\n".join(lines)
 
 
 def _line(kernel: Compiled) -> str:

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "reference": set(),
     "kernels": {"reference"},  # what the draws are for, and where they stand in the counter
     "kernels.aot": {"kernels", "ops", "inputs"},
+    "kernels.model": {"kernels"},
     "kernels.emulator": {"kernels", "_extension"},
     "_extension": {"_native"},
     "ops": {"reference", "kernels", "_extension"},
@@ -34,7 +35,9 @@ MAY_IMPORT = {
     "compat": {"files", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "data": {"files", "ops", "reference", "_extension"},
     "train": {"files", "objectives", "networks", "ops", "reference", "data", "presets"},
-    "evaluate": {"files", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
+    "train.cost_model": {"train", "objectives", "presets", "inputs", "kernels"},
+    "models": {"train"},
+    "evaluate": {"files", "models", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "view": {"files", "train", "evaluate", "objectives", "networks", "ops", "data", "presets"},
     "live": {"files", "train", "evaluate", "view", "objectives", "networks", "ops", "data", "presets"},
     "inputs": {"ops", "reference"},
@@ -53,8 +56,9 @@ MAY_IMPORT = {
         "doctor",
         "demo",
         "completion",
+        "models",
     },
-    "completion": {"presets"},
+    "completion": {"presets", "models"},
     "__main__": {"cli"},
 }
 FREE_OF = {
@@ -138,6 +142,10 @@ def part_of(path: str) -> str:
         return "kernels.aot"
     if path == "s2vfast/data/commands.py":  # of the command line
         return "cli"
+    if path == "s2vfast/train/cost_model.py":  # a program beside the trainer, which models its kernels
+        return "train.cost_model"
+    if path.startswith("kernels/model/"):
+        return "kernels.model"
     if path.startswith("kernels/emulator/"):
         return "kernels.emulator"
     return "kernels" if path.startswith("kernels/") else Path(path).parts[1].removesuffix(".py")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import s2vfast.errors as errors
+from s2vfast import models
 from s2vfast.data.formats.base import find_absurd
 from s2vfast.data.formats.poses import in_three
 from s2vfast.data.layout import Layout
@@ -44,7 +45,7 @@ class Model:
     evaluation makes them.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder or file, or another name of a model (`s2vfast.models.locate`).
         device: auto, cpu, cuda or cuda:N.
         log: told of damaged checkpoints that were passed over.
 
@@ -53,6 +54,7 @@ class Model:
     """
 
     def __init__(self, run_dir: str | Path, device: str = "auto", log: Callable[[str], object] = print) -> None:
+        run_dir = models.locate(run_dir, log)
         self.run_dir, self.device = Path(run_dir), features.resolve_device(device)
         self.config, about = runs.read(run_dir)
         self.layout: Layout | PointLayout = runs.layout_of(about)

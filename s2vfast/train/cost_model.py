@@ -1,6 +1,6 @@
 """What a training step costs, counted from its plan: operations, exponentials, bytes, launches.
 
-    python -m s2vfast.train.cost_model --config ntu60 [--tracks 128] [--empty 0.41] [--json]
+    python -m s2vfast.train.cost_model --config ntu60 [--tracks 128] [--empty 0.41] [--device h200] [--json]
 
 It counts Skeleton2vec's step with tube masks, and refuses others.
 
@@ -9,6 +9,9 @@ scores forward, and five backward, as scores are recomputed. Bytes are what must
 fused kernels have it: bfloat16 operands, float32 residual stream, everything that fits on the chip staying there.
 Launches are kernels of the ``triton`` implementation. ``dense`` leaves out all savings and is the published arithmetic;
 ``step`` is what s2vfast does; each saving's own row says what it takes off.
+
+With ``--device`` every row gets a time: of norm_linear, attention, add_norm and mlp from the model of their compiled
+kernels (`s2vfast.kernels.model`), of the rest from bytes over the memory's rate and a least time a launch.
 """
 
 from __future__ import annotations
@@ -74,6 +77,9 @@ class Line:
     exps: float = 0.0
     bytes: float = 0.0
     launches: int = 0
+    op: str = ""  # the operation whose kernels `model_step` models; empty: bound by bytes and launches
+    rows: float = 0.0  # rows of that operation, as many of its usual width as are this work
+    tokens: int = 0  # of a track, there
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,9 @@ class Plan:
             gemm=times * 6.0 * rows * D * D,
             bytes=moved,
             launches=depth * cost["norm_linear"],
+            op="norm_linear",
+            rows=rows,
+            tokens=L,
         )
         scores = 4.0 * tracks * depth * L * L * D
         moved = rows * D * OPERAND * ((3 + 1 + 1 + 3) if backward else (3 + 1))
@@ -177,6 +186,9 @@ class Plan:
             exps=tracks * depth * model.heads * L * L,
             bytes=moved,
             launches=depth * cost["attention"],
+            op="attention",
+            rows=rows,
+            tokens=L,
         )
         moved = after * D * ((STREAM + 4 * OPERAND) if backward else (OPERAND + 2 * STREAM))
         yield Line(
@@ -185,9 +197,21 @@ class Plan:
             gemm=times * 2.0 * after * D * D,
             bytes=moved,
             launches=depth * cost["add_norm"],
+            op="add_norm",
+            rows=after,
+            tokens=L,
         )
         moved = after * D * ((3 * STREAM + 6 * OPERAND) if backward else 2 * STREAM)
-        yield Line(part, f"mlp{label}", gemm=times * 4.0 * after * D * E, bytes=moved, launches=depth * cost["mlp"])
+        yield Line(
+            part,
+            f"mlp{label}",
+            gemm=times * 4.0 * after * D * E,
+            bytes=moved,
+            launches=depth * cost["mlp"],
+            op="mlp",
+            rows=after,
+            tokens=L,
+        )
 
     def _decoder(self) -> Iterable[Line]:
         depth, D = self.config.objective.decoder_depth, self.config.model.dim
@@ -201,7 +225,16 @@ class Plan:
             for what, count in rows.items():
                 moved = count * D * ((2 * (OPERAND + STREAM) + STREAM) if backward else (STREAM + OPERAND))
                 gemm = times * 2.0 * count * D * D
-                yield Line(part, f"{what}{label}", gemm=gemm, bytes=moved, launches=cost["norm_linear"])
+                yield Line(
+                    part,
+                    f"{what}{label}",
+                    gemm=gemm,
+                    bytes=moved,
+                    launches=cost["norm_linear"],
+                    op="norm_linear",
+                    rows=count / 3,  # a map to D numbers; a block's is to 3 D
+                    tokens=L,
+                )
             moved = tracks * K * D * (OPERAND + STREAM)
             yield Line(part, f"embedded latents{label}", bytes=moved, launches=cost["convert"])
             yield Line(part, f"mask_fill{label}", bytes=tracks * L * D * STREAM, launches=cost["mask_fill"])
@@ -284,6 +317,58 @@ def step_costs(config: Config, joints: int, tracks: int, empty: int) -> dict:
     return {"tracks": tracks, "empty": empty, "dense": dense, "step": step, "savings": savings}
 
 
+_LEAST_SECONDS = 2e-6  # a launch that does next to nothing
+
+
+def model_step(config: Config, joints: int, tracks: int, empty: int, device_name: str) -> dict:
+    """A step's modelled time on a device: ``modelled_ms``, and ``rows``, one for each `Line`.
+
+    Every body is computed, as published, but for what ``objective.empty_bodies`` saves: ``share`` or ``drop``.
+
+    Args:
+        config: the run.
+        joints: V.
+        tracks: bodies of all clips on one device.
+        empty: tracks among these without a body.
+        device_name: h200, h100 or a100.
+    """
+    from s2vfast.inputs import Shape
+    from s2vfast.kernels import aot, model
+
+    bodies = config.objective.empty_bodies
+    if bodies == "drop":
+        tracks, empty = tracks - empty, 0
+    savings = frozenset(SAVINGS) - (frozenset() if bodies == "share" else {"share"})
+    plan, section, device = Plan(config, joints, tracks, empty, savings), config.model, model.device(device_name)
+    lines = plan.lines()
+    shapes = {
+        str(tokens): Shape(
+            N=tracks,
+            S=plan.L // joints,
+            V=joints,
+            s=section.segment_frames,
+            C=config.channels,
+            D=section.dim,
+            H=section.heads,
+            E=round(section.dim * section.mlp_ratio),
+            tokens=tokens,
+        )
+        for tokens in sorted({line.tokens for line in lines if line.op})
+    }
+    launches = aot.model_kernels(sorted({line.op for line in lines if line.op}), device_name, shapes)
+    times = {(row["op"], row["shape"], row["pass"]): row["ms"] for row in aot.passes(launches, shapes)}
+    rows = []
+    for line in lines:
+        if line.op:
+            key = (line.op, str(line.tokens), "backward" if "backward" in line.what else "forward")
+            ms = times[key] * line.rows / (tracks * line.tokens)
+        else:
+            ms = max(line.bytes / device.hbm, line.launches * _LEAST_SECONDS) * 1e3
+        rows.append({"part": line.part, "what": line.what, "launches": line.launches, "modelled_ms": round(ms, 4)})
+    total = round(sum(row["modelled_ms"] for row in rows), 3)
+    return {"device": device.name, "empty_bodies": bodies, "modelled_ms": total, "rows": rows, "kernels": launches}
+
+
 def show(costs: dict) -> str:
     """The costs as a table."""
     out = [f"{costs['tracks']} tracks, {costs['empty']} of them empty"]
@@ -303,6 +388,10 @@ def show(costs: dict) -> str:
         out.append(f"  {SAVINGS[name]:84}{off / 1e9:8.1f} GFLOP ({off / total:5.1%}){row['bytes'] / 1e9:7.2f} GB")
     done = sum(costs["step"]["sum"][key] for key in ("gemm", "attention"))
     out.append(f"  {'all':84}{(total - done) / 1e9:8.1f} GFLOP ({(total - done) / total:5.1%})")
+    if "modelled_ms" in costs:
+        out.append(f"\nmodelled, {costs['device']}, empty bodies: {costs['empty_bodies']}{'ms':>12}")
+        out += [f"  {row['part']:18}{row['what']:40}{row['modelled_ms']:9.3f}" for row in costs["rows"]]
+        out.append(f"  {'sum':58}{costs['modelled_ms']:9.3f}")
     return "\n".join(out)
 
 
@@ -313,6 +402,7 @@ def main() -> None:
     parser.add_argument("--joints", type=int, default=25, help="V")
     parser.add_argument("--tracks", type=int, default=128, help="bodies of all clips of a step on one device")
     parser.add_argument("--empty", type=float, default=0.41, help="share of tracks without a body (NTU 60: 0.41)")
+    parser.add_argument("--device", choices=("h200", "h100", "a100"), help="model the time of a step")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     try:
@@ -322,6 +412,8 @@ def main() -> None:
         parser.error(str(error))
     empty = round(arguments.tracks * arguments.empty) if config.data.bodies > 1 else 0
     costs = step_costs(config, arguments.joints, arguments.tracks, empty)
+    if arguments.device:
+        costs |= model_step(config, arguments.joints, arguments.tracks, empty, arguments.device)
     print(json.dumps(costs) if arguments.json else show(costs))
 
 
