@@ -62,6 +62,7 @@ class Record:
             if self.path.exists():
                 raise errors.DataError(f"--record {self.path}: is there already; name a new file")
             with files.disk_errors(self.path, errors.DataError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("x", encoding="utf-8")
         return self
 
