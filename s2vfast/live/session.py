@@ -105,6 +105,7 @@ class Session:
         """How often a class was the most probable."""
         self._numbers = {name: number for number, name in enumerate(self.model.classes or [])}
         self._began = time.monotonic()
+        self._last = 0.0  # second of the newest lines
         self._counts: deque[tuple[float, int]] = deque()
         self._before: list[Sighting] = []
         self._decimals = _DECIMALS.get(self.model.unit or "", 5)
@@ -123,7 +124,8 @@ class Session:
         """
         answers = self.lines.answer([line for _, line in lines])
         self.record.add(answers)
-        now, done = self.seconds, time.monotonic()
+        done = time.monotonic()
+        self._last = now = done - self._began
         looks, broken, bodies = [], [], None
         for answer, (arrived, _) in zip(answers, lines, strict=True):
             if answer.is_frame:
@@ -161,7 +163,7 @@ class Session:
 
     def summary(self) -> str:
         """What the stream was, in a line."""
-        parts = [f"{self.frames:,} frames in {self.seconds:.1f} s", f"{self.looks:,} looks"]
+        parts = [f"{self.frames:,} frames in {self._last:.1f} s", f"{self.looks:,} looks"]
         if self.latencies:
             parts.append(f"latency {statistics.median(value for _, value in self.latencies):.1f} ms (median)")
         if self.first:
