@@ -43,6 +43,7 @@ def test_help_is_quick_and_complete():
         "evaluate",
         "embed",
         "predict",
+        "live",
         "export",
         "import-checkpoint",
         "data",

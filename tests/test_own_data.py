@@ -1,18 +1,23 @@
 """docs/own-data.md as a user follows it: its scripts and commands, in their order, on synthetic people."""
 
 import contextlib
+import http.client
 import io
 import json
+import os
 import re
 import runpy
 import shlex
+import signal
 import sys
+import webbrowser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+from s2vfast import _extension
 from s2vfast.cli import main
 from s2vfast.data.layout import get_layout
 from s2vfast.data.store import Store
@@ -25,6 +30,7 @@ PEOPLE = ("anna", "ben", "cem", "dora")
 # A page's commands take hours; nothing but their length is changed.
 SHORT = {
     "pretrain": "--train.steps 30 --train.device cpu --train.threads 1",
+    "live": "--port 0 --device cpu",
     "finetune": "--finetune.epochs 8 --finetune.min_steps 0 --finetune.hidden 32 --device cpu",
 }
 KINECT_OF = {
@@ -105,6 +111,34 @@ def detector(monkeypatch, videos):
         monkeypatch.setitem(sys.modules, name, module)
 
 
+@pytest.fixture
+def without_a_compiler(monkeypatch):
+    """The package as it is where the extension could not be built."""
+    monkeypatch.setitem(sys.modules, "s2vfast._native", None)
+    _extension._attempt.cache_clear()
+    yield
+    _extension._attempt.cache_clear()
+
+
+def watch(monkeypatch, updates):
+    """A browser: what it is told until the input has ended goes to ``updates``; then Ctrl-C is pressed."""
+
+    def browse(url):
+        try:
+            connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=60)
+            connection.request("GET", "/events")
+            for line in connection.getresponse():
+                if line.startswith(b"data: "):
+                    updates.append(json.loads(line[6:]))
+                    if updates[-1]["state"].get("ended"):
+                        break
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(webbrowser, "open", browse)
+
+
 def run_script(name, *words, monkeypatch):
     """What a script of the page prints."""
     monkeypatch.setattr(sys, "argv", [name, *words])
@@ -114,11 +148,13 @@ def run_script(name, *words, monkeypatch):
     return printed.getvalue()
 
 
-def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, capsys):
+def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, capsys, without_a_compiler):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     detector(monkeypatch, videos)
-    printed = {}
+    printed, updates = {}, []
+    watch(monkeypatch, updates)
+    streams = contextlib.ExitStack()
     for language, title, text in blocks():
         if language == "python":
             assert title, "a script has a name"
@@ -133,7 +169,10 @@ def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, 
             script, pipe, command = line.rpartition("| ")
             if pipe:
                 stream = run_script(*script.split()[1:], monkeypatch=monkeypatch)
-                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stream.encode())))
+                Path("stream.txt").write_text(stream)
+                monkeypatch.setattr(
+                    sys, "stdin", streams.enter_context(io.TextIOWrapper(io.BufferedReader(io.FileIO("stream.txt"))))
+                )
             words = shlex.split(command)
             assert words[0] == "s2vfast", line
             for name, options in SHORT.items():
@@ -142,6 +181,7 @@ def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, 
             assert main(words[1:]) == 0, (line, capsys.readouterr())
             printed[line] = capsys.readouterr().out
 
+    streams.close()
     store = Store.open("data/mine")
     assert (sorted(store.classes), store.layout.name, store.unit) == (sorted(CLASSES), "mediapipe33", "m")
     assert len(store) == len(CLASSES) * len(PEOPLE) * 2
@@ -149,8 +189,7 @@ def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, 
     assert all("anna" in store.names[number] for number in store.select("without-anna", "test"))
     config = rundir.read_config("runs/mine")
     assert (config.data.split, config.data.align) == ("without-anna", "yaw")
-    outputs = list(printed.values())
-    last = outputs[-2].splitlines()  # the stream
+    last = next(out for line, out in printed.items() if "| s2vfast predict" in line).splitlines()  # the stream
     assert len(last) == (len(videos["clap/anna_01"]) + 1) // 5
     assert all(re.match(r"frame \d+   [a-z ]+ [0-9.]+ %", line) for line in last)
     measured = json.loads(next(out for line, out in printed.items() if "classify" in line).splitlines()[-1])
@@ -159,5 +198,13 @@ def test_from_videos_to_a_classifier_of_a_stream(videos, tmp_path, monkeypatch, 
     whole = next(out for line, out in printed.items() if line.endswith("recordings/clap/anna_01.json"))
     assert whole.startswith("recordings/clap/anna_01.json   ")
     assert printed["use.py"].splitlines()[0].startswith("('")
+    # The same stream in the browser, and as a recording of one more class.
+    looks = [look for update in updates for look in update["looks"]]
+    assert [f"frame {number}" for _, number, _ in looks] == [line.partition("   ")[0] for line in last]
+    assert updates[-1]["state"]["ended"] == "the input has ended"
+    assert main("data import recordings --labels {class}/{subject}_* --out data/more".split()) == 0
+    more = Store.open("data/more")
+    assert {*more.classes} - {*store.classes} == {"other"}
+    assert int(more.total_frames[more.names.index("other/dora_09")]) == len(videos["clap/anna_01"]) + 1
     for page in ("clap.html", "curves.html"):
         assert Path(page).stat().st_size > 10_000

@@ -248,7 +248,8 @@ class Stream:
             return self._followed()
         array = np.zeros((max(map(len, self._window)), len(self._window), self.model.layout.num_joints, 3), np.float32)
         for number, entry in enumerate(self._window):
-            array[: len(entry), number] = entry if len(entry) else 0.0
+            if isinstance(entry, np.ndarray):
+                array[: len(entry), number] = entry
         return _skeletons(array)
 
     def _checked(self, frame: Any) -> np.ndarray | list[Sighting]:
@@ -256,11 +257,13 @@ class Stream:
         if frame is None:
             return []
         if not isinstance(frame, list) or not all(isinstance(person, Sighting) for person in frame):
-            array = self.model.checked(frame, ("bodies",))
-            return array if array.any() else []
+            bodies = self.model.checked(frame, ("bodies",))
+            return bodies if bodies.any() else []
+        if not frame:
+            return []
         people = []
-        array = self.model.checked(np.stack([person.joints for person in frame]), ("bodies",)) if frame else []
-        for person, joints in zip(frame, array, strict=True):
+        poses = self.model.checked(np.stack([person.joints for person in frame]), ("bodies",))
+        for person, joints in zip(frame, poses, strict=True):
             if person.confidence is not None:
                 unsure = np.nan_to_num(person.confidence) < self.model.min_confidence
                 joints = np.where(unsure[:, None], 0.0, joints)
@@ -270,7 +273,9 @@ class Stream:
 
     def _followed(self) -> Skeletons:
         """The window's people as an import would have them: followed from frame to frame, the main one first."""
-        people = [entry if isinstance(entry, list) else list(map(Sighting, entry)) for entry in self._window]
+        people = [
+            entry if isinstance(entry, list) else [Sighting(joints) for joints in entry] for entry in self._window
+        ]
         bodies, _ = arrange(link(enumerate(people)), self.model.layout, len(people))
         bodies = [replace(body, body_id=str(slot), confidence=None) for slot, body in enumerate(bodies)]
         return Skeletons(name="a sequence", label=-1, total_frames=len(people), bodies=bodies)

@@ -90,7 +90,7 @@ class Arrivals:
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
         # A queue that a signal's handler may put into, which those with a capacity are not.
-        self._queue: queue.SimpleQueue[Line | str | BaseException] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Line | str | Exception] = queue.SimpleQueue()
         self._capacity = threading.Semaphore(WAITING)
         self.stopping = False
         threading.Thread(target=self._run, daemon=True, name="s2vfast live: lines").start()
@@ -102,7 +102,7 @@ class Arrivals:
                 for line in lines:
                     self._capacity.acquire()
                     self._queue.put((now, line))
-        except OSError as error:
+        except Exception as error:  # it is raised where lines are taken
             self._queue.put(error)
         else:
             self._queue.put(_END)
@@ -132,7 +132,7 @@ class Arrivals:
             elif lines:
                 self._queue.put(entry)  # behind nothing else: an end is the last that is put
                 break
-            elif isinstance(entry, BaseException):
+            elif isinstance(entry, Exception):
                 raise entry
             else:
                 break

@@ -89,6 +89,7 @@ class Feed:
         """Count a reader, until it calls `leave`."""
         with self._changed:
             self._readers += 1
+            self._changed.notify_all()
 
     def leave(self) -> None:
         """A reader has gone."""

@@ -68,6 +68,7 @@ class Server(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    server_version, sys_version = "s2vfast", ""
     timeout = 30.0  # seconds that a browser may take to ask, or to take what it is sent
 
     def do_GET(self) -> None:

@@ -62,6 +62,7 @@ class Record:
             if self.path.exists():
                 raise errors.DataError(f"--record {self.path}: is there already; name a new file")
             with files.disk_errors(self.path, errors.DataError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("x", encoding="utf-8")
         return self
 
@@ -104,6 +105,7 @@ class Session:
         """How often a class was the most probable."""
         self._numbers = {name: number for number, name in enumerate(self.model.classes or [])}
         self._began = time.monotonic()
+        self._last = 0.0  # second of the newest lines
         self._counts: deque[tuple[float, int]] = deque()
         self._before: list[Sighting] = []
         self._decimals = _DECIMALS.get(self.model.unit or "", 5)
@@ -122,7 +124,8 @@ class Session:
         """
         answers = self.lines.answer([line for _, line in lines])
         self.record.add(answers)
-        now, done = self.seconds, time.monotonic()
+        done = time.monotonic()
+        self._last = now = done - self._began
         looks, broken, bodies = [], [], None
         for answer, (arrived, _) in zip(answers, lines, strict=True):
             if answer.is_frame:
@@ -160,7 +163,7 @@ class Session:
 
     def summary(self) -> str:
         """What the stream was, in a line."""
-        parts = [f"{self.frames:,} frames in {self.seconds:.1f} s", f"{self.looks:,} looks"]
+        parts = [f"{self.frames:,} frames in {self._last:.1f} s", f"{self.looks:,} looks"]
         if self.latencies:
             parts.append(f"latency {statistics.median(value for _, value in self.latencies):.1f} ms (median)")
         if self.first:
@@ -263,11 +266,11 @@ def show(
         server = Server(render(stream, name, top), feed, port)
         session = Session(stream, feed, kept_frames, log)
         try:
-            log(f"{server.url} shows {name}; Ctrl-C ends it")
-            if browser and _has_screen():
-                threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
             arrivals = Arrivals(read)
             with _on_interrupt(arrivals.stop):
+                log(f"{server.url} shows {name}; Ctrl-C ends it")
+                if browser and _has_screen():
+                    threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
                 try:
                     while lines := arrivals.take():
                         session.take(lines, arrivals.waiting)

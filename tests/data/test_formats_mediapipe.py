@@ -71,6 +71,21 @@ def test_frames_without_anybody_are_gaps(tmp_path):
     assert len(store.tracks) == 1
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_frame_a_line(tmp_path, bare):
+    """As a script prints them, and as `s2vfast live --record` keeps them."""
+    frames = [[as_lists(w)] if bare else {"pose_world_landmarks": [as_dicts(w)]} for w in WORLD]
+    texts = ["[]", "", *map(json.dumps, frames), "null"]
+    (tmp_path / "lines.json").write_text("".join(f"{text}\n" for text in texts))
+    import_dataset(tmp_path / "lines.json", tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    np.testing.assert_array_equal(store.frames, WORLD.astype(np.float32))
+    assert store.frame_index.tolist() == list(range(2, 2 + len(WORLD)))
+    (tmp_path / "broken.json").write_text("\n".join([*texts, '{"pose']))
+    with pytest.raises(DataError, match="not JSON: Extra data"):
+        import_dataset(tmp_path / "broken.json", tmp_path / "none")
+
+
 def test_two_people_are_told_apart_by_where_they_are_in_the_picture(tmp_path):
     """World landmarks are all about the origin: one person is a frame ahead of the other, and would go on as the other.
 

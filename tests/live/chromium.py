@@ -71,19 +71,21 @@ class Chromium:
                 return answer["result"]
             self.events.append(answer)
 
+    def _run(self, script):
+        return self.send("Runtime.evaluate", expression=script, returnByValue=True)
+
     def evaluate(self, script):
         """The value of an expression in the page."""
-        result = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        result = self._run(script)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def until(self, script, seconds=30):
-        """The value of an expression, once it is true."""
+        """Wait until an expression is true; it may fail before, as while a page is loaded."""
         deadline = time.monotonic() + seconds
-        while not (value := self.evaluate(script)):
-            assert time.monotonic() < deadline, (script, self.evaluate("document.body.innerText"))
+        while "exceptionDetails" in (result := self._run(script)) or not result["result"].get("value"):
+            assert time.monotonic() < deadline, (script, result, self._run("document.body.innerText"))
             time.sleep(0.05)
-        return value
 
     def open(self, url, width=1280, height=900, dark=False, phone=False):
         """Open a page in a window of that size."""
@@ -94,6 +96,7 @@ class Chromium:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url=url)
+        self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
 
     def screenshot(self, path):
         """The page as a PNG."""

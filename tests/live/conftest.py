@@ -19,7 +19,6 @@ CLASSES = ["clap", "kick", "sit down"]
 CONFIG = {
     "data": {"frames": 8, "bodies": 1, "split": "all"},
     "model": {"segment_frames": 4, "dim": 8, "heads": 2, "depth": 1, "layer_scale": 0.5},
-    "objective": {"name": "classify", "hidden": 8},
     "train": {"seed": 3},
 }
 
@@ -29,11 +28,12 @@ def person(frames, joints, seed=0, size=0.5):
     rng = np.random.default_rng(seed)
     pose = rng.uniform(-size, size, (joints, 3))
     swing = rng.uniform(-0.1, 0.1, (joints, 3))
-    pose[23:25], swing[23:25] = [[0.1, 0, 0], [-0.1, 0, 0]], 0  # hips, of MediaPipe's 33
+    if joints == 33:  # MediaPipe's world landmarks, whose hips lie about the origin
+        pose[23:25], swing[23:25] = [[0.1, 0, 0], [-0.1, 0, 0]], 0
     return pose + swing * np.sin(np.arange(frames) * 0.4)[:, None, None]
 
 
-def make_run(folder, layout, unit="m", dimensions=3):
+def make_run(folder, layout, unit="m", dimensions=3, objective="classify"):
     V = get_layout(layout).num_joints
     sequences = []
     for number in range(6):
@@ -54,9 +54,17 @@ def make_run(folder, layout, unit="m", dimensions=3):
         dimensions=dimensions,
     )
     store = Store.open(folder / "store")
-    config = Config.from_dict(presets.merge(presets.with_names({}, objective="classify"), CONFIG))
-    objective = build_objective(config, store.layout, store.classes)
-    tensors = {f"student.{name}": 3 * tensor for name, tensor in objective.state_dict().items()}
+    tree = presets.merge(presets.with_names({}, objective=objective), CONFIG)
+    if objective == "skeleton2vec":
+        tree |= {"objective": {"name": objective, "top_k": 1}, "mask": {"tube_len": 1, "ratio": 0.8}}
+    if dimensions == 2:
+        tree["data"] |= {"align": "none", "rotate": [0, 0, 0]}
+    config = Config.from_dict(tree)
+    model = build_objective(config, store.layout, store.classes)
+    if objective == "classify":
+        tensors = {f"student.{name}": 3 * tensor for name, tensor in model.state_dict().items()}
+    else:
+        tensors = {f"teacher.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     rundir.create(folder / "run", config, store).close()
     checkpoint.save(folder / "run", 1, {"model": tensors}, {}, keep=1)
     return folder / "run"
@@ -70,6 +78,11 @@ def mediapipe_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def rtmpose_run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("rtmpose"), "coco17", "px", 2)
+
+
+@pytest.fixture(scope="session")
+def pretrained_run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("pretrained"), "mediapipe33", objective="skeleton2vec")
 
 
 @pytest.fixture
@@ -91,7 +104,7 @@ def people():
     return SimpleNamespace(person=person, landmarks=landmarks, classes=CLASSES)
 
 
-class Reader(threading.Thread):
+class Watcher(threading.Thread):
     """Reads a feed as a browser does; ``until(test)`` waits for an update of which the test is true."""
 
     def __init__(self, url, headers=()):
@@ -138,5 +151,5 @@ class Reader(threading.Thread):
 
 @pytest.fixture
 def watch():
-    """watch(url) -> a `Reader` of the stream there."""
-    return Reader
+    """watch(url) -> a `Watcher` of the stream there."""
+    return Watcher

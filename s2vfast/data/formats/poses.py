@@ -30,7 +30,7 @@ _KINDS = (
     ("alphapose", re.compile(rb'"image_id"\s*:')),
     ("rtmpose", re.compile(rb'"keypoints"\s*:|"instances"\s*:|"instance_info"\s*:|"keypoint_scores"\s*:')),
 )
-_FIRST_FRAME = re.compile(rb"\s*(?:\[\s*(?:\[\s*\]|null)\s*,\s*)?\[\s*\[\s*\[")
+_FIRST_FRAME = re.compile(rb"\s*(?:\[\s*\]\s*)*(?:\[\s*(?:\[\s*\]|null)\s*,\s*)?\[\s*\[\s*\[")
 _NUMBERS = {int, float}
 _FRAME_KEYS = ("frame", "frame_index", "frame_id", "frame_idx", "frame_number")
 
@@ -86,15 +86,27 @@ def detects(src: AnyPath, kind: str) -> bool:
 
 
 def read_json(path: AnyPath) -> Any:
-    """The content of a recording's JSON.
+    """The content of a recording's JSON; of a file of several, one a line, their list. An empty line is null.
 
     Raises:
         BrokenRecording: it is none.
     """
+    content = read_bytes(path, MAX_POSE_BYTES)
     try:
-        return parse_json(read_bytes(path, MAX_POSE_BYTES))
+        return parse_json(content)
     except NotJson as error:
+        if (frames := _lines(content) if str(error).startswith("Extra data") else None) is not None:
+            return frames
         raise BrokenRecording(path.name, f"not JSON: {error}", error.line) from None
+
+
+def _lines(content: bytes) -> list[Any] | None:
+    """The JSON of every line; None where one is none."""
+    lines = content.rstrip().split(b"\n")
+    try:
+        return [parse_json(line) if line.strip() else None for line in lines]
+    except NotJson:
+        return None
 
 
 def first_readable(paths: Iterable[Any], read: Callable[[Any], Any]) -> tuple[Any, str]:
