@@ -138,7 +138,7 @@ def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, 
         options={name: value for name, value in launch.options.items() if isinstance(value, (int, float, str, bool))},
         registers=int(usage["REG"]),
         stack=int(usage["STACK"]),
-        local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        local=_local(sass),
         shared=compiled.metadata.shared,
         instructions=instructions,
     )
@@ -151,6 +151,10 @@ def _compile(source: Any, options: Any, arch: int) -> Any:
     from triton.backends.compiler import GPUTarget
 
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
+
+
+def _local(sass: str) -> int:
+    return len(re.findall(r"\b(?:LDL|STL)\b", sass))
 
 
 def _name(launch: Any) -> str:
@@ -198,6 +202,7 @@ def _model_op(op: str, device: model.Device, shape: Shape, dtype: str) -> Rows:
         rows.append(
             {"kernel": _name(launch), "pass": "backward" if backward else "forward"}
             | {"registers": int(usage["REG"]), "stack": int(usage["STACK"]), "shared": compiled.metadata.shared}
+            | {"local": _local(sass)}
             | modelled.as_dict()
         )
     return rows
@@ -299,8 +304,8 @@ def _model_text(rows: Rows, totals: Rows) -> str:
     for row in rows:
         lines += [
             f"{row['op']} {row['kernel']} ({row['shape']}): {row['ms']:.3f} ms, {row['bound']}",
-            f"    {row['blocks']} blocks, {row['resident']} a multiprocessor ({row['limited_by']}), {row['waves']} waves,"
-            f" {row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
+            f"    {row['blocks']} blocks, {row['waves']} waves, {row['resident']} at once ({row['limited_by']}); "
+            f"{row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
             "    busy " + ", ".join(f"{unit} {part:.0%}" for unit, part in row["busy"].items()),
         ]
     lines += [
