@@ -186,6 +186,7 @@ setup(
         "s2vfast.kernels": ["README.md", "tuned/*.json"],
         "s2vfast.kernels.emulator": ["cudart.c"],
         "s2vfast.kernels.model.devices": ["*.json"],
+        "s2vfast.models": ["*.safetensors"],
         "s2vfast.view": ["assets/*"],
     },
     ext_modules=[Extension("s2vfast._native", sources=SOURCES, depends=HEADERS)],

@@ -44,6 +44,7 @@ docs/glossary
 :caption: How to
 
 docs/training
+docs/cluster
 docs/evaluation
 docs/pictures
 docs/presets

@@ -21,7 +21,19 @@ _HOME = {
     "load": "s2vfast.evaluate.model",
     "use_impl": "s2vfast.ops",
 }
-_MODULES = ("compat", "data", "evaluate", "networks", "objectives", "ops", "presets", "reference", "train", "view")
+_MODULES = (
+    "compat",
+    "data",
+    "evaluate",
+    "models",
+    "networks",
+    "objectives",
+    "ops",
+    "presets",
+    "reference",
+    "train",
+    "view",
+)
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

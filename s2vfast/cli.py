@@ -24,6 +24,7 @@ from s2vfast import completion
 from s2vfast.compat import commands as import_checkpoint
 from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments
+from s2vfast.live import commands as live
 from s2vfast.train import torchrun
 from s2vfast.view import commands as view
 
@@ -132,7 +133,21 @@ def _run(words: list[str]) -> int:
     if parsed is None:
         return 0
     command, options = parsed
+    _locate_runs(options)
     return command.run(options)
+
+
+def _locate_runs(options: argparse.Namespace) -> None:
+    """Put folder or file in place of the name of a run, which may be one of the package or of the hub."""
+    named = {
+        name: value for name in ("run", "model", "init", "runs", "ensemble") if (value := getattr(options, name, None))
+    }
+    if named:
+        from s2vfast import models
+
+        locate = functools.partial(models.locate, log=functools.partial(print, file=sys.stderr))
+        for name, value in named.items():
+            setattr(options, name, list(map(locate, value)) if isinstance(value, list) else locate(value))
 
 
 def parse(words: list[str]) -> tuple[Command, argparse.Namespace] | None:
@@ -248,6 +263,7 @@ def _commands() -> dict[str, Command]:
         commands[name] = Command(
             text, functools.partial(_evaluation, name), functools.partial(arguments.add, name), sections
         )
+    commands[live.NAME] = Command(live.TEXT, live.run, live.add)
     commands[import_checkpoint.NAME] = Command(import_checkpoint.TEXT, import_checkpoint.run, import_checkpoint.add)
     commands["data subset"] = Command(
         "write lists of a share of the labels of every class",
@@ -257,6 +273,7 @@ def _commands() -> dict[str, Command]:
     for group, members in (("data", data.COMMANDS), ("view", view.COMMANDS)):
         for name, (text, run, add) in members.items():
             commands[f"{group} {name}"] = Command(text, run, add)
+    commands["models"] = Command("list the models that come with the package, or describe one", _models, _add_models)
     commands[completion.NAME] = Command(completion.TEXT, _completion, completion.add)
     commands["doctor"] = Command("versions, devices, implementations: to paste into a bug report", _doctor)
     return commands
@@ -396,6 +413,17 @@ def _demo(options: Any) -> int:
 
 def _completion(options: Any) -> int:
     print("\n".join(completion.following(options.line, _commands())) if options.line is not None else completion.SCRIPT)
+    return 0
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print its card, and the commands that made it")
+
+
+def _models(options: Any) -> int:
+    from s2vfast import models
+
+    print(models.table() if options.name is None else models.description(options.name), end="")
     return 0
 
 

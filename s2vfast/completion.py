@@ -40,6 +40,10 @@ def following(line: str, commands: Mapping[str, Any]) -> list[str]:
         from s2vfast import presets
 
         words = presets.names()
+    elif before[-1] in ("--model", "models"):
+        from s2vfast import models
+
+        words = list(models.SHIPPED)
     elif prefix.startswith("-"):
         words = _options(commands[name])
     else:

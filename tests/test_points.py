@@ -123,7 +123,9 @@ def test_a_fine_tuned_run_has_clips_of_the_whole_recording(tuned):
     assert "head: segments" in text
 
 
-def test_windows_and_frames_that_cannot_be_are_refused(tuned, store, capsys):
+def test_windows_and_frames_that_cannot_be_are_refused(trained, tuned, store, capsys):
+    assert cli.main(["evaluate", str(trained[1]), "--protocol", "knn", "--pool", "statistics"]) == 2
+    assert "--pool: statistics; clips of a run whose data.sampling is window are one segment" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tuned), "--protocol", "classify", "--windows", "2"]) == 2
     assert "--windows: 2; the run's data.sampling is bins" in capsys.readouterr().err
 
@@ -147,6 +149,9 @@ def test_it_is_exported(tuned, capsys, tmp_path):
     logits, _ = program(clips)
     assert logits.shape == (5, 2)
     assert "take 24 points of every frame" in extra["s2vfast.json"]
+    assert cli.main(["export", str(tuned), "--to", "onnx", "--out", str(tmp_path / "network.onnx")]) == 1
+    error = "--to onnx: this network has an operation that ONNX does not have (aten.sort); export with --to torch"
+    assert error in capsys.readouterr().err
 
 
 def test_recordings_are_classified_one_by_one(tuned, store):

@@ -113,17 +113,16 @@ def model_launch(
         for name, number in counted.items():
             executed[name] += number * each
     seconds = max(cycles / device.clock, hbm / device.hbm)
-    portions = {unit: number / cycles for unit, number in busy.items() if unit}
-    portions = {unit: round(portion * cycles / device.clock / seconds, 3) for unit, portion in portions.items()}
-    portions["HBM"] = round(hbm / device.hbm / seconds, 3)
+    load = {unit: round(number / device.clock / seconds, 3) for unit, number in busy.items() if unit}
+    load["HBM"] = round(hbm / device.hbm / seconds, 3)
     total_waited = sum(waited.values()) or 1.0
     waits = {what: round(number / total_waited, 3) for what, number in waited.items()}
-    best = max(portions, key=lambda unit: portions[unit])
-    bound = best if portions[best] >= _BUSY or not waits else f"waits for {max(waits, key=lambda what: waits[what])}"
+    best = max(load, key=lambda unit: load[unit])
+    bound = best if load[best] >= _BUSY or not waits else f"waits for {max(waits, key=lambda what: waits[what])}"
     return Modelled(
         ms=(seconds + device.launch_gap) * 1e3,
         bound=bound,
-        busy=dict(sorted(portions.items(), key=lambda item: -item[1])),
+        busy=dict(sorted(load.items(), key=lambda item: -item[1])),
         waits=waits,
         flop=executed["flop"],
         exps=executed["exps"],

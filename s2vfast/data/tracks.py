@@ -107,6 +107,9 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
         The tracks in the order in which they begin, `MAX_TRACKS` at most.
     """
     seen = [(number, [s for s in sightings if s.joints.any()]) for number, sightings in frames]
+    if any(sighting.position is None for _, sightings in seen for sighting in sightings):
+        # Positions of some people alone compare with nothing.
+        seen = [(number, [replace(s, position=None) for s in sightings]) for number, sightings in seen]
     alone = all(len(sightings) <= 1 for _, sightings in seen)
     repeated: set[str | None] = set()
     for _, sightings in seen:
@@ -142,6 +145,22 @@ def link(frames: Iterable[tuple[int, list[Sighting]]], notes: list[str] | None =
         notes.append(f"{len(tracks) - MAX_TRACKS:,} of {len(tracks):,} tracks left out: the shortest")
     longest = sorted(range(len(tracks)), key=lambda at: -len(tracks[at]))[:MAX_TRACKS]
     return [_body(tracks[at], str(at)) for at in sorted(longest)]
+
+
+def in_order(before: list[Sighting], after: list[Sighting]) -> list[Sighting]:
+    """The people of a frame in the order of those of the frame before, new ones behind them; as `link` follows them."""
+    earlier, later = before, after
+    if any(sighting.position is None for sighting in [*before, *after]):
+        earlier, later = ([replace(sighting, position=None) for sighting in each] for each in (before, after))
+    ids = {sighting.track: rank for rank, sighting in enumerate(before) if sighting.track is not None}
+    ranks = {id(sighting): rank for rank, sighting in enumerate(earlier)}
+    pairs = _nearest([[(0, sighting)] for sighting in earlier], later) if later else {}
+    order = []
+    for number, sighting in enumerate(later):
+        track = pairs.get(id(sighting))
+        rank = ids.get(sighting.track) if sighting.track is not None else ranks[id(track[-1][1])] if track else None
+        order.append((len(before) if rank is None else rank, number))
+    return [after[number] for _, number in sorted(order)]
 
 
 def _nearest(tracks: list[list[tuple[int, Sighting]]], sightings: list[Sighting]) -> dict[int, Any]:

@@ -29,7 +29,9 @@ def add(name: str, parser: Any) -> None:
 
 
 def _run(parser: Any, **several: Any) -> None:
-    parser.add_argument("run", help="folder of a run, or a packed run", **several)
+    parser.add_argument(
+        "run", help="folder of a run, a packed run, hf://OWNER/NAME, or a name of `s2vfast models`", **several
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -152,13 +154,14 @@ def _table(parser: Any) -> None:
 
 
 def _pack(parser: Any) -> None:
-    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("run", help="folder of a run, or a packed run")
     parser.add_argument("--out", metavar="FILE.safetensors", help="the file to write")
+    text = "upload it to a repository of the Hugging Face hub, as hf://OWNER/NAME (pip install s2vfast[hub])"
+    parser.add_argument("--push", metavar="OWNER/NAME", help=text)
+    parser.add_argument("--private", action="store_true", help="of a repository that --push makes")
     text = "results of evaluate for the card; NAME=FILE names what they are of"
     parser.add_argument("--results", nargs="+", default=[], metavar="RESULTS", help=text)
-    parser.add_argument(
-        "--card", action="store_true", help="print the card, of a run or of a packed file; --out may lack"
-    )
+    parser.add_argument("--card", action="store_true", help="print the card; --out may lack")
     text = "keep the whole checkpoint (student, decoder), not the evaluated network alone"
     parser.add_argument("--everything", action="store_true", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -171,8 +174,9 @@ def _embed(parser: Any) -> None:
 
 
 def _predict(parser: Any) -> None:
+    parser.add_argument("--model", metavar="RUN", help="the run, where it is not the first word: --model nwucla FILES")
     _run(parser)
-    parser.add_argument("files", nargs="+", help="raw files of the skeleton the run was made with; -: a frame a line")
+    parser.add_argument("files", nargs="*", help="raw files of the skeleton the run was made with; -: a frame a line")
     parser.add_argument("--format", help="name of a format; without it detected")
     parser.add_argument("--layout", help="name or JSON file of the skeleton, for formats without one")
     parser.add_argument("--axes", help="order of the axes of arrays, as TVC, MTVC or TMVC")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -287,21 +288,27 @@ def table(options: Any) -> int:
 def pack(options: Any) -> int:
     """``s2vfast pack``."""
     from s2vfast.evaluate import sharing
+    from s2vfast.models import hub
 
-    if options.out is None and not options.card:
-        raise errors.ConfigError("--out: needed, the FILE.safetensors to write; or --card, to print the card alone")
+    if options.out is None and options.push is None and not options.card:
+        raise errors.ConfigError(
+            "--out: needed, the FILE.safetensors to write; or --push, to upload it; or --card, to print the card alone"
+        )
+    if options.push is not None:
+        hub.parse(hub.SCHEME + options.push)  # before anything is written
     if options.card:
         print(sharing.card(options.run, options.results), end="")
-    if options.out is not None:
-        summary = sharing.pack(
-            options.run,
-            options.out,
-            results=options.results,
-            everything=options.everything,
-            overwrite=options.overwrite,
-            log=_to_stderr,
-        )
-        print(f"{summary['out']}: {summary['bytes'] / 1e6:.1f} MB, SHA-256 of its content {summary['sha256']}")
+    if options.out is None and options.push is None:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        out = options.out or Path(folder) / hub.FILE
+        how = {name: getattr(options, name) for name in ("results", "everything", "overwrite")}
+        summary = sharing.pack(options.run, out, log=_to_stderr, **how)
+        size = f"{summary['bytes'] / 1e6:.1f} MB, SHA-256 of its content {summary['sha256']}"
+        if options.out is not None:
+            print(f"{options.out}: {size}")
+        if options.push is not None:
+            print(f"{hub.push(out, options.push, options.private)}: {size}")
     return 0
 
 
@@ -320,13 +327,18 @@ def export(options: Any) -> int:
 def predict(options: Any) -> int:
     """``s2vfast predict``: 1 where a file or a line was broken, 0 otherwise."""
     from s2vfast.evaluate.arguments import PREDICT_FORMAT_OPTIONS
+    from s2vfast.evaluate.lines import lines_as_they_come, predict_lines
     from s2vfast.evaluate.model import Model
-    from s2vfast.evaluate.predict import lines_as_they_come, predict, predict_lines
+    from s2vfast.evaluate.predict import predict
 
+    if options.model is not None:
+        options.run, options.files = options.model, [options.run, *options.files]
+    if not options.files:
+        raise errors.ConfigError("needed: FILES; `s2vfast predict --help` lists the options")
     sliding = {"window": options.window, "step": options.step, "smooth": options.smooth, "top": options.top}
     if options.files == ["-"]:
         stream = Model(options.run, options.device, _to_stderr).stream(**sliding)
-        predictions = predict_lines(stream, lines_as_they_come(sys.stdin))
+        predictions = predict_lines(stream, lines_as_they_come(sys.stdin.buffer.read1))
     else:
         predictions = predict(
             options.run,

@@ -137,6 +137,11 @@ class EvalContext:
                 f"{tuned['source']['run']}"
             )
         features.check_pool(encoder, pool, layers)
+        if config.data.sampling == "window" and pool not in ("mean", "segment"):
+            raise errors.ConfigError(
+                f"--pool: {pool}; clips of a run whose data.sampling is window are one segment each; mean or segment "
+                f"is expected"
+            )
         if windows > 1 and config.data.sampling != "window":
             raise errors.ConfigError(
                 f"--windows: {windows}; the run's data.sampling is {config.data.sampling}, which makes one clip of a "

@@ -14,6 +14,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -272,9 +273,10 @@ def _told_of_onnx() -> Iterator[None]:
     try:
         yield
     except torch.onnx.OnnxExporterError as error:
-        first = str(error).strip().splitlines()[0]
+        missing = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))))
+        which = f" ({', '.join(missing)})" if missing else ""
         raise errors.S2vfastError(
-            f"--to onnx: this network has an operation that ONNX does not have ({first}); export with --to torch"
+            f"--to onnx: this network has an operation that ONNX does not have{which}; export with --to torch"
         ) from error
 
 

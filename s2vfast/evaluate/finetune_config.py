@@ -69,6 +69,8 @@ class FinetuneConfig(Section):
     """data.frames of the fine-tuned run, for networks that take clips of any length; null: those of pretraining."""
     sampling: Literal["bins", "crop", "window"] | None = None
     """data.sampling of the fine-tuned run; null: that of pretraining."""
+    shift: float | None = option(None, ge=0)
+    """data.shift of the fine-tuned run (point clouds); null: that of pretraining."""
     noise: bool = False
     """As objective.noise of classify: the network's own dropout, in place of drop_path."""
     frozen_norms: bool = False
@@ -148,9 +150,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "noise": True,
     },
     "msr_finetune": {
-        "epochs": 40.0,
-        "batch": 16,
-        "lr": 2e-3,
+        "epochs": 80.0,
+        "batch": 8,
+        "lr": 3e-3,
         "warmup_epochs": 2.0,
         "layer_decay": 1.0,
         "drop_path": 0.0,
@@ -158,6 +160,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "head": "segments",
         "frames": 24,
         "sampling": "bins",
+        "shift": 0.1,
     },
 }
 """Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores.
@@ -222,7 +225,7 @@ def run_config(config: Config, options: FinetuneConfig, *, sequences: int | None
         values[objective]["drop_path"] = 0.0
     if sequences is not None:
         values[TrainConfig]["batch"] = min(options.batch, sequences)
-    data |= {name: value for name in ("frames", "sampling") if (value := getattr(options, name)) is not None}
+    data |= {name: value for name in ("frames", "sampling", "shift") if (value := getattr(options, name)) is not None}
     if options.frames is not None and not config.network_class.any_frames:
         raise errors.ConfigError(
             f"finetune.frames: {options.frames}; model.name: {config.model.name} takes clips of the data.frames = "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import s2vfast.errors as errors
+from s2vfast import models
 from s2vfast.data.formats.base import find_absurd
 from s2vfast.data.formats.poses import in_three
 from s2vfast.data.layout import Layout
@@ -20,6 +22,7 @@ from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.point_store import PointSequence
 from s2vfast.data.store import Body, Recording
 from s2vfast.data.store import Sequence as Skeletons
+from s2vfast.data.tracks import Sighting, arrange, link
 from s2vfast.data.units import LIMITS
 from s2vfast.evaluate import features, finetune, runs
 from s2vfast.evaluate.checks import check_counts
@@ -42,7 +45,7 @@ class Model:
     evaluation makes them.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder or file, or another name of a model (`s2vfast.models.locate`).
         device: auto, cpu, cuda or cuda:N.
         log: told of damaged checkpoints that were passed over.
 
@@ -51,6 +54,7 @@ class Model:
     """
 
     def __init__(self, run_dir: str | Path, device: str = "auto", log: Callable[[str], object] = print) -> None:
+        run_dir = models.locate(run_dir, log)
         self.run_dir, self.device = Path(run_dir), features.resolve_device(device)
         self.config, about = runs.read(run_dir)
         self.layout: Layout | PointLayout = runs.layout_of(about)
@@ -205,17 +209,19 @@ class Stream:
         model.probabilities_of([])
         if model.config.data.confidence:
             raise errors.DataError(f"{model.run_dir}: the run takes confidences of joints, and a stream has none")
-        self.model, self.step, self.smooth, self.top = model, step, smooth, top
+        self.model, self.window, self.step, self.smooth, self.top = model, window, step, smooth, top
         self.frames = 0
         """Frames that have come."""
-        self._window: deque[np.ndarray | None] = deque(maxlen=window)  # None: nobody is seen
+        self._window: deque[np.ndarray | list[Sighting]] = deque(maxlen=window)  # []: nobody is seen
         self._before: Tensor | None = None
 
     def push(self, frame: Any) -> Ranking | None:
         """Take the next frame.
 
         Args:
-            frame: [V, 3] of one body, [M, V, 3] of M (C as in `Model`), or None where nobody is seen.
+            frame: [V, 3] of one body, [M, V, 3] of M (C as in `Model`), or None where nobody is seen. Or people whom a
+                detector found anew, a list of `s2vfast.data.tracks.Sighting`: they are followed through the window, and
+                its bodies are those of an import.
 
         Returns:
             Classes, where it is time to look and the window holds a body; else None.
@@ -234,17 +240,40 @@ class Stream:
 
     def take(self, frame: Any) -> Recording | None:
         """The first half of `push`: the window to look at, where it is time to look and it holds a body; else None."""
-        bodies_seen = None if frame is None else self.model.checked(frame, ("bodies",))
-        self._window.append(bodies_seen if bodies_seen is not None and bodies_seen.any() else None)
+        self._window.append(self._checked(frame))
         self.frames += 1
-        seen = [entry for entry in self._window if entry is not None]
-        if self.frames % self.step or not seen:
+        if self.frames % self.step or not any(map(len, self._window)):
             return None
-        array = np.zeros((max(map(len, seen)), len(self._window), self.model.layout.num_joints, 3), np.float32)
+        if any(isinstance(entry, list) and entry for entry in self._window):
+            return self._followed()
+        array = np.zeros((max(map(len, self._window)), len(self._window), self.model.layout.num_joints, 3), np.float32)
         for number, entry in enumerate(self._window):
-            if entry is not None:
-                array[: len(entry), number] = entry
+            array[: len(entry), number] = entry if len(entry) else 0.0
         return _skeletons(array)
+
+    def _checked(self, frame: Any) -> np.ndarray | list[Sighting]:
+        """A frame as the window has it: [] where nobody is seen."""
+        if frame is None:
+            return []
+        if not isinstance(frame, list) or not all(isinstance(person, Sighting) for person in frame):
+            array = self.model.checked(frame, ("bodies",))
+            return array if array.any() else []
+        people = []
+        array = self.model.checked(np.stack([person.joints for person in frame]), ("bodies",)) if frame else []
+        for person, joints in zip(frame, array, strict=True):
+            if person.confidence is not None:
+                unsure = np.nan_to_num(person.confidence) < self.model.min_confidence
+                joints = np.where(unsure[:, None], 0.0, joints)
+            if joints.any():
+                people.append(replace(person, joints=joints))
+        return people
+
+    def _followed(self) -> Skeletons:
+        """The window's people as an import would have them: followed from frame to frame, the main one first."""
+        people = [entry if isinstance(entry, list) else list(map(Sighting, entry)) for entry in self._window]
+        bodies, _ = arrange(link(enumerate(people)), self.model.layout, len(people))
+        bodies = [replace(body, body_id=str(slot), confidence=None) for slot, body in enumerate(bodies)]
+        return Skeletons(name="a sequence", label=-1, total_frames=len(people), bodies=bodies)
 
     def rank(self, windows: Sequence[Recording]) -> list[Ranking | None]:
         """The second half of `push`: classes of windows that `take` gave one after the other, by one pass.

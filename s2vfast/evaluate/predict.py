@@ -1,17 +1,17 @@
-"""Raw files, or frames on standard input, to classes, by a run that has classes.
+"""Raw files to classes, by a run that has classes.
 
 Reading, checks and clips are those of an import and an evaluation. What a file says of classes is not looked at:
-neither labels nor names that tell them need to be there.
+neither labels nor names that tell them need to be there. `s2vfast.evaluate.lines` does it with frames as they come.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +20,14 @@ from s2vfast.data.archive import only_member
 from s2vfast.data.formats import FORMATS, detect_format, format_options
 from s2vfast.data.formats.base import Source
 from s2vfast.data.layout import Layout, UnknownLayout, get_layout
-from s2vfast.data.limits import parse_json
 from s2vfast.data.read_task import read_checked
 from s2vfast.data.store import Recording
 from s2vfast.data.store import Sequence as Skeletons
 from s2vfast.evaluate.checks import check_counts
-from s2vfast.evaluate.model import NOT_FINITE, Model, Stream, check_smooth, refuse_points, smoothed
+from s2vfast.evaluate.model import Model, check_smooth, refuse_points, smoothed
 
 _AT_ONCE = 256
 """Sequences that are read before they go through the network."""
-_FRAMES, _BYTES = 32, 2**16
-"""Of a stream that are taken at once where they have come, and bytes that are asked for."""
 
 
 def predict(
@@ -113,86 +110,6 @@ def predict(
                 yield from predictions(waiting)
                 waiting = []
     yield from predictions(waiting)
-
-
-def lines_as_they_come(file: TextIO) -> Iterator[list[str]]:
-    """Lines of a pipe, a terminal or a file: at first one, then always all that have come meanwhile, `_FRAMES` at most.
-
-    Bytes that are no text of UTF-8 are replaced, so that what is wrong with a line stays in it.
-    """
-    begun = b""
-    while arrived := file.buffer.read1(_BYTES):  # type: ignore[attr-defined]  # of a BufferedReader
-        *lines, begun = (begun + arrived).split(b"\n")
-        for start in range(0, len(lines), _FRAMES):
-            yield [line.decode(errors="replace") for line in lines[start : start + _FRAMES]]
-    if begun:
-        yield [begun.decode(errors="replace")]
-
-
-def predict_lines(stream: Stream, batches: Iterable[Sequence[str]]) -> Iterator[dict[str, Any]]:
-    """Classes of frames that come as lines of text; those of a batch go through the network together.
-
-    A line is a frame: the coordinates of all joints, x y z after x y z (x y after x y where the run's recordings have
-    2), body after body, as JSON lists or as numbers with spaces or commas between them. A joint with a nan was not
-    seen. An empty line, or [], is a frame in which nobody is seen.
-
-    Args:
-        stream: what takes the frames.
-        batches: lists of lines, each answered before the next is asked for. See `lines_as_they_come`.
-
-    Yields:
-        ``file`` ("-"), ``frame`` (its number from 1) and ``top``, see `predict`; or ``file`` and ``error`` for a line
-        that is no frame, which is left out.
-    """
-    joints, axes = stream.model.layout.num_joints, "x y" if stream.model.layout.planar else "x y z"
-    coordinates = len(axes.split())
-    number = 0
-    for lines in batches:
-        entries: list[dict[str, Any]] = []
-        windows = []
-        for line in lines:
-            number += 1
-            try:
-                window = stream.take(_frame(line, joints, coordinates))
-            except (errors.DataError, ValueError) as error:
-                expected = f"{coordinates * joints} numbers a body are expected ({joints} joints, {axes} each)"
-                reason = str(error) if isinstance(error, errors.DataError) else f"{error}; {expected}"
-                entries.append({"file": "-", "error": f"standard input:{number}: {reason}"})
-                continue
-            if window is not None:
-                entries.append({"file": "-", "frame": number})
-                windows.append(window)
-        rankings = iter(stream.rank(windows))
-        for entry in entries:
-            if "frame" in entry:
-                ranking = next(rankings)
-                if ranking is None:
-                    entry = {"file": "-", "error": f"standard input:{entry['frame']}: {NOT_FINITE}"}
-                else:
-                    entry["top"] = [list(pair) for pair in ranking]
-            yield entry
-
-
-def _frame(line: str, joints: int, coordinates: int) -> np.ndarray | None:
-    """[M, V, C] of a line; `ValueError` says why it is none."""
-    line = line.strip()
-    try:
-        if line.startswith("["):
-            values = np.array(parse_json(line.encode()), dtype=object)
-            if not all(type(value) in (int, float) for value in values.flat):  # "1" and true are no numbers
-                raise ValueError
-        else:
-            values = np.array(line.replace(",", " ").replace("_", "?").split())  # 1_0 is no number
-        numbers = values.astype(np.float64)
-    except (ValueError, OverflowError):
-        raise ValueError("not the numbers of a frame") from None
-    if not numbers.size:
-        return None
-    if numbers.ndim > 3 or (numbers.ndim > 1 and numbers.shape[-2:] != (joints, coordinates)):
-        raise ValueError(f"lists of the shape {list(numbers.shape)}")
-    if numbers.size % (coordinates * joints):
-        raise ValueError(f"{numbers.size} numbers")
-    return numbers.reshape(-1, joints, coordinates)
 
 
 def _windows(entry: dict[str, Any], window: int, step: int) -> Iterator[dict[str, Any]]:

@@ -13,8 +13,6 @@ from s2vfast import files, presets
 from s2vfast.evaluate import comparison, finetune, runs
 from s2vfast.train import checkpoint, packed, rundir
 
-SUFFIX = ".safetensors"
-
 
 def pack(
     run_dir: str | Path,
@@ -44,8 +42,8 @@ def pack(
         DataError: the file is there already or cannot be written; results that are none.
     """
     out = Path(out)
-    if out.suffix != SUFFIX:
-        raise errors.ConfigError(f"--out {out}: a FILE{SUFFIX} is expected")
+    if out.suffix != packed.SUFFIX:
+        raise errors.ConfigError(f"--out {out}: a FILE{packed.SUFFIX} is expected")
     if out.exists() and not overwrite:
         raise errors.DataError(f"{out}: is there already; name another file, or give --overwrite")
     config, about = runs.read(run_dir)
@@ -110,7 +108,7 @@ def card(run_dir: str | Path, results: Sequence[str | Path] = ()) -> str:
         "```python",
         "import s2vfast",
         "",
-        f'model = s2vfast.load("FILE{SUFFIX}")',
+        f'model = s2vfast.load("FILE{packed.SUFFIX}")',
         f"arrays = [...]  # each [frames, {layout.num_joints}, 3]: joints in the order of model.layout.joints",
         f"model.{call}",
         "```",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -22,8 +23,8 @@ from s2vfast.train import torchrun
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a rank waits for another before it gives up."""
+PEER_TIMEOUT = "S2VFAST_PEER_TIMEOUT"
+"""Environment variable: seconds that a rank waits for another before it gives up, 600 where it is not set."""
 
 
 class Ranks:
@@ -151,6 +152,17 @@ def make_group(backend: str, **options: Any) -> None:
     dist.init_process_group(backend, **options)
 
 
+def _patience() -> datetime.timedelta:
+    text = os.environ.get(PEER_TIMEOUT, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds < math.inf:
+        raise errors.TrainingError(f"{PEER_TIMEOUT}: {text!r}; seconds are expected, 1 or more")
+    return datetime.timedelta(seconds=seconds)
+
+
 @contextlib.contextmanager
 def start() -> Iterator[Ranks]:
     """Meet the other ranks, if there are any, for the length of a ``with`` block.
@@ -178,11 +190,12 @@ def start() -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     makes_group = not dist.is_initialized()
     if makes_group:
+        patience = _patience()
         with _peers():
-            store, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+            store, _, _ = next(dist.rendezvous("env://", timeout=patience))
             # torchrun may keep its store when it starts ranks again, and the addresses of those that died with it.
             store = dist.PrefixStore(f"s2vfast/{torchrun.restart_count()}", store)
-            make_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+            make_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
     try:
         yield Ranks(rank, world_size, local_rank)
     except BaseException:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "s2vfast run 1"
+SUFFIX = ".safetensors"
+"""Of the name of a file."""
 MAX_HEADER = 64 * 2**20
 """Bytes: a header names some thousand tensors at most."""
 _SIZE = 8  # bytes of the number that a safetensors file begins with

@@ -1,7 +1,8 @@
 """A page: one HTML file with its style, its script and its numbers in it, which asks nothing of any network.
 
 The numbers stand as JSON in the page, arrays in it as base64. The browser is told (by a Content-Security-Policy) to
-run the page's own script alone, known by its hash, and to load nothing.
+run the page's own script alone, known by its hash, and to load nothing. A live page alone asks for more, of the server
+that it came from.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _SCRIPTS = {
     "map": ("skeleton", "animations"),
     "results": ("skeleton", "animations"),
     "curves": (),
+    "live": ("skeleton",),
 }
 """Kind of page → the scripts between base.js and its own, in ``assets/``."""
 
@@ -38,7 +40,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; script-src '{script_hash}'; \
-style-src '{style_hash}'; base-uri 'none'; form-action 'none'">
+style-src '{style_hash}'; {connect}base-uri 'none'; form-action 'none'">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
@@ -97,7 +99,7 @@ def render(kind: str, title: str, subtitle: str, data: dict[str, Any]) -> str:
     """The HTML of a page.
 
     Args:
-        kind: sequence, cloud, mask, attention, neighbours, map, results or curves.
+        kind: sequence, cloud, mask, attention, neighbours, map, results, curves or live.
         title: above the page, any text.
         subtitle: below the title, any text.
         data: numbers for JSON; arrays as `packed` or `quantised` give them.
@@ -116,6 +118,7 @@ def render(kind: str, title: str, subtitle: str, data: dict[str, Any]) -> str:
         subtitle=html.escape(subtitle),
         style=style,
         style_hash=_hash(style),
+        connect="connect-src 'self'; " if kind == "live" else "",
         script=script,
         script_hash=_hash(script),
         data=text,

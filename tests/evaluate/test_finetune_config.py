@@ -56,7 +56,7 @@ def test_the_run_of_a_recipe(recipe):
     assert (made.checkpoint.every, made.checkpoint.keep, made.checkpoint.final) == (7, 4, "weights")
     tree = made.to_dict()
     fields = {name: value for section in ("objective", "optim", "train") for name, value in tree[section].items()}
-    renamed = {"checkpoint_every", "keep", "batch", "optimizer", "frames", "sampling"}
+    renamed = {"checkpoint_every", "keep", "batch", "optimizer", "frames", "sampling", "shift"}
     assert made.optim.name == options.optimizer
     for name, value in options.to_dict().items():
         assert name in renamed or fields[name] == value, name
@@ -67,7 +67,7 @@ def test_the_run_of_a_recipe(recipe):
 def test_clips_of_another_length_are_for_networks_that_take_them():
     source = Config.from_dict(presets.read("msr_order"))
     data = finetune_config.run_config(source, finetune_config.load("msr_finetune")).data
-    assert (data.frames, data.sampling) == (finetune_config.RECIPES["msr_finetune"]["frames"], "bins")
+    assert (data.frames, data.sampling, data.shift) == (finetune_config.RECIPES["msr_finetune"]["frames"], "bins", 0.1)
     assert (source.data.frames, source.data.sampling) == (16, "window")
     with pytest.raises(errors.ConfigError, match="finetune.frames: 24; model.name: transformer takes clips of the"):
         finetune_config.run_config(Config.from_dict({}), finetune_config.load("nwucla", {"frames": 24}))

@@ -16,6 +16,7 @@ import s2vfast.errors as errors
 from s2vfast import cli
 from s2vfast.config import Config
 from s2vfast.data import Store
+from s2vfast.data.formats.lines import Reader
 from s2vfast.data.importer import import_dataset
 from s2vfast.data.layout import Layout, get_layout
 from s2vfast.evaluate import features, finetune, finetune_config, protocols
@@ -312,7 +313,7 @@ def test_frames_come_on_standard_input(place, capsys, monkeypatch):
     no_numbers, no_metres = f"not the numbers of a frame; {expected}", "the run was trained on coordinates in m"
     assert wrong == [
         f"standard input:4: 3 numbers; {expected}",
-        f"standard input:5: {no_numbers}",
+        f"standard input:5: not JSON: Expecting ',' delimiter at character 7 (cut off?); {expected}",
         f"standard input:10: a frame: body 0, joint 0: x is inf, not a finite number; {no_metres}",
         *(f"standard input:{number}: {no_numbers}" for number in (11, 12, 13, 14)),
         f"standard input:15: a frame: body 0, joint 19: z is 21, absurd (more than 20 from the camera); {no_metres}",
@@ -364,7 +365,7 @@ def test_a_run_of_two_coordinates_takes_two(place):
         np.testing.assert_array_equal(model.checked(values, ("bodies", "frames")), padded[None])
     with pytest.raises(errors.DataError, match="a sequence: a third coordinate that is not 0; the run's recordings"):
         model.checked(padded + 0.5, ("bodies", "frames"))
-    np.testing.assert_array_equal(prediction._frame(" ".join(map(str, flat[:2].ravel())), 20, 2), flat[:2])
+    np.testing.assert_array_equal(Reader(model.layout).read(" ".join(map(str, flat[:2].ravel()))), flat[:2])
 
 
 def test_any_container_of_the_runs_skeleton_is_read(place, tmp_path):

@@ -14,7 +14,6 @@ hips lie about (0, 0). Visibility is the confidence.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,13 +80,17 @@ def _facts(path: Path) -> tuple[str, str, str] | None:
                     return kind, "m", ""
                 if kind == "image":
                     return kind, "normalised", ""
-                hips = landmarks[HIPS, :2].mean(axis=0)
-                if np.abs(hips).max() <= NEAR_ORIGIN:
+                if hips_at_origin(landmarks):
                     return kind, "m", "the hips lie about (0, 0), as in world landmarks"
                 if np.abs(landmarks[:, :2]).max() > 10:
                     return kind, "px", "coordinates reach " + f"{np.abs(landmarks[:, :2]).max():.3g}"
                 return kind, "normalised", "the hips do not lie about (0, 0), as they would in world landmarks"
     return None
+
+
+def hips_at_origin(landmarks: np.ndarray) -> bool:
+    """Whether the middle of the hips of [33, C] lies about (0, 0), as it does in world landmarks."""
+    return bool(np.abs(landmarks[HIPS, :2].mean(axis=0)).max() <= NEAR_ORIGIN)
 
 
 def read_file(path: Path, src: Path, kind: str) -> list[Sequence | BrokenRecording]:
@@ -98,26 +101,39 @@ def read_file(path: Path, src: Path, kind: str) -> list[Sequence | BrokenRecordi
     """
     frames = poses.frames_in(poses.read_json(path), path.name, LISTS)
     numbers = poses.frame_numbers(frames, path.name)
-    seen, placed = [], True
-    for at, (number, frame) in enumerate(zip(numbers, frames, strict=True)):
-        people = _people(frame, kind)
-        poses.check_people(people, path.name, at)
-        landmarks = [_landmarks(values, path.name, at) for values in people]
-        if not people and any(_people(frame, other_kind) for other_kind in ("world", "image", "bare")):
-            expected = {"world": KEYS["world"][0], "image": KEYS["image"][0], "bare": "landmarks without a name"}[kind]
-            raise BrokenRecording(path.name, f"frame {at}: no {expected}, which the first recording has")
-        # World landmarks are all about the origin: who is who is told by where they are in the picture.
-        images = _people(frame, "image") if kind == "world" else []
-        positions = [_landmarks(values, path.name, at)[:, :2] for values in images[: len(people)]]
-        sightings = [
-            Sighting(pose[:, :3], pose[:, 3] if pose.shape[1] == 4 else None, position=position)
-            for pose, position in itertools.zip_longest(landmarks, positions)
-        ]
-        placed &= len(images) == len(people)
-        seen.append((number, sightings))
-    if not placed:  # positions of some people alone compare with nothing
-        seen = [(number, [replace(sighting, position=None) for sighting in each]) for number, each in seen]
+    seen = [
+        (number, sightings(frame, kind, path.name, at, "which the first recording has"))
+        for at, (number, frame) in enumerate(zip(numbers, frames, strict=True))
+    ]
     return [poses.sequence_of(recording_name(path, src), seen, numbers[-1] + 1 if numbers else 0)]
+
+
+def sightings(frame: Any, kind: str, file: str, at: int, reason: str) -> list[Sighting]:
+    """The people of a frame.
+
+    Args:
+        frame: see the module.
+        kind: the landmarks that are read: world, image or bare.
+        file: where it stands, for errors.
+        at: its number, for errors.
+        reason: why that kind, for errors.
+
+    Raises:
+        BrokenRecording: no such frame, or one of landmarks of another kind.
+    """
+    people = _people(frame, kind)
+    poses.check_people(people, file, at)
+    landmarks = [_landmarks(values, file, at) for values in people]
+    if not people and any(_people(frame, other_kind) for other_kind in ("world", "image", "bare")):
+        expected = {"world": KEYS["world"][0], "image": KEYS["image"][0], "bare": "landmarks without a name"}[kind]
+        raise BrokenRecording(file, f"frame {at}: no {expected}, {reason}")
+    # World landmarks are all about the origin: who is who is told by where they are in the picture.
+    images = _people(frame, "image") if kind == "world" else []
+    positions = [_landmarks(values, file, at)[:, :2] for values in images[: len(people)]]
+    return [
+        Sighting(pose[:, :3], pose[:, 3] if pose.shape[1] == 4 else None, position=position)
+        for pose, position in itertools.zip_longest(landmarks, positions)
+    ]
 
 
 def _people(frame: Any, kind: str) -> list[Any]:

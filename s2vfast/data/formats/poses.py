@@ -42,6 +42,11 @@ def kind_of(path: AnyPath) -> str | None:
             head = file.read(HEAD)
     except (OSError, NotRead):
         return None
+    return kind_of_json(head)
+
+
+def kind_of_json(head: bytes) -> str | None:
+    """The same of the bytes that a JSON text begins with."""
     for kind, pattern in _KINDS:
         if pattern.search(head):
             return kind

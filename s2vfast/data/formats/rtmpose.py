@@ -116,19 +116,36 @@ def read_file(item: tuple[Path, str], frames_of: FramesOf, joints: int, width: i
     path, name = item
     frames = frames_of(path)
     numbers = poses.frame_numbers(frames, path.name)
-    seen = []
-    for at, (number, frame) in enumerate(zip(numbers, frames, strict=True)):
-        people = _people(frame, path.name, at)
-        poses.check_people(people, path.name, at)
-        sightings = []
-        for person in people:
-            keypoints, scores = _keypoints(person, path.name, at)
-            if keypoints.shape != (joints, width):
-                reason = f"{list(keypoints.shape)} keypoints, the first recording has {[joints, width]}"
-                raise BrokenRecording(path.name, f"frame {at}: {reason}")
-            sightings.append(Sighting(poses.in_three(keypoints), scores, _id(person, path.name, at)))
-        seen.append((number, sightings))
+    seen = [
+        (number, sightings(frame, (joints, width), path.name, at, "the first recording"))
+        for at, (number, frame) in enumerate(zip(numbers, frames, strict=True))
+    ]
     return [poses.sequence_of(name, seen, numbers[-1] + 1 if numbers else 0)]
+
+
+def sightings(frame: Any, shape: tuple[int, int], file: str, at: int, owner: str) -> list[Sighting]:
+    """The people of a frame.
+
+    Args:
+        frame: see the module.
+        shape: (V, C) of the keypoints that are expected.
+        file: where it stands, for errors.
+        at: its number, for errors.
+        owner: what has keypoints of that shape, for errors.
+
+    Raises:
+        BrokenRecording: no such frame.
+    """
+    people = _people(frame, file, at)
+    poses.check_people(people, file, at)
+    seen = []
+    for person in people:
+        keypoints, scores = _keypoints(person, file, at)
+        if keypoints.shape != shape:
+            reason = f"{list(keypoints.shape)} keypoints, {owner} has {list(shape)}"
+            raise BrokenRecording(file, f"frame {at}: {reason}")
+        seen.append(Sighting(poses.in_three(keypoints), scores, _id(person, file, at)))
+    return seen
 
 
 def _frames(path: Path) -> list[Any]:
