@@ -122,5 +122,4 @@ def test_old_tiles_are_refused():
     wrong = "\n".join(gates.failures(rows, totals, exceptions))
     for line in ("mlp forward: flop: 1.5", "mlp forward: overlap", "mlp grad_stream: overlap"):
         assert line in wrong
-    for line in ("attention grad_keys: narrow copies: 2", "attention grad_keys: overlap"):
-        assert line in wrong
+    assert "attention grad_keys: overlap" in wrong
