@@ -34,7 +34,8 @@ OPERATION = "op impl shape pass dtype threads state p50 ratio rate bound rooflin
 INTRODUCTION = """\
 How fast s2vfast is: next to the training step as its authors published it, next to PyTorch's own kernels, and next to
 the rates that the machine reaches at all. Below each table stand the command that measured it, commit, versions and
-device. Nothing is estimated. Results of different machines, commits or versions are never mixed."""
+device. Nothing among them is estimated; what is modelled stands apart, at the end. Results of different machines,
+commits or versions are never mixed."""
 HOW_TO_READ = """## How to read the figures
 
 - **p50** is the median: half of the runs took longer. Three fifths of them lie between **p20** and **p80**.
@@ -319,6 +320,8 @@ def pages(folder: Path, docs: Path, summary: Path) -> tuple[dict[Path, bytes], s
             if files.setdefault(path, picture.encode()) == picture.encode():  # of several results that of the newest
                 pictures[name] = f"![{name}]({PICTURES}/{path.name})"
         blocks += section(result, pictures)
+    if (modelled := folder / "static" / "modelled.md").is_file():
+        blocks.append(modelled.read_text("utf-8").strip())
     files[docs / PAGE] = ("\n\n".join(filter(None, blocks)) + "\n").encode()
     page = os.path.relpath(docs / PAGE, summary.parent).replace(os.sep, "/")
     head = "Medians, interleaved in one process but for the cold start; a ratio (×) is the other's time over "

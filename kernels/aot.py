@@ -40,6 +40,11 @@ MODELLED_SHAPES = ("ntu", "ntu_student")
 MODELLED_OPS = ("norm_linear", "attention", "add_norm", "mlp")
 MAIN_SHAPES = ("ntu", "ntu_student", "nwucla")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block
+# Bytes of stack that a kernel may have all the same, on one architecture.
+SPILLS = {
+    # One register, stored before the loop and loaded after it: one block more a multiprocessor is worth far more.
+    ("mlp", "forward", 90): 8,
+}
 _MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 
 
@@ -99,8 +104,11 @@ def _compile_op(op: str, arch: int, dtype: str, shapes: tuple[str, ...]) -> list
     return [_examine(op, arch, dtype, launch_and_source, users) for launch_and_source, users in unique.values()]
 
 
-def _record(op: str, arch: int, dtype: str, shape: Shape) -> list[tuple[Any, bool]]:
-    """What the public operation launches at that shape, and whether it is of the backward pass."""
+def _record(op: str, arch: int, dtype: str, shape: Shape, seed: int | None = 0) -> list[tuple[Any, bool]]:
+    """What the public operation launches at that shape, and whether it is of the backward pass.
+
+    Without a seed numbers are what the memory holds: much faster, for operations whose launches sizes alone decide.
+    """
     import torch
     from torch import Tensor
 
@@ -108,7 +116,7 @@ def _record(op: str, arch: int, dtype: str, shape: Shape) -> list[tuple[Any, boo
     from s2vfast import ops
     from s2vfast.kernels import _launch
 
-    arguments = random.inputs(op, shape, dtype=getattr(torch, dtype), seed=None)
+    arguments = random.inputs(op, shape, dtype=getattr(torch, dtype), seed=seed)
     leaves = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
     differentiable = op not in random.WITHOUT_GRADIENT
     for leaf in leaves:
@@ -138,7 +146,7 @@ def _examine(op: str, arch: int, dtype: str, launch_and_source: tuple[Any, Any, 
         options={name: value for name, value in launch.options.items() if isinstance(value, (int, float, str, bool))},
         registers=int(usage["REG"]),
         stack=int(usage["STACK"]),
-        local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        local=_local(sass),
         shared=compiled.metadata.shared,
         instructions=instructions,
     )
@@ -151,6 +159,10 @@ def _compile(source: Any, options: Any, arch: int) -> Any:
     from triton.backends.compiler import GPUTarget
 
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options.__dict__)
+
+
+def _local(sass: str) -> int:
+    return len(re.findall(r"\b(?:LDL|STL)\b", sass))
 
 
 def _name(launch: Any) -> str:
@@ -178,7 +190,7 @@ def _model_op(op: str, device: model.Device, shape: Shape, dtype: str) -> Rows:
     from s2vfast.kernels import _launch
 
     rows = []
-    for launch, backward in _record(op, device.arch, dtype, shape):
+    for launch, backward in _record(op, device.arch, dtype, shape, seed=None):
         source, options, bound = _launch.specialized(launch, device.arch)
         compiled = _compile(source, options, device.arch)
         sass, usage = _disassemble(compiled.asm["cubin"])
@@ -198,6 +210,7 @@ def _model_op(op: str, device: model.Device, shape: Shape, dtype: str) -> Rows:
         rows.append(
             {"kernel": _name(launch), "pass": "backward" if backward else "forward"}
             | {"registers": int(usage["REG"]), "stack": int(usage["STACK"]), "shared": compiled.metadata.shared}
+            | {"local": _local(sass)}
             | modelled.as_dict()
         )
     return rows
@@ -236,7 +249,8 @@ def passes(rows: Rows, shapes: dict[str, Shape]) -> Rows:
 
 def _gates(kernel: Compiled) -> list[str]:
     wrong = []
-    if kernel.stack or kernel.local:
+    allowed = SPILLS.get((kernel.op, kernel.kernel, kernel.arch), 0)
+    if kernel.stack > allowed or kernel.local > allowed // 4:
         wrong.append(f"{kernel.stack} bytes of stack, {kernel.local} instructions on local memory: registers spill")
     if kernel.shared > SHARED_LIMIT[kernel.arch]:
         wrong.append(f"{kernel.shared} bytes of shared memory, a block has {SHARED_LIMIT[kernel.arch]}")
@@ -299,8 +313,8 @@ def _model_text(rows: Rows, totals: Rows) -> str:
     for row in rows:
         lines += [
             f"{row['op']} {row['kernel']} ({row['shape']}): {row['ms']:.3f} ms, {row['bound']}",
-            f"    {row['blocks']} blocks, {row['resident']} a multiprocessor ({row['limited_by']}), {row['waves']} "
-            f"waves, {row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
+            f"    {row['blocks']} blocks, {row['waves']} waves, {row['resident']} at once ({row['limited_by']}); "
+            f"{row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
             "    busy " + ", ".join(f"{unit} {part:.0%}" for unit, part in row["busy"].items()),
         ]
     lines += [

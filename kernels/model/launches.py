@@ -38,8 +38,8 @@ class Modelled:
         resident: blocks a multiprocessor.
         limited_by: registers, shared memory, warps or blocks.
         waves: blocks over those that are resident at once.
-        ahead: iterations of matrix products between a copy to shared memory and the wait for it; None without such
-            copies in a loop with products.
+        ahead: iterations of matrix products between a copy to shared memory and the wait for it, the least; None
+            without such copies.
         narrow_copies: copies of 4 bytes a lane in loops with matrix products.
     """
 
@@ -94,7 +94,8 @@ def model_launch(
     """
     code = Code(sass)
     loops = code.matrix_loops()
-    count = trips(op, kernel, facts) if loops else 1
+    with_products = any(instruction.name in _MATRIX for instruction in code.instructions)
+    count = trips(op, kernel, facts) if with_products else 1
     resident, limited_by = occupancy(warps, registers, shared, device)
     paths = _paths(code, loops)
     cycles, instructions = 0.0, 0
@@ -133,7 +134,7 @@ def model_launch(
         resident=resident,
         limited_by=limited_by,
         waves=round(blocks / (resident * device.multiprocessors), 2),
-        ahead=min((ahead for loop in loops if (ahead := _ahead(code, loop)) is not None), default=None),
+        ahead=_ahead(code, paths[0], loops, count),
         narrow_copies=sum(
             code.instructions[i].name == "LDGSTS" and code.instructions[i].width == 4
             for loop in loops
@@ -240,16 +241,26 @@ def _executed(trace: Iterable[Instruction], warps: int) -> tuple[Counter[str], i
     return counted, total * warps
 
 
-def _ahead(code: Code, loop: Loop) -> float | None:
-    """Iterations of matrix products between the copies of a loop and the waits for them."""
-    body = code.instructions[loop.first : loop.last + 1]
-    products = sum(instruction.name in _MATRIX for instruction in body)
-    if not any(instruction.name == "LDGSTS" for instruction in body):
-        return None
-    done, groups, distances = 0, [], []
-    waited = 0
+def _ahead(code: Code, path: list[int], loops: list[Loop], count: int) -> float | None:
+    """Iterations of matrix products between copies and the waits for them, the least; a loop may be written out."""
+    if not loops:
+        straight = [code.instructions[i] for i in path]
+        products = sum(instruction.name in _MATRIX for instruction in straight)
+        return _distance(straight, products / count) if products else None
+    distances = []
+    for loop in loops:
+        body = code.instructions[loop.first : loop.last + 1]
+        distances.append(_distance(body * 6, sum(instruction.name in _MATRIX for instruction in body)))
+    return min((distance for distance in distances if distance is not None), default=None)
+
+
+def _distance(trace: list[Instruction], products: float) -> float | None:
+    """The least number of iterations, each of so many products, between the copies of a trace and their waits."""
+    done, waited = 0, 0
+    groups: list[int | None] = []
+    distances: list[int] = []
     opened: int | None = None
-    for instruction in body * 6:
+    for instruction in trace:
         if instruction.name in _MATRIX:
             done += 1
         elif instruction.name == "LDGSTS" and opened is None:
@@ -260,6 +271,6 @@ def _ahead(code: Code, loop: Loop) -> float | None:
         elif instruction.name == "DEPBAR" and "LE" in instruction.modifiers:
             left = int(instruction.text.rpartition(",")[2].strip(), 16)
             closed = groups[waited : max(len(groups) - left, waited)]
-            distances += [done - group for group in closed if group is not None]
+            distances += [done - group for group in closed if group]  # those before the first product fill the stages
             waited = max(len(groups) - left, waited)
     return round(min(distances) / products, 2) if distances else None

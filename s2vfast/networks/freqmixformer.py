@@ -23,6 +23,7 @@ from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
+from s2vfast.networks.linear import Linear
 from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
 from s2vfast.networks.temporal import Branch, TemporalBranches, frames_after
@@ -85,7 +86,7 @@ class SpatialMixing(nn.Module):
         super().__init__()
         subsets, joints, _ = graphs.shape
         self.subsets, self.units, self.channels = subsets, section.units, channels
-        self.linear = nn.Linear(channels_in, subsets * channels)
+        self.linear = Linear(channels_in, subsets * channels)
         self.within = nn.Linear(joints, joints)
         self.across = nn.Linear(joints, joints)
         maps = graphs[:, None].repeat(1, section.groups, 1, 1)
@@ -107,7 +108,7 @@ class SpatialMixing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, V, C] of x [B, T, V, channels_in]."""
         mixed = ops.joint_mix(self.linear(x), self.dynamic_maps(x), self.learned + self.constant)
-        gate = 1.0 + torch.sigmoid(self.gate(mixed.mean((1, 2))[:, None]))  # [B, 1, C]
+        gate = 1.0 + torch.sigmoid(self.gate(_mean(mixed, (1, 2))[:, None]))  # [B, 1, C]
         residual = x if self.down is None else self.down(x)
         return normalise(self.norm, mixed * gate[:, None], residual, relu=True)
 
@@ -115,7 +116,7 @@ class SpatialMixing(nn.Module):
         """Maps of the clips, [B, subsets, units, V, V], half over joints and half over frequencies."""
         # Means over time and over half of a unit's channels are linear: they are taken of the map's input and rows.
         weight, bias = self._halves(self.linear.weight), self._halves(self.linear.bias)
-        pooled = F.linear(x.mean(1), weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
+        pooled = F.linear(_mean(x, (1,)), weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
         pooled = pooled.unflatten(1, (self.subsets, self.units, 2))
         joints = self._mixture(pooled, None)
         to_frequencies, to_joints = self.to_frequencies.to(x.dtype), self.to_joints.to(x.dtype)
@@ -381,6 +382,11 @@ class FreqMixFormer(Network):
                 _normal(module)
             if isinstance(module, FrameGate):
                 _normal(module.gate)
+
+
+def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean, whose gradient, unlike that of PyTorch's, is not written out for every number of x."""
+    return x.sum(axes) * (1.0 / math.prod(x.shape[axis] for axis in axes))
 
 
 def _normal(linear: nn.Linear) -> None:

@@ -21,6 +21,7 @@ from s2vfast import ops
 from s2vfast.config.fields import Section, option
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, TokenMaps, register
+from s2vfast.networks.linear import Linear
 from s2vfast.networks.noise import Draws
 from s2vfast.networks.windows import (
     PAIRS,
@@ -76,9 +77,9 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, width, bias=False)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.qkv = Linear(width, 3 * heads * head_width, bias=False)
+        self.out = Linear(heads * head_width, width, bias=False)
+        self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
 
     def forward(self, x: Tensor, attend: Callable[[Tensor], Tensor], factors: Tensor | None = None) -> Tensor:
         """Rows to rows.
@@ -161,7 +162,7 @@ class HiTRS(Network):
         self.reads_windows = section.readout == "windows"
         self.width, self.depth = widths[1 if self.reads_windows else 2], 3 * section.depth
         self.embedding = nn.Sequential(nn.Linear(channels, widths[0]), nn.GELU(), nn.LayerNorm(widths[0]))
-        self.clip_map, self.video_map = nn.Linear(widths[0], widths[1]), nn.Linear(widths[1], widths[2])
+        self.clip_map, self.video_map = Linear(widths[0], widths[1]), Linear(widths[1], widths[2])
         hidden = (section.width, section.width, 2 * section.width)
         self.frame_blocks, self.clip_blocks, self.video_blocks = (
             nn.ModuleList(Block(widths[i], hidden[i], section.heads, section.head_width) for _ in range(section.depth))

@@ -74,7 +74,7 @@ class GraphConv(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """A convolution over frames, each joint by itself."""
+    """A convolution over frames, each joint by itself, but for its bias, which the norm after it adds."""
 
     def __init__(self, kernel: int, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T / stride, N, V, D] of x [T, N, V, C]."""
         T, N, V, C = x.shape
-        y = ops.temporal_conv(x.reshape(T, N * V, C), self.weight, self.bias, stride=self.stride)
+        y = ops.temporal_conv(x.reshape(T, N * V, C), self.weight, stride=self.stride)
         return y.view(-1, N, V, y.shape[-1])
 
 
@@ -129,10 +129,11 @@ class Block(nn.Module):
         elif self.shortcut is None:
             shortcut = x
         else:
-            shortcut = normalise(self.shortcut_norm, self.shortcut(x[:: self.stride]))
+            rows = F.linear(x[:: self.stride], self.shortcut.weight)
+            shortcut = normalise(self.shortcut_norm, rows, shift=self.shortcut.bias)
         if keep is None:
-            return normalise(self.norm2, y, shortcut, relu=True)
-        y = normalise(self.norm2, y) * keep
+            return normalise(self.norm2, y, shortcut, relu=True, shift=self.temporal.bias)
+        y = normalise(self.norm2, y, shift=self.temporal.bias) * keep
         return F.relu(y if shortcut is None else y + shortcut)
 
 

@@ -321,7 +321,7 @@ _LEAST_SECONDS = 2e-6  # a launch that does next to nothing
 
 
 def model_step(config: Config, joints: int, tracks: int, empty: int, device_name: str) -> dict:
-    """A step's modelled time on a device: ``modelled_ms``, and ``rows``, one for each `Line`.
+    """A step's modelled time on a device: ``modelled_ms``; ``rows``, one for each `Line`; ``kernels``, ``passes``.
 
     Every body is computed, as published, but for what ``objective.empty_bodies`` saves: ``share`` or ``drop``.
 
@@ -356,7 +356,8 @@ def model_step(config: Config, joints: int, tracks: int, empty: int, device_name
         for tokens in sorted({line.tokens for line in lines if line.op})
     }
     launches = aot.model_kernels(sorted({line.op for line in lines if line.op}), device_name, shapes)
-    times = {(row["op"], row["shape"], row["pass"]): row["ms"] for row in aot.passes(launches, shapes)}
+    passes = aot.passes(launches, shapes)
+    times = {(row["op"], row["shape"], row["pass"]): row["ms"] for row in passes}
     rows = []
     for line in lines:
         if line.op:
@@ -366,7 +367,8 @@ def model_step(config: Config, joints: int, tracks: int, empty: int, device_name
             ms = max(line.bytes / device.hbm, line.launches * _LEAST_SECONDS) * 1e3
         rows.append({"part": line.part, "what": line.what, "launches": line.launches, "modelled_ms": round(ms, 4)})
     total = round(sum(row["modelled_ms"] for row in rows), 3)
-    return {"device": device.name, "empty_bodies": bodies, "modelled_ms": total, "rows": rows, "kernels": launches}
+    result = {"device": device.name, "empty_bodies": bodies, "modelled_ms": total, "rows": rows}
+    return result | {"kernels": launches, "passes": passes}
 
 
 def show(costs: dict) -> str:

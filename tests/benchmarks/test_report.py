@@ -228,3 +228,14 @@ def test_a_picture_has_bars_in_proportion():
     widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)" height="16"', text)]
     assert widths == pytest.approx([100.0, 300.0, 200.0])
     assert "A &lt;title&gt;" in text
+
+
+def test_what_is_modelled_stands_at_the_end_apart_from_what_is_measured(folder):
+    made = folder([result("step", [step("torch", 1000.0, ratio=2.0)], CPU)])
+    without, _, _ = made.pages()
+    assert "odelled" not in without.replace("what is modelled stands apart", "")
+    (made.results / "static").mkdir()
+    (made.results / "static/modelled.md").write_text("## Modelled, not measured\n\nA step: 13 ms.\n", "utf-8")
+    text, summary, _ = made.pages()
+    assert text == without + "\n## Modelled, not measured\n\nA step: 13 ms.\n"
+    assert "odelled" not in summary

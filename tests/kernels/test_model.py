@@ -153,7 +153,7 @@ with emulator.emulate(arch) as emulation:
 def flop(counts):
     total = 0
     for name, number in counts.instructions.items():
-        if name.startswith(("wgmma.", "mma.")):
+        if name.startswith(("wgmma.m", "mma.m")):
             m, rest = name.split(".m")[1].split("n")
             n, k = rest.split("k")
             total += 2 * int(m) * int(n) * int(k) * number / (4 if name.startswith("wgmma") else 1)
@@ -185,4 +185,4 @@ def test_counts_are_those_of_the_emulator(op, sizes, device):
         assert row["kernel"] in name
         assert row["flop"] == flop, name
         if row["exps"] and op == "attention":
-            assert row["exps"] <= special <= 1.2 * row["exps"], name  # reciprocals and logarithms are beside them
+            assert row["exps"] <= special <= 2 * row["exps"], name  # divisions and logarithms are special too

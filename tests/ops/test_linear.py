@@ -16,10 +16,11 @@ def given(*shape, E=24):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Counts the calls of oneDNN."""
+    """Counts the products of its own, of few rows too."""
     calls = []
-    real = _linear._onednn
-    monkeypatch.setattr(_linear, "_onednn", lambda *a: (calls.append(a[3:]), real(*a))[1])
+    real = _linear._product
+    monkeypatch.setattr(_linear, "_product", lambda *a: (calls.append(a[3:]), real(*a))[1])
+    monkeypatch.setattr(_linear, "MANY_ROWS", 1)
     if not _linear._has_onednn():
         pytest.skip("this PyTorch has no fused linear operator of oneDNN")
     return calls
@@ -31,15 +32,16 @@ def test_without_a_gradient(fused, shape, gelu):
     x, weight, bias = given(*shape)
     expected = F.linear(x, weight, bias)
     torch.testing.assert_close(_linear.linear(x, weight, bias, gelu), F.gelu(expected) if gelu else expected)
-    assert fused == [("gelu" if gelu else "none",)]
+    assert fused == [(gelu,)]
 
 
 @pytest.mark.parametrize("wanted", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
 @pytest.mark.parametrize("gelu", [False, True])
-def test_with_gradients(fused, wanted, gelu):
+@pytest.mark.parametrize("E", [12, 24])  # fewer and more than there are numbers in a row
+def test_with_gradients(fused, wanted, gelu, E):
     results = []
     for function in (lambda *t: F.linear(*t), _linear.linear):
-        leaves = [t.requires_grad_(bool(want)) for t, want in zip(given(2, 5, 16), wanted, strict=True)]
+        leaves = [t.requires_grad_(bool(want)) for t, want in zip(given(2, 5, 16, E=E), wanted, strict=True)]
         out = function(*leaves)
         out = F.gelu(out) if gelu else out
         out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape))
@@ -62,3 +64,14 @@ def test_without_bias_and_without_rows(fused):
     x, weight, _ = given(3, 16)
     torch.testing.assert_close(_linear.linear(x, weight, None), x @ weight.t())
     assert _linear.linear(x[:0], weight, None).shape == (0, 24)
+    assert fused == [(False,)]
+
+
+def test_rows_that_lie_apart(fused):
+    x, weight, _ = given(2, 6, 16)
+    x = x.requires_grad_()
+    _linear.linear(x[:, ::2], weight, None).square().sum().backward()
+    every_second = x.detach()[:, ::2]
+    torch.testing.assert_close(x.grad[:, ::2], 2.0 * every_second @ weight.t() @ weight)
+    assert not x.grad[:, 1::2].any()
+    assert fused
