@@ -20,7 +20,7 @@ import numpy as np
 
 import s2vfast.errors as errors
 from s2vfast import files
-from s2vfast.data.formats.lines import Frame, as_json
+from s2vfast.data.formats.lines import Frame, Reader
 from s2vfast.data.tracks import Sighting, in_order
 from s2vfast.evaluate.checks import check_counts
 from s2vfast.evaluate.lines import Answer, LineStream
@@ -46,13 +46,14 @@ class Record:
 
     Args:
         path: of the file; None: nothing is kept.
+        reader: of the stream's lines.
 
     Raises:
         DataError: the file is there already, or cannot be written.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path)
+    def __init__(self, path: str | Path | None, reader: Reader) -> None:
+        self.path, self.reader = None if path is None else Path(path), reader
         self.frames = 0
         """That were kept."""
         self._file: TextIO | None = None
@@ -78,7 +79,7 @@ class Record:
         """
         if self._file is None or self.path is None:
             return
-        lines = [as_json(answer.line, answer.frame) for answer in answers if answer.is_frame]
+        lines = [self.reader.as_json(answer.line, answer.frame) for answer in answers if answer.is_frame]
         with files.disk_errors(self.path, errors.DataError):
             self._file.write("".join(f"{line}\n" for line in lines))
             self._file.flush()
@@ -91,13 +92,13 @@ class Session:
     Args:
         stream: that names all classes.
         feed: what is told.
-        record: what keeps the frames.
+        record: a new file that keeps the frames; None: none does.
         log: told of broken lines.
     """
 
-    def __init__(self, stream: Stream, feed: Feed, record: Record, log: Callable[[str], object]) -> None:
-        self.lines, self.feed, self.record, self.log = LineStream(stream), feed, record, log
-        self.model = stream.model
+    def __init__(self, stream: Stream, feed: Feed, record: str | Path | None, log: Callable[[str], object]) -> None:
+        self.lines, self.feed, self.log = LineStream(stream), feed, log
+        self.model, self.record = stream.model, Record(record, self.lines.reader)
         self.frames = self.looks = self.broken = 0
         self.latencies: deque[tuple[float, float]] = deque(maxlen=10_000)
         """(when, milliseconds from the arrival of a frame to its classes)."""
@@ -262,9 +263,9 @@ def show(
     stream = model.stream(window, step, smooth, top=max(len(model.classes or []), 1))
     read, name = reader_of(where)
     feed = Feed()
-    with Record(record) as kept_frames:
+    session = Session(stream, feed, record, log)
+    with session.record:
         server = Server(render(stream, name, top), feed, port)
-        session = Session(stream, feed, kept_frames, log)
         try:
             arrivals = Arrivals(read)
             with _on_interrupt(arrivals.stop):

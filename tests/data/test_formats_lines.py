@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from s2vfast.data.formats.lines import Reader, as_json
+from s2vfast.data.formats.lines import Reader
 from s2vfast.data.layout import get_layout
 from s2vfast.data.tracks import Sighting, in_order
 from s2vfast.errors import DataError
@@ -112,16 +112,18 @@ def test_what_is_no_frame_is_said(reader, line, message):
 
 
 def test_a_frame_is_kept_as_it_came():
-    numbers = POSE.copy()
-    numbers[3, 1] = np.nan
-    line = " ".join(map(repr, numbers.ravel().tolist()))
-    again = json.loads(as_json(line, WORLD.read(line)))
-    expected = POSE.copy()
-    expected[3] = 0  # a joint that was not seen
-    np.testing.assert_array_equal(again, [expected])
+    """A detector's JSON stays as it is; numbers become what the reader, and the importer, takes for the same."""
+    numbers, expected = POSE.copy(), POSE.copy()
+    numbers[3, 1], expected[3] = np.nan, 0  # a joint that was not seen
+    for line in (" ".join(map(repr, numbers.ravel().tolist())), json.dumps([numbers.tolist()])):
+        kept_line = WORLD.as_json(line, WORLD.read(line))
+        assert json.loads(kept_line) == {"pose_world_landmarks": [expected.tolist()]}
+        [person] = WORLD.read(kept_line)
+        np.testing.assert_array_equal(person.joints, expected)
     for line in (json.dumps(MEDIAPIPE["tasks"]), json.dumps(LISTS)):
-        assert as_json(f" {line}\r", WORLD.read(line)) == line
-    assert as_json("  ", None) == as_json("null", None) == "[]"
+        assert WORLD.as_json(f" {line}\r", WORLD.read(line)) == line
+    assert json.loads(PIXELS.as_json(" ", KEYPOINTS)) == KEYPOINTS.tolist()
+    assert WORLD.as_json("  ", None) == WORLD.as_json("null", None) == "[]"
 
 
 def test_people_stay_in_order():

@@ -40,7 +40,7 @@ def browser(tmp_path_factory):
 def test_a_stream_in_the_browser(mediapipe_run, load, people, browser):
     stream = load(mediapipe_run).stream(window=8, smooth=0.5, top=3)
     feed = Feed()
-    session = live.Session(stream, feed, live.Record(None), lambda line: None)
+    session = live.Session(stream, feed, None, lambda line: None)
     server = Server(live.render(stream, "standard input", 2), feed)
     try:
         browser.open(server.url)
@@ -97,7 +97,7 @@ def test_another_server_on_the_same_port_is_another_page(mediapipe_run, load, pe
 def test_two_people_have_colours_of_their_own(rtmpose_run, load, people, browser):
     stream = load(rtmpose_run).stream(window=4, top=3)
     feed = Feed()
-    session = live.Session(stream, feed, live.Record(None), lambda line: None)
+    session = live.Session(stream, feed, None, lambda line: None)
     server = Server(live.render(stream, "standard input", 3), feed)
     try:
         both = (people.person(2, 17)[:, :, :2] + np.array([[[1, 1]], [[4, 1]]])) * 100

@@ -103,7 +103,7 @@ def test_a_stream_is_shown_until_ctrl_c(mediapipe_run, people, play, stdin, watc
     kept = record.read_text().splitlines()
     assert kept[:3] == lines[:3]
     assert kept[3:5] == ["[]", "[]"]
-    np.testing.assert_array_equal([json.loads(line)[0] for line in kept[-6:]], poses[6:])
+    np.testing.assert_array_equal([json.loads(line)["pose_world_landmarks"][0] for line in kept[-6:]], poses[6:])
     with pytest.raises(DataError, match=r"--record .*frames\.json: is there already; name a new file"):
         live.show(mediapipe_run, "-", record=record, log=lambda line: None)
 
@@ -152,7 +152,7 @@ def test_a_named_pipe_ends_with_its_writer(tmp_path):
 
 def test_frames_that_wait_at_the_end_are_kept(mediapipe_run, people, play, stdin, watch, tmp_path, monkeypatch):
     """The network is slow: Ctrl-C does not wait for it, and loses no frame that has come."""
-    line = json.dumps(people.person(1, 33)[0].tolist())
+    line = json.dumps({"pose_world_landmarks": people.person(1, 33).tolist()})
     numbers = threading.Event()
     answer = live.LineStream.answer
 

@@ -29,21 +29,6 @@ Frame = np.ndarray | list[Sighting] | None
 """Bodies [M, V, C], of which the order says who is who; people whom a detector found anew; or nobody."""
 
 
-def as_json(line: str, frame: Frame) -> str:
-    """A frame as one line of JSON: a line that is JSON as it came, numbers as lists [M][V][C] with all their digits.
-
-    Args:
-        line: as it came.
-        frame: what `Reader.read` made of it.
-    """
-    line = line.strip()
-    if line[:1] in ("[", "{"):
-        return line
-    if not isinstance(frame, np.ndarray):
-        return "[]"
-    return json.dumps(np.where(np.isnan(frame).any(axis=-1, keepdims=True), 0.0, frame).tolist())
-
-
 @dataclass(frozen=True)
 class Reader:
     """Reads the lines of a stream.
@@ -85,6 +70,29 @@ class Reader:
         except BrokenRecording as error:
             raise DataError(error.reason.removeprefix("frame 0: ")) from None
 
+    def as_json(self, line: str, frame: Frame) -> str:
+        """A frame as one line of JSON, which `read` takes, and of a detector's skeleton the importer.
+
+        JSON of a detector stays as it came. Numbers become lists [M][V][C] with all their digits, under the name that
+        MediaPipe's landmarks have where they are these.
+
+        Args:
+            line: as it came.
+            frame: what `read` made of it.
+        """
+        if isinstance(frame, list):
+            return line.strip()
+        if frame is None:
+            return "[]"
+        bodies = np.where(np.isnan(frame).any(axis=-1, keepdims=True), 0.0, frame).tolist()
+        if self.layout.name == "mediapipe33" and not self.layout.planar:
+            return json.dumps({mediapipe.KEYS["world" if self._metric else "image"][0]: bodies})
+        return json.dumps(bodies)
+
+    @property
+    def _metric(self) -> bool:
+        return self.unit in (None, "m", "mm")
+
     def _of_json(self, content: Any, line: str) -> Frame:
         first = content
         while isinstance(first, list) and first:
@@ -118,8 +126,7 @@ class Reader:
         if self.layout.name != "mediapipe33":
             joints = f"{self.layout.num_joints} joints"
             raise DataError(f"MediaPipe's landmarks; the skeleton of the run is {self.layout.name} ({joints})")
-        metric = self.unit in (None, "m", "mm")
-        kind = "bare" if isinstance(content, list) else "world" if metric else "image"
+        kind = "bare" if isinstance(content, list) else "world" if self._metric else "image"
         people = mediapipe.sightings(content, kind, "", 0, "which the run was trained on")
         if kind == "bare" and self.unit == "m" and not all(mediapipe.hips_at_origin(each.joints) for each in people):
             raise DataError("landmarks without a name whose hips do not lie about (0, 0), as in world landmarks")
