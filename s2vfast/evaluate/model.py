@@ -205,7 +205,7 @@ class Stream:
         window = model.config.data.frames if window is None else window
         check_counts(window=window, step=step, top=top)
         check_smooth(smooth)
-        refuse_points(model, "frames as they come")
+        self._layout = refuse_points(model, "frames as they come")
         model.probabilities_of([])
         if model.config.data.confidence:
             raise errors.DataError(f"{model.run_dir}: the run takes confidences of joints, and a stream has none")
@@ -276,7 +276,7 @@ class Stream:
         people = [
             entry if isinstance(entry, list) else [Sighting(joints) for joints in entry] for entry in self._window
         ]
-        bodies, _ = arrange(link(enumerate(people)), self.model.layout, len(people))
+        bodies, _ = arrange(link(enumerate(people)), self._layout, len(people))
         bodies = [replace(body, body_id=str(slot), confidence=None) for slot, body in enumerate(bodies)]
         return Skeletons(name="a sequence", label=-1, total_frames=len(people), bodies=bodies)
 
@@ -320,10 +320,11 @@ def point_recording(frames: Any) -> PointSequence:
     return PointSequence(name="a sequence", label=-1, total_frames=len(arrays), points=points, counts=counts)
 
 
-def refuse_points(model: Model, what: str) -> None:
-    """Raise `ConfigError` of a run on point clouds, which does not take ``what``."""
-    if model.layout.kind == PointLayout.kind:
+def refuse_points(model: Model, what: str) -> Layout:
+    """A run's skeleton; `ConfigError` of a run on point clouds, which does not take ``what``."""
+    if isinstance(model.layout, PointLayout):
         raise errors.ConfigError(f"{model.run_dir}: a run on point clouds takes whole recordings, not {what}")
+    return model.layout
 
 
 def smoothed(probabilities: Tensor, before: Tensor | None, smooth: float) -> Tensor:
