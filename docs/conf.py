@@ -44,6 +44,7 @@ docs/glossary
 :caption: How to
 
 docs/nwucla
+docs/msr_action3d
 docs/training
 docs/cluster
 docs/evaluation

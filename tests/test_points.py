@@ -154,6 +154,16 @@ def test_it_is_exported(tuned, capsys, tmp_path):
     assert error in capsys.readouterr().err
 
 
+def test_it_is_packed(tuned, tmp_path, capsys):
+    call(capsys, "pack", tuned, "--out", tmp_path / "it.safetensors")
+    people = [person(number) for number in range(2)]
+    one, other = (
+        s2vfast.load(path, device="cpu").probabilities(people) for path in (tuned, tmp_path / "it.safetensors")
+    )
+    assert np.array_equal(one, other)
+    assert "24 frames × 24 points × 3 coordinates, in metres" in call(capsys, "pack", tuned, "--card")
+
+
 def test_recordings_are_classified_one_by_one(tuned, store):
     """From arrays as from the store: the same points, the same clip."""
     model, people = s2vfast.load(tuned, device="cpu"), [person(number, 24 + number % 3) for number in range(16)]

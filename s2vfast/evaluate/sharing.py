@@ -10,6 +10,7 @@ from typing import Any
 import s2vfast
 import s2vfast.errors as errors
 from s2vfast import files, presets
+from s2vfast.data.point_layout import PointLayout
 from s2vfast.evaluate import comparison, finetune, runs
 from s2vfast.train import checkpoint, packed, rundir
 
@@ -84,11 +85,19 @@ def card(run_dir: str | Path, results: Sequence[str | Path] = ()) -> str:
     fingerprint = f", fingerprint `{source['fingerprint'][:16]}`" if source.get("fingerprint") else ""
     where = source.get("path") or source.get("file") or "unknown"
     optim, train = config.optim, config.train
+    if isinstance(layout, PointLayout):
+        taken = f"{config.data.frames} frames × {config.data.points} points × 3 coordinates, in metres"
+        array = "lists of frames [n, 3]: any number of points, in the camera's axes"
+    else:
+        taken = (
+            f"{config.data.bodies} bodies × {config.data.frames} frames × {layout.num_joints} joints ({layout.name}) × "
+            f"{config.channels} channels, in {about.get('unit') or 'an unknown unit'}"
+        )
+        array = f"each [frames, {layout.num_joints}, 3]: joints in the order of model.layout.joints"
     rows = {
         "network": f"{config.model.name}: " + _fields(_plain(config.model)),
         "objective": config.objective.name,
-        "input": f"{config.data.bodies} bodies × {config.data.frames} frames × {layout.num_joints} joints "
-        f"({layout.name}) × {config.channels} channels, in {about.get('unit') or 'an unknown unit'}",
+        "input": taken,
         "classes": f"{len(classes)}: {', '.join(classes)}" if classes else "none: an encoder for features",
         "trained on": f"{where}, split {config.data.split}{fingerprint}",
         "training": f"{optim.name}, rate {optim.lr:g}, batch {train.batch}, seed {train.seed}",
@@ -109,7 +118,7 @@ def card(run_dir: str | Path, results: Sequence[str | Path] = ()) -> str:
         "import s2vfast",
         "",
         f'model = s2vfast.load("FILE{packed.SUFFIX}")',
-        f"arrays = [...]  # each [frames, {layout.num_joints}, 3]: joints in the order of model.layout.joints",
+        f"arrays = [...]  # {array}",
         f"model.{call}",
         "```",
         "",

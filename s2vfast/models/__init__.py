@@ -46,6 +46,22 @@ SHIPPED: dict[str, Shipped] = {
             "s2vfast pack runs/tuned --results runs/tuned/results.json --out s2vfast/models/nwucla.safetensors",
         ),
     ),
+    "msr-encoder": Shipped(
+        "clip order prediction's encoder of MSR-Action3D's depth: features, no labels seen",
+        (
+            "s2vfast data import msr_action3d --points 1024 --out data/msr",
+            "s2vfast pretrain --config msr_order --data data/msr --train.seed 2 --train.threads 1 --out runs/order-2",
+            "s2vfast evaluate runs/order-2 --protocol order,knn,retrieval --windows 5 --out results/order-2.json",
+            "s2vfast pack runs/order-2 --results results/order-2.json --out s2vfast/models/msr-encoder.safetensors",
+        ),
+    ),
+    "msr": Shipped(
+        "names MSR-Action3D's 20 actions in depth: msr-encoder, fine-tuned on subjects 1, 3, 5, 7 and 9",
+        (
+            "s2vfast evaluate runs/order-2 --protocol finetune --recipe msr_finetune --finetune.seed 2 --out runs/msr",
+            "s2vfast pack runs/msr --results runs/msr/results.json --out s2vfast/models/msr.safetensors",
+        ),
+    ),
 }
 
 
