@@ -78,10 +78,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False)
 def _many_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether all this is worth it: not where something looks on (a compiler, a mode that counts or fakes)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if not plain or x.numel() < MANY_ROWS * x.shape[-1] or x.shape[-1] == 0:
-        return False
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    return not watched and _has_onednn()
+    if not plain or watched:  # who looks on would take a question about sizes for a condition on them
+        return False
+    return x.numel() >= MANY_ROWS * x.shape[-1] > 0 and _has_onednn()
 
 
 @functools.cache
