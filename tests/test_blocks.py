@@ -174,6 +174,11 @@ def test_a_kernel_of_ones_own(place, capsys):
     assert Path("runs/with-mine/run.json").is_file()
 
 
+def without_pages(text):
+    """A block without pages that stay until somebody ends them: tests/test_own_data.py follows one."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("s2vfast live"))
+
+
 def test_the_readme_and_the_page_of_evaluation_end_as_they_say(place, recordings, capsys):
     names = {"PATH/TO/nw_ucla": recordings, "FOLDER": recordings, "NEW_FILES": recordings / "a01_s01_e00_v03.json"}
     readme = [
@@ -182,7 +187,7 @@ def test_the_readme_and_the_page_of_evaluation_end_as_they_say(place, recordings
         if entry == HERE
     ]
     for text in readme:
-        follow(text, names)
+        follow(without_pages(text), names)
     printed = capsys.readouterr().out
     assert Path("nwucla.safetensors").is_file()
     assert json.loads(printed.splitlines()[-1])["top"]
@@ -200,8 +205,7 @@ def test_the_readme_and_the_page_of_evaluation_end_as_they_say(place, recordings
     }
     for (_, _, text), entry in zip(blocks(ROOT / "docs/evaluation.md"), BLOCKS["evaluation.md"], strict=True):
         if entry == HERE:
-            # A page that stays until somebody ends it: tests/test_own_data.py follows one.
-            follow("\n".join(line for line in text.splitlines() if not line.startswith("s2vfast live")), names)
+            follow(without_pages(text), names)
 
 
 def test_the_notebook_runs_and_learns(place, monkeypatch):
