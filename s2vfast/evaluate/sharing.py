@@ -86,10 +86,10 @@ def card(run_dir: str | Path, results: Sequence[str | Path] = ()) -> str:
     where = source.get("path") or source.get("file") or "unknown"
     optim, train = config.optim, config.train
     if isinstance(layout, PointLayout):
-        taken = f"{config.data.frames} frames × {config.data.points} points × 3 coordinates, in metres"
+        description = f"{config.data.frames} frames × {config.data.points} points × 3 coordinates, in metres"
         array = "lists of frames [n, 3]: any number of points, in the camera's axes"
     else:
-        taken = (
+        description = (
             f"{config.data.bodies} bodies × {config.data.frames} frames × {layout.num_joints} joints ({layout.name}) × "
             f"{config.channels} channels, in {about.get('unit') or 'an unknown unit'}"
         )
@@ -97,7 +97,7 @@ def card(run_dir: str | Path, results: Sequence[str | Path] = ()) -> str:
     rows = {
         "network": f"{config.model.name}: " + _fields(_plain(config.model)),
         "objective": config.objective.name,
-        "input": taken,
+        "input": description,
         "classes": f"{len(classes)}: {', '.join(classes)}" if classes else "none: an encoder for features",
         "trained on": f"{where}, split {config.data.split}{fingerprint}",
         "training": f"{optim.name}, rate {optim.lr:g}, batch {train.batch}, seed {train.seed}",

@@ -62,6 +62,17 @@ SHIPPED: dict[str, Shipped] = {
             "s2vfast pack runs/msr --results runs/msr/results.json --out s2vfast/models/msr.safetensors",
         ),
     ),
+    "synthetic-encoder": Shipped(
+        "Skeleton2vec's encoder of the demo's synthetic people: features, no labels seen, 400 steps",
+        (
+            "s2vfast data synth --out data/synthetic",
+            "s2vfast pretrain --config demo --data data/synthetic --train.steps 400 --train.seed 1 --train.threads 1 "
+            "--out runs/synthetic",
+            "s2vfast evaluate runs/synthetic --protocol knn --out results/synthetic.json",
+            "s2vfast pack runs/synthetic --results results/synthetic.json "
+            "--out s2vfast/models/synthetic-encoder.safetensors",
+        ),
+    ),
 }
 
 
