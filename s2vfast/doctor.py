@@ -67,10 +67,10 @@ def _own() -> dict[str, Any]:
 
 
 def _calibration() -> dict[str, Any]:
-    from s2vfast.calibrate import cache
+    from s2vfast import calibrate
 
-    files = sorted((cache.folder() / "calibration").glob("*.json"))
-    return {"kept": ", ".join(map(str, files)) or f"none in {cache.folder()}"}
+    files = sorted(calibrate.measurements().glob("*.json"))
+    return {"kept": ", ".join(map(str, files)) or f"none in {calibrate.folder()}"}
 
 
 def _machine() -> dict[str, Any]:

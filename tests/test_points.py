@@ -124,8 +124,11 @@ def test_a_fine_tuned_run_has_clips_of_the_whole_recording(tuned):
 
 
 def test_windows_and_frames_that_cannot_be_are_refused(trained, tuned, store, capsys):
-    assert cli.main(["evaluate", str(trained[1]), "--protocol", "knn", "--pool", "statistics"]) == 2
-    assert "--pool: statistics; clips of a run whose data.sampling is window are one segment" in capsys.readouterr().err
+    run = str(trained[1])
+    for words in (["evaluate", run, "--protocol", "knn"], ["embed", run, "--out", str(trained[1] / "f.npz")]):
+        assert cli.main([*words, "--pool", "statistics"]) == 2
+        error = "--pool: statistics; clips of a run whose data.sampling is window are one segment"
+        assert error in capsys.readouterr().err
     assert cli.main(["evaluate", str(tuned), "--protocol", "classify", "--windows", "2"]) == 2
     assert "--windows: 2; the run's data.sampling is bins" in capsys.readouterr().err
 

@@ -181,10 +181,29 @@ def _cycles(
 ) -> tuple[float, pipeline.Times]:
     """Cycles of all blocks on a multiprocessor, and what was busy: as if all of them had been followed."""
     a_multiprocessor = blocks / device.multiprocessors
+    first = min(resident, cdiv(int(blocks), device.multiprocessors))
+    partition_warps = cdiv(warps, pipeline.PARTITIONS)
+
+    def followed(iterations: int) -> tuple[float, pipeline.Times]:
+        trace = list(code.trace(path, dict.fromkeys(loops, iterations)))
+        wave = pipeline.run([trace] * first, [0.0] * first, partition_warps, device)
+        length = max(wave.ends)
+        remaining = a_multiprocessor - first
+        if remaining > 0:
+            # Blocks that follow each other are at different points of their code: they start one after the other.
+            starts = [length * i / first for i in range(first)]
+            steady = pipeline.run([trace] * (3 * first), starts, partition_warps, device)
+            ends = sorted(steady.ends)
+            length += remaining * (ends[-1] - ends[first - 1]) / (2 * first)
+        for counts in (wave.busy, wave.waited):
+            for name in counts:
+                counts[name] *= a_multiprocessor / first
+        return length, wave
+
     few = min(count, _SIMULATED)
-    length, times = _followed(code, path, loops, few, warps, resident, a_multiprocessor, device)
+    length, times = followed(few)
     if count > few:
-        fewer, before = _followed(code, path, loops, few - 2, warps, resident, a_multiprocessor, device)
+        fewer, before = followed(few - 2)
         more = (count - few) / 2
         length += (length - fewer) * more
         for unit, number in before.busy.items():
@@ -192,34 +211,6 @@ def _cycles(
         for what in times.waited:
             times.waited[what] += (times.waited[what] - before.waited[what]) * more
     return length, times
-
-
-def _followed(
-    code: Code,
-    path: list[int],
-    loops: list[Loop],
-    count: int,
-    warps: int,
-    resident: int,
-    blocks: float,
-    device: Device,
-) -> tuple[float, pipeline.Times]:
-    trace = list(code.trace(path, dict.fromkeys(loops, count)))
-    partition_warps = cdiv(warps, pipeline.PARTITIONS)
-    first = min(resident, cdiv(int(blocks * device.multiprocessors), device.multiprocessors))
-    wave = pipeline.run([trace] * first, [0.0] * first, partition_warps, device)
-    length = max(wave.ends)
-    remaining = blocks - first
-    if remaining > 0:
-        # Blocks that follow each other are at different points of their code: they start one after the other.
-        starts = [length * i / first for i in range(first)]
-        steady = pipeline.run([trace] * (3 * first), starts, partition_warps, device)
-        ends = sorted(steady.ends)
-        length += remaining * (ends[-1] - ends[first - 1]) / (2 * first)
-    for counts in (wave.busy, wave.waited):
-        for name in counts:
-            counts[name] *= blocks / first
-    return length, wave
 
 
 def _executed(trace: Iterable[Instruction], warps: int) -> tuple[Counter[str], int]:

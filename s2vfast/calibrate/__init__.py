@@ -6,3 +6,20 @@ own with a time limit, so that one that crashes or hangs costs itself alone. `ca
 versions. `record.Choices` is what ``auto`` asks in the run that follows. `s2vfast.train.calibration` puts this
 together for a trainer.
 """
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def folder() -> Path:
+    """``$S2VFAST_CACHE``, or ``s2vfast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if named := os.environ.get("S2VFAST_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2vfast"
+
+
+def measurements() -> Path:
+    """The folder, which may not be there, of the files that `cache` keeps."""
+    return folder() / "calibration"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import sys
@@ -16,18 +15,12 @@ import torch
 
 import s2vfast
 from s2vfast import errors, files, kernels, ops
+from s2vfast.calibrate import measurements
 from s2vfast.calibrate.measure import Row, candidates
 from s2vfast.calibrate.record import from_json
 from s2vfast.config.registry import PLUGIN
 
 FORMAT = 1
-
-
-def folder() -> Path:
-    """``$S2VFAST_CACHE``, or ``s2vfast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if named := os.environ.get("S2VFAST_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2vfast"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -55,7 +48,7 @@ def path(facts: dict[str, Any]) -> Path:
     """The file of an environment."""
     name = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")[:40]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    return folder() / "calibration" / f"{name}-{digest}.json"
+    return measurements() / f"{name}-{digest}.json"
 
 
 def read(facts: dict[str, Any]) -> tuple[list[Row], str]:

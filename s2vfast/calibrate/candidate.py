@@ -57,8 +57,7 @@ class Candidate:
         """Whether it agrees with the reference on a call: ``declined`` or ``wrong`` says why not."""
         call = self.calls[number]
         names = self._named(call)
-        tensors = [item for value in names.values() for item in (value if isinstance(value, list) else [value])]
-        half = {item.dtype for item in tensors if isinstance(item, Tensor)} & {torch.bfloat16, torch.float16}
+        half = {tensor.dtype for tensor in _tensors(names)} & {torch.bfloat16, torch.float16}
         dtype = half.pop() if half else torch.float32
         try:
             rows = verify_call(self.op, self._function, names, dtype=dtype, device=self.device, gradients=call.key[0])
@@ -76,12 +75,7 @@ class Candidate:
         call = self.calls[number]
         if self._sampler[0] != number:
             self._sampler = (-1, None)  # its inputs go before others come
-            size = sum(
-                tensor.nbytes
-                for value in self._named(call).values()
-                for tensor in (value if isinstance(value, list) else [value])
-                if isinstance(tensor, Tensor)
-            )
+            size = sum(tensor.nbytes for tensor in _tensors(self._named(call)))
             sampler, why = self.timer.sampler([self._timed(call) for _ in range(self.timer.copies(size))])
             if why and self.capture:
                 return {"declined": f"it cannot be captured as a CUDA graph: {why}"}
@@ -106,12 +100,7 @@ class Candidate:
                     return self._function(**names)
 
             return forward
-        leaves = [
-            tensor
-            for value in names.values()
-            for tensor in (value if isinstance(value, list) else [value])
-            if isinstance(tensor, Tensor) and tensor.requires_grad
-        ]
+        leaves = [tensor for tensor in _tensors(names) if tensor.requires_grad]
 
         def differentiable() -> list[Tensor]:
             outputs = self._function(**names)
@@ -124,6 +113,12 @@ class Candidate:
             return torch.autograd.grad(differentiable(), leaves, upstream, allow_unused=True)
 
         return both
+
+
+def _tensors(names: dict[str, Any]) -> list[Tensor]:
+    """Those among arguments, in lists too."""
+    values = (item for value in names.values() for item in (value if isinstance(value, list) else [value]))
+    return [item for item in values if isinstance(item, Tensor)]
 
 
 def serve(requests: int, answers: int, job: dict[str, Any], op: str, impl: str) -> None:

@@ -136,12 +136,7 @@ class EvalContext:
                 f"--untrained: {run_dir} began from pretrained weights; name the run that these are of, "
                 f"{tuned['source']['run']}"
             )
-        features.check_pool(encoder, pool, layers)
-        if config.data.sampling == "window" and pool not in ("mean", "segment"):
-            raise errors.ConfigError(
-                f"--pool: {pool}; clips of a run whose data.sampling is window are one segment each; mean or segment "
-                f"is expected"
-            )
+        features.check_pool(encoder, config, _pool_of_clips(pool, windows), layers)
         if windows > 1 and config.data.sampling != "window":
             raise errors.ConfigError(
                 f"--windows: {windows}; the run's data.sampling is {config.data.sampling}, which makes one clip of a "
@@ -256,8 +251,7 @@ class EvalContext:
                     self._clip_config,
                     self.store,
                     self.ids[part],
-                    # A clip of one segment has one token a joint: what "segment" puts in a row are the clips.
-                    pool="mean" if self.windows > 1 and self.pool == "segment" else self.pool,
+                    pool=_pool_of_clips(self.pool, self.windows),
                     layers=self.layers,
                     draw=draw,
                     seed=self.seed,
@@ -380,3 +374,8 @@ def _part_ids(store: Store, split: str, train_part: str, test_part: str) -> tupl
 
 def _silent(line: str) -> None:
     """Rank 0 says it."""
+
+
+def _pool_of_clips(pool: features.Pool, windows: int) -> features.Pool:
+    """How each of several clips is read: of one segment, they are what "segment" puts in a row."""
+    return "mean" if windows > 1 and pool == "segment" else pool

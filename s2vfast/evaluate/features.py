@@ -113,9 +113,14 @@ def feature_width(encoder: Network, pool: Pool) -> int:
     return encoder.width * (vectors | {"statistics": 4 + 3 * joints + 2 * segments})[pool]
 
 
-def check_pool(encoder: Network, pool: Pool, layers: int = 1) -> None:
-    """Raise `ConfigError` where a network has no joints and segments to pool by, or not so many layers."""
+def check_pool(encoder: Network, config: Config, pool: Pool, layers: int = 1) -> None:
+    """Raise `ConfigError` where clips have no joints and segments to pool by, or the network not so many layers."""
     name = type(encoder).__name__
+    if config.data.sampling == "window" and pool != "mean":
+        raise errors.ConfigError(
+            f"--pool: {pool}; clips of a run whose data.sampling is window are one segment each; mean is expected, or "
+            f"segment with several --windows"
+        )
     if pool in ("joint", "segment", "joint_time") and encoder.grid is None:
         raise errors.ConfigError(
             f"--pool: {pool} needs tokens of joints and segments, which {name} does not have; give mean or statistics"
@@ -220,7 +225,7 @@ def extract(
     """
     if next(encoder.parameters()).device != torch.device(device):
         encoder.to(device)
-    check_pool(encoder, pool, layers)
+    check_pool(encoder, config, pool, layers)
     ranks = ranks or Ranks()
     recordings = recordings or Recordings(config, store, torch.device(device))
     M = config.data.bodies

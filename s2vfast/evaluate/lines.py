@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import s2vfast.errors as errors
@@ -76,8 +76,7 @@ class LineStream:
         for answer, window in windows:
             if window is not None:
                 ranking = next(rankings)
-                error = NOT_FINITE if ranking is None else ""
-                answer = Answer(answer.number, answer.line, answer.frame, ranking, error)
+                answer = replace(answer, ranking=ranking, error=NOT_FINITE if ranking is None else "")
             answers.append(answer)
         return answers
 

@@ -127,11 +127,11 @@ class Session:
         self.record.add(answers)
         done = time.monotonic()
         self._last = now = done - self._began
-        looks, broken, bodies = [], [], None
+        looks, broken, newest = [], [], None
         for answer, (arrived, _) in zip(answers, lines, strict=True):
             if answer.is_frame:
                 self.frames += 1
-                bodies = self._bodies(answer.frame)
+                newest = self._in_order(answer.frame)
             if answer.error:
                 self.broken += 1
                 broken.append([answer.number, answer.error])
@@ -146,7 +146,9 @@ class Session:
                 looks.append([round(arrived - self._began, 3), answer.number, pairs])
         self._counts.append((now, self.frames))
         state = self._measured(now) | {"waiting": waiting}
-        self.feed.publish(now, state if bodies is None else state | {"bodies": bodies}, looks, broken)
+        if newest is not None:
+            state["bodies"] = self._coordinates(newest)
+        self.feed.publish(now, state, looks, broken)
 
     def keep(self, lines: list[Line]) -> None:
         """Keep lines that came and are not looked at any more."""
@@ -185,14 +187,18 @@ class Session:
             "latency": round(statistics.median(recent), 1) if recent else None,
         }
 
-    def _bodies(self, frame: Frame) -> list[list[float]]:
-        """Coordinates for the page, x y z of all joints a body; those of people in an order that stays."""
-        if frame is None:
-            return []
+    def _in_order(self, frame: Frame) -> np.ndarray | list[Sighting]:
+        """The bodies of a frame, people in an order that stays from one frame to the next."""
         if isinstance(frame, list):
             self._before = frame = in_order(self._before, frame)
-            frame = np.stack([person.joints for person in frame]) if frame else np.zeros((0, 1, 3))
-        bodies = self.model.checked(frame, ("bodies",)) if len(frame) else frame
+        return [] if frame is None else frame
+
+    def _coordinates(self, frame: np.ndarray | list[Sighting]) -> list[list[float]]:
+        """For the page, x y z of all joints a body."""
+        if not len(frame):
+            return []
+        joints = np.stack([person.joints for person in frame]) if isinstance(frame, list) else frame
+        bodies = self.model.checked(joints, ("bodies",))
         return bodies.reshape(len(bodies), -1).round(self._decimals).tolist()
 
 

@@ -4,6 +4,8 @@ On a GPU a run is calibrated where ``train.impl`` leaves operations to ``auto``;
 has kept. A run holds its choice in ``calibration.json`` and goes on with it, so that a resumed run computes the same
 bits.
 ``--train.impl torch``, or ``S2VFAST_CALIBRATE=0`` for all runs, turns it off. Rank 0 measures for all.
+
+What measures is imported where something is to be measured or read: most runs on a CPU begin without it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from s2vfast import errors, files, ops
-from s2vfast.calibrate import cache, measure
+from s2vfast.calibrate import measurements
 from s2vfast.calibrate.record import Choices, Recorder, Signature, from_json, text
 from s2vfast.train import rundir
 
 if TYPE_CHECKING:
+    from s2vfast.calibrate import measure
     from s2vfast.train.trainer import Trainer
 
 HOW_TO_TURN_IT_OFF = "--train.impl torch turns this off"
@@ -54,6 +57,8 @@ def calibrate(trainer: Trainer, run_dir: Path, say: Callable[[str], None]) -> No
         recorder = record(trainer)
         table = ranks.run_on_main_and_broadcast(lambda: _measured(trainer, recorder, path, measures, say))
     if ranks.is_main:
+        from s2vfast.calibrate import cache
+
         say(summary(table, cache.path(cache.environment(device))))
     trainer.feed.chooser = Choices(device.type, table)
 
@@ -97,6 +102,8 @@ def choose(
         again: measure all of them.
         limits: of `s2vfast.calibrate.measure.run`.
     """
+    from s2vfast.calibrate import cache, measure
+
     facts = cache.environment(device)
     rows, ignored = cache.read(facts)
     if ignored:
@@ -161,6 +168,10 @@ def _no_news(op: str, impl: str) -> tuple[str, ...]:
 
 
 def _is_kept(device: torch.device) -> bool:
+    if not measurements().is_dir():
+        return False
+    from s2vfast.calibrate import cache
+
     return cache.path(cache.environment(device)).is_file()
 
 
@@ -168,6 +179,8 @@ def _of_run(path: Path, device: torch.device, say: Callable[[str], None]) -> Tab
     """The choice that a run holds; None: it holds none for this device."""
     try:
         content = json.loads(path.read_text("utf-8"))
+        from s2vfast.calibrate import cache
+
         table = {(op, from_json(key)): impl for op, key, impl in content["choices"]}
         if content["device"] == cache.device_name(device):
             return table
@@ -180,6 +193,8 @@ def _of_run(path: Path, device: torch.device, say: Callable[[str], None]) -> Tab
 
 
 def _measured(trainer: Trainer, recorder: Recorder, path: Path, measures: bool, say: Callable[[str], None]) -> Table:
+    from s2vfast.calibrate import cache, measure
+
     device = trainer.device
     rows = choose(recorder, device, say, capture=trainer.captures, measures=measures)
     table = measure.best(rows, device.type)

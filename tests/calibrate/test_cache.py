@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from s2vfast import errors, ops
+from s2vfast import calibrate, errors, ops
 from s2vfast.calibrate import cache
 from s2vfast.calibrate.measure import candidates
 
@@ -75,10 +75,10 @@ def test_a_folder_that_cannot_be_written_is_one_error(cache_folder):
 
 
 def test_the_folder(monkeypatch, tmp_path):
-    assert cache.folder() == tmp_path / "cache"
+    assert calibrate.folder() == tmp_path / "cache"
     monkeypatch.delenv("S2VFAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.folder() == tmp_path / "s2vfast"
+    assert calibrate.folder() == tmp_path / "s2vfast"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache.folder() == tmp_path / "home/.cache/s2vfast"
+    assert calibrate.folder() == tmp_path / "home/.cache/s2vfast"

@@ -9,6 +9,7 @@ import torch
 
 import s2vfast.errors as errors
 from s2vfast import ops
+from s2vfast.config import Config
 from s2vfast.evaluate import features
 from s2vfast.networks import build_network
 from s2vfast.train import checkpoint
@@ -109,8 +110,8 @@ def test_tokens_that_are_no_joints_have_no_means_of_joints():
     network = SimpleNamespace(grid=None, width=8, depth=1)
     assert features.feature_width(network, "mean") == 8
     with pytest.raises(errors.ConfigError, match="--pool: joint_time needs tokens of joints and segments"):
-        features.check_pool(network, "joint_time")
-    features.check_pool(network, "mean")
+        features.check_pool(network, Config(), "joint_time")
+    features.check_pool(network, Config(), "mean")
 
 
 def test_same_features_every_time(run, store):

@@ -154,8 +154,8 @@ def flop(counts):
     total = 0
     for name, number in counts.instructions.items():
         if name.startswith(("wgmma.m", "mma.m")):
-            m, rest = name.split(".m")[1].split("n")
-            n, k = rest.split("k")
+            m, n_and_k = name.split(".m")[1].split("n")
+            n, k = n_and_k.split("k")
             total += 2 * int(m) * int(n) * int(k) * number / (4 if name.startswith("wgmma") else 1)
     return total
 executed = [[name, flop(counts), counts.instructions["mufu"] * 32] for name, counts in emulation.launches]

@@ -66,6 +66,21 @@ def assert_close(one, other):
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
 
 
+def assert_same_bits(one, other):
+    assert lines(one) == lines(other)
+    a, b = weights(one), weights(other)
+    assert all(a[name].equal(b[name]) for name in b)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(files):
+    """A run of two ranks that comes to its end."""
+    place, arguments = files
+    done = run(2, [*arguments, "--out", str(place / "undisturbed")])
+    assert done.returncode == 0, done.stderr
+    return place / "undisturbed"
+
+
 @pytest.fixture(scope="module")
 def alone(files):
     place, arguments = files
@@ -124,12 +139,9 @@ def pid_of(rank, parent):
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("S2VFAST_KILLS", "2"))))
-def test_a_killed_rank_costs_nothing(files, tmp_path, seed):
+def test_a_killed_rank_costs_nothing(files, undisturbed, tmp_path, seed):
     """Ends equal to a run of as many ranks that nobody disturbed, to the last bit."""
-    place, arguments = files
-    whole = place / "undisturbed"
-    if not whole.exists():
-        assert run(2, [*arguments, "--out", str(whole)]).returncode == 0
+    _, arguments = files
     draw = random.Random(seed)
     step, rank, out = draw.randrange(1, STEPS - 2), draw.randrange(2), tmp_path / "run"
     process = subprocess.Popen(
@@ -141,9 +153,7 @@ def test_a_killed_rank_costs_nothing(files, tmp_path, seed):
     wait_for(out, step, process)
     os.kill(pid_of(rank, process.pid), signal.SIGKILL)
     assert process.wait(timeout=180) == 0, (tmp_path / "stderr").read_text()
-    assert lines(out) == lines(whole)
-    a, b = weights(out), weights(whole)
-    assert all(a[name].equal(b[name]) for name in b)
+    assert_same_bits(out, undisturbed)
 
 
 def test_evaluation_of_two_ranks_is_that_of_one(files, alone, tmp_path):
@@ -182,12 +192,12 @@ sys.exit(code)
 """
 
 
-def test_a_number_that_is_not_finite_stops_all_ranks(files, tmp_path, monkeypatch):
+def test_a_number_that_is_not_finite_stops_all_ranks(files, undisturbed, tmp_path, monkeypatch):
     """One rank's clips are spoilt; both stop before the update, one of them says why, and the run goes on.
 
     Either way no thread of the group is left: one that needs the interpreter while it ends aborts the process.
     """
-    place, arguments = files
+    _, arguments = files
     (tmp_path / "spoilt.py").write_text(SPOILT)
     out = tmp_path / "run"
 
@@ -205,5 +215,4 @@ def test_a_number_that_is_not_finite_stops_all_ranks(files, tmp_path, monkeypatc
     monkeypatch.delenv("SPOILT_STEP")
     again = train("--resume", "--train.log_every", "1")
     assert again.returncode == 0, again.stderr
-    if (place / "undisturbed").exists():
-        assert lines(out) == lines(place / "undisturbed")
+    assert lines(out) == lines(undisturbed)

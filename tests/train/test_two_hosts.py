@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from .test_torchrun import STEPS, assert_close, environment, files, lines, run, wait_for, weights  # noqa: F401
+from .test_torchrun import STEPS, assert_close, assert_same_bits, environment, files, lines, undisturbed, wait_for  # noqa: F401
 
 pytestmark = pytest.mark.slow
 HOSTS = {"10.203.77.1": "a", "10.203.77.2": "b"}
@@ -78,23 +78,19 @@ def running(hosts, arguments, logs):
             process.kill()
 
 
-def test_two_hosts_are_one_machine(hosts, files, tmp_path):  # noqa: F811
-    place, arguments = files
-    alone, out = place / "undisturbed", tmp_path / "run"
-    if not alone.exists():
-        assert run(2, [*arguments, "--out", str(alone)]).returncode == 0
+def test_two_hosts_are_one_machine(hosts, files, undisturbed, tmp_path):  # noqa: F811
+    _, arguments = files
+    out = tmp_path / "run"
     logs = [tmp_path / letter for letter in HOSTS.values()]
     with running(hosts, [*arguments, "--out", str(out)], logs) as processes:
         ended(processes, logs)
-    assert_close(alone, out)
+    assert_close(undisturbed, out)
 
 
-def test_a_host_that_was_cut_off_comes_back(hosts, files, tmp_path):  # noqa: F811
+def test_a_host_that_was_cut_off_comes_back(hosts, files, undisturbed, tmp_path):  # noqa: F811
     """Its cable is pulled in the middle. The ranks give up, and go on from the last checkpoint when it is back."""
-    place, arguments = files
-    alone, out = place / "undisturbed", tmp_path / "run"
-    if not alone.exists():
-        assert run(2, [*arguments, "--out", str(alone)]).returncode == 0
+    _, arguments = files
+    out = tmp_path / "run"
     logs = [tmp_path / letter for letter in HOSTS.values()]
     _, second = hosts.values()
     with running(hosts, [*arguments, "--out", str(out), "--resume"], logs) as processes:
@@ -110,6 +106,4 @@ def test_a_host_that_was_cut_off_comes_back(hosts, files, tmp_path):  # noqa: F8
                     hosts, list(hosts)[number], [*arguments, "--out", str(out), "--resume"], logs[number]
                 )
         ended(processes, logs)
-    assert lines(out) == lines(alone)
-    one, other = weights(out), weights(alone)
-    assert all(one[name].equal(other[name]) for name in one)
+    assert_same_bits(out, undisturbed)
