@@ -43,7 +43,7 @@ struct Target {
 // 2 ** x for x up to 0, to 2e-7; what is below 2 ** -60 is 2 ** -60, which vanishes beside the largest, 1.
 template <int kLanes>
 inline Pack<kLanes> power_of_two(const Pack<kLanes>& of) {
-  typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+  typedef uint32_t Integers __attribute__((vector_size(4 * kLanes)));
   using Vector = typename Pack<kLanes>::Vector;
   const Vector least = Vector{} - 60.0f, x = of.at < least ? least : of.at;
   const Vector shifted = x + 12582912.0f;  // 1.5 * 2 ** 23: the nearest whole number in the last bits
