@@ -39,7 +39,7 @@ def _torch(x: Tensor, graph: Tensor) -> Tensor:
     T, N, V, C = x.shape
     edges = (graph * (graph != 0)).permute(2, 0, 1).reshape(-1, V)  # [V * K, V]
     rows = F.pad(x, (0, 1), value=1.0).reshape(T * N, V, C + 1)
-    return torch.bmm(edges.to(x.dtype).expand(T * N, -1, -1), rows).view(T, N, V, -1, C + 1)
+    return torch.bmm(edges.to(x.dtype).expand(T * N, -1, -1), rows).view(T, N, V, len(graph), C + 1)
 
 
 def _sizes(x: Tensor, graph: Tensor) -> dict[str, int]:

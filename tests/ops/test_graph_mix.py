@@ -18,12 +18,10 @@ SHAPES = [{"C": 35, "V": 7}, {"C": 16}, {"T": 1, "N": 1, "V": 1, "C": 1, "K": 1}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("impl", ["torch", pytest.param("native", marks=needs_extension)])
 def test_agrees(agree, numbers, impl, shape):
     agree(graph_mix, reference, case(numbers, **shape), impl)
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch", pytest.param("native", marks=needs_extension)])
 def test_by_hand(impl):
     """Two joints: the first goes to both, twofold to the second. What is no edge has no gradient."""
     x = torch.tensor([[[[1.0], [10.0]]]])
