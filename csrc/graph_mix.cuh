@@ -1,8 +1,8 @@
 // graph_mix and its gradient, the work for some channels of one row.
 //
 // out[w, k] = sum over v of graph[k, v, w] (x[v], 1), the spatial part of ST-GCN (Yan et al., AAAI 2018). Of a
-// skeleton's graph nearly all entries are zero: edges are listed once and gone through for every row. What an edge gets by the
-// channels of a row is added up in one register of its own, lane by lane, and its lanes at the very end.
+// skeleton's graph nearly all entries are zero: edges are listed once and gone through for every row. What an edge gets
+// by the channels of a row is added up in a register of its own, lane by lane, and its lanes at the very end.
 //
 // Forward reads x once and writes out once; the gradient reads x and its upstream once and writes d_x once.
 #pragma once
