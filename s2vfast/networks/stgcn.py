@@ -25,6 +25,7 @@ from s2vfast.networks.base import Network, register
 from s2vfast.networks.graph import spatial_graph
 from s2vfast.networks.noise import Draws, dropout_keep, word_count
 from s2vfast.networks.norm import normalise
+from s2vfast.ops._linear import linear
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -66,7 +67,7 @@ class GraphConv(nn.Module):
         # Neighbours first: they are fewer numbers than the K * D that would follow, and one product does the maps.
         mixed = ops.graph_mix(x, graph).flatten(3)  # [T, N, V, K * (C + 1)]
         weight = torch.cat([self.weight, self.bias[:, None]], 1).flatten(0, 1)
-        return (mixed.flatten(0, 2) @ weight).view(*x.shape[:3], -1)
+        return linear(mixed, weight.t().contiguous(), None)
 
 
 class TemporalConv(nn.Module):
