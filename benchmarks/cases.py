@@ -155,6 +155,11 @@ def _mix_cost(shape: Shape, backward: bool) -> Cost:
     return Cost(flop=(3 if backward else 1) * 2.0 * shape.N * shape.S * shape.V**2 * 3 * shape.D)
 
 
+def _edges_cost(shape: Shape, backward: bool) -> Cost:
+    """Forward x is read and three times as many numbers are written; backward both are read again, and d_x written."""
+    return Cost(bytes=4.0 * (9 if backward else 4) * shape.N * shape.S * shape.V * shape.D)
+
+
 def _graph_cost(shape: Shape, backward: bool) -> Cost:
     """Scores, a mixture of joints and a linear map a head; backward two more of each."""
     frames, width = shape.N * shape.S, shape.D // 8
@@ -307,6 +312,7 @@ CASES: dict[str, Case] = {
         Case("temporal_branches", _branches_cost, ("nwucla",)),
         Case("batch_norm", _norm_cost, ("nwucla", "ntu")),
         Case("joint_mix", _mix_cost, ("nwucla", "ntu")),
+        Case("graph_mix", _edges_cost, ("nwucla", "ntu")),
         Case("graph_attention", _graph_cost, ("nwucla", "ntu")),
         Case("teacher_target", _bytes(), TOKENS),  # instance norm needs all tokens, visible ones too
         Case("masked_mse", _bytes(), TOKENS, light=True),

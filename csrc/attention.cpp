@@ -122,6 +122,7 @@ struct Head {
   int64_t tokens, width, columns, stride;  // L, d, d up to whole registers, numbers from token to token in qkv
   int64_t out_stride;                      // in out
   const float *q, *k, *v;
+  int64_t group;  // 0: none
 
   float scale() const { return 1.0f / std::sqrt(float(width)); }
   // Queries of the block that begins at i.
@@ -142,6 +143,20 @@ inline void turn_rows(const float* __restrict__ from, int64_t stride, int64_t co
   for (int64_t c = 0; c < head.width; ++c) {
     for (int64_t i = 0; i < count; ++i) to[c * kQueries + i] = from[i * stride + c] * factor;
     for (int64_t i = count; i < kQueries; ++i) to[c * kQueries + i] = 0.0f;
+  }
+}
+
+constexpr float kHidden = -1e30f;  // a score that vanishes beside any other
+
+// Hides from queries i ... i + queries those keys among j ... j + keys that are of their own group, but for themselves.
+inline void hide_group(const Head& head, int64_t j, int64_t keys, int64_t i, int64_t queries,
+                       float* __restrict__ scores) {
+  if (head.group == 0) return;
+  for (int64_t query = i; query < i + queries; ++query) {
+    const int64_t first = query / head.group * head.group;
+    const int64_t begin = std::max(first, j), end = std::min(first + head.group, j + keys);
+    for (int64_t key = begin; key < end; ++key)
+      if (key != query) scores[(key - j) * kQueries + query - i] = kHidden;
   }
 }
 
@@ -208,6 +223,7 @@ inline void forward_head(Head head, float* scratch, float* out, float* lse) {
       const int64_t block = std::min(kKeys, head.tokens - j);
       kProduct({keys + j * head.columns, head.columns, 1}, block, queries, kQueries, head.width,
                                   lanes, {scores, kQueries, false, nullptr});
+      hide_group(head, j, block, i, count, scores);
       online_softmax<kLanes>(scores, block, lanes, m, l, alpha);
       kProduct({scores, 1, kQueries}, count, values + j * head.columns, head.columns, block,
                                   head.columns, {sums, head.columns, true, alpha});
@@ -278,6 +294,7 @@ inline void backward_head(Head head, float* scratch, const float* out, const flo
                                   {scores, kQueries, false, nullptr});
       kProduct({v, columns, 1}, block, d_out_t, kQueries, head.width, lanes,
                                   {d_scores, kQueries, false, nullptr});
+      hide_group(head, j, block, i, count, scores);
       softmax_gradient<kLanes>(scores, d_scores, block, lanes, sums, delta);
       kProduct({scores, kQueries, 1}, block, d_out, columns, count, columns,
                                   {d_values + j * columns, columns, true, nullptr});
@@ -352,7 +369,7 @@ void require(bool good, const char* message) {
 
 template <class Call>
 void check(const Call& call) {
-  require(call.tracks >= 0 && call.tokens >= 0 && call.heads >= 0 && call.width >= 1,
+  require(call.tracks >= 0 && call.tokens >= 0 && call.heads >= 0 && call.width >= 1 && call.group >= 0,
           "attention: a negative size, or heads of no width");
   require((call.qkv != nullptr && call.out != nullptr && call.lse != nullptr) ||
               call.tracks * call.tokens * call.heads == 0,
@@ -372,7 +389,7 @@ void each_head(const Call& call, int64_t scratch_numbers, int threads, const Bod
       const int64_t track = item / call.heads, h = item % call.heads;
       const int64_t first = track * call.tokens * row, in = 3 * first + h * call.width, out = first + h * call.width;
       const float* const q = static_cast<const float*>(call.qkv) + in;
-      body(Head{call.tokens, call.width, 0, 3 * row, row, q, q + row, q + 2 * row}, in, out, item * call.tokens,
+      body(Head{call.tokens, call.width, 0, 3 * row, row, q, q + row, q + 2 * row, call.group}, in, out, item * call.tokens,
            scratch);
     }
   });

@@ -15,6 +15,7 @@ struct AttentionCall {
   void* out;        // out [N, L, H, d]
   float* lse;       // out [N, H, L]
   int lanes;        // on the host: numbers of a register: 4, 8, 16; 0: as many as the CPU has
+  int64_t group;    // on the host: so many neighbours do not look at each other; 0: all do
 };
 
 struct AttentionBackwardCall {
@@ -29,6 +30,7 @@ struct AttentionBackwardCall {
   float* workspace;       // on a GPU: scratch [blocks, floats], of attention_backward_workspace
   int64_t blocks;         // that share out the heads of all tracks
   int lanes;              // as above
+  int64_t group;          // as above
 };
 
 // On the host, on `threads` threads (0: one for each core). Throw std::invalid_argument for sizes or pointers that

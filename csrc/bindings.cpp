@@ -101,9 +101,9 @@ void embed_gather_backward(int itemsize, int64_t tracks, int64_t frames, int64_t
 }
 
 void attention(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv, uintptr_t out,
-               uintptr_t lse, int lanes, int device, uintptr_t stream, int threads) {
+               uintptr_t lse, int lanes, int64_t group, int device, uintptr_t stream, int threads) {
   const s2v::AttentionCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv), pointer<void>(out),
-                                   pointer<float>(lse), lanes};
+                                   pointer<float>(lse), lanes, group};
   const py::gil_scoped_release release;
   S2V_RUN(attention, call, device, stream, threads);
 }
@@ -121,11 +121,13 @@ py::tuple attention_backward_workspace(int64_t batch_heads, int64_t tokens, int6
 
 void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv,
                         uintptr_t out, uintptr_t lse, uintptr_t grad_out, uintptr_t grad_lse, uintptr_t grad_qkv,
-                        uintptr_t workspace, int64_t blocks, int lanes, int device, uintptr_t stream, int threads) {
+                        uintptr_t workspace, int64_t blocks, int lanes, int64_t group, int device, uintptr_t stream,
+                        int threads) {
   const s2v::AttentionBackwardCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv),
                                            pointer<const void>(out), pointer<const float>(lse),
                                            pointer<const void>(grad_out), pointer<const float>(grad_lse),
-                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks, lanes};
+                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks, lanes,
+                                           group};
   const py::gil_scoped_release release;
   S2V_RUN(attention_backward, call, device, stream, threads);
 }
@@ -271,7 +273,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
   module.def("attention", &attention, py::kw_only(), py::arg("half") = false, py::arg("tracks"), py::arg("tokens"),
              py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"), py::arg("lanes") = 0,
-             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             py::arg("group") = 0, py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
              "Attention and its log-sum-exp; see s2vfast.ops.attention.");
   module.def("attention_backward_workspace", &attention_backward_workspace, py::kw_only(), py::arg("batch_heads"),
              py::arg("tokens"), py::arg("width"), py::arg("device"),
@@ -279,7 +281,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("attention_backward", &attention_backward, py::kw_only(), py::arg("half") = false, py::arg("tracks"),
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace") = 0,
-             py::arg("blocks") = 0, py::arg("lanes") = 0, py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("blocks") = 0, py::arg("lanes") = 0, py::arg("group") = 0, py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "Its gradient.");
   bind_graph(module);
   bind_points(module);

@@ -4,6 +4,7 @@
 #include "batch_norm.h"
 #include "bindings.h"
 #include "graph_attention.h"
+#include "graph_mix.h"
 #include "joint_mix.h"
 #include "temporal_branches.h"
 
@@ -110,9 +111,34 @@ void joint_mix_backward(int64_t tracks, int64_t frames, int64_t joints, int64_t 
   S2V_RUN_CPU(joint_mix_backward, call, device, stream, threads);
 }
 
+void graph_mix(int64_t rows, int64_t joints, int64_t channels, int64_t subsets, uintptr_t x, uintptr_t graph,
+               uintptr_t out, int device, uintptr_t stream, int threads) {
+  const s2v::GraphMixCall call = {rows, joints, channels, subsets, pointer<const float>(x), pointer<const float>(graph),
+                                  pointer<float>(out)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(graph_mix, call, device, stream, threads);
+}
+
+void graph_mix_backward(int64_t rows, int64_t joints, int64_t channels, int64_t subsets, uintptr_t x, uintptr_t graph,
+                        uintptr_t grad, uintptr_t d_x, uintptr_t d_graph, int device, uintptr_t stream, int threads) {
+  const s2v::GraphMixBackwardCall call = {rows, joints, channels, subsets, pointer<const float>(x),
+                                          pointer<const float>(graph), pointer<const float>(grad),
+                                          pointer<float>(d_x), pointer<float>(d_graph)};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(graph_mix_backward, call, device, stream, threads);
+}
+
 }  // namespace
 
 void bind_graph(py::module_& module) {
+  module.def("graph_mix", &graph_mix, py::kw_only(), py::arg("rows"), py::arg("joints"), py::arg("channels"),
+             py::arg("subsets"), py::arg("x"), py::arg("graph"), py::arg("out"), py::arg("device") = -1,
+             py::arg("stream") = 0, py::arg("threads") = 0,
+             "Joints mixed along the edges of a graph; see s2vfast.ops.graph_mix.");
+  module.def("graph_mix_backward", &graph_mix_backward, py::kw_only(), py::arg("rows"), py::arg("joints"),
+             py::arg("channels"), py::arg("subsets"), py::arg("x"), py::arg("graph"), py::arg("grad"), py::arg("d_x"),
+             py::arg("d_graph"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             "Its gradients.");
   module.def("batch_norm", &batch_norm, py::kw_only(), py::arg("rows"), py::arg("widths"), py::arg("x"),
              py::arg("weight"), py::arg("bias"), py::arg("residual") = 0, py::arg("relu_first"), py::arg("relu"),
              py::arg("eps"), py::arg("mean"), py::arg("variance"), py::arg("out"), py::arg("device") = -1,

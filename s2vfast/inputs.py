@@ -288,6 +288,14 @@ def _joint_mix(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _graph_mix(make: _Maker) -> dict[str, Any]:
+    shape = make.shape
+    graph = make.normal(3, shape.V, shape.V, scale=0.3)
+    # Few edges, as a skeleton has; joints without one among them.
+    edge = (torch.arange(graph.numel(), device=graph.device) % 7 < 2).view(graph.shape)
+    return {"x": make.normal(shape.S, shape.N, shape.V, shape.D), "graph": graph * edge}
+
+
 def _batch_norm(make: _Maker) -> dict[str, Any]:
     shape = make.shape
     widths = shape.D, shape.E
@@ -402,6 +410,7 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "mlp": _mlp,
     "batch_norm": _batch_norm,
     "joint_mix": _joint_mix,
+    "graph_mix": _graph_mix,
     "graph_attention": _graph_attention,
     "temporal_conv": _temporal_conv,
     "temporal_branches": _temporal_branches,

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = (
     "clip_sample tube_mask token_mask embed_gather mask_fill norm_linear attention add_norm mlp batch_norm joint_mix "
-    "graph_attention temporal_conv temporal_branches teacher_target masked_mse adamw_ema point_sample voxelize "
-    "sparse_conv"
+    "graph_mix graph_attention temporal_conv temporal_branches teacher_target masked_mse adamw_ema point_sample "
+    "voxelize sparse_conv"
 ).split()
 LONGEST = 440
 

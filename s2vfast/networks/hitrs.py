@@ -175,9 +175,6 @@ class HiTRS(Network):
         self.video_position = nn.Parameter(sinusoids(section.positions, widths[2]))
         self.clip_token = nn.Parameter(torch.rand(widths[1]))
         self.video_token = nn.Parameter(torch.rand(widths[2]))
-        frame = torch.arange(section.window * joints + 1) // joints
-        mask = (frame[:, None] != frame) | torch.eye(len(frame), dtype=torch.bool)
-        self.register_buffer("clip_mask", mask, persistent=False)
 
     @classmethod
     def build(cls, config: Config, layout: Layout) -> HiTRS:
@@ -276,7 +273,7 @@ class HiTRS(Network):
 
     def clip_attention(self, qkv: Tensor) -> Tensor:
         """[N, L, 3, H, d] to [N, L, H, d]: a joint does not look at other joints of its frame."""
-        return _masked_attention(qkv, self.clip_mask)
+        return ops.attention(qkv, group=self.joints)
 
     def videos(self, windows: Tensor, packing: Packing, scale: Scale | None = None) -> Tensor:
         """Video level: embeddings [R, 4 * width] of videos of windows [W, 2 * width]."""

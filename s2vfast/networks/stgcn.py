@@ -25,6 +25,7 @@ from s2vfast.networks.base import Network, register
 from s2vfast.networks.graph import spatial_graph
 from s2vfast.networks.noise import Draws, dropout_keep, word_count
 from s2vfast.networks.norm import normalise
+from s2vfast.ops._linear import linear
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -63,14 +64,10 @@ class GraphConv(nn.Module):
 
     def forward(self, x: Tensor, graph: Tensor) -> Tensor:
         """[T, N, V, D] of x [T, N, V, C] and a graph [K, V, V]."""
-        T, N, V, _ = x.shape
-        K, C, D = self.weight.shape
         # Neighbours first: they are fewer numbers than the K * D that would follow, and one product does the maps.
-        neighbours = graph.permute(2, 0, 1).reshape(V * K, V)
-        mixed = torch.bmm(neighbours.expand(T * N, -1, -1), x.reshape(T * N, V, C))  # [T * N, V * K, C]
-        y = mixed.view(T * N * V, K * C) @ self.weight.view(K * C, D)
-        bias = graph.sum(1).t() @ self.bias  # [V, D]: of every joint another one, by its edges
-        return y.view(T, N, V, D) + bias
+        mixed = ops.graph_mix(x, graph).flatten(3)  # [T, N, V, K * (C + 1)]
+        weight = torch.cat([self.weight, self.bias[:, None]], 1).flatten(0, 1)
+        return linear(mixed, weight.t().contiguous(), None)
 
 
 class TemporalConv(nn.Module):

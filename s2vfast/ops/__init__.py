@@ -45,6 +45,7 @@ from s2vfast.ops.batch_norm import batch_norm
 from s2vfast.ops.clip_sample import ClipSpec, clip_sample
 from s2vfast.ops.embed_gather import embed_gather
 from s2vfast.ops.graph_attention import graph_attention
+from s2vfast.ops.graph_mix import graph_mix
 from s2vfast.ops.joint_mix import joint_mix
 from s2vfast.ops.mask_fill import mask_fill
 from s2vfast.ops.masked_mse import masked_mse
@@ -74,6 +75,7 @@ __all__ = [
     "clip_sample",
     "embed_gather",
     "graph_attention",
+    "graph_mix",
     "is_auto",
     "joint_mix",
     "mask_fill",

@@ -13,17 +13,22 @@ from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, differentiate, fake, like, operator
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.attention import attention as _reference
+from s2vfast.reference.attention import hidden_by_group
 
 # From so many queries on, PyTorch's kernel for CPUs takes 256 of them at once instead of 64, and is up to 30 % faster:
 # the 750 tokens of NTU are worth 18 queries that nobody asks.
 _MANY = 768
 
 
-def attention(qkv: Tensor, *, return_lse: bool = False, impl: str | None = None) -> Tensor | tuple[Tensor, Tensor]:
+def attention(
+    qkv: Tensor, *, group: int = 0, return_lse: bool = False, impl: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention with scale d ** -0.5.
 
     Args:
         qkv: [N, L, 3, H, d].
+        group: tokens 0 ... group - 1 are one group, the next ``group`` another, and so on. A token does not look at the
+            others of its group, as joints of one frame do not in Hi-TRS. 0: it looks at all tokens.
         return_lse: also return the log-sum-exp of the scaled scores.
         impl: implementation; None: see `use_impl`.
 
@@ -31,25 +36,33 @@ def attention(qkv: Tensor, *, return_lse: bool = False, impl: str | None = None)
         [N, L, H, d]; with ``return_lse`` also [N, H, L] in float32 (float64 for float64 inputs).
     """
     require(qkv.ndim == 5 and qkv.shape[2] == 3, "attention", "qkv", "[N, L, 3, H, d]", qkv)
-    return _op(impl, qkv.device, qkv, return_lse=return_lse)
+    require(group >= 0, "attention", "group", "0 or more", group)
+    # Implementations from outside that know no groups are called as before.
+    options = {"group": group} if group else {}
+    return _op(impl, qkv.device, qkv, return_lse=return_lse, **options)
 
 
-def _run_reference(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _reference(qkv)
+def _run_reference(qkv: Tensor, *, return_lse: bool, group: int = 0) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _reference(qkv, group)
     return (out, lse) if return_lse else out
 
 
-def _torch(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+def _torch(qkv: Tensor, *, return_lse: bool, group: int = 0) -> Tensor | tuple[Tensor, Tensor]:
     # Each [N, H, L, d]. Taken apart in this order, their gradients are put together packed, without another copy.
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
     L = q.shape[2]
-    if not qkv.is_cuda and 0.9 * _MANY <= L < _MANY:
+    hidden = hidden_by_group(L, group, qkv.device) if group else None
+    if hidden is not None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden).transpose(1, 2)
+    elif not qkv.is_cuda and 0.9 * _MANY <= L < _MANY:
         out = F.scaled_dot_product_attention(F.pad(q, (0, 0, 0, _MANY - L)), k, v)[:, :, :L].transpose(1, 2)
     else:
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     if not return_lse:
         return out
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # SDPA keeps its own to itself
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
     return out, torch.logsumexp(scores if scores.dtype == torch.float64 else scores.float(), dim=-1)
 
 
@@ -59,7 +72,7 @@ def _forward(qkv):
 
 
 @fake(_forward)
-def _like_results(qkv):
+def _like_results(qkv, *_):
     N, L, _, H, d = qkv.shape
     return qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
 
@@ -74,8 +87,9 @@ def _like_qkv(qkv, *_):
     return like((qkv,))[0]
 
 
-def _save(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    qkv, *ctx.options = inputs
+    ctx.save_for_backward(qkv, *output)
     ctx.set_materialize_grads(False)
 
 
@@ -97,23 +111,30 @@ def _widths(qkv: Tensor, **_: object) -> list[str]:
     return [] if width <= 128 else [f"it takes heads up to 128 wide, not {width}"]
 
 
-@operator("attention_native(Tensor qkv) -> (Tensor, Tensor)")
-def _native_forward(qkv):
+def _no_groups(qkv: Tensor, group: int = 0, **_: object) -> list[str]:
+    return ["it takes no groups"] if group else []
+
+
+@operator("attention_native(Tensor qkv, int group) -> (Tensor, Tensor)")
+def _native_forward(qkv, group):
     qkv = _aligned(qkv)
     N, L, _, H, d = qkv.shape
     out, lse = qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
     tensors = _native.addresses(qkv=qkv, out=out, lse=lse)
-    _extension.load().attention(**_sizes(qkv), **tensors, **_native.place(qkv))
+    _extension.load().attention(**_sizes(qkv, group), **tensors, **_native.place(qkv))
     return out, lse
 
 
 fake(_native_forward)(_like_results)
 
 
-@operator("attention_native_backward(Tensor qkv, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse) -> Tensor")
-def _native_backward(qkv, out, lse, grad_out, grad_lse):
+@operator(
+    "attention_native_backward(Tensor qkv, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, int group)"
+    " -> Tensor"
+)
+def _native_backward(qkv, out, lse, grad_out, grad_lse, group):
     qkv, out, grad_out = map(_aligned, (qkv, out, grad_out))
-    extension, place, sizes = _extension.load(), _native.place(qkv), _sizes(qkv)
+    extension, place, sizes = _extension.load(), _native.place(qkv), _sizes(qkv, group)
     grad_qkv = torch.empty_like(qkv)
     tensors = {"qkv": qkv, "out": out, "lse": lse, "grad_out": grad_out, "grad_qkv": grad_qkv}
     if grad_lse is not None:
@@ -140,21 +161,22 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
-def _sizes(qkv: Tensor) -> dict[str, int]:
+def _sizes(qkv: Tensor, group: int) -> dict[str, int]:
     N, L, _, H, d = qkv.shape
-    return {"half": qkv.dtype == torch.float16, "tracks": N, "tokens": L, "heads": H, "width": d}
+    return {"half": qkv.dtype == torch.float16, "tracks": N, "tokens": L, "heads": H, "width": d, "group": group}
 
 
-def _native_gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor:
+def _native_gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor, None]:
     qkv, out, lse = ctx.saved_tensors
-    return _native_backward(qkv, out, lse, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse)
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    return _native_backward(qkv, out, lse, grad_out, grad_lse, *ctx.options), None
 
 
 differentiate(_native_forward, _native_gradients, _save)
 
 
-def _run_native(qkv: Tensor, *, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = _native_forward(qkv)
+def _run_native(qkv: Tensor, *, return_lse: bool, group: int = 0) -> Tensor | tuple[Tensor, Tensor]:
+    out, lse = _native_forward(qkv, group)
     return (out, lse) if return_lse else out
 
 
@@ -163,7 +185,7 @@ def _eights(qkv: Tensor, **_: object) -> list[str]:
     return [] if width % 8 == 0 else [f"it takes heads whose width is a multiple of 8, not {width}"]
 
 
-_native_on_gpu = _native.reasons(_widths, _eights, floats=(torch.bfloat16, torch.float16))
+_native_on_gpu = _native.reasons(_widths, _eights, _no_groups, floats=(torch.bfloat16, torch.float16))
 _native_on_cpu = _native.reasons(floats=(torch.float32,))
 
 
@@ -179,7 +201,7 @@ _op = register(
     triton=_run_triton,
     native=_run_native,
     reasons={
-        "triton": _triton.reasons(_widths),
+        "triton": _triton.reasons(_widths, _no_groups),
         "native": _native_reasons,
     },
 )

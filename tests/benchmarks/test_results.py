@@ -132,7 +132,7 @@ def test_what_auto_prefers_was_measured_to_be_faster():
     """Over all shapes and passes of the committed results, by the geometric mean."""
     rows = [
         row
-        for name in ("ops", "graph_networks")
+        for name in ("ops", "graph_networks", "attention", "graph_mix")
         for row in _results.read(_results.RESULTS / f"cpu/{name}.json")["rows"]
     ]
     for op, (first, *_) in PREFERENCE["cpu"].items():

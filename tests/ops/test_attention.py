@@ -170,6 +170,34 @@ def test_heads_that_are_too_wide_are_refused():
         attention(torch.zeros(1, 2, 3, 1, 144), impl="triton")
 
 
+# Groups that lie in one block of keys, in two, of one token, and larger than all tokens; the last is not full.
+@pytest.mark.parametrize("name", ["torch", pytest.param("native", marks=needs_extension)])
+@pytest.mark.parametrize(("tokens", "group"), [(15, 7), (141, 20), (101, 60), (9, 1), (9, 12)])
+def test_a_token_does_not_look_at_the_others_of_its_group(agree, numbers, tokens, group, name):
+    def run(qkv, impl):
+        return attention(qkv, group=group, return_lse=True, impl=impl)
+
+    qkv = numbers(2, tokens, 3, 2, 8, seed=0, scale=2.0)
+    agree(run, lambda qkv: reference(qkv, group), {"qkv": qkv}, name)
+
+
+def test_groups_by_hand(numbers):
+    """Two groups of two: a token looks at itself and at the other group."""
+    q, k, v = numbers(1, 4, 3, 1, 2, seed=0)[0, :, :, 0].unbind(1)
+    weights = torch.exp(q @ k.T / 2**0.5)
+    weights[[0, 1, 2, 3], [1, 0, 3, 2]] = 0.0
+    out, lse = reference(torch.stack([q, k, v], 1)[None, :, :, None], 2)
+    torch.testing.assert_close(out[0, :, 0], weights / weights.sum(1, keepdim=True) @ v)
+    torch.testing.assert_close(lse[0, 0], weights.sum(1).log())
+
+
+def test_who_knows_no_groups_refuses_them():
+    with pytest.raises(errors.ImplementationError, match="it takes no groups"):
+        attention(torch.zeros(1, 4, 3, 1, 16), group=2, impl="triton")
+    with pytest.raises(errors.ShapeError, match="attention: group: expected 0 or more, got -1"):
+        attention(torch.zeros(1, 4, 3, 1, 16), group=-1)
+
+
 def test_empty_batch(impl):
     assert attention(torch.zeros(0, 5, 3, 2, 8), impl=impl).shape == (0, 5, 2, 8)
 

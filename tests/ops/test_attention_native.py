@@ -163,9 +163,9 @@ def test_five_products_and_one_exponential_a_score():
 def test_opcheck():
     qkv = random(1, 9, 2, 16)
     with emulate(80, "native"):
-        out, lse = _native_forward(qkv)
-        torch.library.opcheck(_native_forward, (qkv.clone().requires_grad_(),))
-        torch.library.opcheck(_native_backward, (qkv, out, lse, torch.ones_like(out), torch.ones_like(lse)))
+        out, lse = _native_forward(qkv, 0)
+        torch.library.opcheck(_native_forward, (qkv.clone().requires_grad_(), 0))
+        torch.library.opcheck(_native_backward, (qkv, out, lse, torch.ones_like(out), torch.ones_like(lse), 0))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3, 2, 16), (2, 0, 3, 2, 16)])
