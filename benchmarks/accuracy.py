@@ -55,6 +55,8 @@ STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
 OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics")}
 """Objectives with a preset and a network of their own, and how their features are read."""
+RECIPES = {"vicreg": "convolutions"}
+"""Recipes of fine-tuning; of others it is nwucla."""
 METHODS = ("objectives", *OWN, *STREAMS)
 ENSEMBLES = {"equal": "equal weights", "folds": "weights of folds"}
 
@@ -87,7 +89,7 @@ def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "object
     """All that has to be done, in order."""
     todo: list[Task] = []
     for seed in range(1, seeds + 1):
-        tune = f"--recipe nwucla --finetune.seed {seed}"
+        tune = f"--recipe {RECIPES.get(method, 'nwucla')} --finetune.seed {seed}"
 
         def evaluate(name: str, run: str, what: str, words: str, seed: int = seed) -> None:
             folder = out / "evaluated" / f"{name}-{seed}-{what}"
