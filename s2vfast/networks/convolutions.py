@@ -137,9 +137,9 @@ class Convolutions(Network):
 
 
 def even(stream: Tensor) -> Tensor:
-    """A stream [N, T, J] in units of its own deviation over time, that of all its channels: streams count alike."""
-    deviation = (stream - stream.mean(1, keepdim=True)).square().mean((1, 2), keepdim=True).sqrt()
-    return stream / (deviation + STILL)
+    """A stream [N, T, J] about its mean over time, in units of its channels' deviation: streams count alike."""
+    centred = stream - stream.mean(1, keepdim=True)
+    return centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + STILL)
 
 
 def draw(bank: nn.Conv1d, most: int) -> None:
