@@ -119,8 +119,8 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
             write(name, seed, what, tmp_path, {"1-NN": top1, "tuned": top1})
     top1 = accuracy.collected(tmp_path, 2, method)
     names = [f"1-NN, {pool}" for pool in accuracy.OWN[method]]
-    assert top1["untrained"] == dict.fromkeys(names, [50.0, 50.0])
-    assert top1[method] == dict.fromkeys([*names, "fine-tuned"], [80.0, 80.0])
+    assert top1["untrained"] == {key: [50.0, 50.0] for key in names}
+    assert top1[method] == {key: [80.0, 80.0] for key in [*names, "fine-tuned"]}
     cells = " | ".join(["50.0 ± 0.0"] * len(names))
     assert f"| | {' | '.join(names)} | fine-tuned |\n" in accuracy.table(top1)
     assert f"| untrained | {cells} | – |" in accuracy.table(top1)
