@@ -4,12 +4,12 @@
         [--config nwucla] [--seeds 3] [--jobs 2] [--docs docs]
 
 ``objectives`` pretrains each objective of a preset with each seed, evaluates every run, the untrained encoder and the
-same network trained from scratch. So do ``skeattnclr`` and ``hitrs``, each with its own preset, CONFIG_skeattnclr or
-CONFIG_hitrs, and network. Each recogniser trains its preset, CONFIG_infogcn or CONFIG_freqmixformer, joints
-with each seed and other streams with seed 1, and adds the streams' scores. Each of the methods writes its part of
-docs/CONFIG.md and docs/CONFIG.json. It says every command that it runs, so that each can be run by hand. ``--jobs`` run
-side by side, each on one thread. What is stopped goes on where it was when the same command is given again; what is
-done is left alone.
+same network trained from scratch. So do ``skeattnclr``, ``hitrs`` and ``vicreg``, each with its own preset,
+CONFIG_skeattnclr and so on, and network. Each recogniser trains its preset, CONFIG_infogcn or CONFIG_freqmixformer,
+joints with each seed and other streams with seed 1, and adds the streams' scores. Each of the methods writes its part
+of docs/CONFIG.md and docs/CONFIG.json. It says every command that it runs, so that each can be run by hand. ``--jobs``
+run side by side, each on one thread. What is stopped goes on where it was when the same command is given again; what
+is done is left alone.
 """
 
 from __future__ import annotations
@@ -38,17 +38,25 @@ from s2vfast import errors
 from s2vfast.evaluate import table as evaluation
 
 OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
-POOLS = ("mean", "joint_time")
+POOLS = {"mean": "--pool mean", "joint_time": "--pool joint_time", "statistics": "--pool statistics --layers 2"}
+"""How features are read, by what their columns are called."""
 TUNED, FLOOR = "tuned", "floor"
-PROBES = {"linear probe (published recipe)": "linear", "linear probe (L-BFGS)": "L-BFGS", "1-NN": "1-NN"}
+PROBES = {
+    "linear probe (published recipe)": "linear",
+    "linear probe (L-BFGS)": "L-BFGS",
+    "linear probe (ridge)": "ridge",
+    "1-NN": "1-NN",
+}
 """Rows of an evaluation of features, and what their columns are called; of each there is one for each pooling."""
 FULL = ("fine-tuned", "supervised from scratch")
 """Rows of one column: training from scratch is fine-tuning of first weights."""
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
 STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
-OWN = ("skeattnclr", "hitrs")
-"""Objectives with a preset and a network of their own."""
+OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics")}
+"""Objectives with a preset and a network of their own, and how their features are read."""
+RECIPES = {"vicreg": "convolutions"}
+"""Recipes of fine-tuning; of others it is nwucla."""
 METHODS = ("objectives", *OWN, *STREAMS)
 ENSEMBLES = {"equal": "equal weights", "folds": "weights of folds"}
 
@@ -68,8 +76,8 @@ class Task:
 
 
 def objectives_of(method: str) -> dict[str, tuple[str, ...]]:
-    """Which objectives are trained, and how their features are pooled, by their names; first weights are the last's."""
-    return {method: POOLS[:1]} if method in OWN else dict.fromkeys(OBJECTIVES, POOLS)
+    """Which objectives are trained, and how their features are read, by their names; first weights are the last's."""
+    return {method: OWN[method]} if method in OWN else dict.fromkeys(OBJECTIVES, ("mean", "joint_time"))
 
 
 def baseline(name: str, method: str) -> str:
@@ -81,7 +89,7 @@ def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "object
     """All that has to be done, in order."""
     todo: list[Task] = []
     for seed in range(1, seeds + 1):
-        tune = f"--recipe nwucla --finetune.seed {seed}"
+        tune = f"--recipe {RECIPES.get(method, 'nwucla')} --finetune.seed {seed}"
 
         def evaluate(name: str, run: str, what: str, words: str, seed: int = seed) -> None:
             folder = out / "evaluated" / f"{name}-{seed}-{what}"
@@ -94,11 +102,11 @@ def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "object
             train = f"pretrain --config {preset} --train.seed {seed} --train.threads 1 --resume"
             todo.append(Task(run, [*train.split(), "--data", str(store), "--out", str(out / run)]))
             for pool in pools:
-                evaluate(objective, run, pool, f"--protocol linear,knn --pool {pool}")
+                evaluate(objective, run, pool, f"--protocol linear,knn {POOLS[pool]}")
             evaluate(objective, run, TUNED, f"--protocol finetune {tune}")
         for pool in pools:
             name = baseline("untrained", method)
-            evaluate(name, run, pool, f"--untrained --protocol linear,knn --pool {pool}")
+            evaluate(name, run, pool, f"--untrained --protocol linear,knn {POOLS[pool]}")
         evaluate(baseline("supervised", method), run, TUNED, f"--protocol supervised {tune}")
     if method not in OWN:
         run = f"{OBJECTIVES[-1]}-1"

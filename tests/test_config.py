@@ -153,7 +153,7 @@ def test_the_presets_are_these_and_good():
     objectives = ("", "_mamp", "_skeattnclr", "_hitrs", "_skeletonmae")
     variants = [f"{family}{objective}" for family in families for objective in objectives]
     variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
-    assert presets.names() == sorted(["demo", "msr_order", "own", *variants])
+    assert presets.names() == sorted(["demo", "msr_order", "nwucla_vicreg", "own", *variants])
     for name in presets.names():
         family, _, variant = name.partition("_")
         layout = {"nwucla": LAYOUTS["kinect_v1"], "msr": PointLayout()}.get(family, LAYOUTS["kinect_v2"])

@@ -107,7 +107,7 @@ def _evaluate(parser: Any) -> None:
         "--recipe",
         default="published",
         metavar="NAME|FILE",
-        help="of fine-tuning: published, nwucla, skeattnclr, hitrs, msr_finetune or a YAML file of its fields",
+        help="of fine-tuning: published, nwucla, convolutions, skeattnclr, hitrs, msr_finetune, or a YAML file",
     )
 
 

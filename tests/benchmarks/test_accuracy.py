@@ -83,7 +83,7 @@ def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):
 
 def test_numbers_of_all_seeds_are_collected(tmp_path):
     for seed in (1, 2):
-        for number, pool in enumerate(accuracy.POOLS):
+        for number, pool in enumerate(("mean", "joint_time")):
             write("untrained", seed, pool, tmp_path, {"1-NN": 50.0 + seed + number, "10-NN": 0.0})
             for method in accuracy.OBJECTIVES:
                 write(method, seed, pool, tmp_path, {"linear probe (published recipe)": 70.0 + 2 * seed})
@@ -108,7 +108,7 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
     from s2vfast import cli
 
     made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, method)
-    assert len({task.name for task in made}) == len(made) == 2 * 5
+    assert len({task.name for task in made}) == len(made) == 2 * (3 + 2 * len(accuracy.OWN[method]))
     for task in made:
         cli.parse(task.words)
         assert {other.name for other in made}.issuperset(task.after)
@@ -118,9 +118,12 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
             top1 = 50.0 if "--untrained" in task.words else 80.0
             write(name, seed, what, tmp_path, {"1-NN": top1, "tuned": top1})
     top1 = accuracy.collected(tmp_path, 2, method)
-    assert top1["untrained"] == {"1-NN, mean": [50.0, 50.0]}
-    assert top1[method] == {"1-NN, mean": [80.0, 80.0], "fine-tuned": [80.0, 80.0]}
-    assert "| | 1-NN, mean | fine-tuned |\n|---|---|---|\n| untrained | 50.0 ± 0.0 | – |" in accuracy.table(top1)
+    names = [f"1-NN, {pool}" for pool in accuracy.OWN[method]]
+    assert top1["untrained"] == {key: [50.0, 50.0] for key in names}
+    assert top1[method] == {key: [80.0, 80.0] for key in [*names, "fine-tuned"]}
+    cells = " | ".join(["50.0 ± 0.0"] * len(names))
+    assert f"| | {' | '.join(names)} | fine-tuned |\n" in accuracy.table(top1)
+    assert f"| untrained | {cells} | – |" in accuracy.table(top1)
 
 
 def test_the_floor_is_read(tmp_path):

@@ -1,0 +1,157 @@
+"""Dilated convolutions over time of joints, bones and motion, what they reach pooled, and one embedding a clip.
+
+The kernels begin as those of ROCKET (Dempster, Petitjean and Webb, 2020), which need no training to tell actions apart:
+each looks at a few channels of one dilation, its weights have no mean. Here they learn. As there, of a kernel's output
+over time the share of positive values and the maximum count, and the deviation besides; the share is that of a steep
+sigmoid, which has a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from s2vfast.config.fields import option
+from s2vfast.data.streams import Stream
+from s2vfast.errors import ConfigError
+from s2vfast.networks.base import Network, register
+from s2vfast.networks.norm import normalise
+
+if TYPE_CHECKING:
+    from s2vfast.config import Config
+    from s2vfast.data.layout import Layout
+
+STEEPNESS = 4.0
+"""Of the sigmoid that stands for the share of positive values."""
+STATISTICS = 3
+"""Numbers that are pooled of every kernel."""
+STILL = 1e-3
+"""Added to the deviation that a stream is divided by, in the unit of its clips: one that stands still stays small."""
+
+
+@dataclass
+class ConvolutionsConfig:
+    """Streams, kernels and embedding."""
+
+    streams: tuple[Literal["joint", "bone", "motion", "bone_motion"], ...] = ("joint", "bone", "motion")
+    """What kernels see of a clip (`s2vfast.data.streams`), side by side."""
+    kernels: int = option(512, ge=1)
+    """K: a multiple of how many dilations there are."""
+    length: int = option(9, ge=1)
+    """Taps of a kernel, an odd number."""
+    dilations: tuple[int, ...] = (1, 2, 4, 6)
+    """Frames from one tap to the next, of an equal share of the kernels each."""
+    first_channels: int = option(9, ge=0)
+    """Most channels that a kernel looks at in the beginning, drawn as by ROCKET; all others begin at 0. 0: it looks at
+    all."""
+    dim: int = option(512, ge=1)
+    """D: numbers of the embedding."""
+
+
+@register("convolutions")
+class Convolutions(Network):
+    """A bank of kernels, pooling over time, a batch norm and a linear map.
+
+    Layer 1 has a token [K] a frame, layer 2 the embedding, which is the one token of a clip.
+
+    Args:
+        options: the section.
+        channels: C of clips, 3 where they are coordinates alone.
+        layout: the skeleton.
+    """
+
+    Section = ConvolutionsConfig
+    any_frames = True
+    depth = 2
+
+    def __init__(self, options: ConvolutionsConfig, channels: int, layout: Layout) -> None:
+        super().__init__()
+        self.width, self.layout = options.dim, layout
+        self.streams = [Stream(name) for name in options.streams]
+        inputs = len(self.streams) * layout.num_joints * channels
+        each = options.kernels // len(options.dilations)
+        self.kernels = nn.ModuleList(
+            nn.Conv1d(inputs, each, options.length, padding=dilation * (options.length // 2), dilation=dilation)
+            for dilation in options.dilations
+        )
+        for bank in self.kernels:
+            draw(bank, options.first_channels or inputs)
+        self.norm = nn.BatchNorm1d(STATISTICS * options.kernels)
+        self.embedding = nn.Linear(STATISTICS * options.kernels, options.dim, bias=False)
+
+    @classmethod
+    def build(cls, config: Config, layout: Layout) -> Convolutions:
+        """Of the config's model section."""
+        return cls(config.model, config.channels, layout)
+
+    @classmethod
+    def check(cls, config: Config, layout: Layout | None) -> None:
+        """Kernels that can be dealt out, with a middle tap, and clips of which bones and motion can be made."""
+        model = config.model
+        if not model.streams or not model.dilations or min(model.dilations) < 1:
+            raise ConfigError("model: streams and dilations need an entry each, and dilations are 1 or more")
+        if model.kernels % len(model.dilations):
+            raise ConfigError(
+                f"model.kernels: {model.kernels} is no multiple of the {len(model.dilations)} model.dilations"
+            )
+        if model.length % 2 == 0:
+            raise ConfigError(f"model.length: {model.length} has no middle; an odd number is expected")
+        if config.data.stream != "joint" or config.data.velocity:
+            raise ConfigError(
+                "data: convolutions make their own streams (model.streams); data.stream joint and data.velocity 0 are "
+                "expected"
+            )
+
+    def tokens(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The embedding [N, 1, D] of clips float32 [N, T, V, C]."""
+        return self._embedding(self._responses(clips))
+
+    def hidden(self, clips: Tensor, last: int) -> list[Tensor]:
+        """What kernels respond [N, T, K], then the embedding [N, 1, D]; the last ``last`` of them."""
+        responses = self._responses(clips)
+        return [responses.transpose(1, 2), self._embedding(responses)][2 - last :]
+
+    def layer_of(self, name: str) -> int:
+        """1: kernels; 2: the norm and the embedding."""
+        return 1 if name.startswith("kernels") else 2
+
+    def activation_numbers(self) -> int:
+        """Numbers a track of the kernels' responses to as many frames as 64."""
+        return 64 * sum(bank.out_channels for bank in self.kernels)
+
+    def _responses(self, clips: Tensor) -> Tensor:
+        """[N, K, T] of clips [N, T, V, C]."""
+        tracks = clips[:, None]  # [N, 1, T, V, C]
+        streams = [stream(tracks, self.layout)[:, 0].flatten(2) for stream in self.streams]  # [N, T, V * C]
+        x = torch.cat([even(stream) for stream in streams], dim=2).transpose(1, 2)
+        return torch.cat([bank(x) for bank in self.kernels], dim=1)
+
+    def _embedding(self, responses: Tensor) -> Tensor:
+        positive = torch.sigmoid(STEEPNESS * responses).mean(2)
+        pooled = torch.cat([positive, responses.amax(2), responses.std(2, correction=0)], dim=1)
+        return self.embedding(normalise(self.norm, pooled))[:, None]
+
+
+def even(stream: Tensor) -> Tensor:
+    """A stream [N, T, J] about its mean over time, in units of its channels' deviation: streams count alike."""
+    centred = stream - stream.mean(1, keepdim=True)
+    return centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + STILL)
+
+
+def draw(bank: nn.Conv1d, most: int) -> None:
+    """Let kernels begin as ROCKET's.
+
+    Each has 2^u of ``most`` channels, u uniform, normal weights without mean, and a bias in [-1, 1).
+    """
+    kernels, channels, length = bank.weight.shape
+    with torch.no_grad():
+        bank.weight.zero_()
+        bank.bias.uniform_(-1.0, 1.0)
+        for kernel in bank.weight:
+            count = int(2.0 ** (float(torch.rand(())) * math.log2(min(most, channels) + 1)))
+            weight = torch.randn(count, length)
+            kernel[torch.randperm(channels)[:count]] = weight - weight.mean(1, keepdim=True)
