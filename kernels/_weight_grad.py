@@ -44,7 +44,13 @@ def weight_share(
             cdf, _ = normal_distribution(b, FAST_GELU)
             b *= cdf
         if partial_sum_ptr is not None:
-            total += tl.sum(a.to(tl.float32), axis=0)
+            # Loaded anew, in another way, or the compiler would make one of both: with two users of one load it leaves
+            # out the buffer that a product still reads while the copy after next begins.
+            again = tl.load(
+                left_ptr + row[:, None] * R + r[None, :], mask=in_m[:, None] & in_r[None, :], other=0.0,
+                cache_modifier=".ca",
+            )  # fmt: skip
+            total += tl.sum(again.to(tl.float32), axis=0)
         acc += tl.dot(tl.trans(a.to(OPERAND)), b.to(OPERAND), input_precision="ieee")
     at = split.to(tl.int64) * R * C + r[:, None].to(tl.int64) * C + c[None, :]
     tl.store(partial_ptr + at, acc, mask=in_r[:, None] & in_c[None, :])
