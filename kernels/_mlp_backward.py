@@ -55,15 +55,15 @@ def _grad_hidden_kernel(
     for i in tl.static_range(4):
         columns = i * (BLOCK_D // 4) + tl.arange(0, BLOCK_D // 4)
         in_columns = columns < D
-        taken = in_m[:, None] & in_columns[None, :]
+        in_tile = in_m[:, None] & in_columns[None, :]
         grad_at = m.to(tl.int64)[:, None] * D + columns[None, :]
-        grad = tl.load(grad_out_ptr + grad_at, mask=taken, other=0.0).to(tl.float32)
+        grad = tl.load(grad_out_ptr + grad_at, mask=in_tile, other=0.0).to(tl.float32)
         tl.store(partial_ptr + program.to(tl.int64) * D + columns, tl.sum(grad, axis=0), mask=in_columns)
         if CONVERT:
             if gamma_ptr is not None:
                 gamma = tl.load(gamma_ptr + columns, mask=in_columns, other=0.0).to(tl.float32)
                 grad *= away_from_zero(gamma)[None, :]
-            tl.store(upstream_ptr + grad_at, grad.to(operand), mask=taken)
+            tl.store(upstream_ptr + grad_at, grad.to(operand), mask=in_tile)
     tl.debug_barrier()
     if BLOCK_K == BLOCK_D:
         rows = tl.load(upstream_ptr + at, mask=inside, other=0.0)  # again, as in `forward`
@@ -165,12 +165,12 @@ def backward(
     grad_x, norm_sums = grad_stream("mlp", grad_hidden, x, norm, weight1, past)
 
     options = configuration("mlp", "grad_weight", device, dtype=dtype_name(operand), rows=num_rows, D=D, E=E)
-    splits, share = rows_a_split(num_rows, options.pop("SPLITS"), options["BLOCK_M"])
+    splits, split_rows = rows_a_split(num_rows, options.pop("SPLITS"), options["BLOCK_M"])
     partial1, partial2, partial_bias = (
         torch.empty(splits, *shape, dtype=torch.float32, device=device) for shape in ((E, D), (D, E), (E,))
     )
     tiles = cdiv(E, options["BLOCK_E"]) * cdiv(D, options["BLOCK_D"])
-    arguments = (grad_hidden, rows, upstream, hidden, partial1, partial2, partial_bias, num_rows, D, E, share)
+    arguments = (grad_hidden, rows, upstream, hidden, partial1, partial2, partial_bias, num_rows, D, E, split_rows)
     launch(_grad_weight_kernel, (tiles, splits, 2), *arguments, OPERAND=triton_dtype(operand), **options)
 
     sums = [

@@ -33,6 +33,12 @@ def weight_share(
     total = tl.zeros([BLOCK_R], dtype=tl.float32)
     begin = split * rows_a_split
     end = tl.minimum(begin + rows_a_split, num_rows)
+    if partial_sum_ptr is not None:
+        # What is summed is loaded twice: with two users of one load the compiler leaves out the buffer that a product
+        # still reads while the copy after next begins.
+        m0 = begin + tl.arange(0, BLOCK_M)
+        first = m0.to(tl.int64)[:, None] * R + r[None, :]
+        again = tl.load(left_ptr + first, mask=(m0 < end)[:, None] & in_r[None, :], other=0.0)
     for start in range(begin, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_m = m < end
@@ -44,10 +50,12 @@ def weight_share(
             cdf, _ = normal_distribution(b, FAST_GELU)
             b *= cdf
         if partial_sum_ptr is not None:
-            total += tl.sum(a.to(tl.float32), axis=0)
+            total += tl.sum(again.to(tl.float32), axis=0)
+            at = (row + BLOCK_M)[:, None] * R + r[None, :]  # an iteration ahead
+            again = tl.load(left_ptr + at, mask=(m + BLOCK_M < end)[:, None] & in_r[None, :], other=0.0)
         acc += tl.dot(tl.trans(a.to(OPERAND)), b.to(OPERAND), input_precision="ieee")
-    at = split.to(tl.int64) * R * C + r[:, None].to(tl.int64) * C + c[None, :]
-    tl.store(partial_ptr + at, acc, mask=in_r[:, None] & in_c[None, :])
+    to = split.to(tl.int64) * R * C + r[:, None].to(tl.int64) * C + c[None, :]
+    tl.store(partial_ptr + to, acc, mask=in_r[:, None] & in_c[None, :])
     if partial_sum_ptr is not None:
         if tile % tiles_c == 0:
             tl.store(partial_sum_ptr + split * R + r, total, mask=in_r)
