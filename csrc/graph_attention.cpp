@@ -18,11 +18,11 @@ namespace {
 constexpr int64_t kFrames = 32;           // of a range
 constexpr int64_t kMixed = int64_t(1) << 16;  // mixed numbers at a time: what the second cache holds beside the weight
 
-// Frames that are mixed before the linear map takes them: of as many rows as it has results, or more, so that the weight
-// is not read more often than what it is multiplied with.
+// Frames that are mixed before the linear map takes them: of half as many rows as it has results, or more, so that the
+// weight is not read much more often than what it is multiplied with.
 int64_t frames_of_a_block(const GraphAttentionShape& shape) {
   const int64_t numbers = int64_t(shape.joints) * shape.heads * shape.channels;
-  return std::min(kFrames, std::max({int64_t(1), kMixed / numbers, int64_t(shape.results / shape.joints)}));
+  return std::min(kFrames, std::max({int64_t(1), kMixed / numbers, int64_t(shape.results / shape.joints / 2)}));
 }
 
 // Numbers of a frame.
