@@ -18,7 +18,8 @@ OUT ?= benchmarks/results/local
 # More words for pip, for instance --find-links FOLDER.
 PIP_ARGS ?=
 # A worker a core, four at most; a file's tests stay together, as they share what they set up. -n 0: all in one process.
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+# A test that waits for something that never comes fails after so many seconds; all others are run.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --timeout 1200
 
 .DEFAULT_GOAL := install
 .PHONY: install demo test lint docs bench fuzz gpu clean clean-all

@@ -9,25 +9,18 @@ import functools
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from benchmarks._results import digits
 from benchmarks._timer import median_seconds
 from s2vfast import errors
 from s2vfast.ops._linear import linear
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # a CPU needs none
-    triton = None
-
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes of an array, of which two are more than any cache
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrix
 DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}
 GRAIN = 2**15  # float32 numbers that PyTorch gives a thread at least: with their exponentials 256 KiB
-BLOCK, UNROLLED, ROUNDS = 1024, 16, 16  # of the kernel of exponentials
-PROGRAMS = 64  # a multiprocessor, of which 16 fill it
+PROGRAMS = 64  # of the kernel of exponentials, a multiprocessor, of which 16 fill it
+ROUNDS = 16  # of its loop
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -103,39 +96,14 @@ def _exp_cpu() -> float:
 
 
 def _exp_cuda(device: torch.device) -> float:
-    if triton is None:
-        raise errors.ImplementationError("exponentials on a GPU are measured by a Triton kernel; install Triton")
+    try:
+        from benchmarks._exp_chain import BLOCK, chain, exponentials  # here, as a CPU needs no Triton
+    except ImportError:
+        raise errors.ImplementationError(
+            "exponentials on a GPU are measured by a Triton kernel; install Triton"
+        ) from None
     count = torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS * BLOCK
     values = torch.rand(count, device=device)
     out = torch.empty_like(values)
     with torch.cuda.device(device):
         return exponentials(values, ROUNDS) / median_seconds(lambda: chain(values, out, ROUNDS), device) / 1e9
-
-
-def exponentials(values: Tensor, rounds: int) -> int:
-    """How many `chain` computes."""
-    return values.numel() * UNROLLED * rounds
-
-
-def chain(values: Tensor, out: Tensor, rounds: int) -> None:
-    """out = exp2(-exp2(-… values)), each of the ``UNROLLED * rounds`` needing the one before: none can be left out.
-
-    Args:
-        values: float32 [n], n a multiple of `BLOCK`.
-        out: float32 [n].
-        rounds: passes of the kernel's loop.
-    """
-    _chain_kernel[(values.numel() // BLOCK,)](values, out, rounds, BLOCK=BLOCK, UNROLLED=UNROLLED, num_warps=4)
-
-
-if triton is not None:
-
-    @triton.jit
-    def _chain_kernel(values, out, rounds, BLOCK: tl.constexpr, UNROLLED: tl.constexpr):
-        """One load and one store for all exponentials of an element; eight elements a thread hide their latency."""
-        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(values + at)
-        for _ in range(rounds):
-            for _ in tl.static_range(UNROLLED):
-                x = tl.exp2(-x)
-        tl.store(out + at, x)

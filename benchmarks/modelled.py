@@ -27,7 +27,6 @@ _ASSUMPTIONS = """\
 - Blocks follow each other on a multiprocessor without a gap. Launches follow each other as in a CUDA graph.
 - norm_linear, attention, add_norm and mlp are modelled so. The rest of a step is bytes over the memory's rate, or 2
   microseconds a launch where that is more.
-- add_norm is modelled with its norm, which a step leaves out: its time is above what a step needs.
 - These times have not been compared with a GPU. An error of 30 % either way would be no surprise."""
 
 
@@ -79,12 +78,14 @@ def _step_row(row: dict[str, Any]) -> list[Any]:
 def _kernel_row(row: dict[str, Any]) -> list[Any]:
     ahead = "–" if row["ahead"] is None else row["ahead"]
     sizes = [row["registers"], f"{row['shared'] / 1024:.0f}", row["resident"], row["waves"], ahead]
-    return [f"{row['op']} {row['kernel']}", row["shape"], f"{row['ms']:.3f}", row["bound"], *sizes]
+    name = f"{row['op']} {row['kernel']}" + (", no gradient" if row["pass"] == "inference" else "")
+    return [name, row["shape"], f"{row['ms']:.3f}", row["bound"], *sizes]
 
 
 def _pass_row(row: dict[str, Any]) -> list[Any]:
     over = ["–" if row[name] is None else row[name] for name in ("flop_over_needed", "exps_over_needed", "tflops")]
-    return [f"{row['op']} {row['pass']}", row["shape"], f"{row['ms']:.3f}", *over]
+    name = "forward, no gradient" if row["pass"] == "inference" else row["pass"]
+    return [f"{row['op']} {name}", row["shape"], f"{row['ms']:.3f}", *over]
 
 
 def _rate_row(device: model.Device, name: str) -> list[Any]:

@@ -1,5 +1,5 @@
-// attention as the bindings call it: raw pointers and sizes, 16-byte aligned. For GPUs alone. Shapes are those of
-// s2vfast/ops/attention.py.
+// attention as the bindings call it: raw pointers and sizes, on a GPU 16-byte aligned. Shapes are those of
+// s2vfast/ops/attention.py. Numbers are float32 on the host, float16 or bfloat16 on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,12 @@
 namespace s2v {
 
 struct AttentionCall {
-  bool half;  // float16; else bfloat16
+  bool half;  // on a GPU: float16; else bfloat16
   int64_t tracks, tokens, heads, width;
   const void* qkv;  // [N, L, 3, H, d]
   void* out;        // out [N, L, H, d]
   float* lse;       // out [N, H, L]
+  int lanes;        // on the host: numbers of a register: 4, 8, 16; 0: as many as the CPU has
 };
 
 struct AttentionBackwardCall {
@@ -25,9 +26,15 @@ struct AttentionBackwardCall {
   const void* grad_out;   // [N, L, H, d]
   const float* grad_lse;  // [N, H, L], or null
   void* grad_qkv;         // out [N, L, 3, H, d]
-  float* workspace;       // scratch [blocks, floats], of attention_backward_workspace
+  float* workspace;       // on a GPU: scratch [blocks, floats], of attention_backward_workspace
   int64_t blocks;         // that share out the heads of all tracks
+  int lanes;              // as above
 };
+
+// On the host, on `threads` threads (0: one for each core). Throw std::invalid_argument for sizes or pointers that
+// cannot be.
+void attention(const AttentionCall& call, int threads);
+void attention_backward(const AttentionBackwardCall& call, int threads);
 
 // What the backward pass needs on a GPU: blocks, and a workspace of so many floats for each.
 struct AttentionWorkspace {

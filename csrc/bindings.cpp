@@ -101,11 +101,11 @@ void embed_gather_backward(int itemsize, int64_t tracks, int64_t frames, int64_t
 }
 
 void attention(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv, uintptr_t out,
-               uintptr_t lse, int device, uintptr_t stream) {
+               uintptr_t lse, int lanes, int device, uintptr_t stream, int threads) {
   const s2v::AttentionCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv), pointer<void>(out),
-                                   pointer<float>(lse)};
+                                   pointer<float>(lse), lanes};
   const py::gil_scoped_release release;
-  S2V_RUN_CUDA(attention, call, device, stream);
+  S2V_RUN(attention, call, device, stream, threads);
 }
 
 py::tuple attention_backward_workspace(int64_t batch_heads, int64_t tokens, int64_t width, int device) {
@@ -121,13 +121,13 @@ py::tuple attention_backward_workspace(int64_t batch_heads, int64_t tokens, int6
 
 void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv,
                         uintptr_t out, uintptr_t lse, uintptr_t grad_out, uintptr_t grad_lse, uintptr_t grad_qkv,
-                        uintptr_t workspace, int64_t blocks, int device, uintptr_t stream) {
+                        uintptr_t workspace, int64_t blocks, int lanes, int device, uintptr_t stream, int threads) {
   const s2v::AttentionBackwardCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv),
                                            pointer<const void>(out), pointer<const float>(lse),
                                            pointer<const void>(grad_out), pointer<const float>(grad_lse),
-                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks};
+                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks, lanes};
   const py::gil_scoped_release release;
-  S2V_RUN_CUDA(attention_backward, call, device, stream);
+  S2V_RUN(attention_backward, call, device, stream, threads);
 }
 
 void mask_fill(int itemsize, int64_t tracks, int64_t kept, int64_t tokens, int64_t width, uintptr_t latents,
@@ -269,16 +269,18 @@ PYBIND11_MODULE(_native, module) {
              py::arg("d_map") = 0, py::arg("d_positions") = 0, py::arg("d_clips") = 0, py::arg("partial") = 0,
              py::arg("map_tiles") = 0, py::arg("places") = 0, py::arg("device") = -1,
              py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
-  module.def("attention", &attention, py::kw_only(), py::arg("half"), py::arg("tracks"), py::arg("tokens"),
-             py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"), py::arg("device"),
-             py::arg("stream"), "Attention and its log-sum-exp, on a GPU; see s2vfast.ops.attention.");
+  module.def("attention", &attention, py::kw_only(), py::arg("half") = false, py::arg("tracks"), py::arg("tokens"),
+             py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"), py::arg("lanes") = 0,
+             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             "Attention and its log-sum-exp; see s2vfast.ops.attention.");
   module.def("attention_backward_workspace", &attention_backward_workspace, py::kw_only(), py::arg("batch_heads"),
              py::arg("tokens"), py::arg("width"), py::arg("device"),
              "(blocks, floats of each): the workspace that its gradient needs on a GPU.");
-  module.def("attention_backward", &attention_backward, py::kw_only(), py::arg("half"), py::arg("tracks"),
+  module.def("attention_backward", &attention_backward, py::kw_only(), py::arg("half") = false, py::arg("tracks"),
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
-             py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace"),
-             py::arg("blocks"), py::arg("device"), py::arg("stream"), "Its gradient, on a GPU.");
+             py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace") = 0,
+             py::arg("blocks") = 0, py::arg("lanes") = 0, py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("threads") = 0, "Its gradient.");
   bind_graph(module);
   bind_points(module);
   module.def("mask_fill", &mask_fill, py::kw_only(), py::arg("itemsize"), py::arg("tracks"), py::arg("kept"),

@@ -28,17 +28,6 @@ T* pointer(uintptr_t address) {
   s2v::name(call, threads)
 #endif
 
-// The same for what is written for GPUs alone.
-#if defined(S2V_CUDA)
-#define S2V_RUN_CUDA(name, call, device, stream)                                  \
-  if (device < 0) throw std::invalid_argument(#name ": it is for NVIDIA GPUs alone"); \
-  s2v::name##_cuda(call, s2v::CudaTarget{device, pointer<void>(stream)})
-#else
-#define S2V_RUN_CUDA(name, call, device, stream) \
-  (void)call, (void)device, (void)stream;        \
-  throw std::invalid_argument(#name ": built without CUDA")
-#endif
-
 // The same for what is written for CPUs alone.
 #define S2V_RUN_CPU(name, call, device, stream, threads)                              \
   if (device >= 0) throw std::invalid_argument(#name ": it is for CPUs alone");       \

@@ -1,8 +1,8 @@
 """The gradient of a linear map's weight: left^T @ right over all rows, in a fixed order.
 
 Reads both matrices once for each tile of the other's columns, writes float32 partial sums, one for each split of the
-rows, which `_finish` adds up in order: no atomics, the same bits every time. Bound by matrix products where both
-matrices are a few hundred columns wide. The layer norm that made ``right`` is recomputed from the stream on the fly.
+rows, which `_finish` adds up in order: no atomics, the same bits every time. Bound by the
+second-level cache where both matrices are a few hundred columns wide.
 """
 
 from __future__ import annotations
@@ -12,41 +12,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s2vfast.kernels._gelu import normal_distribution
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch
 
 
 @triton.jit
-def _weight_grad_kernel(
-    left_ptr,
-    right_ptr,
-    mean_ptr,
-    rstd_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
-    partial_ptr,
-    partial_sum_ptr,
-    num_rows,
-    R,
-    C,
-    rows_a_split,
-    OPERAND: tl.constexpr,
-    NORM: tl.constexpr,
-    SUM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """partial[split] = left[rows]^T @ norm(right[rows]); partial_sum[split] = the columns' sums of left[rows]."""
-    tile, split = tl.program_id(0), tl.program_id(1)
+def weight_share(
+    left_ptr, right_ptr, partial_ptr, partial_sum_ptr, tile, split, num_rows, R, C, rows_a_split, OPERAND: tl.constexpr,
+    GELU: tl.constexpr, FAST_GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One tile of one split: partial[split] = left[rows]^T @ right[rows], float32.
+
+    Where GELU, right is GELU of what is there. With partial_sum: the columns' sums of left[rows].
+    """
     tiles_c = tl.cdiv(C, BLOCK_C)
     r = tile // tiles_c * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tile % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
     in_r, in_c = r < R, c < C
     acc = tl.zeros([BLOCK_R, BLOCK_C], dtype=tl.float32)
     total = tl.zeros([BLOCK_R], dtype=tl.float32)
-    if NORM:
-        scale = tl.load(norm_weight_ptr + c, mask=in_c, other=0.0).to(tl.float32)
-        shift = tl.load(norm_bias_ptr + c, mask=in_c, other=0.0).to(tl.float32)
     begin = split * rows_a_split
     end = tl.minimum(begin + rows_a_split, num_rows)
     for start in range(begin, end, BLOCK_M):
@@ -55,18 +39,46 @@ def _weight_grad_kernel(
         row = m.to(tl.int64)
         a = tl.load(left_ptr + row[:, None] * R + r[None, :], mask=in_m[:, None] & in_r[None, :], other=0.0)  # [m, r]
         b = tl.load(right_ptr + row[:, None] * C + c[None, :], mask=in_m[:, None] & in_c[None, :], other=0.0)  # [m, c]
-        if NORM:
-            mean = tl.load(mean_ptr + m, mask=in_m, other=0.0)
-            rstd = tl.load(rstd_ptr + m, mask=in_m, other=0.0)
-            b = (b.to(tl.float32) - mean[:, None]) * rstd[:, None] * scale[None, :] + shift[None, :]
-        if SUM:
+        if GELU:
+            b = b.to(tl.float32)
+            cdf, _ = normal_distribution(b, FAST_GELU)
+            b *= cdf
+        if partial_sum_ptr is not None:
             total += tl.sum(a.to(tl.float32), axis=0)
         acc += tl.dot(tl.trans(a.to(OPERAND)), b.to(OPERAND), input_precision="ieee")
     at = split.to(tl.int64) * R * C + r[:, None].to(tl.int64) * C + c[None, :]
     tl.store(partial_ptr + at, acc, mask=in_r[:, None] & in_c[None, :])
-    if SUM:
+    if partial_sum_ptr is not None:
         if tile % tiles_c == 0:
             tl.store(partial_sum_ptr + split * R + r, total, mask=in_r)
+
+
+@triton.jit
+def _weight_grad_kernel(
+    left_ptr,
+    right_ptr,
+    partial_ptr,
+    partial_sum_ptr,
+    num_rows,
+    R,
+    C,
+    rows_a_split,
+    OPERAND: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`weight_share` of a program's tile and split."""
+    weight_share(
+        left_ptr, right_ptr, partial_ptr, partial_sum_ptr, tl.program_id(0), tl.program_id(1), num_rows, R, C,
+        rows_a_split, OPERAND, False, False, BLOCK_M, BLOCK_R, BLOCK_C,
+    )  # fmt: skip
+
+
+def rows_a_split(num_rows: int, splits: int, block: int) -> tuple[int, int]:
+    """How many splits there are, at most so many, and the rows of each: whole tiles."""
+    splits = min(splits, max(cdiv(num_rows, block), 1))
+    return splits, cdiv(cdiv(num_rows, splits), block) * block
 
 
 def weight_grad(
@@ -74,7 +86,6 @@ def weight_grad(
     left: Tensor,
     right: Tensor,
     operand: torch.dtype,
-    norm: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     column_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """left^T @ right, and the sums of left's columns: of every split of the rows, float32.
@@ -84,7 +95,6 @@ def weight_grad(
         left: [rows, R], contiguous.
         right: [rows, C], contiguous.
         operand: dtype of the matrix operands.
-        norm: mean [rows], rstd [rows], weight [C], bias [C] of a layer norm to apply to ``right``.
         column_sums: whether the sums are wanted.
 
     Returns:
@@ -92,21 +102,15 @@ def weight_grad(
     """
     (num_rows, R), C = left.shape, right.shape[1]
     options = configuration(op, "weight_grad", left.device, dtype=dtype_name(operand), rows=num_rows, R=R, C=C)
-    splits = min(options.pop("SPLITS"), max(cdiv(num_rows, options["BLOCK_M"]), 1))
-    rows = cdiv(cdiv(num_rows, splits), options["BLOCK_M"]) * options["BLOCK_M"]
+    splits, rows = rows_a_split(num_rows, options.pop("SPLITS"), options["BLOCK_M"])
     partial = torch.empty(splits, R, C, dtype=torch.float32, device=left.device)
     sums = torch.empty(splits, R, dtype=torch.float32, device=left.device) if column_sums else None
     grid = (cdiv(R, options["BLOCK_R"]) * cdiv(C, options["BLOCK_C"]), splits)
-    mean, rstd, weight, bias = norm or (None, None, None, None)
     launch(
         _weight_grad_kernel,
         grid,
         left,
         right,
-        mean,
-        rstd,
-        weight,
-        bias,
         partial,
         sums,
         num_rows,
@@ -114,8 +118,6 @@ def weight_grad(
         C,
         rows,
         OPERAND=triton_dtype(operand),
-        NORM=norm is not None,
-        SUM=column_sums,
         **options,
     )
     return partial, sums

@@ -1,10 +1,10 @@
 """The feed-forward branch in one kernel: layer norm, fc1, GELU, fc2, LayerScale and the residual addition.
 
 A program owns a tile of rows. It normalises them, then makes the hidden state one slice after the other, each of which
-goes into the product with fc2 as soon as it is there: the hidden state, four times as wide as the stream, never leaves
-the chip. Reads the stream once (again from cache at the end), writes it once; the weights come from the second-level
-cache. Bound by matrix products, 4 · rows · D · E operations; GELU, exact to the last place of bfloat16, hides behind
-them. Backward, in _mlp_backward.py, recomputes the hidden state.
+goes into the product with fc2 as soon as it is there, out of the registers that the first product left it in. Reads the
+stream twice and writes it once; the weights come from the second-level cache, once a tile. Bound by that cache and by
+matrix products, 4 · rows · D · E operations; GELU, exact to the last place of bfloat16, goes on beside them. For the
+backward pass, in _mlp_backward.py, it leaves the normed rows and what GELU is of.
 """
 
 from __future__ import annotations
@@ -17,9 +17,26 @@ from torch import Tensor
 from s2vfast.kernels._gelu import normal_distribution
 from s2vfast.kernels._launch import cdiv, launch, next_power_of_2
 from s2vfast.kernels._mlp_backward import backward
-from s2vfast.kernels._mlp_rows import hidden, normed_rows, options_of
+from s2vfast.kernels._rows import leave_normed, options_of, quarters, times_slice
 
 __all__ = ["backward", "forward"]
+
+
+@triton.jit
+def _write(
+    acc, first, x_ptr, bias_ptr, gamma_ptr, out_ptr, m, in_m, D: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Columns from the first on of out[rows] = x + gamma * (acc + bias); acc + bias if not NORM."""
+    d = first + tl.arange(0, WIDTH)
+    in_d = d < D
+    inside = in_m[:, None] & in_d[None, :]
+    at = m.to(tl.int64)[:, None] * D + d[None, :]
+    acc += tl.load(bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+    if NORM:
+        if gamma_ptr is not None:
+            acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, acc, mask=inside)
 
 
 @triton.jit
@@ -35,63 +52,61 @@ def _forward_kernel(
     out_ptr,
     mean_ptr,
     rstd_ptr,
+    rows_ptr,
+    hidden_ptr,
     num_rows,
     eps,
     D: tl.constexpr,
     E: tl.constexpr,
     NORM: tl.constexpr,
+    CONVERT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
     FAST_GELU: tl.constexpr,
 ):
-    """out[rows] = x + gamma * (gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2); the branch alone if not NORM."""
+    """out[rows] = x + gamma * (gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2); the branch alone if not NORM.
+
+    rows: norm(x), or x, in the operands' dtype; written here if CONVERT. hidden: what GELU is of, where wanted.
+    """
     operand = weight1_ptr.dtype.element_ty
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     in_m, in_d = m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
     at = m.to(tl.int64)[:, None] * D + d[None, :]
-    tile = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if NORM:
-        mean = tl.sum(tile, axis=1) / D
-        centred = tl.where(in_d[None, :], tile - mean[:, None], 0.0)
-        rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
-        tl.store(mean_ptr + m, mean, mask=in_m)
-        tl.store(rstd_ptr + m, rstd, mask=in_m)
-        tile = normed_rows(tile, mean, rstd, norm_weight_ptr, norm_bias_ptr, d, in_d)
+    if CONVERT:
+        leave_normed(x_ptr, norm_weight_ptr, norm_bias_ptr, mean_ptr, rstd_ptr, rows_ptr, m, in_m, eps, D, BLOCK_D)
+    if BLOCK_K == BLOCK_D:
+        # Read again: the compiler keeps a left operand in shared memory if it was loaded, else in registers, all of it.
+        rows = tl.load(rows_ptr + at, mask=inside, other=0.0)
     else:
-        mean = tl.zeros([BLOCK_M], dtype=tl.float32)
-        rstd = mean
-    rows = tl.trans(tile.to(operand))  # [d, m]
-    # Transposed, so that what is made here is always the right operand, which has to lie in shared memory anyway, and
-    # the left one is a weight as it is loaded: a left operand made here would be held in registers, all of it.
-    acc = tl.zeros([BLOCK_D, BLOCK_M], dtype=tl.float32)
+        rows = rows_ptr
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    first = tl.arange(0, BLOCK_E)
+    bias1 = tl.load(bias1_ptr + first, mask=first < E, other=0.0)
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
-        if BLOCK_K == BLOCK_D:
-            w1 = tl.load(
-                weight1_ptr + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0
-            )  # [e, d]
-            h = tl.dot(w1, rows, input_precision="ieee")
-        else:
-            h = hidden(
-                weight1_ptr, D, 1, e, in_e, x_ptr, mean, rstd, norm_weight_ptr, norm_bias_ptr, None, m, in_m, NORM, D,
-                BLOCK_M, BLOCK_E, BLOCK_K,
-            )  # fmt: skip
-        h += tl.load(bias1_ptr + e, mask=in_e, other=0.0).to(tl.float32)[:, None]
+        h = times_slice(
+            rows, rows_ptr, weight1_ptr, D, 1, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K
+        )  # [m, e]
+        h += bias1.to(tl.float32)[None, :]
+        bias1 = tl.load(bias1_ptr + e + BLOCK_E, mask=e + BLOCK_E < E, other=0.0)  # an iteration ahead
+        if hidden_ptr is not None:
+            tl.store(hidden_ptr + m.to(tl.int64)[:, None] * E + e[None, :], h, mask=in_m[:, None] & in_e[None, :])
         cdf, _ = normal_distribution(h, FAST_GELU)
-        w2 = tl.load(weight2_ptr + d[:, None] * E + e[None, :], mask=in_e[None, :] & in_d[:, None], other=0.0)  # [d, e]
-        acc = tl.dot(w2, (h * cdf).to(operand), acc, input_precision="ieee")
-    acc = tl.trans(acc)  # [m, d]
-    acc += tl.load(bias2_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    if NORM:
-        if gamma_ptr is not None:
-            acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        acc += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, acc, mask=inside)
+        w2 = tl.load(weight2_ptr + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
+        # The hidden state stays in registers: what a product gives lies there as the next one's left operand has to.
+        acc = tl.dot((h * cdf).to(operand), w2, acc, input_precision="ieee")
+    # In quarters: the columns of a whole tile and of the stream that is added have no room in registers together.
+    a0, a1, a2, a3 = quarters(acc)
+    QUARTER: tl.constexpr = BLOCK_D // 4
+    _write(a0, 0, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
+    _write(a1, QUARTER, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
+    _write(a2, 2 * QUARTER, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
+    _write(a3, 3 * QUARTER, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
 
 
 def forward(
@@ -104,8 +119,13 @@ def forward(
     norm_bias: Tensor | None,
     gamma: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result [rows, D] in the dtype of x; mean and reciprocal deviation of rows, float32 [rows] ([0] without norm).
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The result [rows, D] in the dtype of x, and what `backward` takes.
+
+    That is mean and reciprocal deviation of rows, float32 [rows] ([0] without norm); the left operand of fc1, [rows, D]
+    in the weights' dtype ([0, D] where it is x itself); and what GELU is of, [rows, E] in that dtype ([0, E] unless
+    ``keep``).
 
     Args:
         x: [rows, D].
@@ -117,13 +137,17 @@ def forward(
         norm_bias: [D].
         gamma: [D], or None.
         eps: added to the variance.
+        keep: whether there will be a backward pass.
     """
     (num_rows, D), E = x.shape, weight1.shape[0]
+    device, operand = x.device, weight1.dtype
     norm = norm_weight is not None
-    block_d = next_power_of_2(D)
-    options = options_of("forward", x, weight1)
+    convert = norm or x.dtype != operand
+    options = options_of("mlp", "forward", x, weight1)
     out = torch.empty_like(x)
-    mean, rstd = (torch.empty(num_rows if norm else 0, dtype=torch.float32, device=x.device) for _ in range(2))
+    mean, rstd = (torch.empty(num_rows if norm else 0, dtype=torch.float32, device=device) for _ in range(2))
+    rows = torch.empty(num_rows if convert else 0, D, dtype=operand, device=device)
+    hidden = torch.empty(num_rows if keep else 0, E, dtype=operand, device=device)
     launch(
         _forward_kernel,
         (cdiv(num_rows, options["BLOCK_M"]),),
@@ -138,12 +162,15 @@ def forward(
         out,
         mean,
         rstd,
+        rows if convert else x,
+        hidden if keep else None,
         num_rows,
         eps,
         D=D,
         E=E,
         NORM=norm,
-        BLOCK_D=block_d,
+        CONVERT=convert,
+        BLOCK_D=next_power_of_2(D),
         **options,
     )
-    return out, mean, rstd
+    return out, mean, rstd, rows, hidden

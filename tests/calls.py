@@ -1,12 +1,17 @@
 """Commands of s2vfast, in this process and in others of their own."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
+from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from s2vfast import cli
@@ -29,10 +34,47 @@ def pretrain(options):
 
 def pretrain_on_ranks(options, ranks):
     """The same in as many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, "-W", "ignore", *launcher, "-m", "s2vfast", "pretrain", *options.split()]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = run_ranks(ranks, ["pretrain", *options.split()])
     assert done.returncode == 0, done.stderr
+
+
+def rank_command(ranks, arguments, script=("-m", "s2vfast"), restarts=0):
+    """The command line of as many ranks, of s2vfast itself if not of a script."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    return [sys.executable, "-W", "ignore", *(launcher if ranks > 1 else []), *script, *arguments]
+
+
+def run_ranks(ranks, arguments, script=("-m", "s2vfast")):
+    """A command of ranks that ends. Where it does not, every rank says where it stands, and all are ended."""
+    mark = uuid.uuid4().hex
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "S2VFAST_TEST_RUN": mark}
+    full = rank_command(ranks, arguments, script)
+    # Files, not pipes: a rank that outlives its launcher would hold them open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(full, env=variables, stdout=out, stderr=err)
+        try:
+            process.wait(300)
+        except subprocess.TimeoutExpired:
+            for number in (signal.SIGABRT, signal.SIGKILL):
+                for pid in pids_with(f"S2VFAST_TEST_RUN={mark}"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(3)
+            process.wait(30)
+            err.seek(0)
+            pytest.fail(f"no end after 300 s: {' '.join(map(str, full))}\n{err.read()[-20_000:]}")
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(full, process.returncode, out.read(), err.read())
+
+
+def pids_with(variable):
+    """Processes whose environment began with it."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and variable in (entry / "environ").read_text(errors="replace").split("\0"):
+                yield int(entry.name)
 
 
 def pretrain_with_a_kill(options, out):

@@ -21,7 +21,7 @@ from s2vfast.data.formats import FORMATS
 from s2vfast.data.synth import generate
 from s2vfast.ops._dispatch import operation
 
-from .calls import call
+from .calls import call, rank_command, run_ranks
 
 STEPS = 12
 SETTINGS = (
@@ -66,17 +66,13 @@ def plugins(place):
     return ["--plugin", str(place / "mixer.py"), "--plugin", str(place / "contrast.py")]
 
 
-def command(place, plugins, out, ranks=1):
-    words = ["-m", "s2vfast", "pretrain", *plugins, "--config", "nwucla", *SETTINGS]
-    words += ["--data", str(place / "store"), "--data.split", "xsub", "--out", str(out)]
-    if ranks > 1:
-        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *words]
-    return [sys.executable, "-W", "ignore", *words]
+def arguments(place, plugins, out):
+    words = ["pretrain", *plugins, "--config", "nwucla", *SETTINGS]
+    return [*words, "--data", str(place / "store"), "--data.split", "xsub", "--out", str(out)]
 
 
-def run(words):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+def run(words, ranks=1):
+    done = run_ranks(ranks, words)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -91,7 +87,7 @@ def metrics(out):
 
 @pytest.fixture(scope="module")
 def trained(place, plugins):
-    run(command(place, plugins, place / "run"))
+    run(arguments(place, plugins, place / "run"))
     return place / "run"
 
 
@@ -111,14 +107,16 @@ def test_state_beside_the_network_is_saved_and_learned(trained):
 def test_a_killed_run_ends_at_the_same_bytes(place, plugins, trained):
     out = place / "killed"
     process = subprocess.Popen(
-        command(place, plugins, out), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+        rank_command(1, arguments(place, plugins, out)),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
     )
     while not (out / "checkpoints" / "step-00000004").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run([sys.executable, "-m", "s2vfast", "pretrain", *plugins, "--resume", "--out", str(out)])
+    run(["pretrain", *plugins, "--resume", "--out", str(out)])
     assert (out / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     ours, theirs = weights(out), weights(trained)
     assert ours.keys() == theirs.keys()
@@ -127,7 +125,7 @@ def test_a_killed_run_ends_at_the_same_bytes(place, plugins, trained):
 
 @pytest.mark.slow
 def test_two_ranks_are_one(place, plugins, trained):
-    run(command(place, plugins, place / "ranks", ranks=2))
+    run(arguments(place, plugins, place / "ranks"), ranks=2)
     for one, two in zip(metrics(trained), metrics(place / "ranks"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-6)

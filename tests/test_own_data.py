@@ -4,12 +4,12 @@ import contextlib
 import http.client
 import io
 import json
-import os
 import re
 import runpy
 import shlex
 import signal
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -133,7 +133,7 @@ def watch(monkeypatch, updates):
                     if updates[-1]["state"].get("ended"):
                         break
         finally:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(webbrowser, "open", browse)

@@ -26,7 +26,7 @@ MOST_STEP_MS = 22.0
 """What a step of ntu60 on an H200 may be modelled at, all 128 tracks computed; lowered when kernels get better."""
 _TILES = "60 tokens fill a tile of 64, 750 fill 12"
 _SCORES_TWICE = f"the two kernels of the backward pass both make the scores; {_TILES}"
-_HIDDEN_TWICE = "the kernels of the backward pass make the hidden state anew, three times in all"
+_GELU_TWICE = "GELU for weight2 and its derivative are made in two kernels: to write one of them would take longer"
 _ONE_BLOCK = "one block of 8 warps has the registers of a multiprocessor"
 EXCEPTIONS = {
     ("attention", "forward", "flop"): Allowance(1.14, _TILES),
@@ -34,12 +34,9 @@ EXCEPTIONS = {
     ("attention", "backward", "flop"): Allowance(1.6, _SCORES_TWICE),
     ("attention", "backward", "exps"): Allowance(2.28, _SCORES_TWICE),
     ("attention", "grad_keys", "narrow copies"): Allowance(2, "log-sum-exp and delta of a tile: 64 numbers each"),
-    ("mlp", "forward", "spills"): Allowance(10, "8 bytes, one store before the loop and one load after it"),
-    ("mlp", "backward", "flop"): Allowance(1.67, _HIDDEN_TWICE),
-    ("mlp", "backward", "exps"): Allowance(3.14, _HIDDEN_TWICE),
-    ("mlp", "grad_weight", "overlap"): Allowance(1, _ONE_BLOCK),
+    ("mlp", "backward", "exps"): Allowance(2.02, _GELU_TWICE),
+    ("mlp", "grad_stream", "overlap"): Allowance(1, _ONE_BLOCK),
     ("norm_linear", "grad_stream", "overlap"): Allowance(1, _ONE_BLOCK),
-    ("norm_linear", "weight_grad", "narrow copies"): Allowance(2, "mean and deviation of a tile: 64 numbers each"),
     ("add_norm", "project", "overlap"): Allowance(1, _ONE_BLOCK),
 }
 """(operation, kernel or pass, gate) → what it may have, on sm_90 with Triton 3.7.1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import stat
@@ -18,6 +19,9 @@ WAITING = 4096
 """Lines that wait for the network at most; then the one who writes waits."""
 _PAUSE = 0.05
 """Seconds between two looks at a file that has not grown."""
+_WAKE = 0.5
+"""Seconds after which a wait looks up: a signal that came just before it, or to another thread, wakes nobody, and its
+handler runs then."""
 _END, _STOP = "end", "stop"
 
 Line = tuple[float, str]
@@ -125,7 +129,7 @@ class Arrivals:
         """
         lines: list[Line] = []
         while not self.stopping and len(lines) < AT_ONCE and not (lines and self._queue.empty()):
-            entry = self._queue.get()
+            entry = self._next()
             if isinstance(entry, tuple):
                 self._capacity.release()
                 lines.append(entry)
@@ -150,4 +154,9 @@ class Arrivals:
     def wait(self) -> None:
         """Until `stop` is called."""
         while not self.stopping:
-            self._queue.get()
+            self._next()
+
+    def _next(self) -> Line | str | Exception:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_WAKE)

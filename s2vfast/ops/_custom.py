@@ -59,7 +59,14 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
 
 def fake(overload: OpOverload) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of the function that makes an operator's results without computing them: shapes, dtypes, devices."""
-    return torch.library.register_fake(overload, lib=_LIBRARY)
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        # Called from here, not from each operation's file: PyTorch looks through all modules there are for a caller
+        # that it has not met, some milliseconds each time.
+        torch.library.register_fake(overload, function, lib=_LIBRARY)
+        return function
+
+    return register
 
 
 def differentiate(overload: OpOverload, gradients: Callable[..., Any], save: Callable[[Any, tuple, Any], None]) -> None:

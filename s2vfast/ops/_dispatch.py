@@ -30,7 +30,7 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": dict.fromkeys(
         (
             *("clip_sample", "tube_mask", "embed_gather", "batch_norm", "graph_attention", "joint_mix", "mask_fill"),
-            *("temporal_branches", "adamw_ema", "point_sample", "voxelize", "sparse_conv"),
+            *("temporal_branches", "adamw_ema", "point_sample", "voxelize", "sparse_conv", "attention"),
         ),
         ("native", "torch"),
     ),

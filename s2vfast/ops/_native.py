@@ -14,21 +14,18 @@ FLOATS = (torch.float32, torch.bfloat16)
 
 
 def reasons(
-    *more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS, cpu: bool = True, cuda: bool = True
+    *more: Callable[..., list[str]], floats: tuple[torch.dtype, ...] = FLOATS, cuda: bool = True
 ) -> Callable[..., list[str]]:
     """What speaks against the compiled implementation on a device and for some arguments.
 
     Args:
         more: further checks, called with the arguments of the operation.
         floats: dtypes of its floating-point tensors.
-        cpu: whether it is written for CPUs too.
         cuda: whether it is written for GPUs too.
     """
 
     def check(device: str, *args: object, **kwargs: object) -> list[str]:
         reasons = list(_machine(device))
-        if device == "cpu" and not cpu and _extension.emulated() is None:
-            reasons.append("it is compiled for NVIDIA GPUs alone")
         if not cuda and (device == "cuda" or _extension.emulated() is not None):
             reasons.append("it is compiled for CPUs alone")
         names = " and ".join(str(dtype)[6:] for dtype in floats)

@@ -102,7 +102,8 @@ def _native_forward(qkv):
     qkv = _aligned(qkv)
     N, L, _, H, d = qkv.shape
     out, lse = qkv.new_empty(N, L, H, d), qkv.new_empty(N, H, L, dtype=torch.float32)
-    _extension.load().attention(**_sizes(qkv), **_native.addresses(qkv=qkv, out=out, lse=lse), **_gpu(qkv))
+    tensors = _native.addresses(qkv=qkv, out=out, lse=lse)
+    _extension.load().attention(**_sizes(qkv), **tensors, **_native.place(qkv))
     return out, lse
 
 
@@ -112,20 +113,21 @@ fake(_native_forward)(_like_results)
 @operator("attention_native_backward(Tensor qkv, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse) -> Tensor")
 def _native_backward(qkv, out, lse, grad_out, grad_lse):
     qkv, out, grad_out = map(_aligned, (qkv, out, grad_out))
-    extension, gpu, sizes = _extension.load(), _gpu(qkv), _sizes(qkv)
-    # First of all: an emulated extension forgets addresses after each of its calls.
-    blocks, floats = extension.attention_backward_workspace(
-        batch_heads=sizes["tracks"] * sizes["heads"],
-        tokens=sizes["tokens"],
-        width=sizes["width"],
-        device=gpu["device"],
-    )
-    workspace = qkv.new_empty(blocks, floats, dtype=torch.float32)
+    extension, place, sizes = _extension.load(), _native.place(qkv), _sizes(qkv)
     grad_qkv = torch.empty_like(qkv)
-    tensors = {"qkv": qkv, "out": out, "lse": lse, "grad_out": grad_out, "grad_qkv": grad_qkv, "workspace": workspace}
+    tensors = {"qkv": qkv, "out": out, "lse": lse, "grad_out": grad_out, "grad_qkv": grad_qkv}
     if grad_lse is not None:
         tensors["grad_lse"] = grad_lse.float().contiguous()
-    extension.attention_backward(**sizes, **_native.addresses(**tensors), blocks=blocks, **gpu)
+    if place["device"] >= 0:
+        # First of all: an emulated extension forgets addresses after each of its calls.
+        sizes["blocks"], floats = extension.attention_backward_workspace(
+            batch_heads=sizes["tracks"] * sizes["heads"],
+            tokens=sizes["tokens"],
+            width=sizes["width"],
+            device=place["device"],
+        )
+        tensors["workspace"] = qkv.new_empty(sizes["blocks"], floats, dtype=torch.float32)
+    extension.attention_backward(**sizes, **_native.addresses(**tensors), **place)
     return grad_qkv
 
 
@@ -141,11 +143,6 @@ def _aligned(tensor: Tensor) -> Tensor:
 def _sizes(qkv: Tensor) -> dict[str, int]:
     N, L, _, H, d = qkv.shape
     return {"half": qkv.dtype == torch.float16, "tracks": N, "tokens": L, "heads": H, "width": d}
-
-
-def _gpu(tensor: Tensor) -> dict[str, int]:
-    target = _native.place(tensor)
-    return {"device": target["device"], "stream": target["stream"]}
 
 
 def _native_gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor:
@@ -166,6 +163,15 @@ def _eights(qkv: Tensor, **_: object) -> list[str]:
     return [] if width % 8 == 0 else [f"it takes heads whose width is a multiple of 8, not {width}"]
 
 
+_native_on_gpu = _native.reasons(_widths, _eights, floats=(torch.bfloat16, torch.float16))
+_native_on_cpu = _native.reasons(floats=(torch.float32,))
+
+
+def _native_reasons(device: str, *args: Any, **options: Any) -> list[str]:
+    on_cpu = device == "cpu" and _extension.emulated() is None
+    return (_native_on_cpu if on_cpu else _native_on_gpu)(device, *args, **options)
+
+
 _op = register(
     "attention",
     reference=_run_reference,
@@ -174,6 +180,6 @@ _op = register(
     native=_run_native,
     reasons={
         "triton": _triton.reasons(_widths),
-        "native": _native.reasons(_widths, _eights, floats=(torch.bfloat16, torch.float16), cpu=False),
+        "native": _native_reasons,
     },
 )

@@ -86,49 +86,59 @@ _PARAMETERS = (
 )
 
 
-@operator(f"mlp_triton(Tensor x, {_PARAMETERS}, float eps) -> (Tensor, Tensor, Tensor)")
-def _forward(x, *parameters_and_eps):
-    *parameters, eps = parameters_and_eps
+_LEFT = "Tensor mean, Tensor rstd, Tensor rows, Tensor hidden"  # what the forward pass leaves for the backward pass
+
+
+@operator(f"mlp_triton(Tensor x, {_PARAMETERS}, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+def _forward(x, *parameters_and_more):
+    *parameters, eps, keep = parameters_and_more
     rows = x.contiguous().view(-1, x.shape[-1])  # [N * L, D]
-    out, mean, rstd = _triton.kernels("mlp").forward(rows, *contiguous(parameters), eps)
-    return out.view(x.shape), mean, rstd
+    out, *left = _triton.kernels("mlp").forward(rows, *contiguous(parameters), eps, keep)
+    return out.view(x.shape), *left
 
 
 @fake(_forward)
-def _(x, weight1, bias1, weight2, bias2, norm_weight, *_):
-    rows = 0 if norm_weight is None else x.shape[:-1].numel()
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return x.new_empty(x.shape), mean, rstd
+def _(x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma, eps, keep):
+    count, (E, D) = x.shape[:-1].numel(), weight1.shape
+    normed = 0 if norm_weight is None else count
+    converted = count if normed or x.dtype != weight1.dtype else 0
+    mean, rstd = (x.new_empty(normed, dtype=torch.float32) for _ in range(2))
+    rows, hidden = weight1.new_empty(converted, D), weight1.new_empty(count if keep else 0, E)
+    return x.new_empty(x.shape), mean, rstd, rows, hidden
 
 
-@operator(f"mlp_triton_backward(Tensor grad_out, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}) -> Tensor[]")
-def _backward(grad_out, x, mean, rstd, *parameters):
-    rows = (t.contiguous().view(-1, x.shape[-1]) for t in (grad_out, x))
-    grad_x, *parameter_grads = _triton.kernels("mlp").backward(*rows, mean, rstd, *contiguous(parameters))
+@operator(f"mlp_triton_backward(Tensor grad_out, Tensor x, {_LEFT}, {_PARAMETERS}) -> Tensor[]")
+def _backward(grad_out, x, mean, rstd, rows, hidden, *parameters):
+    streams = (t.contiguous().view(-1, x.shape[-1]) for t in (grad_out, x))
+    kernels, left = _triton.kernels("mlp"), (mean, rstd, rows, hidden)
+    grad_x, *parameter_grads = kernels.backward(*streams, *left, *contiguous(parameters))
     return [grad_x.view(x.shape), *present(parameter_grads)]
 
 
 @fake(_backward)
-def _(grad_out, x, mean, rstd, *parameters):
+def _(grad_out, x, mean, rstd, rows, hidden, *parameters):
     return like((x, *parameters))
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, *parameters, _ = inputs
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    x, *parameters, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *output[1:], *parameters)
 
 
 def _gradients(ctx: Any, grad_out: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    x, mean, rstd, *parameters = ctx.saved_tensors
-    return *one_each(_backward(grad_out, x, mean, rstd, *parameters), (x, *parameters)), None
+    x, mean, rstd, rows, hidden, *parameters = ctx.saved_tensors
+    grads = _backward(grad_out, x, mean, rstd, rows, hidden, *parameters)
+    return *one_each(grads, (x, *parameters)), None, None
 
 
 differentiate(_forward, _gradients, _save)
 
 
 def _run_triton(*args: Any, **options: Any) -> Tensor:
-    return _forward(*args, **options)[0]
+    tensors = (value for value in (*args, *options.values()) if isinstance(value, Tensor))
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return _forward(*args, **options, keep=keep)[0]
 
 
 _op = register("mlp", reference=_reference, torch=_torch, triton=_run_triton, reasons={"triton": _triton.reasons()})

@@ -59,43 +59,47 @@ def _torch(
 _PARAMETERS = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
 
 
-@operator(f"norm_linear_triton(Tensor x, {_PARAMETERS}, float eps) -> (Tensor, Tensor, Tensor)")
+@operator(f"norm_linear_triton(Tensor x, {_PARAMETERS}, float eps) -> (Tensor, Tensor, Tensor, Tensor)")
 def _forward(x, norm_weight, norm_bias, weight, bias, eps):
     rows = x.contiguous().view(-1, x.shape[-1])  # [N * L, D]
     parameters = contiguous((norm_weight, norm_bias, weight, bias))
-    out, mean, rstd = _triton.kernels("norm_linear").forward(rows, *parameters, eps)
-    return out.view(*x.shape[:-1], weight.shape[0]), mean, rstd
+    out, *left = _triton.kernels("norm_linear").forward(rows, *parameters, eps)
+    return out.view(*x.shape[:-1], weight.shape[0]), *left
 
 
 @fake(_forward)
 def _(x, norm_weight, norm_bias, weight, *_):
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=weight.dtype)
-    return out, *(x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2))
+    count = x.shape[:-1].numel()
+    mean, rstd = (x.new_empty(count, dtype=torch.float32) for _ in range(2))
+    return out, mean, rstd, weight.new_empty(count, x.shape[-1])
 
 
-@operator(
-    f"norm_linear_triton_backward(Tensor grad_out, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}) -> Tensor[]"
-)
-def _backward(grad, x, mean, rstd, *parameters):
-    rows = (t.contiguous().view(-1, t.shape[-1]) for t in (grad, x))
-    grad_x, *parameter_grads = _triton.kernels("norm_linear").backward(*rows, mean, rstd, *contiguous(parameters))
+_LEFT = "Tensor mean, Tensor rstd, Tensor rows"  # what the forward pass leaves for the backward pass
+
+
+@operator(f"norm_linear_triton_backward(Tensor grad_out, Tensor x, {_LEFT}, {_PARAMETERS}) -> Tensor[]")
+def _backward(grad, x, mean, rstd, rows, *parameters):
+    streams = (t.contiguous().view(-1, t.shape[-1]) for t in (grad, x))
+    kernels, left = _triton.kernels("norm_linear"), (mean, rstd, rows)
+    grad_x, *parameter_grads = kernels.backward(*streams, *left, *contiguous(parameters))
     return [grad_x.view(x.shape), *present(parameter_grads)]
 
 
 @fake(_backward)
-def _(grad, x, mean, rstd, *parameters):
+def _(grad, x, mean, rstd, rows, *parameters):
     return like((x, *parameters))
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, *parameters, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *output[1:], *parameters)
 
 
 def _gradients(ctx: Any, grad_out: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    x, mean, rstd, *parameters = ctx.saved_tensors
-    return *one_each(_backward(grad_out, x, mean, rstd, *parameters), (x, *parameters)), None
+    x, mean, rstd, rows, *parameters = ctx.saved_tensors
+    return *one_each(_backward(grad_out, x, mean, rstd, rows, *parameters), (x, *parameters)), None
 
 
 differentiate(_forward, _gradients, _save)

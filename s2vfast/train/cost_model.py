@@ -57,7 +57,7 @@ LAUNCHES_BACKWARD = {
     "norm_linear": 3,
     "attention": 2,
     "add_norm": 3,
-    "mlp": 3,
+    "mlp": 4,
     "residual": 1,  # the two ways through a block's first half add up
     "embed_gather": 5,
     "convert": 1,
@@ -165,8 +165,8 @@ class Plan:
         cost = LAUNCHES_BACKWARD if backward else LAUNCHES
         if backward:
             yield Line(part, "residual, backward", bytes=rows * D * 3 * STREAM, launches=depth * cost["residual"])
-        # Read the stream, write queries, keys, values; back: read their gradients and the stream, twice, write one.
-        moved = rows * D * ((2 * (3 * OPERAND + STREAM) + STREAM) if backward else (STREAM + 3 * OPERAND))
+        # Read the stream, write its norm and queries, keys, values; back: read their gradients twice, stream and norm.
+        moved = rows * D * ((7 * OPERAND + 2 * STREAM) if backward else (STREAM + 4 * OPERAND))
         yield Line(
             part,
             f"norm_linear{label}",
@@ -201,7 +201,13 @@ class Plan:
             rows=after,
             tokens=L,
         )
-        moved = after * D * ((3 * STREAM + 6 * OPERAND) if backward else 2 * STREAM)
+        # Back: the stream and its gradient, read and written; the left operands of both maps; what GELU is of, twice;
+        # its gradient, written and read twice. A forward pass that is followed by one writes two of these.
+        moved = after * D * ((3 * STREAM + 4 * OPERAND) if backward else 2 * STREAM)
+        if backward:
+            moved += after * E * 5 * OPERAND
+        elif part != "teacher":
+            moved += after * (D + E) * OPERAND
         yield Line(
             part,
             f"mlp{label}",
@@ -223,7 +229,7 @@ class Plan:
             label, cost = _label(backward), LAUNCHES_BACKWARD if backward else LAUNCHES
             rows = {"norm and embed": tracks * K, "head": predicted_rows}
             for what, count in rows.items():
-                moved = count * D * ((2 * (OPERAND + STREAM) + STREAM) if backward else (STREAM + OPERAND))
+                moved = count * D * ((3 * OPERAND + 2 * STREAM) if backward else (STREAM + 2 * OPERAND))
                 gemm = times * 2.0 * count * D * D
                 yield Line(
                     part,
@@ -355,14 +361,19 @@ def model_step(config: Config, joints: int, tracks: int, empty: int, device_name
         )
         for tokens in sorted({line.tokens for line in lines if line.op})
     }
-    launches = aot.model_kernels(sorted({line.op for line in lines if line.op}), device_name, shapes)
+    # A block's add_norm has no norm: its products' operations bring their own.
+    changes = {"add_norm": {"weight": None, "bias": None}}
+    launches = aot.model_kernels(sorted({line.op for line in lines if line.op}), device_name, shapes, changes=changes)
     passes = aot.passes(launches, shapes)
     times = {(row["op"], row["shape"], row["pass"]): row["ms"] for row in passes}
     rows = []
     for line in lines:
         if line.op:
-            key = (line.op, str(line.tokens), "backward" if "backward" in line.what else "forward")
-            ms = times[key] * line.rows / (tracks * line.tokens)
+            name = "backward" if "backward" in line.what else "forward"
+            ms = times[line.op, str(line.tokens), name]
+            if line.part == "teacher":
+                ms = times.get((line.op, str(line.tokens), "inference"), ms)
+            ms *= line.rows / (tracks * line.tokens)
         else:
             ms = max(line.bytes / device.hbm, line.launches * _LEAST_SECONDS) * 1e3
         rows.append({"part": line.part, "what": line.what, "launches": line.launches, "modelled_ms": round(ms, 4)})

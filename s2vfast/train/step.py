@@ -99,7 +99,8 @@ class Step:
                     loss = loss * output.count
                 elif self.total_micro_batches > 1:
                     loss = loss * batch.weight
-                gradients = torch.autograd.grad(loss, self.optimizer.parameters, self._one, materialize_grads=True)
+                # Without the one that its gradient is: to check a given one's shape PyTorch imports SymPy.
+                gradients = torch.autograd.grad(loss, self.optimizer.parameters, materialize_grads=True)
                 self.optimizer.collect(list(gradients), add=number > 0)
             if rows is not None:
                 count = output.count if self._weighted else batch.weight

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import _ceilings, _results
+from benchmarks import _ceilings, _exp_chain, _results
 from s2vfast import errors
 
 CPU = torch.device("cpu")
@@ -36,13 +36,13 @@ def test_ceilings_of_this_cpu_are_plausible(monkeypatch):
 
 def test_exponentials_in_registers_are_chained_and_counted():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    values = torch.rand(2 * _ceilings.BLOCK, device=device)
+    values = torch.rand(2 * _exp_chain.BLOCK, device=device)
     out, expected = torch.full_like(values, float("nan")), values.clone()
-    for _ in range(2 * _ceilings.UNROLLED):
+    for _ in range(2 * _exp_chain.UNROLLED):
         expected = torch.exp2(-expected)
-    _ceilings.chain(values, out, 2)
+    _exp_chain.chain(values, out, 2)
     assert torch.allclose(out, expected, atol=1e-6)
-    assert _ceilings.exponentials(values, 2) == 2 * _ceilings.UNROLLED * values.numel()
+    assert _exp_chain.exponentials(values, 2) == 2 * _exp_chain.UNROLLED * values.numel()
 
 
 @pytest.mark.gpu
@@ -58,7 +58,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from benchmarks import _ceilings as c
+from benchmarks import _exp_chain as c
 signature = {"values": "*fp32", "out": "*fp32", "rounds": "i32", "BLOCK": "constexpr", "UNROLLED": "constexpr"}
 source = ASTSource(c._chain_kernel, signature, {"BLOCK": c.BLOCK, "UNROLLED": c.UNROLLED})
 ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]

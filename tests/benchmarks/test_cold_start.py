@@ -1,6 +1,9 @@
 """The benchmark of a process's first step."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -55,6 +58,22 @@ def test_the_time_before_python_counts(monkeypatch, capsys):
     phases = json.loads(capsys.readouterr().out)
     assert 100 <= phases["imports"] < 130
     assert phases["build"] + phases["first step"] < 30
+
+
+def test_a_first_step_imports_no_compiler():
+    """Nor what comes with one: each takes a quarter of a second or more."""
+    code = (
+        "import sys; from benchmarks import _train_step as t; from s2vfast.config import Config; import torch;"
+        f"config = Config.from_dict({tiny().to_dict()});"
+        "t.contestant(t.Setting(config, 1, torch.device('cpu')), 'auto')();"
+        "print([name for name in ('sympy', 'triton', 'torch._dynamo') if name in sys.modules])"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "S2VFAST_IMPL")
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=_results.ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_process_that_fails_is_refused(run):

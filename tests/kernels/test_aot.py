@@ -60,9 +60,7 @@ GOOD = aot.Compiled(
     [
         ({}, None),
         ({"stack": 8, "arch": 80}, "registers spill"),
-        ({"stack": 8, "local": 2}, None),  # an exception
-        ({"stack": 12}, "registers spill"),
-        ({"local": 3}, "registers spill"),
+        ({"local": 1}, "registers spill"),
         ({"shared": 232449}, "232449 bytes of shared memory, a block has 232448"),
         ({"arch": 80, "shared": 167936}, "shared memory"),
         ({"instructions": {**GOOD.instructions, "HMMA": 2}}, "2 HMMA on sm_90"),

@@ -36,7 +36,8 @@ def play(capfd, monkeypatch):
                 script(url)
             except BaseException as error:
                 failures.append(error)
-            os.kill(os.getpid(), signal.SIGINT)
+            # To this thread: the one that waits for lines is not woken, as where a signal comes just before it sleeps.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
         monkeypatch.setenv("DISPLAY", ":0")
         monkeypatch.setattr(live.webbrowser, "open", browse)

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ from s2vfast.reference import freqmixformer as reference
 from s2vfast.train.feed import Recordings
 from s2vfast.train.trainer import Trainer
 
-from ..calls import call
+from ..calls import call, run_ranks
 
 LAYOUT = get_layout("kinect_v1")
 PLAIN_HEAD = ClassifyConfig(head="linear", dropout=0.0, drop_path=0.0, label_smoothing=0.0)
@@ -195,9 +193,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, store, runs, 
 @pytest.mark.slow
 def test_two_ranks_are_one(trained, store, runs):
     """Batch norms see the rows of both; losses agree to rounding."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "s2vfast"]
-    command = [sys.executable, *launcher, *words_of(store, runs / "ranks", 3)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = run_ranks(2, words_of(store, runs / "ranks", 3))
     assert done.returncode == 0, done.stderr
     one, two = (
         [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

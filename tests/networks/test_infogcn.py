@@ -1,10 +1,7 @@
 """The network by itself, and as a run goes through everything with it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from s2vfast.errors import ConfigError
 from s2vfast.networks import build_network
 from s2vfast.networks.infogcn import InfoGCN, InfoGCNConfig
 
-from ..calls import call
+from ..calls import call, run_ranks
 
 TINY = "--model.base 8 --model.stages [1,1] --data.frames 8 --data.bodies 2 --train.batch 4 --train.threads 1".split()
 
@@ -136,9 +133,7 @@ def test_a_run_that_was_cut_off_ends_at_the_same_bytes(trained, tmp_path):
 def test_two_ranks_are_one(store, runs, trained):
     """Class means of the discrepancy are those of both ranks' samples."""
     out = runs / "ranks"
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "s2vfast", *command(store, out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300)
+    done = run_ranks(2, command(store, out))
     assert done.returncode == 0, done.stderr
     for one, two in zip(lines(trained), lines(out), strict=True):
         for name in ("loss", "cls", "mmd", "l2"):

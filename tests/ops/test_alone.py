@@ -27,7 +27,7 @@ def test_the_example_runs_with_torch_and_numpy_alone():
     assert shown == "True False\n"
 
 
-@pytest.mark.parametrize("op", ["clip_sample", "tube_mask", "embed_gather", "mask_fill", "adamw_ema"])
+@pytest.mark.parametrize("op", ["attention", "clip_sample", "tube_mask", "embed_gather", "mask_fill", "adamw_ema"])
 def test_compiled_operations_neither_import_the_compiler(op):
     if reasons := ops.availability("cpu")[op]["native"]:
         pytest.skip(reasons[0])

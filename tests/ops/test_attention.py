@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from s2vfast import errors
+from s2vfast import _extension, errors, ops
 from s2vfast.kernels import _launch
 from s2vfast.ops import attention
 from s2vfast.reference.attention import attention as reference
+
+needs_extension = pytest.mark.skipif(bool(_extension.why_not()), reason="there is no compiled extension")
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 3, 2, 8), (1, 1, 3, 1, 16), (3, 33, 3, 4, 32), (2, 5, 3, 3, 5)])
@@ -59,20 +61,108 @@ def test_exponentials_by_polynomial(numbers):
 
 
 @pytest.mark.parametrize("scale", [1e2, -1e2])
-def test_extreme_scores(scale):
+def test_extreme_scores(scale, impl):
     """Scores of 1e4 and -1e4: one key takes all, or all alike; nothing overflows, forward or backward."""
     qkv = torch.randn(1, 19, 3, 1, 16, generator=torch.Generator().manual_seed(0))
     qkv[:, :, 0] = scale
     qkv[:, :, 1] = torch.rand(1, 19, 1, 16, generator=torch.Generator().manual_seed(1)) * 25
     results = []
-    for impl in ("triton", "reference"):
+    for name in (impl, "reference"):
         leaf = qkv.clone().requires_grad_()
-        out, lse = attention(leaf, return_lse=True, impl=impl)
+        out, lse = attention(leaf, return_lse=True, impl=name)
         gradient = torch.autograd.grad(out.square().sum() + lse.sum(), leaf)[0]
         results.append((out, lse, gradient))
     for found, expected in zip(*results, strict=True):
         assert torch.isfinite(found).all()
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.detach().abs().max()))
+
+
+# Blocks of 64 queries and of 48 keys: full, one short, one more. Heads that fill registers and that do not.
+@needs_extension
+@pytest.mark.parametrize("shape", [(1, 48, 3, 2, 32), (2, 65, 3, 1, 8), (1, 143, 3, 2, 40), (1, 200, 3, 1, 96)])
+def test_compiled_for_cpus(agree, numbers, shape):
+    def run(qkv, impl):
+        return attention(qkv, return_lse=True, impl=impl)
+
+    agree(run, reference, {"qkv": numbers(*shape, seed=0, scale=2.0)}, "native")
+
+
+def compiled(qkv, grad_out, grad_lse=None, **options):
+    """Output, log-sum-exp and gradient of the extension's functions, called with such options."""
+    N, L, _, H, d = qkv.shape
+    out, lse, gradient = torch.empty(N, L, H, d), torch.empty(N, H, L), torch.empty_like(qkv)
+    for tensor in (out, lse, gradient):
+        tensor.fill_(float("nan"))
+    sizes = {"tracks": N, "tokens": L, "heads": H, "width": d, **options}
+    tensors = {"qkv": qkv.data_ptr(), "out": out.data_ptr(), "lse": lse.data_ptr()}
+    extension = _extension.load()
+    extension.attention(**sizes, **tensors)
+    tensors |= {"grad_out": grad_out.data_ptr(), "grad_lse": 0 if grad_lse is None else grad_lse.data_ptr()}
+    extension.attention_backward(**sizes, **tensors, grad_qkv=gradient.data_ptr())
+    return out, lse, gradient
+
+
+@needs_extension
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_agrees_with_the_registers_of_any_cpu(numbers, lanes):
+    qkv, grad_out, grad_lse = (
+        numbers(2, 150, 3, 2, 24, seed=0),
+        numbers(2, 150, 2, 24, seed=1),
+        numbers(2, 2, 150, seed=2),
+    )
+    leaf = qkv.clone().requires_grad_()
+    expected = reference(leaf)
+    gradient = torch.autograd.grad(expected, leaf, (grad_out, grad_lse))
+    arguments = qkv.float(), grad_out.float(), grad_lse.float()
+    if lanes > {"baseline": 4, "avx2": 8}.get(_extension.facts()["vectors"], 16):
+        with pytest.raises(ValueError, match="this CPU has no such registers"):
+            compiled(*arguments, lanes=lanes)
+        return
+    results = compiled(*arguments, lanes=lanes)
+    for result, exact in zip(results, (*expected, *gradient), strict=True):
+        torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@needs_extension
+def test_threads_change_no_bit(numbers):
+    qkv, grad_out = numbers(2, 70, 3, 3, 16, seed=0).float(), numbers(2, 70, 3, 16, seed=1).float()
+    one, two = (compiled(qkv, grad_out, threads=threads) for threads in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@needs_extension
+def test_memory_order_changes_no_bit(numbers):
+    qkv = numbers(2, 21, 3, 3, 16, seed=0).float()
+    strided = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(attention(strided, impl="native"), attention(qkv, impl="native"))
+
+
+@needs_extension
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_what_is_not_finite_is_not_hidden(numbers, where):
+    """A NaN reaches the rows that the reference has it in, and no other."""
+    qkv = numbers(1, 70, 3, 1, 16, seed=0).float()
+    qkv[0, 66, ("query", "key", "value").index(where), 0, 3] = float("nan")
+    assert torch.equal(attention(qkv, impl="native").isnan(), reference(qkv)[0].isnan())
+
+
+@needs_extension
+def test_compiled_is_the_choice_for_float32(numbers):
+    qkv = numbers(1, 9, 3, 1, 16, seed=0)
+    assert torch.equal(attention(qkv.float()), attention(qkv.float(), impl="native"))
+    assert attention(qkv).dtype == torch.float64  # which is PyTorch's
+    with pytest.raises(errors.ImplementationError, match="it takes float32, not bfloat16"):
+        attention(qkv.bfloat16(), impl="native")
+    assert ops.availability("cpu")["attention"]["native"] == []
+
+
+@needs_extension
+def test_the_extension_refuses():
+    sizes = {"tracks": 1, "tokens": 2, "heads": 1, "width": 8}
+    with pytest.raises(ValueError, match="qkv, out or lse is a null pointer"):
+        _extension.load().attention(**sizes, qkv=0, out=0, lse=0)
+    with pytest.raises(ValueError, match="lanes: this CPU has no such registers"):
+        _extension.load().attention(**sizes | {"tracks": 0}, qkv=0, out=0, lse=0, lanes=5)
 
 
 def test_heads_that_are_too_wide_are_refused():

@@ -191,14 +191,9 @@ def test_refuses(qkv, said):
         attention(qkv, impl="native")
 
 
-def test_a_cpu_is_refused():
-    assert ops.availability("cpu")["attention"]["native"] == ["it is compiled for NVIDIA GPUs alone"]
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"device": -1}, "attention: it is for NVIDIA GPUs alone"),
         ({"width": 12}, "attention: expected heads at most 128 wide, a multiple of 8, got 12"),
         ({"width": 136}, "got 136"),
         ({"qkv": 8}, "attention: expected every address to be a multiple of 16"),

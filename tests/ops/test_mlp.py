@@ -57,8 +57,9 @@ def test_small_tiles(agree, numbers, make, piece):
     tiles = {"BLOCK_M": 16, "BLOCK_E": 16, "BLOCK_K": piece}
     with (
         _launch.override("mlp", "forward", **tiles),
-        _launch.override("mlp", "grad_stream", **tiles),
-        _launch.override("mlp", "grad_weight", **tiles, SPLITS=2),
+        _launch.override("mlp", "grad_hidden", **tiles),
+        _launch.override("mlp", "grad_stream", BLOCK_M=16, BLOCK_E=16),
+        _launch.override("mlp", "grad_weight", BLOCK_M=16, BLOCK_D=piece, BLOCK_E=16, SPLITS=2),
         _launch.override("mlp", "finish", BLOCK=32, BLOCK_C=16, BLOCK_N=2),
     ):
         agree(mlp, reference, make(numbers, N=3, L=13, D=48, E=40), "triton")
@@ -70,7 +71,7 @@ def test_the_fast_gelu_is_good_to_the_last_place_of_bfloat16(numbers):
     one, zero = torch.ones(1, 1), torch.zeros(1)
     results = []
     for fast in (0, 1):
-        with _launch.override("mlp", "forward", FAST_GELU=fast), _launch.override("mlp", "grad_stream", FAST_GELU=fast):
+        with _launch.override("mlp", "forward", FAST_GELU=fast), _launch.override("mlp", "grad_hidden", FAST_GELU=fast):
             leaf = x.clone().requires_grad_()
             out = mlp(leaf, one, zero, one, zero, impl="triton")
             results.append((out.detach(), *torch.autograd.grad(out.sum(), leaf)))

@@ -121,9 +121,9 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     assert cost_model.summary(plan.lines())["sum"]["launches"] == counted + made_elsewhere
 
 
-def test_a_step_of_ntu60_is_at_most_270_launches():
+def test_a_step_of_ntu60_is_at_most_280_launches():
     costs = cost_model.step_costs(presets.load("ntu60"), joints=25, tracks=128, empty=52)
-    assert costs["step"]["sum"]["launches"] <= 270
+    assert costs["step"]["sum"]["launches"] <= 280
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Runs of several processes, as torchrun starts them."""
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from s2vfast import presets
+
+from ..calls import pids_with, rank_command, run_ranks
 
 pytestmark = pytest.mark.slow
 STEPS = 20
@@ -29,23 +31,8 @@ def files(tmp_path_factory, tiny_store, tiny_config):
     return place, ["pretrain", "--config", str(place / "config.yaml"), "--data", str(tiny_store)]
 
 
-def command(ranks, arguments, restarts=0):
-    start = ["-m", "s2vfast", *arguments]
-    if ranks == 1:
-        return [sys.executable, *start]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [sys.executable, *launcher, f"--max-restarts={restarts}", "--monitor-interval=0.1", *start]
-
-
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def run(ranks, arguments):
-    done = subprocess.run(
-        command(ranks, arguments), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    return done
 
 
 def lines(run_dir):
@@ -76,7 +63,7 @@ def assert_same_bits(one, other):
 def undisturbed(files):
     """A run of two ranks that comes to its end."""
     place, arguments = files
-    done = run(2, [*arguments, "--out", str(place / "undisturbed")])
+    done = run_ranks(2, [*arguments, "--out", str(place / "undisturbed")])
     assert done.returncode == 0, done.stderr
     return place / "undisturbed"
 
@@ -84,7 +71,7 @@ def undisturbed(files):
 @pytest.fixture(scope="module")
 def alone(files):
     place, arguments = files
-    done = run(1, [*arguments, "--out", str(place / "alone")])
+    done = run_ranks(1, [*arguments, "--out", str(place / "alone")])
     assert done.returncode == 0, done.stderr
     return place / "alone"
 
@@ -93,7 +80,7 @@ def alone(files):
 def test_ranks_change_nothing(files, alone, ranks):
     place, arguments = files
     out = place / f"ranks{ranks}"
-    done = run(ranks, [*arguments, "--out", str(out)])
+    done = run_ranks(ranks, [*arguments, "--out", str(out)])
     assert done.returncode == 0, done.stderr
     assert_close(alone, out)
     assert done.stdout.count("done: ") == 1
@@ -102,7 +89,9 @@ def test_ranks_change_nothing(files, alone, ranks):
 def test_a_run_goes_on_with_another_number_of_ranks(files, alone, tmp_path):
     _, arguments = files
     out = tmp_path / "run"
-    first = subprocess.Popen(command(2, [*arguments, "--out", str(out)]), env=environment(), stderr=subprocess.PIPE)
+    first = subprocess.Popen(
+        rank_command(2, [*arguments, "--out", str(out)]), env=environment(), stderr=subprocess.PIPE
+    )
     wait_for(out, 6, first)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=120)
@@ -111,7 +100,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(files, alone, tmp_path):
     checkpoints = sorted(path.name for path in (out / "checkpoints").iterdir())
     assert checkpoints[-1] == f"step-{reached:08d}", "all ranks stopped after the same step, and it was saved"
     for ranks in (4, 1):
-        done = run(ranks, [*arguments, "--resume", "--out", str(out), "--train.log_every", "1"])
+        done = run_ranks(ranks, [*arguments, "--resume", "--out", str(out), "--train.log_every", "1"])
         assert done.returncode == 0, done.stderr
     assert_close(alone, out)
 
@@ -126,15 +115,11 @@ def wait_for(run_dir, step, process):
 
 
 def pid_of(rank, parent):
-    """The process of a rank among the descendants of torchrun's."""
-    for entry in Path("/proc").iterdir():
-        try:
-            if not entry.name.isdigit() or f"RANK={rank}" not in (entry / "environ").read_text().split("\0"):
-                continue
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                return int(entry.name)
-        except OSError:
-            continue
+    """The process of a rank among the children of torchrun's."""
+    for pid in pids_with(f"RANK={rank}"):
+        with contextlib.suppress(OSError):
+            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                return pid
     raise AssertionError(f"rank {rank} is not there")
 
 
@@ -145,7 +130,7 @@ def test_a_killed_rank_costs_nothing(files, undisturbed, tmp_path, seed):
     draw = random.Random(seed)
     step, rank, out = draw.randrange(1, STEPS - 2), draw.randrange(2), tmp_path / "run"
     process = subprocess.Popen(
-        command(2, [*arguments, "--out", str(out)], restarts=2),
+        rank_command(2, [*arguments, "--out", str(out)], restarts=2),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "stderr").open("w"),
@@ -161,7 +146,7 @@ def test_evaluation_of_two_ranks_is_that_of_one(files, alone, tmp_path):
     words += ["--finetune.batch", "4", "--finetune.hidden", "8"]
     found = []
     for ranks in (1, 2):
-        done = run(ranks, [*words, "--out", str(tmp_path / f"{ranks}")])
+        done = run_ranks(ranks, [*words, "--out", str(tmp_path / f"{ranks}")])
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1])["table"])
         assert done.stdout.count('"table"') == 1
@@ -202,9 +187,7 @@ def test_a_number_that_is_not_finite_stops_all_ranks(files, undisturbed, tmp_pat
     out = tmp_path / "run"
 
     def train(*more):
-        full = command(2, [*arguments, "--out", str(out), *more])
-        full = [*full[: full.index("-m", 3)], str(tmp_path / "spoilt.py"), *full[full.index("s2vfast") + 1 :]]
-        return subprocess.run(full, env=environment(), capture_output=True, text=True, timeout=180, check=False)
+        return run_ranks(2, [*arguments, "--out", str(out), *more], script=[str(tmp_path / "spoilt.py")])
 
     monkeypatch.setenv("SPOILT_STEP", "7")
     done = train()
