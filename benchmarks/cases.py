@@ -161,9 +161,9 @@ def _edges_cost(shape: Shape, backward: bool) -> Cost:
 
 
 def _graph_cost(shape: Shape, backward: bool) -> Cost:
-    """Scores, a mixture of joints and a linear map a head; backward two more of each."""
+    """Queries and keys, scores, a mixture of joints and a linear map a head; backward two more of each."""
     frames, width = shape.N * shape.S, shape.D // 8
-    products = shape.V**2 * (width + shape.D) + shape.V * shape.D**2
+    products = shape.V**2 * (width + shape.D) + shape.V * shape.D * (shape.D + 2 * width)
     exps = frames * shape.H * shape.V**2
     return Cost(flop=(3 if backward else 1) * 2.0 * frames * shape.H * products, exps=exps)
 

@@ -15,31 +15,128 @@
 namespace s2v {
 namespace {
 
-constexpr int64_t kFrames = 32;  // of a range
+constexpr int64_t kFrames = 32;           // of a range
+constexpr int64_t kMixed = int64_t(1) << 16;  // mixed numbers at a time: what the second cache holds beside the weight
 
-S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call, float* scratch,
-                              int64_t begin, int64_t end) {
-  const int64_t joints = shape.joints, numbers = joints * shape.channels;
-  const int64_t of_qk = 2 * joints * shape.heads * shape.width;
-  float* topology = scratch + graph_scratch(shape);
-  graph_padded(shape, call.topology, topology);
-  for (int64_t f = begin; f < end; ++f)
-    graph_forward(shape, call.x + f * numbers, call.qk + f * of_qk, topology, scratch,
-                  call.mixed + f * numbers * shape.heads);
+// Frames that are mixed before the linear map takes them: of half as many rows as it has results, or more, so that the
+// weight is not read much more often than what it is multiplied with.
+int64_t frames_of_a_block(const GraphAttentionShape& shape) {
+  const int64_t numbers = int64_t(shape.joints) * shape.heads * shape.channels;
+  return std::min(kFrames, std::max({int64_t(1), kMixed / numbers, int64_t(shape.results / shape.joints / 2)}));
 }
 
+// Numbers of a frame.
+struct Frame {
+  int64_t x, qk, mixed, out, maps;
+  explicit Frame(const GraphAttentionShape& shape)
+      : x(int64_t(shape.joints) * shape.channels),
+        qk(int64_t(shape.joints) * shape.queries()),
+        mixed(x * shape.heads),
+        out(int64_t(shape.joints) * shape.results),
+        maps(int64_t(shape.heads) * shape.joints * shape.row()) {}
+};
+
+// Scratch of a range.
+struct Scratch {
+  float *frame, *topology, *d_topology, *normed, *d_normed, *scales, *qk, *d_qk, *mixed, *grad;
+  Numbers numbers;
+
+  Scratch(const GraphAttentionShape& shape, bool backward) : numbers(divide(shape, backward, nullptr)) {
+    divide(shape, backward, numbers.at());
+  }
+
+ private:
+  // How many there are, from `begin` on.
+  int64_t divide(const GraphAttentionShape& shape, bool backward, float* begin) {
+    const Frame of(shape);
+    const int64_t most = frames_of_a_block(shape);
+    int64_t count = 0;
+    const auto next = [&](int64_t some) {
+      const int64_t at = count;
+      count += (some + kGraphLanes - 1) / kGraphLanes * kGraphLanes;
+      return begin == nullptr ? nullptr : begin + at;
+    };
+    frame = next(graph_scratch(shape));
+    topology = next(of.maps);
+    normed = next(most * of.x);
+    scales = next(most * shape.joints);
+    qk = next(most * of.qk);
+    mixed = next(most * of.mixed);
+    d_topology = next(backward ? of.maps : 0);
+    d_normed = next(backward ? most * of.x : 0);
+    d_qk = next(backward ? most * of.qk : 0);
+    grad = next(backward ? most * of.out : 0);
+    return count;
+  }
+};
+
+// Weights as products take them.
+struct Weights {
+  const float *qk, *qk_back, *heads;
+};
+
+// Queries and keys of rows of x. weight: panels [C, 2 * H * d].
+S2V_HD void queries_and_keys(const GraphAttentionShape& shape, const float* x, int64_t rows, double eps,
+                             const float* weight, const float* bias, const Scratch& scratch) {
+  const int64_t C = shape.channels, width = shape.queries();
+  for (int64_t r = 0; r < rows; ++r) {
+    scratch.scales[r] = graph_norm(shape.channels, eps, x + r * C, scratch.normed + r * C);
+    std::copy_n(bias, width, scratch.qk + r * width);
+  }
+  product({scratch.normed, C, false}, rows, {weight, 0}, C, width, true, scratch.qk, width);
+}
+
+// weights.heads: panels [H * C, E].
+S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call,
+                                   const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
+  const Frame frame(shape);
+  const int64_t depth = int64_t(shape.heads) * shape.channels, most = frames_of_a_block(shape);
+  graph_padded(shape, call.topology, scratch.topology);
+  for (int64_t first = begin; first < end; first += most) {
+    const int64_t count = std::min(most, end - first), rows = count * shape.joints;
+    const float* const x = call.x + first * frame.x;
+    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, scratch);
+    for (int64_t f = 0; f < count; ++f)
+      graph_forward(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology, scratch.frame,
+                    scratch.mixed + f * frame.mixed);
+    product({scratch.mixed, depth, false}, rows, {weights.heads, 0}, depth, shape.results, false,
+            call.out + first * frame.out, shape.results);
+  }
+}
+
+// weights.heads: for each head panels [E, C].
 S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
-                               float* scratch, int64_t begin, int64_t end) {
-  const int64_t joints = shape.joints, numbers = joints * shape.channels;
-  const int64_t of_qk = 2 * joints * shape.heads * shape.width;
-  const int64_t rows = shape.heads * joints;
-  float *topology = scratch + graph_scratch(shape), *d_topology = topology + rows * shape.row();
-  graph_padded(shape, call.topology, topology);
-  std::fill_n(d_topology, rows * shape.row(), 0.0f);
-  for (int64_t f = begin; f < end; ++f)
-    graph_backward(shape, call.x + f * numbers, call.qk + f * of_qk, topology, call.mixed + f * numbers * shape.heads,
-                   scratch, call.d_x + f * numbers, call.d_qk + f * of_qk, d_topology);
-  graph_unpadded(shape, d_topology, call.d_topology + begin / kFrames * rows * joints);
+                                    const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
+  const Frame frame(shape);
+  const int64_t C = shape.channels, E = shape.results, depth = shape.heads * C, width = shape.queries();
+  const int64_t most = frames_of_a_block(shape), part = begin / kFrames;
+  float *const d_weight = call.d_weight + part * depth * E, *const d_qk_weight = call.d_qk_weight + part * width * C;
+  float* const d_qk_bias = call.d_qk_bias + part * width;
+  graph_padded(shape, call.topology, scratch.topology);
+  std::fill_n(scratch.d_topology, frame.maps, 0.0f);
+  std::fill_n(d_qk_bias, width, 0.0f);
+  for (int64_t first = begin; first < end; first += most) {
+    const int64_t count = std::min(most, end - first), rows = count * shape.joints;
+    const float *const x = call.x + first * frame.x, *const grad = call.grad + first * frame.out;
+    float* const d_x = call.d_x + first * frame.x;
+    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, scratch);
+    for (int32_t h = 0; h < shape.heads; ++h)
+      product({grad, E, false}, rows, {weights.heads + h * E * C, 0}, E, C, false, scratch.mixed + h * C, depth);
+    for (int64_t f = 0; f < count; ++f)
+      graph_backward(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology,
+                     scratch.mixed + f * frame.mixed, scratch.frame, d_x + f * frame.x, scratch.d_qk + f * frame.qk,
+                     scratch.d_topology);
+    row_panels(rows, E, grad, scratch.grad);
+    product({scratch.mixed, depth, true}, depth, {scratch.grad, 0}, rows, E, first > begin, d_weight, E);
+    product({scratch.d_qk, width, true}, width, {scratch.normed, C}, rows, C, first > begin, d_qk_weight, C);
+    product({scratch.d_qk, width, false}, rows, {weights.qk_back, 0}, width, C, false, scratch.d_normed, C);
+    for (int64_t r = 0; r < rows; ++r) {
+      graph_norm_backward(shape.channels, scratch.scales[r], scratch.normed + r * C, scratch.d_normed + r * C,
+                          d_x + r * C);
+      for (int64_t i = 0; i < width; ++i) d_qk_bias[i] += scratch.d_qk[r * width + i];
+    }
+  }
+  graph_unpadded(shape, scratch.d_topology, call.d_topology + part * shape.heads * shape.joints * shape.joints);
 }
 
 void require(bool good, const char* message) {
@@ -49,18 +146,24 @@ void require(bool good, const char* message) {
 template <class Call>
 GraphAttentionShape checked(const Call& call) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  require(call.frames >= 0 && call.joints >= 1 && call.channels >= 1 && call.heads >= 1 && call.width >= 1,
+  require(call.frames >= 0 && call.joints >= 1 && call.channels >= 1 && call.heads >= 1 && call.width >= 1 &&
+              call.results >= 1,
           "graph_attention: sizes of 1 or more, and frames of 0 or more");
-  require(call.joints <= most && call.channels <= most && call.heads <= most && call.width <= most,
+  require(call.joints <= most && call.channels <= most && call.heads <= most && call.width <= most &&
+              call.results <= most,
           "graph_attention: a size of 2**31 or more");
-  require((call.x != nullptr && call.qk != nullptr && call.topology != nullptr) || call.frames == 0,
-          "graph_attention: x, qk or topology is a null pointer");
-  return {call.frames, int32_t(call.joints), int32_t(call.channels), int32_t(call.heads), int32_t(call.width)};
+  require((call.x != nullptr && call.qk_weight != nullptr && call.qk_bias != nullptr && call.topology != nullptr &&
+           call.weight != nullptr) ||
+              call.frames == 0,
+          "graph_attention: x, qk_weight, qk_bias, topology or weight is a null pointer");
+  return {call.frames,         int32_t(call.joints), int32_t(call.channels),
+          int32_t(call.heads), int32_t(call.width),  int32_t(call.results)};
 }
 
-// Of a range: a frame's, the topology and its gradient.
-int64_t scratch_numbers(const GraphAttentionShape& shape) {
-  return graph_scratch(shape) + 2 * int64_t(shape.heads) * shape.joints * shape.row();
+// Panels [C, 2 * H * d] of the weight of queries and keys.
+void query_panels(const GraphAttentionShape& shape, const float* weight, float* panels) {
+  const int64_t C = shape.channels;
+  product_panels(C, shape.queries(), [&](int64_t k, int64_t n) { return weight + n * C + k; }, panels);
 }
 
 }  // namespace
@@ -70,21 +173,30 @@ int64_t graph_attention_parts(int64_t frames) { return (frames + kFrames - 1) / 
 void graph_attention(const GraphAttentionCall& call, int threads) {
   const GraphAttentionShape shape = checked(call);
   if (shape.frames == 0) return;
-  require(call.mixed != nullptr, "graph_attention: mixed is a null pointer");
+  require(call.out != nullptr, "graph_attention: out is a null pointer");
+  const int64_t C = shape.channels, E = shape.results;
+  const Numbers qk(C * shape.queries()), heads(shape.heads * C * E);
+  query_panels(shape, call.qk_weight, qk.at());
+  product_panels(shape.heads * C, E, [&](int64_t k, int64_t n) { return call.weight + (k / C * E + n) * C + k % C; },
+                 heads.at());
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_numbers(shape));
-    forward_range(shape, call, scratch.data(), begin, end);
+    forward_range(shape, call, {qk.at(), nullptr, heads.at()}, Scratch(shape, false), begin, end);
   });
 }
 
 void graph_attention_backward(const GraphAttentionBackwardCall& call, int threads) {
   const GraphAttentionShape shape = checked(call);
   if (shape.frames == 0) return;
-  require(call.mixed != nullptr && call.d_x != nullptr && call.d_qk != nullptr && call.d_topology != nullptr,
-          "graph_attention: mixed, d_x, d_qk or d_topology is a null pointer");
+  require(call.grad != nullptr && call.d_x != nullptr && call.d_qk_weight != nullptr && call.d_qk_bias != nullptr &&
+              call.d_topology != nullptr && call.d_weight != nullptr,
+          "graph_attention: grad or a gradient is a null pointer");
+  const int64_t C = shape.channels, E = shape.results;
+  const Numbers qk(C * shape.queries()), qk_back(C * shape.queries()), heads(shape.heads * C * E);
+  query_panels(shape, call.qk_weight, qk.at());
+  row_panels(shape.queries(), C, call.qk_weight, qk_back.at());
+  for (int32_t h = 0; h < shape.heads; ++h) row_panels(E, C, call.weight + h * E * C, heads.at() + h * E * C);
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_numbers(shape));
-    backward_range(shape, call, scratch.data(), begin, end);
+    backward_range(shape, call, {qk.at(), qk_back.at(), heads.at()}, Scratch(shape, true), begin, end);
   });
 }
 

@@ -1,77 +1,29 @@
-// The mixing of graph_attention and its gradient, the work for one frame.
+// graph_attention and its gradient: the norm of rows, and the work for one frame.
 //
 // mixed[i, h] = sum over j of topology[h, i, j] * softmax_j(q[i, h] k[j, h] / sqrt(d)) * x[j] (InfoGCN, Chi et al., CVPR
-// 2022). The linear map a head after it is left to the matrix library. Maps of a frame stay in the first cache and are
-// made again for the gradient. Everything is small products of matrices, which one function does.
+// 2022). Maps of a frame stay in the first cache and are made again for the gradient; mixed numbers of a few frames stay
+// in the second one, for the linear map a head that comes after.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 
 #include "pack.cuh"
+#include "product.h"
 
 namespace s2v {
 
-constexpr int kGraphLanes = 16;               // numbers in a register
-constexpr int kGraphRows = 5, kGraphPacks = 2;  // of a tile of sums that is held in registers
+constexpr int kGraphLanes = 16;  // numbers in a register
 
 struct GraphAttentionShape {
   int64_t frames;
-  int32_t joints, channels, heads, width;  // V, C, H, d
+  int32_t joints, channels, heads, width, results;  // V, C, H, d, E
+
+  S2V_HD int64_t queries() const { return 2 * int64_t(heads) * width; }  // and keys, of a joint
 
   // Numbers of a map's row: joints, rounded up to whole registers.
   S2V_HD int32_t row() const { return (joints + kGraphLanes - 1) / kGraphLanes * kGraphLanes; }
 };
-
-// A matrix: where it begins, and how far its rows and columns are from one another.
-struct GraphMatrix {
-  const float* at;
-  int64_t row, column;
-};
-
-// out[i][n ... n + kWidth * kPacks] for rows i ... i + kRows: a's rows times b, whose columns are next to each other.
-template <int kWidth, int kRows, int kPacks>
-S2V_HD void graph_tile(const GraphMatrix& a, const float* __restrict__ b, int64_t b_row, int32_t count, bool add,
-                       float* __restrict__ out, int64_t out_row) {
-  Pack<kWidth> sums[kRows][kPacks] = {};
-  for (int32_t k = 0; k < count; ++k) {
-    Pack<kWidth> read[kPacks];
-    for (int p = 0; p < kPacks; ++p) read[p] = load<kWidth>(b + k * b_row + p * kWidth);
-    for (int r = 0; r < kRows; ++r) {
-      const float factor = a.at[r * a.row + k * a.column];
-      for (int p = 0; p < kPacks; ++p) sums[r][p] = sums[r][p] + read[p] * factor;
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPacks; ++p) {
-      float* to = out + r * out_row + p * kWidth;
-      store<kWidth>(to, add ? load<kWidth>(to) + sums[r][p] : sums[r][p]);
-    }
-}
-
-template <int kWidth, int kPacks>
-S2V_HD void graph_columns(const GraphMatrix& a, int32_t rows, const float* b, int64_t b_row, int32_t count, bool add,
-                          float* out, int64_t out_row) {
-  int32_t i = 0;
-  for (; i + kGraphRows <= rows; i += kGraphRows)
-    graph_tile<kWidth, kGraphRows, kPacks>({a.at + i * a.row, a.row, a.column}, b, b_row, count, add, out + i * out_row,
-                                           out_row);
-  for (; i < rows; ++i)
-    graph_tile<kWidth, 1, kPacks>({a.at + i * a.row, a.row, a.column}, b, b_row, count, add, out + i * out_row, out_row);
-}
-
-// out [rows, columns] = a [rows, count] times b [count, columns], or added to what is there.
-S2V_HD void graph_product(const GraphMatrix& a, int32_t rows, const float* b, int64_t b_row, int32_t count,
-                                 int32_t columns, bool add, float* out, int64_t out_row) {
-  int32_t n = 0;
-  for (; n + kGraphPacks * kGraphLanes <= columns; n += kGraphPacks * kGraphLanes)
-    graph_columns<kGraphLanes, kGraphPacks>(a, rows, b + n, b_row, count, add, out + n, out_row);
-  for (; n + kGraphLanes <= columns; n += kGraphLanes)
-    graph_columns<kGraphLanes, 1>(a, rows, b + n, b_row, count, add, out + n, out_row);
-  constexpr int kHalf = kGraphLanes / 2;
-  for (; n + kHalf <= columns; n += kHalf) graph_columns<kHalf, 1>(a, rows, b + n, b_row, count, add, out + n, out_row);
-  for (; n < columns; ++n) graph_columns<1, 1>(a, rows, b + n, b_row, count, add, out + n, out_row);
-}
 
 using GraphPack = Pack<kGraphLanes>;
 
@@ -94,6 +46,55 @@ S2V_HD GraphPack graph_exp(const GraphPack& of) {
   return {y * scale};
 }
 
+
+// The sum over c of of(c), of a pack or of a single number at c.
+template <class Of>
+S2V_HD float graph_sum(int32_t count, const Of& of) {
+  GraphPack sum = {};
+  int32_t c = 0;
+  for (; c + kGraphLanes <= count; c += kGraphLanes) sum = sum + of(c, GraphPack{});
+  float all = total(sum);
+  for (; c < count; ++c) all += of(c, Pack<1>{}).at[0];
+  return all;
+}
+
+// Calls each(c, pack) for the packs and the single numbers of a row.
+template <class Each>
+S2V_HD void graph_each(int32_t count, const Each& each) {
+  int32_t c = 0;
+  for (; c + kGraphLanes <= count; c += kGraphLanes) each(c, GraphPack{});
+  for (; c < count; ++c) each(c, Pack<1>{});
+}
+
+#define S2V_GRAPH_LOAD(from) load<sizeof(pack) / sizeof(float)>((from) + c)
+
+// normed: a row of x without its mean and divided by its deviation; returns one over the deviation.
+S2V_HD float graph_norm(int32_t channels, double eps, const float* x, float* normed) {
+  const float mean = graph_sum(channels, [&](int32_t c, const auto& pack) { return S2V_GRAPH_LOAD(x); }) / float(channels);
+  const float squares = graph_sum(channels, [&](int32_t c, const auto& pack) {
+    const auto centred = S2V_GRAPH_LOAD(x) + -mean;
+    return centred * centred;
+  });
+  const float scale = float(1.0 / std::sqrt(double(squares) / channels + eps));
+  graph_each(channels, [&](int32_t c, const auto& pack) {
+    store<sizeof(pack) / sizeof(float)>(normed + c, (S2V_GRAPH_LOAD(x) + -mean) * scale);
+  });
+  return scale;
+}
+
+// Adds to d_x what a row of x gets through its norm.
+S2V_HD void graph_norm_backward(int32_t channels, float scale, const float* normed, const float* d_normed, float* d_x) {
+  const float sum = graph_sum(channels, [&](int32_t c, const auto& pack) { return S2V_GRAPH_LOAD(d_normed); });
+  const float product = graph_sum(
+      channels, [&](int32_t c, const auto& pack) { return S2V_GRAPH_LOAD(d_normed) * S2V_GRAPH_LOAD(normed); });
+  graph_each(channels, [&](int32_t c, const auto& pack) {
+    const auto through = S2V_GRAPH_LOAD(d_normed) + -sum / float(channels) -
+                         S2V_GRAPH_LOAD(normed) * (product / float(channels));
+    store<sizeof(pack) / sizeof(float)>(d_x + c, S2V_GRAPH_LOAD(d_x) + through * scale);
+  });
+}
+
+#undef S2V_GRAPH_LOAD
 
 // Scratch of a frame: numbers for maps, and for x or keys laid out by channels.
 S2V_HD int64_t graph_scratch(const GraphAttentionShape& shape) {
@@ -134,7 +135,7 @@ S2V_HD void graph_maps(const GraphAttentionShape& shape, const float* q, const f
   const int32_t V = shape.joints, row = shape.row();
   const int64_t step = 2 * int64_t(shape.heads) * shape.width;
   graph_turned(shape, q, step, shape.width, queries);
-  graph_product({k, step, 1}, V, queries, row, shape.width, row, false, maps, row);
+  product({k, step, false}, V, {queries, row}, shape.width, row, false, maps, row);
   const float scale = 1.0f / std::sqrt(float(shape.width));
   for (int32_t i = 0; i < row; i += kGraphLanes) {
     GraphPack largest = load<kGraphLanes>(maps + i), sum = {};
@@ -169,7 +170,7 @@ S2V_HD void graph_forward(const GraphAttentionShape& shape, const float* x, cons
   for (int32_t h = 0; h < H; ++h) {
     graph_maps(shape, qk + h * d, qk + (H + h) * d, queries, maps);
     graph_weighted(shape, maps, topology + int64_t(h) * V * row, weighted);
-    graph_product({weighted, 1, row}, V, x, C, V, C, false, mixed + int64_t(h) * C, int64_t(H) * C);
+    product({weighted, row, true}, V, {x, C}, V, C, false, mixed + int64_t(h) * C, int64_t(H) * C);
   }
 }
 
@@ -191,9 +192,9 @@ S2V_HD void graph_backward(const GraphAttentionShape& shape, const float* x, con
     float* __restrict__ d_of_head = d_topology + h * square;
     graph_maps(shape, q, k, queries, maps);
     graph_weighted(shape, maps, of_head, weighted);
-    graph_product({weighted, row, 1}, V, of_mixed, int64_t(H) * C, V, C, h > 0, d_x, C);
-    graph_product({of_mixed, int64_t(H) * C, 1}, V, turned, row, C, row, false, d_weighted, row);
-    graph_product({weighted, 1, row}, V, x, C, V, C, false, of_mixed, int64_t(H) * C);
+    product({weighted, row, false}, V, {of_mixed, int64_t(H) * C}, V, C, h > 0, d_x, C);
+    product({of_mixed, int64_t(H) * C, false}, V, {turned, row}, C, row, false, d_weighted, row);
+    product({weighted, row, true}, V, {x, C}, V, C, false, of_mixed, int64_t(H) * C);
     graph_turned(shape, d_weighted, row, V, d_maps);
     for (int32_t i = 0; i < row; i += kGraphLanes) {
       GraphPack sum = {};
@@ -208,8 +209,8 @@ S2V_HD void graph_backward(const GraphAttentionShape& shape, const float* x, con
         store<kGraphLanes>(d_maps + at,
                            load<kGraphLanes>(maps + at) * (load<kGraphLanes>(d_maps + at) - sum) * scale);
     }
-    graph_product({d_maps, 1, row}, V, k, step, V, d, false, d_qk + h * d, step);
-    graph_product({d_maps, row, 1}, V, q, step, V, d, false, d_qk + (H + h) * d, step);
+    product({d_maps, row, true}, V, {k, step}, V, d, false, d_qk + h * d, step);
+    product({d_maps, row, false}, V, {q, step}, V, d, false, d_qk + (H + h) * d, step);
   }
 }
 

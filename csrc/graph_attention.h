@@ -6,25 +6,30 @@
 namespace s2v {
 
 struct GraphAttentionCall {
-  int64_t frames, joints, channels, heads, width;  // F, V, C, H, d
+  int64_t frames, joints, channels, heads, width, results;  // F, V, C, H, d, E
   const float* x;         // [F, V, C]
-  const float* qk;        // [F, V, 2, H, d]
+  const float* qk_weight;  // [2, H, d, C]
+  const float* qk_bias;   // [2, H, d]
   const float* topology;  // [H, V, V]
-  float* mixed;           // out [F, V, H, C]
+  const float* weight;    // [H, E, C]
+  double eps;             // of the norm
+  float* out;             // out [F, V, E]
 };
 
 struct GraphAttentionBackwardCall {
-  int64_t frames, joints, channels, heads, width;
-  const float* x;
-  const float* qk;
-  const float* topology;
-  float* mixed;       // [F, V, H * C]: in, its gradient; out, itself
+  int64_t frames, joints, channels, heads, width, results;
+  const float *x, *qk_weight, *qk_bias, *topology, *weight;
+  double eps;
+  const float* grad;  // [F, V, E]
   float* d_x;         // out [F, V, C]
-  float* d_qk;        // out [F, V, 2, H, d]
-  float* d_topology;  // out [graph_attention_parts(F), H, V, V], parts of a sum
+  // Parts of sums, graph_attention_parts(F) of each.
+  float* d_qk_weight;  // out [parts, 2, H, d, C]
+  float* d_qk_bias;    // out [parts, 2, H, d]
+  float* d_topology;   // out [parts, H, V, V]
+  float* d_weight;     // out [parts, H, C, E]
 };
 
-// Parts that the topology's gradient comes in.
+// Parts that gradients of parameters come in.
 int64_t graph_attention_parts(int64_t frames);
 
 // On the host, on `threads` threads (0: one for each core). Throws std::invalid_argument for sizes or pointers that

@@ -22,13 +22,13 @@ template <class Full, class Narrow, class Short, class One>
 S2V_HD void cover(int32_t rows, int32_t joints, const Full& full, const Narrow& narrow, const Short& brief,
                   const One& one) {
   const int32_t even_rows = rows / kMixFrames * kMixFrames, even_joints = joints / kMixJoints * kMixJoints;
-  for (int32_t t = 0; t < even_rows; t += kMixFrames) {
-    for (int32_t w = 0; w < even_joints; w += kMixJoints) full(t, w);
-    for (int32_t w = even_joints; w < joints; ++w) narrow(t, w);
+  for (int32_t w = 0; w < even_joints; w += kMixJoints) {
+    for (int32_t t = 0; t < even_rows; t += kMixFrames) full(t, w);
+    for (int32_t t = even_rows; t < rows; ++t) brief(t, w);
   }
-  for (int32_t t = even_rows; t < rows; ++t) {
-    for (int32_t w = 0; w < even_joints; w += kMixJoints) brief(t, w);
-    for (int32_t w = even_joints; w < joints; ++w) one(t, w);
+  for (int32_t w = even_joints; w < joints; ++w) {
+    for (int32_t t = 0; t < even_rows; t += kMixFrames) narrow(t, w);
+    for (int32_t t = even_rows; t < rows; ++t) one(t, w);
   }
 }
 
@@ -39,55 +39,84 @@ S2V_HD void cover(int32_t rows, int32_t joints, const Full& full, const Narrow& 
       [&](int32_t a, int32_t b) { name<kWidth, 1, kMixJoints>(__VA_ARGS__); },                          \
       [&](int32_t a, int32_t b) { name<kWidth, 1, 1>(__VA_ARGS__); })
 
+// Of a range of tracks, for up to kLanes channels.
+struct Scratch {
+  std::vector<float> maps, x, grad, d_common;
+  Scratch(const JointMixShape& shape, bool backward)
+      : maps(shape.maps() * kLanes),
+        x(shape.subsets * shape.near() * kLanes),
+        grad(backward ? shape.near() * kLanes : 0),
+        d_common(backward ? shape.maps() * kLanes : 0) {}
+};
+
+// common: maps of all channels, those of `begin` at its beginning.
 template <int kWidth>
-S2V_HD void forward_channels(const JointMixShape& shape, const JointMixCall& call, int64_t b, int32_t begin,
-                             int32_t end, float* maps) {
+S2V_HD void forward_channels(const JointMixShape& shape, const JointMixCall& call, const float* common, int64_t b,
+                             int32_t begin, int32_t end, Scratch& scratch) {
   const float* x = call.x + b * shape.out_numbers() * shape.subsets;
-  float* out = call.out + b * shape.out_numbers();
+  const float* dynamic = call.dynamic + b * shape.maps() * shape.units;
+  float *out = call.out + b * shape.out_numbers(), *maps = scratch.maps.data(), *near = scratch.x.data();
   for (int32_t c = begin; c < end; c += kWidth) {
-    joint_mix_maps<kWidth>(shape, call.dynamic + b * shape.subsets * shape.units * shape.square(), call.constant, c,
-                           maps);
-    S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_tile, shape, x + c, maps, a, b, out + c);
+    joint_mix_maps<kWidth>(shape, dynamic, common + c * shape.maps(), c, maps);
+    joint_mix_near<kWidth>(shape, x + c, shape.subsets, near);
+    S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_tile, shape, near, maps, a, b, out + c);
   }
 }
 
 template <int kWidth>
-S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackwardCall& call, int64_t b, int32_t begin,
-                              int32_t end, float* maps) {
-  const int64_t dynamic = b * shape.subsets * shape.units * shape.square();
+S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackwardCall& call, const float* common,
+                              int64_t b, int32_t begin, int32_t end, Scratch& scratch) {
+  const float* dynamic = call.dynamic + b * shape.maps() * shape.units;
   const float* x = call.x + b * shape.out_numbers() * shape.subsets;
   const float* grad = call.grad + b * shape.out_numbers();
+  float *maps = scratch.maps.data(), *near = scratch.x.data(), *near_grad = scratch.grad.data();
   for (int32_t c = begin; c < end; c += kWidth) {
+    joint_mix_near<kWidth>(shape, grad + c, 1, near_grad);
     if (call.d_x != nullptr) {
       float* d_x = call.d_x + b * shape.out_numbers() * shape.subsets;
-      joint_mix_maps<kWidth>(shape, call.dynamic + dynamic, call.constant, c, maps);
+      joint_mix_maps<kWidth>(shape, dynamic, common + c * shape.maps(), c, maps);
       for (int32_t i = 0; i < shape.subsets; ++i)
-        S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_grad_tile, shape, grad + c, maps, i, a, b, d_x + c);
+        S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_grad_tile, shape, near_grad, maps, i, a, b, d_x + c);
     }
     if (call.d_dynamic != nullptr) {
+      joint_mix_near<kWidth>(shape, x + c, shape.subsets, near);
       for (int32_t i = 0; i < shape.subsets; ++i)
-        S2V_COVER(shape.joints, shape.joints, kWidth, joint_mix_map_tile, shape, x + c, grad + c, i, a, b, maps);
-      joint_mix_add_maps<kWidth>(shape, maps, c, call.d_dynamic + dynamic,
-                                 call.d_constant + b * shape.subsets * shape.groups * shape.square());
+        S2V_COVER(shape.joints, shape.joints, kWidth, joint_mix_map_tile, shape, near, near_grad, i, a, b, maps);
+      joint_mix_add_maps<kWidth>(shape, maps, c, call.d_dynamic + b * shape.maps() * shape.units,
+                                 scratch.d_common.data());
+      // Lanes of the next channels mostly belong to the same constant maps.
+      if (c + kWidth >= end || kWidth % shape.groups != 0)
+        joint_mix_add_common<kWidth>(shape, c, scratch.d_common.data(),
+                                     call.d_constant + b * shape.maps() * shape.groups);
     }
   }
 }
 
-S2V_WIDE_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& call, float* maps, int64_t begin,
-                              int64_t end) {
+S2V_WIDE_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& call, const float* common,
+                                   Scratch& scratch, int64_t begin, int64_t end) {
   const int32_t full = shape.channels / kLanes * kLanes;
   for (int64_t b = begin; b < end; ++b) {
-    forward_channels<kLanes>(shape, call, b, 0, full, maps);
-    forward_channels<1>(shape, call, b, full, shape.channels, maps);
+    forward_channels<kLanes>(shape, call, common, b, 0, full, scratch);
+    forward_channels<1>(shape, call, common, b, full, shape.channels, scratch);
   }
 }
-S2V_WIDE_CLONES void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, float* maps,
-                               int64_t begin, int64_t end) {
+S2V_WIDE_CLONES void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, const float* common,
+                                    Scratch& scratch, int64_t begin, int64_t end) {
   const int32_t full = shape.channels / kLanes * kLanes;
   for (int64_t b = begin; b < end; ++b) {
-    backward_channels<kLanes>(shape, call, b, 0, full, maps);
-    backward_channels<1>(shape, call, b, full, shape.channels, maps);
+    backward_channels<kLanes>(shape, call, common, b, 0, full, scratch);
+    backward_channels<1>(shape, call, common, b, full, shape.channels, scratch);
   }
+}
+
+// Constant maps of all channels: [I, V, V, kLanes] of the first ones, and so on; [I, V, V] of each of those that remain.
+std::vector<float> common_maps(const JointMixShape& shape, const float* constant) {
+  std::vector<float> common(shape.channels * shape.maps());
+  int32_t c = 0;
+  for (; c + kLanes <= shape.channels; c += kLanes)
+    joint_mix_common<kLanes>(shape, constant, c, common.data() + c * shape.maps());
+  for (; c < shape.channels; ++c) joint_mix_common<1>(shape, constant, c, common.data() + c * shape.maps());
+  return common;
 }
 
 void require(bool good, const char* message) {
@@ -111,17 +140,16 @@ JointMixShape checked(const Call& call) {
   return shape;
 }
 
-int64_t map_numbers(const JointMixShape& shape) { return shape.subsets * shape.square() * kLanes; }
-
 }  // namespace
 
 void joint_mix(const JointMixCall& call, int threads) {
   const JointMixShape shape = checked(call);
   if (shape.tracks * shape.out_numbers() == 0) return;
   require(call.out != nullptr, "joint_mix: out is a null pointer");
+  const std::vector<float> common = common_maps(shape, call.constant);
   parallel_for(shape.tracks, 1, threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> maps(map_numbers(shape));
-    forward_range(shape, call, maps.data(), begin, end);
+    Scratch scratch(shape, false);
+    forward_range(shape, call, common.data(), scratch, begin, end);
   });
 }
 
@@ -136,9 +164,10 @@ void joint_mix_backward(const JointMixBackwardCall& call, int threads) {
   }
   if (shape.tracks * shape.out_numbers() == 0) return;
   require(call.grad != nullptr, "joint_mix: grad is a null pointer");
+  const std::vector<float> common = common_maps(shape, call.constant);
   parallel_for(shape.tracks, 1, threads, [&](int64_t begin, int64_t end) {
-    std::vector<float> maps(map_numbers(shape));
-    backward_range(shape, call, maps.data(), begin, end);
+    Scratch scratch(shape, true);
+    backward_range(shape, call, common.data(), scratch, begin, end);
   });
 }
 

@@ -2,9 +2,10 @@
 //
 // out[t, w, c] = sum over i, v of x[t, v, i, c] * map[i, v, w, c], where map is the track's own map of the channel's unit
 // plus the constant map of its group (FreqMixFormer, Wu et al., ACM MM 2024). Maps of the channels at hand are laid out
-// side by side once, [I, V, V, kWidth], and stay in the first cache while all frames go through them.
+// side by side once, [I, V, V, kWidth], and so are their numbers of all frames, by joint: [I, V, T, kWidth]. Both stay in
+// the second cache, and what a tile of sums takes lies together.
 //
-// Forward reads x once and writes out once; the gradient reads x and grad twice and writes d_x once.
+// Forward reads x once and writes out once; the gradient reads x and grad once and writes d_x once.
 #pragma once
 
 #include "pack.cuh"
@@ -16,26 +17,55 @@ struct JointMixShape {
   int32_t frames, joints, channels, subsets, units, groups;    // T, V, C, I, U, R
 
   S2V_HD int64_t square() const { return int64_t(joints) * joints; }
-  S2V_HD int64_t out_numbers() const { return int64_t(frames) * joints * channels; }  // of a track
+  S2V_HD int64_t maps() const { return subsets * square(); }  // numbers of a channel's maps
+  S2V_HD int64_t near() const { return int64_t(joints) * frames; }  // and of its numbers in a track, of one subset
+  S2V_HD int64_t out_numbers() const { return near() * channels; }  // of a track
   S2V_HD int32_t unit(int32_t channel) const { return channel / (channels / units); }
 };
 
 constexpr int kMixFrames = 4, kMixJoints = 5;  // sums that are held in registers: so many frames of so many joints
 
+// common [I, V, V, kWidth]: constant maps of channels first ... first + kWidth.
+template <int kWidth>
+S2V_HD void joint_mix_common(const JointMixShape& shape, const float* __restrict__ constant, int32_t first,
+                             float* __restrict__ common) {
+  const int64_t square = shape.square();
+  for (int32_t i = 0; i < shape.subsets; ++i)
+    for (int64_t at = 0; at < square; ++at)
+      for (int lane = 0; lane < kWidth; ++lane)
+        *common++ = constant[(int64_t(i) * shape.groups + (first + lane) % shape.groups) * square + at];
+}
+
 // maps [I, V, V, kWidth] of channels first ... first + kWidth. dynamic: the track's [I, U, V, V].
 template <int kWidth>
 S2V_HD void joint_mix_maps(const JointMixShape& shape, const float* __restrict__ dynamic,
-                           const float* __restrict__ constant, int32_t first, float* __restrict__ maps) {
+                           const float* __restrict__ common, int32_t first, float* __restrict__ maps) {
   const int64_t square = shape.square();
+  float numbers[kWidth];
+  for (int lane = 0; lane < kWidth; ++lane) numbers[lane] = float(lane);
+  const Pack<kWidth> lanes = load<kWidth>(numbers);
+  const int32_t begin = shape.unit(first), end = shape.unit(first + kWidth - 1), width = shape.channels / shape.units;
   for (int32_t i = 0; i < shape.subsets; ++i) {
-    for (int lane = 0; lane < kWidth; ++lane) {
-      const int32_t c = first + lane;
-      const float* __restrict__ own = dynamic + (int64_t(i) * shape.units + shape.unit(c)) * square;
-      const float* __restrict__ common = constant + (int64_t(i) * shape.groups + c % shape.groups) * square;
-      float* __restrict__ to = maps + i * square * kWidth + lane;
-      for (int64_t at = 0; at < square; ++at) to[at * kWidth] = own[at] + common[at];
+    const float* __restrict__ own = dynamic + (int64_t(i) * shape.units + begin) * square;
+    for (int64_t at = 0; at < square; ++at, common += kWidth, maps += kWidth) {
+      Pack<kWidth> map = Pack<kWidth>{} + own[at];
+      for (int32_t unit = begin + 1; unit <= end; ++unit) {
+        const Pack<kWidth> next = Pack<kWidth>{} + own[(unit - begin) * square + at];
+        map.at = lanes.at >= float(unit * width - first) ? next.at : map.at;
+      }
+      store<kWidth>(maps, map + load<kWidth>(common));
     }
   }
+}
+
+// near [count, V, T, kWidth] of from [T, V, count * C], the track's at the first channel.
+template <int kWidth>
+S2V_HD void joint_mix_near(const JointMixShape& shape, const float* __restrict__ from, int32_t count,
+                           float* __restrict__ near) {
+  for (int32_t t = 0; t < shape.frames; ++t)
+    for (int32_t v = 0; v < shape.joints; ++v)
+      for (int32_t i = 0; i < count; ++i, from += shape.channels)
+        store<kWidth>(near + ((int64_t(i) * shape.joints + v) * shape.frames + t) * kWidth, load<kWidth>(from));
 }
 
 // sums[f][j] += sum over k < count of from[f * from_frame + k * from_step] * maps[(k * map_step + j * map_joint)].
@@ -53,29 +83,26 @@ S2V_HD void joint_mix_sums(const float* __restrict__ from, int64_t from_frame, i
   }
 }
 
-// Frames t ... t + kFrames, joints w ... w + kJoints of out. x, out: the track's, at the first channel.
+// Frames t ... t + kFrames, joints w ... w + kJoints of out, the track's at the first channel. x: near.
 template <int kWidth, int kFrames, int kJoints>
 S2V_HD void joint_mix_tile(const JointMixShape& shape, const float* __restrict__ x, const float* __restrict__ maps,
                            int32_t t, int32_t w, float* __restrict__ out) {
-  const int64_t row = int64_t(shape.subsets) * shape.channels, frame = shape.joints * row;
   Pack<kWidth> sums[kFrames][kJoints] = {};
-  for (int32_t i = 0; i < shape.subsets; ++i)
-    joint_mix_sums<kWidth, kFrames, kJoints>(x + t * frame + int64_t(i) * shape.channels, frame, row,
-                                             maps + (i * shape.square() + w) * kWidth, shape.joints * kWidth, kWidth,
-                                             shape.joints, sums);
+  joint_mix_sums<kWidth, kFrames, kJoints>(x + int64_t(t) * kWidth, kWidth, int64_t(shape.frames) * kWidth,
+                                           maps + int64_t(w) * kWidth, int64_t(shape.joints) * kWidth, kWidth,
+                                           shape.subsets * shape.joints, sums);
   for (int f = 0; f < kFrames; ++f)
     for (int j = 0; j < kJoints; ++j)
       store<kWidth>(out + (int64_t(t + f) * shape.joints + w + j) * shape.channels, sums[f][j]);
 }
 
-// The same tile of d_x, joints v ... v + kJoints of one subset. grad, d_x: the track's, at the first channel.
+// The same tile of d_x, joints v ... v + kJoints of one subset. grad: near; d_x: the track's, at the first channel.
 template <int kWidth, int kFrames, int kJoints>
 S2V_HD void joint_mix_grad_tile(const JointMixShape& shape, const float* __restrict__ grad,
                                 const float* __restrict__ maps, int32_t subset, int32_t t, int32_t v,
                                 float* __restrict__ d_x) {
-  const int64_t frame = int64_t(shape.joints) * shape.channels;
   Pack<kWidth> sums[kFrames][kJoints] = {};
-  joint_mix_sums<kWidth, kFrames, kJoints>(grad + t * frame, frame, shape.channels,
+  joint_mix_sums<kWidth, kFrames, kJoints>(grad + int64_t(t) * kWidth, kWidth, int64_t(shape.frames) * kWidth,
                                            maps + (subset * shape.square() + int64_t(v) * shape.joints) * kWidth,
                                            kWidth, shape.joints * kWidth, shape.joints, sums);
   for (int f = 0; f < kFrames; ++f)
@@ -85,39 +112,51 @@ S2V_HD void joint_mix_grad_tile(const JointMixShape& shape, const float* __restr
 }
 
 // The gradient of maps [v ... v + kRows][w ... w + kJoints] of one subset, summed over frames, into d_maps [I, V, V,
-// kWidth].
+// kWidth]. x, grad: near.
 template <int kWidth, int kRows, int kJoints>
 S2V_HD void joint_mix_map_tile(const JointMixShape& shape, const float* __restrict__ x,
                                const float* __restrict__ grad, int32_t subset, int32_t v, int32_t w,
                                float* __restrict__ d_maps) {
-  const int64_t row = int64_t(shape.subsets) * shape.channels;
-  x += v * row + int64_t(subset) * shape.channels;
-  grad += int64_t(w) * shape.channels;
+  const int64_t joint = int64_t(shape.frames) * kWidth;
   Pack<kWidth> sums[kRows][kJoints] = {};
-  joint_mix_sums<kWidth, kRows, kJoints>(x, row, shape.joints * row, grad, int64_t(shape.joints) * shape.channels,
-                                         shape.channels, shape.frames, sums);
+  joint_mix_sums<kWidth, kRows, kJoints>(x + (int64_t(subset) * shape.joints + v) * joint, joint, kWidth,
+                                         grad + w * joint, kWidth, joint, shape.frames, sums);
   for (int r = 0; r < kRows; ++r)
     for (int j = 0; j < kJoints; ++j)
       store<kWidth>(d_maps + (subset * shape.square() + int64_t(v + r) * shape.joints + w + j) * kWidth, sums[r][j]);
 }
 
-// Adds d_maps of channels first ... first + kWidth to the track's gradients of both kinds of maps.
+// Adds d_maps of channels first ... first + kWidth to the track's gradient of its own maps, and to d_common.
 template <int kWidth>
 S2V_HD void joint_mix_add_maps(const JointMixShape& shape, const float* __restrict__ d_maps, int32_t first,
-                               float* __restrict__ d_dynamic, float* __restrict__ d_constant) {
-  const int64_t square = shape.square();
-  for (int32_t i = 0; i < shape.subsets; ++i) {
-    for (int lane = 0; lane < kWidth; ++lane) {
-      const int32_t c = first + lane;
-      float* __restrict__ own = d_dynamic + (int64_t(i) * shape.units + shape.unit(c)) * square;
-      float* __restrict__ common = d_constant + (int64_t(i) * shape.groups + c % shape.groups) * square;
-      const float* __restrict__ from = d_maps + i * square * kWidth + lane;
-      for (int64_t at = 0; at < square; ++at) {
-        own[at] += from[at * kWidth];
-        common[at] += from[at * kWidth];
-      }
+                               float* __restrict__ d_dynamic, float* __restrict__ d_common) {
+  const int64_t square = shape.square(), all = shape.maps() * kWidth;
+  const int32_t width = shape.channels / shape.units;
+  for (int64_t at = 0; at < all; at += kWidth)
+    store<kWidth>(d_common + at, load<kWidth>(d_common + at) + load<kWidth>(d_maps + at));
+  for (int32_t unit = shape.unit(first); unit <= shape.unit(first + kWidth - 1); ++unit) {
+    const int32_t begin = unit * width > first ? unit * width - first : 0;
+    const int32_t end = (unit + 1) * width < first + kWidth ? (unit + 1) * width - first : kWidth;
+    for (int32_t i = 0; i < shape.subsets; ++i) {
+      const float* __restrict__ from = d_maps + i * square * kWidth;
+      float* __restrict__ own = d_dynamic + (int64_t(i) * shape.units + unit) * square;
+      for (int64_t at = 0; at < square; ++at)
+        for (int32_t lane = begin; lane < end; ++lane) own[at] += from[at * kWidth + lane];
     }
   }
+}
+
+// Adds d_common to the track's gradient of constant maps, and makes it zero.
+template <int kWidth>
+S2V_HD void joint_mix_add_common(const JointMixShape& shape, int32_t first, float* __restrict__ d_common,
+                                 float* __restrict__ d_constant) {
+  const int64_t square = shape.square();
+  for (int32_t i = 0; i < shape.subsets; ++i)
+    for (int64_t at = 0; at < square; ++at)
+      for (int lane = 0; lane < kWidth; ++lane, ++d_common) {
+        d_constant[(int64_t(i) * shape.groups + (first + lane) % shape.groups) * square + at] += *d_common;
+        *d_common = 0.0f;
+      }
 }
 
 }  // namespace s2v

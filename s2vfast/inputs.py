@@ -314,7 +314,8 @@ def _graph_attention(make: _Maker) -> dict[str, Any]:
     frames, H, width = shape.N * shape.S, shape.H, max(shape.D // 8, 1)
     return {
         "x": make.normal(frames, shape.V, shape.D),
-        "qk": make.normal(frames, shape.V, 2, H, width),
+        "qk_weight": make.normal(2, H, width, shape.D, scale=shape.D**-0.5),
+        "qk_bias": make.normal(2, H, width, scale=0.3),
         "topology": make.normal(H, shape.V, shape.V, scale=0.3),
         "weight": make.normal(H, shape.D, shape.D, scale=(H * shape.D) ** -0.5),
         "bias": make.normal(shape.D, scale=0.1),

@@ -190,18 +190,24 @@ class GraphAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, V, C] to [N, T, V, out]."""
-        qk = self.queries_and_keys(x).flatten(0, 1)
-        y = ops.graph_attention(x.flatten(0, 1), qk, self.topology, self.weight, None).view(*x.shape[:3], -1)
+        # The norm's own weight and bias are those of the linear map after it.
+        qk_weight, qk_bias = self.qk.weight * self.norm.weight, self.qk.bias + self.qk.weight @ self.norm.bias
+        y = ops.graph_attention(
+            x.flatten(0, 1),
+            qk_weight.view(2, self.heads, -1, x.shape[3]),
+            qk_bias.view(2, self.heads, -1),
+            self.topology,
+            self.weight,
+            None,
+            eps=self.norm.eps,
+        ).view(*x.shape[:3], -1)
         residual = x if self.down is None else self.down(x)
         return normalise(self.batch_norm, y, residual, relu=True, shift=self.bias.sum(0))
 
-    def queries_and_keys(self, x: Tensor) -> Tensor:
-        """[N, T, V, 2, H, d]."""
-        return self.qk(self.norm(x)).unflatten(3, (2, self.heads, -1))
-
     def maps(self, x: Tensor) -> Tensor:
         """Attention before the topology, [N, T, H, V, V]; the weights of a joint's row sum to 1."""
-        q, k = self.queries_and_keys(x).permute(3, 0, 1, 4, 2, 5)
+        qk = self.qk(self.norm(x)).unflatten(3, (2, self.heads, -1))
+        q, k = qk.permute(3, 0, 1, 4, 2, 5)
         return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
 
 

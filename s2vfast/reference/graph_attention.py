@@ -10,21 +10,34 @@ import torch
 from torch import Tensor
 
 
-def graph_attention(x: Tensor, qk: Tensor, topology: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def graph_attention(
+    x: Tensor,
+    qk_weight: Tensor,
+    qk_bias: Tensor,
+    topology: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+) -> Tensor:
     """out[f, i] = bias + sum over heads h of W_h (sum over joints j of topology[h, i, j] * map[f, h, i, j] * x[f, j]).
 
-    map[f, h, i] is the softmax over j of q[f, i, h] k[f, j, h] / sqrt(d).
+    map[f, h, i] is the softmax over j of q[f, i, h] k[f, j, h] / sqrt(d), of queries and keys that are linear maps of
+    the channels of x without their mean and divided by their deviation.
 
     Args:
         x: [F, V, C], joints of frames.
-        qk: [F, V, 2, H, d], queries and keys.
+        qk_weight: [2, H, d, C], of queries and of keys.
+        qk_bias: [2, H, d].
         topology: [H, V, V], not normalised.
         weight: [H, E, C].
         bias: [E], or None.
+        eps: added to the variance of a joint's channels.
 
     Returns:
         [F, V, E].
     """
+    normed = torch.nn.functional.layer_norm(x, x.shape[2:], eps=eps)
+    qk = torch.einsum("fvc,phdc->fvphd", normed, qk_weight) + qk_bias
     maps = attention_maps(qk) * topology  # [F, H, V, V]
     mixed = torch.einsum("fhij,fjc->fhic", maps, x)
     out = torch.einsum("fhic,hec->fie", mixed, weight)

@@ -9,7 +9,8 @@ from s2vfast.reference.graph_attention import graph_attention as reference
 def case(numbers, F=4, V=5, C=8, E=12, H=3, d=4, bias=True):
     return {
         "x": numbers(F, V, C, seed=0),
-        "qk": numbers(F, V, 2, H, d, seed=1),
+        "qk_weight": numbers(2, H, d, C, seed=1, scale=C**-0.5),
+        "qk_bias": numbers(2, H, d, seed=5),
         "topology": numbers(H, V, V, seed=2, scale=0.5),
         "weight": numbers(H, E, C, seed=3, scale=(H * C) ** -0.5),
         "bias": numbers(E, seed=4) if bias else None,
@@ -19,7 +20,7 @@ def case(numbers, F=4, V=5, C=8, E=12, H=3, d=4, bias=True):
 # Registers and a rest of joints, channels and queries; several ranges of frames; one of everything; no frame.
 SHAPES = [
     {},
-    {"F": 70, "V": 20, "C": 16, "d": 8},
+    {"F": 70, "V": 20, "C": 24, "d": 8},
     {"V": 9, "C": 21, "E": 5, "d": 3, "bias": False},
     {"V": 17, "C": 40, "H": 2, "d": 11},
     {"F": 1, "V": 1, "C": 1, "E": 1, "H": 1, "d": 1},
@@ -36,13 +37,15 @@ def test_by_hand():
     """One head, two joints; keys without numbers attend alike, and the topology's row is who takes."""
     x = torch.tensor([[[2.0], [4.0]]])
     topology = torch.tensor([[[1.0, 0.0], [3.0, 1.0]]])
-    out = reference(x, torch.zeros(1, 2, 2, 1, 1), topology, torch.full((1, 1, 1), 10.0), torch.tensor([0.5]))
+    out = reference(
+        x, torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1), topology, torch.full((1, 1, 1), 10.0), torch.tensor([0.5])
+    )
     assert out.flatten().tolist() == [10.5, 50.5]
 
 
 def test_large_scores_are_no_overflow(numbers, impl):
     given = case(numbers)
-    given["qk"] = given["qk"] * 1e4
+    given["qk_weight"], given["qk_bias"] = given["qk_weight"] * 1e4, given["qk_bias"] * 1e4
     torch.testing.assert_close(
         graph_attention(**{k: v.float() for k, v in given.items()}, impl=impl),
         reference(*given.values()).float(),
@@ -53,7 +56,14 @@ def test_large_scores_are_no_overflow(numbers, impl):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("x", (4, 5)), ("qk", (4, 5, 3, 3, 4)), ("topology", (2, 5, 5)), ("weight", (3, 12, 7)), ("bias", (7,))],
+    [
+        ("x", (4, 5)),
+        ("qk_weight", (3, 3, 4, 8)),
+        ("qk_bias", (2, 4)),
+        ("topology", (2, 5, 5)),
+        ("weight", (3, 12, 7)),
+        ("bias", (7,)),
+    ],
 )
 def test_refuses_shapes_by_name(numbers, name, shape):
     with pytest.raises(errors.ShapeError, match=f"graph_attention: {name}: expected"):
