@@ -134,18 +134,18 @@ fake(_native_forward)(_like_results)
 )
 def _native_backward(qkv, out, lse, grad_out, grad_lse, group):
     qkv, out, grad_out = map(_aligned, (qkv, out, grad_out))
-    extension, place, sizes = _extension.load(), _native.place(qkv), _sizes(qkv, group)
+    extension, target, sizes = _extension.load(), _native.place(qkv), _sizes(qkv, group)
     grad_qkv = torch.empty_like(qkv)
     tensors = {"qkv": qkv, "out": out, "lse": lse, "grad_out": grad_out, "grad_qkv": grad_qkv}
     if grad_lse is not None:
         tensors["grad_lse"] = grad_lse.float().contiguous()
-    if place["device"] >= 0:
+    if target["device"] >= 0:
         # First of all: an emulated extension forgets addresses after each of its calls.
         sizes["blocks"], floats = extension.attention_backward_workspace(
             batch_heads=sizes["tracks"] * sizes["heads"],
             tokens=sizes["tokens"],
             width=sizes["width"],
-            device=place["device"],
+            device=target["device"],
         )
         tensors["workspace"] = qkv.new_empty(sizes["blocks"], floats, dtype=torch.float32)
     extension.attention_backward(**sizes, **_native.addresses(**tensors), **place)
