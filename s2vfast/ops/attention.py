@@ -148,7 +148,7 @@ def _native_backward(qkv, out, lse, grad_out, grad_lse, group):
             device=target["device"],
         )
         tensors["workspace"] = qkv.new_empty(sizes["blocks"], floats, dtype=torch.float32)
-    extension.attention_backward(**sizes, **_native.addresses(**tensors), **place)
+    extension.attention_backward(**sizes, **_native.addresses(**tensors), **target)
     return grad_qkv
 
 
