@@ -58,6 +58,7 @@ inline Pack<kLanes> power_of_two(const Pack<kLanes>& of) {
   memcpy(&exponents, &shifted, sizeof exponents);
   bits += exponents << 23;
   memcpy(&y, &bits, sizeof y);
+  y = x == x ? y : x;  // a NaN stays one, whatever its last bits
   return {y};
 }
 
@@ -146,7 +147,7 @@ inline void turn_rows(const float* __restrict__ from, int64_t stride, int64_t co
   }
 }
 
-constexpr float kHidden = -1e30f;  // a score that vanishes beside any other
+constexpr float kHidden = std::numeric_limits<float>::lowest();  // a score that vanishes beside any other
 
 // Hides from queries i ... i + queries those keys among j ... j + keys that are of their own group, but for themselves.
 inline void hide_group(const Head& head, int64_t j, int64_t keys, int64_t i, int64_t queries,

@@ -100,6 +100,7 @@ void graph_mix_backward(const GraphMixBackwardCall& call, int threads) {
   check(call);
   require(call.d_graph != nullptr || call.subsets * call.joints == 0, "graph_mix: d_graph is a null pointer");
   std::fill_n(call.d_graph, call.subsets * call.joints * call.joints, 0.0f);
+  if (call.subsets == 0 && call.d_x != nullptr) std::fill_n(call.d_x, call.rows * call.joints * call.channels, 0.0f);
   if (call.rows * call.joints * call.subsets == 0) return;
   require(call.grad != nullptr && (call.d_x != nullptr || call.channels == 0),
           "graph_mix: grad or d_x is a null pointer");

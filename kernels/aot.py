@@ -335,7 +335,7 @@ def _model_text(rows: Rows, totals: Rows) -> str:
     lines = []
     for row in rows:
         lines += [
-            f"{row['op']} {row['kernel']} ({row['shape']}): {row['ms']:.3f} ms, {row['bound']}",
+            f"{row['op']} {row['kernel']} ({row['shape']}, {row['pass']}): {row['ms']:.3f} ms, {row['bound']}",
             f"    {row['blocks']} blocks, {row['waves']} waves, {row['resident']} at once ({row['limited_by']}); "
             f"{row['registers']} registers, {row['shared']} bytes shared; copies {row['ahead']} iterations ahead",
             "    busy " + ", ".join(f"{unit} {part:.0%}" for unit, part in row["busy"].items()),

@@ -273,7 +273,8 @@ class HiTRS(Network):
 
     def clip_attention(self, qkv: Tensor) -> Tensor:
         """[N, L, 3, H, d] to [N, L, H, d]: a joint does not look at other joints of its frame."""
-        return ops.attention(qkv, group=self.joints)
+        # Kernels for GPUs know no groups, whichever are asked for.
+        return ops.attention(qkv, group=self.joints, impl="torch" if qkv.is_cuda else None)
 
     def videos(self, windows: Tensor, packing: Packing, scale: Scale | None = None) -> Tensor:
         """Video level: embeddings [R, 4 * width] of videos of windows [W, 2 * width]."""

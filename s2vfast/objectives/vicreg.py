@@ -74,9 +74,15 @@ class VICReg(Objective):
 
     @classmethod
     def check(cls, config: Config, layout: Layout | None) -> None:
-        """Variances need a batch."""
-        if config.train.batch < 2:
-            raise ConfigError(f"train.batch: {config.train.batch}; 2 or more is expected, for variances over the batch")
+        """Variances need a batch, and an expander widths."""
+        samples = config.train.batch // (config.train.accumulate or 1)
+        if samples < 2:
+            raise ConfigError(
+                f"train.batch: {config.train.batch} is {samples} sample at a time; 2 or more are expected: variances"
+            )
+        widths = list(config.objective.expander)
+        if min(widths, default=1) < 1:
+            raise ConfigError(f"objective.expander: {widths}; widths of 1 or more are expected")
 
     def step_loss(self, batch: MicroBatch, shared: Tensor | None = None) -> Loss:
         """The three terms, weighed; variance and covariance are over the samples of all ranks."""

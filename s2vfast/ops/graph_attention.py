@@ -22,8 +22,8 @@ def graph_attention(
     topology: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
     eps: float = 1e-5,
+    *,
     impl: str | None = None,
 ) -> Tensor:
     """Joints of a frame mixed by attention times a topology, a linear map a head, summed over heads.

@@ -37,7 +37,7 @@ def graph_mix(x: Tensor, graph: Tensor, *, impl: str | None = None) -> Tensor:
 
 def _torch(x: Tensor, graph: Tensor) -> Tensor:
     T, N, V, C = x.shape
-    edges = (graph * (graph != 0)).permute(2, 0, 1).reshape(-1, V)  # [V * K, V]
+    edges = (graph * (graph != 0)).permute(2, 0, 1).reshape(V * len(graph), V)
     rows = F.pad(x, (0, 1), value=1.0).reshape(T * N, V, C + 1)
     return torch.bmm(edges.to(x.dtype).expand(T * N, -1, -1), rows).view(T, N, V, len(graph), C + 1)
 

@@ -201,13 +201,12 @@ class Plan:
             rows=after,
             tokens=L,
         )
-        # Back: the stream and its gradient, read and written; the left operands of both maps; what GELU is of, twice;
-        # its gradient, written and read twice. A forward pass that is followed by one writes two of these.
-        moved = after * D * ((3 * STREAM + 4 * OPERAND) if backward else 2 * STREAM)
-        if backward:
-            moved += after * E * 5 * OPERAND
-        elif part != "teacher":
-            moved += after * (D + E) * OPERAND
+        # Back: the stream, its gradient twice, and what is written of it; its gradient as an operand, written and read;
+        # the rows that the forward pass left; what GELU is of, twice; its gradient, written and read twice. Forward:
+        # the stream, read and written; the rows; and what GELU is of, where a backward pass follows.
+        moved = after * D * ((4 * STREAM + 3 * OPERAND) if backward else (2 * STREAM + OPERAND))
+        if part != "teacher":
+            moved += after * E * (5 if backward else 1) * OPERAND
         yield Line(
             part,
             f"mlp{label}",

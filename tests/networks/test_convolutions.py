@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -81,11 +83,13 @@ def test_units_do_not_matter():
         ({"model": {"length": 8}}, "model.length: 8 has no middle"),
         ({"model": {"dilations": []}}, "need an entry each"),
         ({"data": {"velocity": 4.0}}, "data.velocity 0 are expected"),
-        ({"train": {"batch": 1}}, "train.batch: 1; 2 or more is expected, for variances"),
+        ({"train": {"batch": 1}}, "train.batch: 1 is 1 sample at a time; 2 or more are expected"),
+        ({"train": {"batch": 8, "accumulate": 8}}, "train.batch: 8 is 1 sample at a time"),
+        ({"objective": {"expander": [8, 0]}}, "objective.expander: [8, 0]; widths of 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
     tree = {"model": {"name": "convolutions"}, "objective": {"name": "vicreg"}}
     tree = {name: tree.get(name, {}) | changes.get(name, {}) for name in {*tree, *changes}}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         Config.from_dict(tree).check(LAYOUT)

@@ -142,7 +142,8 @@ def test_memory_order_changes_no_bit(numbers):
 def test_what_is_not_finite_is_not_hidden(numbers, where):
     """A NaN reaches the rows that the reference has it in, and no other."""
     qkv = numbers(1, 70, 3, 1, 16, seed=0).float()
-    qkv[0, 66, ("query", "key", "value").index(where), 0, 3] = float("nan")
+    # All bits set: no last bit of a NaN may make another number of it.
+    qkv[0, 66, ("query", "key", "value").index(where), 0, 3] = torch.tensor(-1, dtype=torch.int32).view(torch.float32)
     assert torch.equal(attention(qkv, impl="native").isnan(), reference(qkv)[0].isnan())
 
 
@@ -205,3 +206,11 @@ def test_empty_batch(impl):
 def test_refuses_shapes_by_name():
     with pytest.raises(errors.ShapeError, match=r"attention: qkv: expected \[N, L, 3, H, d\]"):
         attention(torch.zeros(1, 5, 2, 2, 8))
+
+
+@needs_extension
+def test_what_a_group_hides_is_hidden_beside_the_smallest_scores():
+    qkv = torch.ones(1, 4, 3, 1, 8)
+    qkv[:, :, 0], qkv[:, :, 1] = 1e16, -1e16
+    qkv[:, :, 2] = torch.arange(4.0)[None, :, None, None]
+    torch.testing.assert_close(attention(qkv, group=2, impl="native"), reference(qkv, 2)[0])
