@@ -47,7 +47,7 @@ LAUNCHES = {
     "gather": 3,  # of the stream, of the branch, token numbers to PyTorch's dtype
     "share": 1,
     "teacher_target": 2,
-    "masked_mse": 3,  # with its gradient
+    "masked_mse": 4,  # with its gradient, and the one that a backward pass starts from
     "variances": 5,
     "collect": 4,  # gradients of two dtypes, in lists of a hundred and more
     "update": 4,  # norm, coefficients, AdamW and EMA, operands
