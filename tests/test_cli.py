@@ -255,7 +255,8 @@ def test_resume_needs_a_folder(cli):
 
 def test_a_run_that_cannot_make_its_first_step_leaves_no_folder(cli, place, tmp_path):
     line = f"pretrain --config {place}/tiny.yaml --data {place}/store --out {tmp_path}/run"
-    refused(cli(f"{line} --train.impl attention=native"), "attention: impl='native' cannot run here", 1)
+    wide = "--train.impl attention=triton --model.dim 264"
+    refused(cli(f"{line} {wide}"), "attention: impl='triton' cannot run here", 1)
     assert os.listdir(tmp_path) == []
     code, out, _ = cli(f"{line} --optim.warmup_epochs 100")
     assert code == 0

@@ -97,10 +97,10 @@ def test_what_is_taken_must_save_something():
 
 
 def test_one_that_no_plugin_registers_is_unknown_elsewhere(monkeypatch):
-    monkeypatch.setitem(ops.operation("masked_mse").implementations, "mine", lambda *_: None)
-    monkeypatch.setitem(ops.operation("masked_mse").reasons, "mine", lambda *_, **__: [])
+    monkeypatch.setitem(ops.operation("masked_mse").implementations, "here_alone", lambda *_: None)
+    monkeypatch.setitem(ops.operation("masked_mse").reasons, "here_alone", lambda *_, **__: [])
     rows, _ = measure.run(recorded(("masked_mse", SMALL)), CPU, capture=False)
-    assert "does not know it" in of(rows, "masked_mse", "mine")[0]
+    assert "does not know it" in of(rows, "masked_mse", "here_alone")[0]
     assert of(rows, "masked_mse", "torch") == [""]
 
 

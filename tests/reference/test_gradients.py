@@ -15,6 +15,8 @@ SMALL = Shape(N=2, S=2, V=3, s=2, D=6, H=2, E=5, keep=1)
 @pytest.mark.parametrize("op", [op for op in OPS if op not in WITHOUT_GRADIENT])
 def test_gradcheck(op):
     arguments = inputs(op, replace(SMALL, D=8) if op == "joint_mix" else SMALL, dtype=torch.float64)
+    if op == "graph_mix":  # an edge that begins is a step: there is no derivative at zero
+        arguments["graph"] = torch.where(arguments["graph"] == 0, 0.5, arguments["graph"])
     floating = {n: v.double() for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point()}
     constants = {n: v for n, v in arguments.items() if n not in floating}
 
