@@ -13,9 +13,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <stdexcept>
 
+#include "lanes.h"
+#include "numbers.h"
 #include "pack.cuh"
 #include "parallel.h"
 
@@ -345,24 +346,11 @@ S2V_ATTENTION_KERNELS(Plain, 4, 16, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 S2V_ATTENTION_KERNELS(Avx2, 8, 16, __attribute__((target("avx2,fma"), flatten)))
 S2V_ATTENTION_KERNELS(Avx512, 16, 32, __attribute__((target("avx512f"), flatten)))
-
-bool runs(const Kernels& kernels) {
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return kernels.lanes == 4 || (kernels.lanes == 8 && avx2) ||
-         (kernels.lanes == 16 && __builtin_cpu_supports("avx512f"));
-}
 constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 #else
-bool runs(const Kernels&) { return true; }
 constexpr const Kernels* kBestFirst[] = {&kPlain};
 #endif
-
-// Those of `lanes`; 0: the best that this CPU has.
-const Kernels& kernels_of(int lanes) {
-  for (const Kernels* kernels : kBestFirst)
-    if ((lanes == 0 || kernels->lanes == lanes) && runs(*kernels)) return *kernels;
-  throw std::invalid_argument("attention: lanes: this CPU has no such registers");
-}
+constexpr const char* kNoLanes = "attention: lanes: this CPU has no such registers";
 
 void require(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
@@ -383,9 +371,8 @@ void each_head(const Call& call, int64_t scratch_numbers, int threads, const Bod
   const int64_t row = call.heads * call.width;
   if (call.tokens == 0) return;
   parallel_for(call.tracks * call.heads, 1, threads, [&](int64_t begin, int64_t end) {
-    constexpr uintptr_t kLine = 64;  // bytes: whole registers lie in one line of a cache
-    const std::unique_ptr<float[]> memory(new float[scratch_numbers + kLine / sizeof(float)]);
-    float* const scratch = memory.get() + (kLine - uintptr_t(memory.get()) % kLine) / sizeof(float);
+    const Numbers numbers(scratch_numbers);
+    float* const scratch = numbers.at();
     for (int64_t item = begin; item < end; ++item) {
       const int64_t track = item / call.heads, h = item % call.heads;
       const int64_t first = track * call.tokens * row, in = 3 * first + h * call.width, out = first + h * call.width;
@@ -400,7 +387,7 @@ void each_head(const Call& call, int64_t scratch_numbers, int threads, const Bod
 
 void attention(const AttentionCall& call, int threads) {
   check(call);
-  const Kernels& kernels = kernels_of(call.lanes);
+  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
   each_head(call, kernels.forward_numbers(call.tokens, call.width), threads,
             [&](const Head& head, int64_t, int64_t out, int64_t lse, float* scratch) {
               kernels.forward(head, scratch, static_cast<float*>(call.out) + out, call.lse + lse);
@@ -411,7 +398,7 @@ void attention_backward(const AttentionBackwardCall& call, int threads) {
   check(call);
   require((call.grad_out != nullptr && call.grad_qkv != nullptr) || call.tracks * call.tokens * call.heads == 0,
           "attention_backward: grad_out or grad_qkv is a null pointer");
-  const Kernels& kernels = kernels_of(call.lanes);
+  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
   const int64_t row = call.heads * call.width;
   each_head(call, kernels.backward_numbers(call.tokens, call.width), threads,
             [&](const Head& head, int64_t in, int64_t out, int64_t lse, float* scratch) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "graph_attention.cuh"
+#include "numbers.h"
 #include "parallel.h"
 
 namespace s2v {

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "lanes.h"
 #include "parallel.h"
 #include "sparse_conv.cuh"
 
@@ -96,23 +97,11 @@ S2V_SPARSE_KERNELS(Plain, 4, 4, )
 // Clones of one function (S2V_WIDE_CLONES) would all have the widest one's blocks, which fit into no other's registers.
 S2V_SPARSE_KERNELS(Avx2, 8, 6, __attribute__((target("avx2,fma"), flatten)))
 S2V_SPARSE_KERNELS(Avx512, 16, 8, __attribute__((target("avx512f"), flatten)))
-
-bool runs(const Kernels& kernels) {
-  return kernels.lanes == 4 || (kernels.lanes == 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) ||
-         (kernels.lanes == 16 && __builtin_cpu_supports("avx512f"));
-}
 constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 #else
-bool runs(const Kernels&) { return true; }
 constexpr const Kernels* kBestFirst[] = {&kPlain};
 #endif
-
-// Those of `lanes`; 0: the best that this CPU has.
-const Kernels& kernels_of(int lanes) {
-  for (const Kernels* kernels : kBestFirst)
-    if ((lanes == 0 || kernels->lanes == lanes) && runs(*kernels)) return *kernels;
-  throw std::invalid_argument("sparse_conv: lanes: this CPU has no such registers");
-}
+constexpr const char* kNoLanes = "sparse_conv: lanes: this CPU has no such registers";
 
 void multiply(const Kernels& kernels, const Product& product, int threads) {
   const int64_t stride = sparse_padded(product.columns, kernels.panel());
@@ -177,7 +166,7 @@ std::vector<int32_t> transposed(const SparseConvBackwardCall& call, int threads)
 
 void sparse_conv(const SparseConvCall& call, int threads) {
   check(call, threads);
-  const Kernels& kernels = kernels_of(call.lanes);
+  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
   if (call.rows_out * call.channels_out == 0) return;
   require(call.out != nullptr, "sparse_conv: out is a null pointer");
   const std::vector<float> panels =
@@ -189,7 +178,7 @@ void sparse_conv(const SparseConvCall& call, int threads) {
 
 void sparse_conv_backward(const SparseConvBackwardCall& call, int threads) {
   check(call, threads);
-  const Kernels& kernels = kernels_of(call.lanes);
+  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
   require(call.grad != nullptr || call.rows_out * call.channels_out == 0, "sparse_conv: grad is a null pointer");
   if (call.d_x != nullptr && call.rows * call.channels > 0) {
     const std::vector<int32_t> table = transposed(call, threads);
