@@ -14,9 +14,9 @@ def test_terms_as_published():
     deviation = [np.sqrt((centred[:, k] ** 2).sum() / 5 + 1e-4) for k in range(4)]
     lack = np.mean([max(0.0, 1 - d) for d in deviation])
     total = sum(((centred[:, i] * centred[:, j]).sum() / 5) ** 2 for i in range(4) for j in range(4) if i != j) / 4
-    given = torch.from_numpy(z)
-    assert float(vicreg.lack_of_variance(given)) == pytest.approx(lack, rel=1e-12)
-    assert float(vicreg.covariance(given)) == pytest.approx(total, rel=1e-12)
+    embeddings = torch.from_numpy(z)
+    assert float(vicreg.lack_of_variance(embeddings)) == pytest.approx(lack, rel=1e-12)
+    assert float(vicreg.covariance(embeddings)) == pytest.approx(total, rel=1e-12)
 
 
 def test_what_the_terms_say():

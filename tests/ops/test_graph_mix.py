@@ -35,20 +35,24 @@ def test_by_hand(impl):
 
 @needs_extension
 def test_the_number_of_threads_changes_nothing(numbers):
-    given = {name: value.float().requires_grad_() for name, value in case(numbers, T=150, C=20).items()}
+    arguments = {name: value.float().requires_grad_() for name, value in case(numbers, T=150, C=20).items()}
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            out = graph_mix(**given, impl="native")
-            results.append((out, *torch.autograd.grad(out.square().sum(), list(given.values()))))
+            out = graph_mix(**arguments, impl="native")
+            results.append((out, *torch.autograd.grad(out.square().sum(), list(arguments.values()))))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_refuses_shapes_by_name(numbers):
-    given = case(numbers)
-    for name, wrong in (("x", given["x"][0]), ("graph", given["graph"][:, 1:]), ("graph", given["graph"][0])):
+    arguments = case(numbers)
+    for name, wrong in (
+        ("x", arguments["x"][0]),
+        ("graph", arguments["graph"][:, 1:]),
+        ("graph", arguments["graph"][0]),
+    ):
         with pytest.raises(errors.ShapeError, match=f"graph_mix: {name}: expected"):
-            graph_mix(**given | {name: wrong})
+            graph_mix(**arguments | {name: wrong})

@@ -53,9 +53,9 @@ def test_the_branch_is_made_of_its_parts(numbers):
 @pytest.mark.parametrize("make", [case, branch])
 def test_what_nothing_is_kept_of_is_the_same(numbers, make):
     """A teacher's pass keeps nothing for a gradient."""
-    given = {name: None if value is None else value.float() for name, value in make(numbers, L=37, E=80).items()}
-    alone = mlp(**given, impl="triton")
-    followed = mlp(**given | {"x": given["x"].requires_grad_()}, impl="triton")
+    arguments = {name: None if value is None else value.float() for name, value in make(numbers, L=37, E=80).items()}
+    alone = mlp(**arguments, impl="triton")
+    followed = mlp(**arguments | {"x": arguments["x"].requires_grad_()}, impl="triton")
     assert alone.equal(followed.detach())
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from s2vfast import presets
 
-from ..calls import pids_with, rank_command, run_ranks
+from ..calls import ENVIRONMENT, pids_with, rank_command, run_ranks
 
 pytestmark = pytest.mark.slow
 STEPS = 20
@@ -29,10 +29,6 @@ def files(tmp_path_factory, tiny_store, tiny_config):
     config.optim.lr = 5e-3
     (place / "config.yaml").write_text(presets.dump(config))
     return place, ["pretrain", "--config", str(place / "config.yaml"), "--data", str(tiny_store)]
-
-
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def lines(run_dir):
@@ -89,9 +85,7 @@ def test_ranks_change_nothing(files, alone, ranks):
 def test_a_run_goes_on_with_another_number_of_ranks(files, alone, tmp_path):
     _, arguments = files
     out = tmp_path / "run"
-    first = subprocess.Popen(
-        rank_command(2, [*arguments, "--out", str(out)]), env=environment(), stderr=subprocess.PIPE
-    )
+    first = subprocess.Popen(rank_command(2, [*arguments, "--out", str(out)]), env=ENVIRONMENT, stderr=subprocess.PIPE)
     wait_for(out, 6, first)
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=120)
@@ -131,7 +125,7 @@ def test_a_killed_rank_costs_nothing(files, undisturbed, tmp_path, seed):
     step, rank, out = draw.randrange(1, STEPS - 2), draw.randrange(2), tmp_path / "run"
     process = subprocess.Popen(
         rank_command(2, [*arguments, "--out", str(out)], restarts=2),
-        env=environment(),
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "stderr").open("w"),
     )

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from .test_torchrun import STEPS, assert_close, assert_same_bits, environment, files, lines, undisturbed, wait_for  # noqa: F401
+from ..calls import ENVIRONMENT
+from .test_torchrun import STEPS, assert_close, assert_same_bits, files, lines, undisturbed, wait_for  # noqa: F401
 
 pytestmark = pytest.mark.slow
 HOSTS = {"10.203.77.1": "a", "10.203.77.2": "b"}
@@ -53,7 +54,7 @@ def launch(hosts, address, arguments, log):
     launcher += [f"--local-addr={address}", "--monitor-interval=0.1", f"--rdzv-conf={settings}"]
     return subprocess.Popen(
         ["ip", "netns", "exec", hosts[address], sys.executable, *launcher, "-m", "s2vfast", *arguments],
-        env=environment() | {"GLOO_SOCKET_IFNAME": "cable", "S2VFAST_PEER_TIMEOUT": str(PATIENCE)},
+        env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "cable", "S2VFAST_PEER_TIMEOUT": str(PATIENCE)},
         stdout=subprocess.DEVNULL,
         stderr=log.open("a"),
     )
