@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plugin_is_left():
+    """What calibrates hands the plugins of this process on: one that a module's tests have loaded ends with them."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("s2vfast_plugin_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -57,8 +56,6 @@ def forgotten_afterwards():
     for entries, original in zip(lists, before, strict=True):
         entries.clear()
         entries.update(original)
-    for name in [name for name in sys.modules if name.startswith("s2vfast_plugin_")]:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

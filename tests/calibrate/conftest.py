@@ -1,12 +1,11 @@
 """Calls of operations, and implementations of all kinds of badness, in this process for a module's tests alone."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from s2vfast import ops
-from s2vfast.config.registry import PLUGIN, load_plugin
+from s2vfast.config.registry import load_plugin
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +16,6 @@ def odd():
     load_plugin(Path(__file__).with_name("odd_masked_mse.py"))
     yield sorted(set(op.implementations) - set(before[0]))
     op.implementations, op.reasons = before
-    for name in [name for name in sys.modules if name.startswith(PLUGIN)]:
-        del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
