@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
-#include <vector>
 
 #include "joint_mix.cuh"
+#include "numbers.h"
 #include "parallel.h"
 
 namespace s2v {
@@ -39,16 +39,18 @@ S2V_HD void cover(int32_t rows, int32_t joints, const Full& full, const Narrow& 
       [&](int32_t a, int32_t b) { name<kWidth, 1, kMixJoints>(__VA_ARGS__); },                          \
       [&](int32_t a, int32_t b) { name<kWidth, 1, 1>(__VA_ARGS__); })
 
-// Of a range of tracks, for up to kLanes channels.
+// Of a range of tracks, for up to kLanes channels; registers of them lie in one cache line each.
 struct Scratch {
-  std::vector<float> maps, x, grad, sums, d_maps, d_common;
+  Numbers maps, x, grad, sums, d_maps, d_common;
   Scratch(const JointMixShape& shape, bool backward)
       : maps(shape.maps() * kLanes),
         x(shape.subsets * shape.near() * kLanes),
         grad(backward ? shape.near() * kLanes : 0),
         sums(backward ? shape.joints * kLanes : 0),
         d_maps(backward ? shape.maps() * kLanes : 0),
-        d_common(backward ? shape.maps() * kLanes : 0) {}
+        d_common(backward ? shape.maps() * kLanes : 0) {
+    if (backward) std::fill_n(d_common.at(), shape.maps() * kLanes, 0.0f);
+  }
 };
 
 // Constant maps laid out by channels: [I, V, V, kLanes] of the first ones, and so on; [I, V, V] of each of those that
@@ -60,18 +62,18 @@ class CommonMaps {
         full_(shape.channels / kLanes * kLanes),
         laid_(kLanes % shape.groups == 0 ? std::min(full_, kLanes) : full_),
         numbers_((laid_ + shape.channels - full_) * size_) {
-    for (int32_t c = 0; c < laid_; c += kLanes) joint_mix_common<kLanes>(shape, constant, c, &numbers_[c * size_]);
+    for (int32_t c = 0; c < laid_; c += kLanes) joint_mix_common<kLanes>(shape, constant, c, numbers_.at() + c * size_);
     for (int32_t c = full_; c < shape.channels; ++c)
-      joint_mix_common<1>(shape, constant, c, &numbers_[(laid_ + c - full_) * size_]);
+      joint_mix_common<1>(shape, constant, c, numbers_.at() + (laid_ + c - full_) * size_);
   }
   const float* of(int32_t c) const {
-    return numbers_.data() + (c >= full_ ? laid_ + c - full_ : laid_ < full_ ? 0 : c) * size_;
+    return numbers_.at() + (c >= full_ ? laid_ + c - full_ : laid_ < full_ ? 0 : c) * size_;
   }
 
  private:
   int64_t size_;
   int32_t full_, laid_;
-  std::vector<float> numbers_;
+  Numbers numbers_;
 };
 
 template <int kWidth>
@@ -85,7 +87,7 @@ S2V_HD void forward_channels(const JointMixShape& shape, const JointMixCall& cal
                              int32_t begin, int32_t end, Scratch& scratch) {
   const float* x = call.x + b * shape.out_numbers() * shape.subsets;
   const float* dynamic = call.dynamic + b * shape.maps() * shape.units;
-  float *out = call.out + b * shape.out_numbers(), *maps = scratch.maps.data(), *near = scratch.x.data();
+  float *out = call.out + b * shape.out_numbers(), *maps = scratch.maps.at(), *near = scratch.x.at();
   for (int32_t c = begin; c < end; c += kWidth) {
     const Pack<kWidth> gate = gate_of<kWidth>(from_on(call.gate, b * shape.channels + c));
     joint_mix_maps<kWidth>(shape, dynamic, common.of(c), c, maps);
@@ -100,8 +102,8 @@ S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackward
   const float* dynamic = call.dynamic + b * shape.maps() * shape.units;
   const float* x = call.x + b * shape.out_numbers() * shape.subsets;
   const float* grad = call.grad + b * shape.out_numbers();
-  float *maps = scratch.maps.data(), *near = scratch.x.data(), *near_grad = scratch.grad.data();
-  float* const d_maps = scratch.d_maps.data();
+  float *maps = scratch.maps.at(), *near = scratch.x.at(), *near_grad = scratch.grad.at();
+  float* const d_maps = scratch.d_maps.at();
   for (int32_t c = begin; c < end; c += kWidth) {
     const Pack<kWidth> gate = gate_of<kWidth>(from_on(call.gate, b * shape.channels + c));
     joint_mix_near<kWidth>(shape, grad + c, nullptr, 1, near_grad);
@@ -113,7 +115,7 @@ S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackward
                   d_x + c);
     }
     if (call.d_bias != nullptr)
-      joint_mix_bias_grad<kWidth>(shape, maps, gate, near_grad, scratch.sums.data(),
+      joint_mix_bias_grad<kWidth>(shape, maps, gate, near_grad, scratch.sums.at(),
                                   call.d_bias + b * shape.subsets * shape.channels + c);
     if (call.d_dynamic != nullptr) {
       joint_mix_near<kWidth>(shape, x + c, from_on(call.bias, c), shape.subsets, near);
@@ -122,10 +124,10 @@ S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackward
       if (call.d_gate != nullptr)
         store<kWidth>(call.d_gate + b * shape.channels + c, joint_mix_gate_grad<kWidth>(shape, maps, gate, d_maps));
       joint_mix_add_maps<kWidth>(shape, d_maps, c, call.d_dynamic + b * shape.maps() * shape.units,
-                                 scratch.d_common.data());
+                                 scratch.d_common.at());
       // Lanes of the next channels mostly belong to the same constant maps.
       if (c + kWidth >= end || kWidth % shape.groups != 0)
-        joint_mix_add_common<kWidth>(shape, c, scratch.d_common.data(),
+        joint_mix_add_common<kWidth>(shape, c, scratch.d_common.at(),
                                      call.d_constant + b * shape.maps() * shape.groups);
     }
   }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "pack.cuh"
+#include "prefetch.h"
 
 namespace s2v {
 
@@ -105,6 +106,9 @@ template <int kWidth, int kFrames, int kJoints>
 S2V_HD void joint_mix_grad_tile(const JointMixShape& shape, const float* __restrict__ grad,
                                 const float* __restrict__ maps, const Pack<kWidth>& gate, int32_t subset, int32_t t,
                                 int32_t v, float* __restrict__ d_x) {
+  for (int f = 0; f < kFrames; ++f)
+    for (int j = 0; j < kJoints; ++j)
+      prefetch_to_write(d_x + ((int64_t(t + f) * shape.joints + v + j) * shape.subsets + subset) * shape.channels);
   Pack<kWidth> sums[kFrames][kJoints] = {};
   joint_mix_sums<kWidth, kFrames, kJoints>(grad + int64_t(t) * kWidth, kWidth, int64_t(shape.frames) * kWidth,
                                            maps + (subset * shape.square() + int64_t(v) * shape.joints) * kWidth,

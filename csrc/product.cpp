@@ -5,6 +5,7 @@
 #include "product.h"
 
 #include "pack.cuh"
+#include "prefetch.h"
 
 namespace s2v {
 namespace {
@@ -21,21 +22,13 @@ constexpr int kNextRows = 5;
 #define S2V_KEEP(one, other)
 #endif
 
-S2V_HD void prefetch(const float* at) {
-#if defined(__GNUC__)
-  __builtin_prefetch(at, 1);
-#else
-  (void)at;
-#endif
-}
-
 // kRows rows and kPacks registers of columns of out.
 template <int kWidth, int kRows, int kPacks, bool kTurned>
 S2V_HD void tile(const float* __restrict__ left, int64_t step, const float* __restrict__ right, int64_t right_row,
                  int64_t count, bool add, float* __restrict__ out, int64_t out_row) {
   // What is written need not be in a near cache.
   for (int i = 0; i < kRows; ++i)
-    for (int p = 0; p < kPacks; ++p) prefetch(out + i * out_row + p * kWidth);
+    for (int p = 0; p < kPacks; ++p) prefetch_to_write(out + i * out_row + p * kWidth);
   Pack<kWidth> sums[kRows][kPacks] = {};
   const char* rows[(kRows + kNextRows - 1) / kNextRows];
   for (int i = 0; i < kRows; i += kNextRows) rows[i / kNextRows] = reinterpret_cast<const char*>(left + i * step);
