@@ -30,6 +30,7 @@ from s2vfast.data.store import Store
 from s2vfast.data.streams import Stream
 from s2vfast.evaluate import knn, measures, metrics, ridge
 from s2vfast.evaluate.context import EvalContext
+from s2vfast.networks.rocket import draw_kernel
 from s2vfast.train.feed import Recordings
 
 FRAMES = 64
@@ -70,20 +71,15 @@ class Kernels:
 def draw_kernels(count: int, channels: int, frames: int, seed: int) -> list[Kernels]:
     """ROCKET's kernels for clips [n, channels, frames], those of one shape together.
 
-    Lengths are 7, 9 or 11, weights normal and without mean, biases uniform in [-1, 1), dilations 2^u, u uniform up to
-    the largest with which the kernel fits into the clip, channels 2^u of them, at most as many as the kernel is long;
-    half of the kernels pad the clip.
+    Lengths are 7, 9 or 11, dilations 2^u, u uniform up to the largest with which the kernel fits into the clip; half of
+    the kernels pad the clip. Of channels a kernel has at most as many as it is long. All else is `draw_kernel`.
     """
     numbers = np.random.Generator(np.random.Philox(seed))
     lengths = [length for length in _LENGTHS if length <= frames] or [frames]
     drawn: dict[tuple[int, int, int], list[tuple[np.ndarray, np.ndarray, float]]] = {}
     for _ in range(count):
         length = int(numbers.choice(lengths))
-        most = min(channels, length)
-        picked = numbers.choice(channels, int(2 ** numbers.uniform(0, math.log2(most + 1))), replace=False)
-        weight = numbers.normal(size=(len(picked), length))
-        weight -= weight.mean(axis=1, keepdims=True)
-        bias = numbers.uniform(-1, 1)
+        picked, weight, bias = draw_kernel(numbers, channels, length, min(channels, length))
         reach = (frames - 1) / max(length - 1, 1)
         dilation = int(2 ** numbers.uniform(0, math.log2(max(reach, 1.0))))
         padding = (length - 1) * dilation // 2 * int(numbers.integers(2))
