@@ -127,19 +127,20 @@ def clips_of(
     return torch.cat(batches)
 
 
-def measure(context: EvalContext, seeds: Sequence[int] = (0,)) -> dict[str, Any]:
+def measure(context: EvalContext, seeds: Sequence[int] = (0,), copies: int = COPIES) -> dict[str, Any]:
     """The floor of two parts of a split.
 
     Args:
         context: what is measured; of its run the split and the number of bodies count alone.
         seeds: of kernels and drawn clips; several give means and sample standard deviations.
+        copies: drawn clips of a training sequence, see `COPIES`; 0: none.
 
     Returns:
-        `measures.scores` of ridge regression on random convolutions, fitted without drawn clips or with `COPIES` of
+        `measures.scores` of ridge regression on random convolutions, fitted without drawn clips or with ``copies`` of
         them, whichever the folds of the training part prefer; ``made_by``, which it is; and ``rows``, all that was
         measured: ``features``, ``classifier``, ``copies`` and the accuracies.
     """
-    measured = [_measure(context, seed) for seed in seeds]
+    measured = [_measure(context, seed, copies) for seed in seeds]
     rows = [
         {**{name: alike[0][name] for name in ("features", "classifier", "copies")}, **_mean(alike)}
         for alike in zip(*(one["rows"] for one in measured), strict=True)
@@ -166,13 +167,13 @@ def _mean(alike: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _measure(context: EvalContext, seed: int) -> dict[str, Any]:
+def _measure(context: EvalContext, seed: int, copies: int) -> dict[str, Any]:
     """Of one seed: ``rows``, and ``results`` of ridge regression on random convolutions by the number of copies."""
     labels, test_labels = (part.cpu() for part in context.labels)
     classes, recordings = context.store.classes, recordings_of(context.config, context.store)
 
     def clips(part: int, draw: int | None = None) -> Tensor:
-        what = f"floor: clips of {context.parts[part]}" + ("" if draw is None else f", draw {draw + 1} of {COPIES}")
+        what = f"floor: clips of {context.parts[part]}" + ("" if draw is None else f", draw {draw + 1} of {copies}")
         ids, progress = context.ids[part], context.progress
         report = None if progress is None else lambda done: progress(what, done, len(ids))
         return clips_of(recordings, ids, draw, seed, report)
@@ -186,8 +187,8 @@ def _measure(context: EvalContext, seed: int) -> dict[str, Any]:
     rows, results = [], {}
     for name, (fitted, held) in tables.items():
         candidates = [fitted[None]]
-        if name == CONVOLUTIONS:
-            candidates.append(torch.stack([fitted, *(convolutions(clips(0, draw)) for draw in range(COPIES))]))
+        if name == CONVOLUTIONS and copies:
+            candidates.append(torch.stack([fitted, *(convolutions(clips(0, draw)) for draw in range(copies))]))
         for table in candidates:
             row, result = ridge_row(name, table, labels, held, test_labels, classes)
             rows.append(row)
