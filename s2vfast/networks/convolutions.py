@@ -8,10 +8,10 @@ sigmoid, which has a gradient.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from s2vfast.data.streams import Stream
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.norm import normalise
+from s2vfast.networks.rocket import draw_kernel
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -149,15 +150,12 @@ def body_size(tracks: Tensor, layout: Layout) -> Tensor:
 
 
 def draw(bank: nn.Conv1d, most: int) -> None:
-    """Let kernels begin as ROCKET's.
-
-    Each has 2^u of ``most`` channels, u uniform, normal weights without mean, and a bias in [-1, 1).
-    """
+    """Let kernels begin as ROCKET's, each with ``most`` channels at most; the others begin at 0."""
     kernels, channels, length = bank.weight.shape
+    numbers = np.random.Generator(np.random.Philox(int(torch.randint(2**63 - 1, ()))))  # of the network's own seed
     with torch.no_grad():
         bank.weight.zero_()
-        bank.bias.uniform_(-1.0, 1.0)
-        for kernel in bank.weight:
-            count = int(2.0 ** (float(torch.rand(())) * math.log2(min(most, channels) + 1)))
-            weight = torch.randn(count, length)
-            kernel[torch.randperm(channels)[:count]] = weight - weight.mean(1, keepdim=True)
+        for kernel in range(kernels):
+            picked, weight, bias = draw_kernel(numbers, channels, length, min(most, channels))
+            bank.weight[kernel, picked] = torch.from_numpy(weight).to(bank.weight)
+            bank.bias[kernel] = bias

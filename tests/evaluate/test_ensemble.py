@@ -117,7 +117,7 @@ def test_probes_are_added(tmp_path, store, store_path, small):
         result = evaluate_ensemble(folders, store_path, weights=weights, **how)
         assert result["weights_from"] == ("given" if weights else "equal")
         assert result["top1"] == pytest.approx(100 * float((total.argmax(1) == labels[ids[1]]).float().mean()))
-        alone = [protocols.evaluate(path, store_path, fast=False, **how)["top1"] for path in folders]
+        alone = [protocols.evaluate(path, store_path, linear=("published",), **how)["top1"] for path in folders]
         assert [one["top1"] for one in result["runs"]] == alone
     with pytest.raises(errors.ConfigError, match="protocol: 'knn' is not one of classify, linear"):
         evaluate_ensemble(folders, store_path, protocol="knn")

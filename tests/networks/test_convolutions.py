@@ -65,7 +65,7 @@ def test_kernels_begin_as_rockets_do():
         assert 3 < seen.float().mean() < 5, "2^u channels, not evenly many"
         assert weight.sum(2).abs().max() < 1e-5
         assert bank.bias.abs().max() <= 1
-    everything = make(channels=0).kernels[0].weight
+    everything = make(channels=0, kernels=300).kernels[0].weight
     assert (everything != 0).any(2).sum(1).max() > 64
 
 
