@@ -170,6 +170,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     return {
         "pool": options.pool,
         "windows": options.windows,
+        "whiten": options.whiten,
         "layers": options.layers,
         "untrained": options.untrained,
         "train_part": options.train_part,
@@ -207,9 +208,10 @@ def _lines(result: dict[str, Any]) -> str:
     protocol = result["protocol"]
     if protocol in ("floor", "order", "retrieval", "semi"):
         return tables.text({**result, "table": tables.rows({protocol: result})})
+    pooled = f"{result['pool']} features" + ("" if result["whiten"] == "none" else f" whitened by {result['whiten']}")
     name = {
-        "linear": f"linear probe on {result['pool']} features",
-        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {result['pool']} features",
+        "linear": f"linear probe on {pooled}",
+        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {pooled}",
         "finetune": "fine-tuned",
         "supervised": "trained from scratch",
         "classify": "its own classes",
