@@ -208,10 +208,9 @@ def _lines(result: dict[str, Any]) -> str:
     protocol = result["protocol"]
     if protocol in ("floor", "order", "retrieval", "semi"):
         return tables.text({**result, "table": tables.rows({protocol: result})})
-    pooled = f"{result['pool']} features" + ("" if result["whiten"] == "none" else f" whitened by {result['whiten']}")
     name = {
-        "linear": f"linear probe on {pooled}",
-        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {pooled}",
+        "linear": f"linear probe on {tables.pooled(result)}",
+        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {tables.pooled(result)}",
         "finetune": "fine-tuned",
         "supervised": "trained from scratch",
         "classify": "its own classes",

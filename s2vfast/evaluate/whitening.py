@@ -57,7 +57,9 @@ def fit(features: Tensor, groups: Tensor) -> Whitening:
     """
     copies, n, F = features.shape
     if F > ridge.LARGEST:
-        raise errors.DataError(f"--whiten: {F:,} features; at most {ridge.LARGEST:,}: choose another --pool or --layers")
+        raise errors.DataError(
+            f"--whiten: {F:,} features, and at most {ridge.LARGEST:,} can be whitened; choose another --pool or --layers"
+        )
     rows, groups = features.flatten(0, 1), groups.to(features.device).repeat(copies)
     count = torch.bincount(groups)
     free = len(rows) - len(count)
