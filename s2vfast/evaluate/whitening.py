@@ -58,7 +58,7 @@ def fit(features: Tensor, groups: Tensor) -> Whitening:
     copies, n, F = features.shape
     if F > ridge.LARGEST:
         raise errors.DataError(
-            f"--whiten: {F:,} features, and at most {ridge.LARGEST:,} can be whitened; choose another --pool or --layers"
+            f"--whiten: {F:,} features, and at most {ridge.LARGEST:,} can be whitened; choose another --pool"
         )
     rows, groups = features.flatten(0, 1), groups.to(features.device).repeat(copies)
     count = torch.bincount(groups)
