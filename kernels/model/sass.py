@@ -108,13 +108,15 @@ class Code:
             )
         ]
 
-    def path(self, without: tuple[Loop, ...] = ()) -> list[int]:
+    def path(self, without: tuple[Loop, ...] = (), avoided: tuple[Loop, ...] = ()) -> list[int]:
         """The way through the program, each loop once, with most matrix products, and then most instructions.
 
         Args:
             without: loops whose matrix products do not count, so that another way is taken.
+            avoided: loops that are not gone through where there is a way around them.
         """
         hidden = {i for loop in without for i in range(loop.first, loop.last + 1)}
+        closed = {i for loop in avoided for i in range(loop.first, loop.last + 1)}
         count = len(self.instructions)
         best: list[tuple[int, int]] = [(0, 0)] * (count + 1)
         following = [count] * (count + 1)
@@ -125,7 +127,7 @@ class Code:
                 options.append(instruction.target)
             elif instruction.target is not None and _always(instruction):
                 options.append(i + 1)
-            value = (int(instruction.name in _MATRIX and i not in hidden), 1)
+            value = (-count if i in closed else int(instruction.name in _MATRIX and i not in hidden), 1)
             if options:
                 # Of two ways that are equal, the one that goes on: a branch around nothing is not taken.
                 following[i] = max(options, key=lambda option: best[option])
