@@ -208,7 +208,7 @@ def _grad_queries_kernel(
     grad_out_ptr,
     lse_ptr,
     grad_lse_ptr,
-    delta_ptr,
+    stats_ptr,
     grad_qkv_ptr,
     L,
     H: tl.constexpr,
@@ -218,9 +218,9 @@ def _grad_queries_kernel(
     BLOCK_W: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
 ):
-    """Gradient of a tile of queries of one head, and delta [n, h, m] for `_grad_keys_kernel`.
+    """Gradient of a tile of queries of one head, and stats [n, h, 2, m] for `_grad_keys_kernel`.
 
-    delta: the rows' sums of out * grad_out, less the gradient of the log-sum-exp.
+    stats: the log-sum-exp in base 2, and delta: the rows' sums of out * grad_out, less the gradient of the log-sum-exp.
     """
     tiles = tl.cdiv(L, BLOCK_M)
     head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -239,7 +239,9 @@ def _grad_queries_kernel(
     delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
     if grad_lse_ptr is not None:
         delta -= tl.load(grad_lse_ptr + at, mask=m < L, other=0.0).to(tl.float32)
-    tl.store(delta_ptr + at, delta, mask=m < L)
+    stats_ptr += head.to(tl.int64) * 2 * L + m
+    tl.store(stats_ptr, lse_log2, mask=m < L)
+    tl.store(stats_ptr + L, delta, mask=m < L)
     scale = 1.0 / tl.sqrt(WIDTH + 0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_W], dtype=tl.float32)
     full_end = L // BLOCK_N * BLOCK_N
@@ -259,35 +261,10 @@ def _grad_queries_kernel(
 
 
 @triton.jit
-def _from_queries(
-    k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, start, stride, L, grad_k, grad_v, scale_log2, H: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr, POLYNOMIAL: tl.constexpr,
-):  # fmt: skip
-    """What one tile of queries adds to the gradients of a tile of keys and values."""
-    m = start + tl.arange(0, BLOCK_M)
-    q = _load(queries_ptr, start, stride, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
-    g = _load(grads_ptr, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, TAIL)  # [m, w]
-    if TAIL:  # queries beyond the last attend to nothing
-        lse_log2 = tl.load(lse_ptr + m, mask=m < L, other=float("inf")) * _LOG2_E
-        delta = tl.load(delta_ptr + m, mask=m < L, other=0.0)
-    else:
-        lse_log2 = tl.load(lse_ptr + m) * _LOG2_E
-        delta = tl.load(delta_ptr + m)
-    scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2
-    p = _exp2(scores - lse_log2[None, :], POLYNOMIAL and not TAIL)  # [n, m]
-    grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
-    grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")  # [n, m]
-    grad_s = p * (grad_p - delta[None, :])
-    grad_k = tl.dot(grad_s.to(q.dtype), q, grad_k, input_precision="ieee")
-    return grad_k, grad_v
-
-
-@triton.jit
 def _grad_keys_kernel(
     qkv_ptr,
     grad_out_ptr,
-    lse_ptr,
-    delta_ptr,
+    stats_ptr,
     grad_qkv_ptr,
     L,
     H: tl.constexpr,
@@ -304,24 +281,26 @@ def _grad_keys_kernel(
     stride: tl.constexpr = 3 * H * WIDTH
     first = n * L * stride + h * WIDTH
     queries_ptr, grads_ptr = qkv_ptr + first, grad_out_ptr + n * L * (H * WIDTH) + h * WIDTH
-    lse_ptr += head.to(tl.int64) * L
-    delta_ptr += head.to(tl.int64) * L
+    stats_ptr += head.to(tl.int64) * 2 * L
     k = _load(queries_ptr + H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
     v = _load(queries_ptr + 2 * H * WIDTH, tile * BLOCK_N, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)  # [n, w]
     scale = 1.0 / tl.sqrt(WIDTH + 0.0)
     grad_k = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
-    full_end = L // BLOCK_M * BLOCK_M
-    for start in range(0, full_end, BLOCK_M):
-        grad_k, grad_v = _from_queries(
-            k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, start, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
-            WIDTH, BLOCK_M, BLOCK_W, False, POLYNOMIAL,
-        )  # fmt: skip
-    if full_end < L:
-        grad_k, grad_v = _from_queries(
-            k, v, queries_ptr, grads_ptr, lse_ptr, delta_ptr, full_end, stride, L, grad_k, grad_v, scale * _LOG2_E, H,
-            WIDTH, BLOCK_M, BLOCK_W, True, POLYNOMIAL,
-        )  # fmt: skip
+    scale_log2 = scale * _LOG2_E
+    for start in range(0, L, BLOCK_M):
+        # Queries beyond the last are 0, as are their gradients: whatever their weights are, they add nothing.
+        m = start + tl.arange(0, BLOCK_M)
+        q = _load(queries_ptr, start, stride, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+        g = _load(grads_ptr, start, H * WIDTH, L, WIDTH, BLOCK_M, BLOCK_W, True)  # [m, w]
+        lse_log2 = tl.load(stats_ptr + m, mask=m < L, other=0.0)
+        delta = tl.load(stats_ptr + L + m, mask=m < L, other=0.0)
+        scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [n, m]
+        p = _exp2(scores - lse_log2[None, :], POLYNOMIAL)
+        grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
+        grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")
+        grad_s = p * (grad_p - delta[None, :])
+        grad_k = tl.dot(grad_s.to(q.dtype), q, grad_k, input_precision="ieee")
     rows, w = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
     inside = (rows < L)[:, None] & (w < WIDTH)[None, :]
     to_ptr = grad_qkv_ptr + first + rows[:, None] * stride + w[None, :]
@@ -359,12 +338,12 @@ def backward(qkv: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: 
     device, block_w = qkv.device, next_power_of_2(width)
     facts = {"dtype": dtype_name(qkv.dtype), "width": block_w, "L": L}
     sizes = {"H": H, "WIDTH": width, "BLOCK_W": block_w}
-    delta = torch.empty_like(lse)
+    stats = torch.empty(N, H, 2, L, dtype=torch.float32, device=device)
     grad_qkv = torch.empty_like(qkv)
-    arguments = (qkv, out, grad_out, lse, grad_lse, delta, grad_qkv, L)
+    arguments = (qkv, out, grad_out, lse, grad_lse, stats, grad_qkv, L)
     options = configuration("attention", "grad_queries", device, **facts)
     launch(_grad_queries_kernel, (cdiv(L, options["BLOCK_M"]) * N * H,), *arguments, **sizes, **options)
-    arguments = (qkv, grad_out, lse, delta, grad_qkv, L)
+    arguments = (qkv, grad_out, stats, grad_qkv, L)
     options = configuration("attention", "grad_keys", device, **facts)
     launch(_grad_keys_kernel, (cdiv(L, options["BLOCK_N"]) * N * H,), *arguments, **sizes, **options)
     return grad_qkv

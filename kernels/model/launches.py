@@ -14,7 +14,7 @@ from s2vfast.kernels.model.sass import Code, Instruction, Loop
 from s2vfast.kernels.model.work import seldom_loops, trips
 
 _MATRIX = ("HGMMA", "HMMA")
-_SIMULATED = 5  # times round a loop that are followed; more go on as the last ones did
+_SIMULATED = 24  # times round a loop that are followed; more go on as the second half of them did
 _REGISTERS_A_WARP = 256  # what registers are given out in
 _BUSY = 0.7  # a unit that works for this share of the time is what binds
 
@@ -205,8 +205,8 @@ def _cycles(
     few = min(count, _SIMULATED)
     length, times = followed(few)
     if count > few:
-        fewer, before = followed(few - 2)
-        more = (count - few) / 2
+        fewer, before = followed(few // 2)
+        more = (count - few) / (few - few // 2)
         length += (length - fewer) * more
         for unit, number in before.busy.items():
             times.busy[unit] += (times.busy[unit] - number) * more

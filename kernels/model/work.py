@@ -97,7 +97,7 @@ _SELDOM = {("attention", "forward"): 1}
 _TRIPS: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
     ("attention", "forward"): lambda f: cdiv(f["L"], f["BLOCK_N"]) - 1,
     ("attention", "grad_queries"): lambda f: cdiv(f["L"], f["BLOCK_N"]) - 1,
-    ("attention", "grad_keys"): lambda f: cdiv(f["L"], f["BLOCK_M"]) - 1,
+    ("attention", "grad_keys"): lambda f: cdiv(f["L"], f["BLOCK_M"]),
     ("norm_linear", "forward"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("norm_linear", "grad_stream"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("norm_linear", "weight_grad"): lambda f: cdiv(f["rows_a_split"], f["BLOCK_M"]),
