@@ -7,7 +7,7 @@ nothing is rescaled: a query's score with its own key stands in its place, and r
 computed again. At head width 32 the exponentials bind, not the matrix products: POLYNOMIAL computes every fourth on the
 multiply-add units. Only the tail is masked.
 Backward: two kernels; one owns queries and goes through the keys, one owns keys and goes through the queries, with the
-rows' sums that the first has left. Nothing is added atomically, so the bits are the same every time.
+rows' log-sum-exps and sums that the first has left. Nothing is added atomically, so the bits are the same every time.
 """
 
 from __future__ import annotations
