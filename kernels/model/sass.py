@@ -169,7 +169,9 @@ class Code:
             while end < len(path) and path[end] <= loop.last:
                 end += 1
             inside = self._copies(path[at:end])
-            before = self._copies(path[:at]) // inside if inside else 0
+            ends = {other.last for other in self.loops}
+            since = max((n + 1 for n in range(at) if path[n] in ends), default=0)  # the loop before this one
+            before = self._copies(path[since:at]) // inside if inside else 0
             for times in range(trips[loop]):
                 others = {k: n for k, n in trips.items() if k != loop}
                 yield from self._trace(path[at:end], others, loop, off or times >= trips[loop] - before)
