@@ -173,8 +173,8 @@ class Code:
             since = max((n + 1 for n in range(at) if path[n] in ends), default=0)  # the loop before this one
             before = self._copies(path[since:at]) // inside if inside else 0
             for times in range(trips[loop]):
-                others = {k: n for k, n in trips.items() if k != loop}
-                yield from self._trace(path[at:end], others, loop, off or times >= trips[loop] - before)
+                inner = {k: n for k, n in trips.items() if k != loop}
+                yield from self._trace(path[at:end], inner, loop, off or times >= trips[loop] - before)
             at = end
 
 
