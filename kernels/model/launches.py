@@ -114,7 +114,8 @@ def model_launch(
         instructions = max(instructions, total)
         for name, number in counted.items():
             executed[name] += number * each
-    seconds = max(cycles / device.clock, hbm / device.hbm)
+    # The blocks that are followed stand for all of them, which no cache serves faster than its rate.
+    seconds = max(cycles / device.clock, hbm / device.hbm, executed["l2"] / device.l2)
     load = {unit: round(number / device.clock / seconds, 3) for unit, number in busy.items() if unit}
     load["HBM"] = round(hbm / device.hbm / seconds, 3)
     total_waited = sum(waited.values()) or 1.0
@@ -256,7 +257,7 @@ def _distance(trace: list[Instruction], products: float) -> float | None:
     for instruction in trace:
         if instruction.name in _MATRIX:
             done += 1
-        elif instruction.name == "LDGSTS" and opened is None:
+        elif instruction.name == "LDGSTS" and not instruction.off and opened is None:
             opened = done
         elif instruction.name == "LDGDEPBAR":
             groups.append(opened)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
@@ -14,7 +14,6 @@ _STORES = ("STG", "STS", "STL", "STSM", "ST", "RED", "LDGSTS", "BAR", "BRA", "EX
 _MATRIX_SHAPE = re.compile(r"^(\d+)x(\d+)x(\d+)$")
 _HMMA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
 _MATRIX = ("HGMMA", "HMMA")
-_OFF = "OFF"  # a modifier of ours: the predicate of this copy is false
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,14 @@ class Instruction:
         raise ValueError(f"{self.name}.{'.'.join(self.modifiers)}: a matrix product of unknown shape")
 
     @property
+    def off(self) -> bool:
+        """Whether this is a copy to shared memory that reads nothing: a last operand that is false turns it off."""
+        return self.name == "LDGSTS" and self.text.endswith("!PT")
+
+    @property
     def width(self) -> int:
-        """Bytes that a lane of a load or store moves; none where the instruction is switched off."""
-        if _OFF in self.modifiers:
+        """Bytes that a lane of a load or store moves."""
+        if self.off:
             return 0
         if self.name in ("LDSM", "STSM"):
             return {"4": 16, "2": 8}.get(self.modifiers[-1].removeprefix("M88x"), 4) if self.modifiers else 4
@@ -145,34 +149,40 @@ class Code:
     def trace(self, path: list[int], trips: dict[Loop, int]) -> Iterator[Instruction]:
         """The instructions of a path, those of each loop as often as said (once where nothing is said).
 
-        Copies to shared memory that a loop makes for later times round, and that were begun before it, are switched
-        off in its last times round: there is nothing left to copy.
+        Where copies of the first iterations stand before a loop, those in as many of its last ones are off: they are
+        for iterations that do not come.
         """
-        yield from self._trace(path, trips, None)
+        yield from self._trace(path, trips, None, off=False)
 
-    def _trace(self, path: list[int], trips: dict[Loop, int], within: Loop | None) -> Iterator[Instruction]:
+    def _copies(self, path: Iterable[int]) -> int:
+        return sum(self.instructions[i].name == "LDGSTS" for i in path)
+
+    def _trace(self, path: list[int], trips: dict[Loop, int], within: Loop | None, off: bool) -> Iterator[Instruction]:
         at = 0
         while at < len(path):
             i = path[at]
             loop = next((loop for loop in self.loops if loop.first == i and loop != within and loop in trips), None)
             if loop is None:
-                yield self.instructions[i]
+                instruction = self.instructions[i]
+                yield _off(instruction) if off and instruction.name == "LDGSTS" else instruction
                 at += 1
                 continue
             end = at
             while end < len(path) and path[end] <= loop.last:
                 end += 1
-            inside = {k: n for k, n in trips.items() if k != loop}
-            copies = self._copies(path[at:end])
-            early = self._copies(path[:at]) // copies if copies else 0
-            for time in range(trips[loop]):
-                for instruction in self._trace(path[at:end], inside, loop):
-                    off = instruction.name == "LDGSTS" and time >= trips[loop] - early
-                    yield replace(instruction, modifiers=(*instruction.modifiers, _OFF)) if off else instruction
+            inside = self._copies(path[at:end])
+            ends = {other.last for other in self.loops}
+            since = max((n + 1 for n in range(at) if path[n] in ends), default=0)  # the loop before this one
+            before = self._copies(path[since:at]) // inside if inside else 0
+            for times in range(trips[loop]):
+                inner = {k: n for k, n in trips.items() if k != loop}
+                yield from self._trace(path[at:end], inner, loop, off or times >= trips[loop] - before)
             at = end
 
-    def _copies(self, path: list[int]) -> int:
-        return sum(self.instructions[i].name == "LDGSTS" for i in path)
+
+def _off(instruction: Instruction) -> Instruction:
+    """The copy, turned off."""
+    return replace(instruction, text=f"{instruction.text}, !PT")
 
 
 def _always(instruction: Instruction) -> bool:

@@ -72,6 +72,15 @@ def test_what_is_executed_is_counted():
     assert modelled(program(), warps=8).flop == 2 * result.flop
 
 
+def test_copies_for_iterations_that_do_not_come_move_nothing():
+    off = COPY.replace(" ;", ", !PT ;")
+    assert modelled(program(copy=off)).l2 == 132 * 4 * 32 * 16  # the store alone
+    # Two iterations are copied before the loop, so that the copies of its last two are off: a predicate says so.
+    filled = program().replace(".L_x_0:", f"{COPY}\n{COPY}\n.L_x_0:", 1)
+    assert modelled(filled).l2 == modelled(program()).l2
+    assert modelled(filled).ahead == modelled(program()).ahead
+
+
 @pytest.mark.parametrize(
     ("left", "early", "ahead"),
     [("0x0", False, 0.0), ("0x0", True, 1.0), ("0x1", False, 1.0), ("0x1", True, 2.0)],

@@ -87,6 +87,13 @@ def test_cuda_kernels_agree_with_the_reference(op, arch, dtype):
     judge(matrix()["native", arch, dtype].result(), op)
 
 
+def test_large_tiles_agree_with_the_reference():
+    for op, rows in begun("tiles").result().items():
+        assert not isinstance(rows, str), f"{op}: {rows}"
+        for name, error, allowed in rows:
+            assert error <= allowed, f"{op}: {name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
 def test_planted_faults_are_found_and_named():
     found = begun("planted").result()
     kinds = set()

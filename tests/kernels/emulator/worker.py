@@ -2,6 +2,7 @@
 
     python worker.py agree 80 bfloat16 odd,one STEM …   compare operations with the reference, in the emulator
     python worker.py long                                 loops that go round more often than at those shapes
+    python worker.py tiles                                tiles of 128 rows, and of rows without a norm
     python worker.py planted                              faults planted into real kernels
     python worker.py tutorials                            kernels of somebody else
 
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from s2vfast import ops, verify
+from s2vfast import inputs, ops, verify
 from s2vfast.inputs import SHAPES
 from s2vfast.kernels import _launch, emulator
+from s2vfast.reference.add_norm import add_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -61,10 +63,36 @@ def long():
     return results
 
 
+LARGE = {"BLOCK_M": 128, "num_warps": 8}
+LARGE_TILES = (
+    ("norm_linear", "forward", LARGE | {"BLOCK_E": 64, "num_stages": 3}),
+    ("mlp", "forward", LARGE | {"BLOCK_E": 32, "num_stages": 3}),
+    ("mlp", "grad_hidden", LARGE | {"BLOCK_E": 32, "num_stages": 2}),
+)
+
+
+def tiles():
+    """As `agree`: of tiles that only launches of many rows take; and rows without a norm, which `verify` has not."""
+    shape = SHAPES["tiny"].with_sizes("N=1,L=150,D=64,E=96")
+    with contextlib.ExitStack() as stack:
+        for op, kernel, options in LARGE_TILES:
+            stack.enter_context(_launch.override(op, kernel, **options))
+        result = {op: compared(90, torch.bfloat16, shape, op, "triton") for op in ("norm_linear", "mlp")}
+    given = inputs.inputs("add_norm", SHAPES["tiny"].with_sizes("N=1,L=70,D=160"), dtype=torch.bfloat16)
+    given |= {"weight": None, "bias": None}
+    exact, _ = add_norm(**{name: v.double() if isinstance(v, torch.Tensor) else v for name, v in given.items()})
+    with emulator.emulate(90):
+        out, _ = ops.add_norm(**given, impl="triton")
+    result["add_norm"] = [["without a norm", (out - exact).abs().max().item() / exact.abs().max().item(), 1e-5]]
+    return result
+
+
 def main(task, *words):
     torch.set_num_threads(1)
     if task == "agree":
         result = agree(*words)
+    elif task == "tiles":
+        result = tiles()
     elif task == "native":
         result = agree(*words, impl="native")
     elif task == "long":
