@@ -104,9 +104,12 @@ template <class Call, class Body>
 std::vector<double> summed(const Call& call, int64_t channels, int threads, const Body& body) {
   const int64_t ranges = (call.rows + kRange - 1) / kRange;
   std::vector<double> partial(ranges * 2 * channels), sums(2 * channels);
-  parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
+  // From the last range to the first: the last rows are those that were written last and are in a cache yet, and the
+  // first ones will be when the next pass begins with them.
+  parallel_for(ranges, 1, threads, [&](int64_t number, int64_t) {
+    const int64_t range = ranges - 1 - number, begin = range * kRange, end = std::min(begin + kRange, call.rows);
     for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
-      body(i, offset, begin, end, &partial[begin / kRange * 2 * channels + 2 * offset]);
+      body(i, offset, begin, end, &partial[range * 2 * channels + 2 * offset]);
   });
   for (int64_t range = 0; range < ranges; ++range)
     for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])

@@ -96,22 +96,25 @@ void temporal_branches_backward(const s2v::TemporalBranchesShape& shape, uintptr
 }
 
 void joint_mix(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets, int64_t units,
-               int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant, uintptr_t out, int device,
-               uintptr_t stream, int threads) {
-  const s2v::JointMixCall call = {tracks, frames, joints, channels, subsets, units, groups, pointer<const float>(x),
-                                  pointer<const float>(dynamic), pointer<const float>(constant), pointer<float>(out)};
+               int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant, uintptr_t bias, uintptr_t gate,
+               uintptr_t out, int device, uintptr_t stream, int threads) {
+  const s2v::JointMixCall call = {
+      tracks, frames, joints, channels, subsets, units, groups, pointer<const float>(x), pointer<const float>(dynamic),
+      pointer<const float>(constant), pointer<const float>(bias), pointer<const float>(gate), pointer<float>(out)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(joint_mix, call, device, stream, threads);
 }
 
 void joint_mix_backward(int64_t tracks, int64_t frames, int64_t joints, int64_t channels, int64_t subsets,
                         int64_t units, int64_t groups, uintptr_t x, uintptr_t dynamic, uintptr_t constant,
-                        uintptr_t grad, uintptr_t d_x, uintptr_t d_dynamic, uintptr_t d_constant, int device,
-                        uintptr_t stream, int threads) {
-  const s2v::JointMixBackwardCall call = {tracks, frames, joints, channels, subsets, units, groups,
-                                          pointer<const float>(x), pointer<const float>(dynamic),
-                                          pointer<const float>(constant), pointer<const float>(grad),
-                                          pointer<float>(d_x), pointer<float>(d_dynamic), pointer<float>(d_constant)};
+                        uintptr_t bias, uintptr_t gate, uintptr_t grad, uintptr_t d_x, uintptr_t d_dynamic,
+                        uintptr_t d_constant, uintptr_t d_bias, uintptr_t d_gate, int device, uintptr_t stream,
+                        int threads) {
+  const s2v::JointMixBackwardCall call = {
+      tracks, frames, joints, channels, subsets, units, groups, pointer<const float>(x), pointer<const float>(dynamic),
+      pointer<const float>(constant), pointer<const float>(bias), pointer<const float>(gate),
+      pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_dynamic), pointer<float>(d_constant),
+      pointer<float>(d_bias), pointer<float>(d_gate)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(joint_mix_backward, call, device, stream, threads);
 }
@@ -186,11 +189,13 @@ void bind_graph(py::module_& module) {
              "Parts that the weight's gradient comes in.");
   module.def("joint_mix", &joint_mix, py::kw_only(), py::arg("tracks"), py::arg("frames"), py::arg("joints"),
              py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"), py::arg("x"),
-             py::arg("dynamic"), py::arg("constant"), py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0,
-             py::arg("threads") = 0, "Joints mixed by maps of their channels; see s2vfast.ops.joint_mix.");
+             py::arg("dynamic"), py::arg("constant"), py::arg("bias") = 0, py::arg("gate") = 0, py::arg("out"),
+             py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             "Joints mixed by maps of their channels; see s2vfast.ops.joint_mix.");
   module.def("joint_mix_backward", &joint_mix_backward, py::kw_only(), py::arg("tracks"), py::arg("frames"),
              py::arg("joints"), py::arg("channels"), py::arg("subsets"), py::arg("units"), py::arg("groups"),
-             py::arg("x"), py::arg("dynamic"), py::arg("constant"), py::arg("grad"), py::arg("d_x") = 0,
-             py::arg("d_dynamic") = 0, py::arg("d_constant") = 0, py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("x"), py::arg("dynamic"), py::arg("constant"), py::arg("bias") = 0, py::arg("gate") = 0,
+             py::arg("grad"), py::arg("d_x") = 0, py::arg("d_dynamic") = 0, py::arg("d_constant") = 0,
+             py::arg("d_bias") = 0, py::arg("d_gate") = 0, py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "Its gradients.");
 }

@@ -143,19 +143,22 @@ S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const Grap
 template <class Call>
 GraphAttentionShape checked(const Call& call) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  require(call.frames >= 0 && call.joints >= 1 && call.channels >= 1 && call.heads >= 1 && call.width >= 1 &&
-              call.results >= 1,
-          "graph_attention: sizes of 1 or more, and frames of 0 or more");
+  require(call.frames >= 0 && call.joints >= 0 && call.results >= 0 && call.channels >= 1 && call.heads >= 1 &&
+              call.width >= 1,
+          "graph_attention: sizes of 1 or more; frames, joints and results of 0 or more");
   require(call.joints <= most && call.channels <= most && call.heads <= most && call.width <= most &&
               call.results <= most,
           "graph_attention: a size of 2**31 or more");
   require((call.x != nullptr && call.qk_weight != nullptr && call.qk_bias != nullptr && call.topology != nullptr &&
            call.weight != nullptr) ||
-              call.frames == 0,
+              call.frames * call.joints * call.results == 0,
           "graph_attention: x, qk_weight, qk_bias, topology or weight is a null pointer");
   return {call.frames,         int32_t(call.joints), int32_t(call.channels),
           int32_t(call.heads), int32_t(call.width),  int32_t(call.results)};
 }
+
+// Whether there is no result, so that all gradients are zero.
+bool nothing(const GraphAttentionShape& shape) { return shape.frames * shape.joints * shape.results == 0; }
 
 // Panels [C, 2 * H * d] of the weight of queries and keys.
 void query_panels(const GraphAttentionShape& shape, const float* weight, float* panels) {
@@ -169,7 +172,7 @@ int64_t graph_attention_parts(int64_t frames) { return (frames + kFrames - 1) / 
 
 void graph_attention(const GraphAttentionCall& call, int threads) {
   const GraphAttentionShape shape = checked(call);
-  if (shape.frames == 0) return;
+  if (nothing(shape)) return;
   require(call.out != nullptr, "graph_attention: out is a null pointer");
   const int64_t C = shape.channels, E = shape.results;
   const Numbers qk(C * shape.queries()), heads(shape.heads * C * E);
@@ -183,7 +186,15 @@ void graph_attention(const GraphAttentionCall& call, int threads) {
 
 void graph_attention_backward(const GraphAttentionBackwardCall& call, int threads) {
   const GraphAttentionShape shape = checked(call);
-  if (shape.frames == 0) return;
+  if (nothing(shape)) {
+    const int64_t parts = graph_attention_parts(shape.frames), V = shape.joints;
+    std::fill_n(call.d_x, shape.frames * V * shape.channels, 0.0f);
+    std::fill_n(call.d_qk_weight, parts * shape.queries() * shape.channels, 0.0f);
+    std::fill_n(call.d_qk_bias, parts * shape.queries(), 0.0f);
+    std::fill_n(call.d_topology, parts * shape.heads * V * V, 0.0f);
+    std::fill_n(call.d_weight, parts * shape.heads * shape.channels * shape.results, 0.0f);
+    return;
+  }
   require(call.grad != nullptr && call.d_x != nullptr && call.d_qk_weight != nullptr && call.d_qk_bias != nullptr &&
               call.d_topology != nullptr && call.d_weight != nullptr,
           "graph_attention: grad or a gradient is a null pointer");

@@ -1,7 +1,7 @@
 // joint_mix and its gradient, the work for kWidth neighbouring channels of one track.
 //
-// out[t, w, c] = sum over i, v of x[t, v, i, c] * map[i, v, w, c], where map is the track's own map of the channel's unit
-// plus the constant map of its group (FreqMixFormer, Wu et al., ACM MM 2024). Maps of the channels at hand are laid out
+// out[t, w, c] = gate[c] * sum over i, v of (x[t, v, i, c] + bias[i, c]) * map[i, v, w, c], where map is the track's own map
+// of the channel's unit plus the constant map of its group (FreqMixFormer, Wu et al., ACM MM 2024). Maps of the channels at hand are laid out
 // side by side once, [I, V, V, kWidth], and so are their numbers of all frames, by joint: [I, V, T, kWidth]. Both stay in
 // the second cache, and what a tile of sums takes lies together.
 //
@@ -58,14 +58,17 @@ S2V_HD void joint_mix_maps(const JointMixShape& shape, const float* __restrict__
   }
 }
 
-// near [count, V, T, kWidth] of from [T, V, count * C], the track's at the first channel.
+// near [count, V, T, kWidth] of from [T, V, count * C], the track's at the first channel, and of bias [count * C] at it.
 template <int kWidth>
-S2V_HD void joint_mix_near(const JointMixShape& shape, const float* __restrict__ from, int32_t count,
-                           float* __restrict__ near) {
+S2V_HD void joint_mix_near(const JointMixShape& shape, const float* __restrict__ from, const float* __restrict__ bias,
+                           int32_t count, float* __restrict__ near) {
   for (int32_t t = 0; t < shape.frames; ++t)
     for (int32_t v = 0; v < shape.joints; ++v)
-      for (int32_t i = 0; i < count; ++i, from += shape.channels)
-        store<kWidth>(near + ((int64_t(i) * shape.joints + v) * shape.frames + t) * kWidth, load<kWidth>(from));
+      for (int32_t i = 0; i < count; ++i, from += shape.channels) {
+        const Pack<kWidth> x = load<kWidth>(from);
+        store<kWidth>(near + ((int64_t(i) * shape.joints + v) * shape.frames + t) * kWidth,
+                      bias == nullptr ? x : x + load<kWidth>(bias + i * shape.channels));
+      }
 }
 
 // sums[f][j] += sum over k < count of from[f * from_frame + k * from_step] * maps[(k * map_step + j * map_joint)].
@@ -83,24 +86,25 @@ S2V_HD void joint_mix_sums(const float* __restrict__ from, int64_t from_frame, i
   }
 }
 
-// Frames t ... t + kFrames, joints w ... w + kJoints of out, the track's at the first channel. x: near.
+// Frames t ... t + kFrames, joints w ... w + kJoints of out, the track's at the first channel. x: near; gate: at the first
+// channel.
 template <int kWidth, int kFrames, int kJoints>
 S2V_HD void joint_mix_tile(const JointMixShape& shape, const float* __restrict__ x, const float* __restrict__ maps,
-                           int32_t t, int32_t w, float* __restrict__ out) {
+                           const Pack<kWidth>& gate, int32_t t, int32_t w, float* __restrict__ out) {
   Pack<kWidth> sums[kFrames][kJoints] = {};
   joint_mix_sums<kWidth, kFrames, kJoints>(x + int64_t(t) * kWidth, kWidth, int64_t(shape.frames) * kWidth,
                                            maps + int64_t(w) * kWidth, int64_t(shape.joints) * kWidth, kWidth,
                                            shape.subsets * shape.joints, sums);
   for (int f = 0; f < kFrames; ++f)
     for (int j = 0; j < kJoints; ++j)
-      store<kWidth>(out + (int64_t(t + f) * shape.joints + w + j) * shape.channels, sums[f][j]);
+      store<kWidth>(out + (int64_t(t + f) * shape.joints + w + j) * shape.channels, sums[f][j] * gate);
 }
 
 // The same tile of d_x, joints v ... v + kJoints of one subset. grad: near; d_x: the track's, at the first channel.
 template <int kWidth, int kFrames, int kJoints>
 S2V_HD void joint_mix_grad_tile(const JointMixShape& shape, const float* __restrict__ grad,
-                                const float* __restrict__ maps, int32_t subset, int32_t t, int32_t v,
-                                float* __restrict__ d_x) {
+                                const float* __restrict__ maps, const Pack<kWidth>& gate, int32_t subset, int32_t t,
+                                int32_t v, float* __restrict__ d_x) {
   Pack<kWidth> sums[kFrames][kJoints] = {};
   joint_mix_sums<kWidth, kFrames, kJoints>(grad + int64_t(t) * kWidth, kWidth, int64_t(shape.frames) * kWidth,
                                            maps + (subset * shape.square() + int64_t(v) * shape.joints) * kWidth,
@@ -108,11 +112,11 @@ S2V_HD void joint_mix_grad_tile(const JointMixShape& shape, const float* __restr
   for (int f = 0; f < kFrames; ++f)
     for (int j = 0; j < kJoints; ++j)
       store<kWidth>(d_x + ((int64_t(t + f) * shape.joints + v + j) * shape.subsets + subset) * shape.channels,
-                    sums[f][j]);
+                    sums[f][j] * gate);
 }
 
 // The gradient of maps [v ... v + kRows][w ... w + kJoints] of one subset, summed over frames, into d_maps [I, V, V,
-// kWidth]. x, grad: near.
+// kWidth], without the gate. x, grad: near.
 template <int kWidth, int kRows, int kJoints>
 S2V_HD void joint_mix_map_tile(const JointMixShape& shape, const float* __restrict__ x,
                                const float* __restrict__ grad, int32_t subset, int32_t v, int32_t w,
@@ -124,6 +128,40 @@ S2V_HD void joint_mix_map_tile(const JointMixShape& shape, const float* __restri
   for (int r = 0; r < kRows; ++r)
     for (int j = 0; j < kJoints; ++j)
       store<kWidth>(d_maps + (subset * shape.square() + int64_t(v + r) * shape.joints + w + j) * kWidth, sums[r][j]);
+}
+
+// Brings the gate to d_maps, and returns its gradient: its numbers weigh all that the maps give.
+template <int kWidth>
+S2V_HD Pack<kWidth> joint_mix_gate_grad(const JointMixShape& shape, const float* __restrict__ maps,
+                                        const Pack<kWidth>& gate, float* __restrict__ d_maps) {
+  const int64_t all = shape.maps() * kWidth;
+  Pack<kWidth> sum = {};
+  for (int64_t at = 0; at < all; at += kWidth) {
+    const Pack<kWidth> d_map = load<kWidth>(d_maps + at);
+    sum = sum + load<kWidth>(maps + at) * d_map;
+    store<kWidth>(d_maps + at, d_map * gate);
+  }
+  return sum;
+}
+
+// The track's part of d_bias [I * C], at the first channel: of every frame the same, so of grad's sum over frames, which
+// is left in sums [V, kWidth]. grad: near.
+template <int kWidth>
+S2V_HD void joint_mix_bias_grad(const JointMixShape& shape, const float* __restrict__ maps, const Pack<kWidth>& gate,
+                                const float* __restrict__ grad, float* __restrict__ sums, float* __restrict__ d_bias) {
+  const int32_t V = shape.joints;
+  for (int32_t w = 0; w < V; ++w) {
+    Pack<kWidth> sum = {};
+    for (int32_t t = 0; t < shape.frames; ++t, grad += kWidth) sum = sum + load<kWidth>(grad);
+    store<kWidth>(sums + w * kWidth, sum);
+  }
+  for (int32_t i = 0; i < shape.subsets; ++i) {
+    Pack<kWidth> sum = {};
+    for (int32_t v = 0; v < V; ++v)
+      for (int32_t w = 0; w < V; ++w, maps += kWidth)
+        sum = sum + load<kWidth>(maps) * load<kWidth>(sums + w * kWidth);
+    store<kWidth>(d_bias + int64_t(i) * shape.channels, sum * gate);
+  }
 }
 
 // Adds d_maps of channels first ... first + kWidth to the track's gradient of its own maps, and to d_common.

@@ -10,6 +10,8 @@ struct JointMixCall {
   const float* x;         // [B, T, V, I * C]
   const float* dynamic;   // [B, I, U, V, V]
   const float* constant;  // [I, R, V, V]
+  const float* bias;      // [I * C], or null
+  const float* gate;      // [B, C], or null
   float* out;             // out [B, T, V, C]
 };
 
@@ -18,10 +20,14 @@ struct JointMixBackwardCall {
   const float* x;
   const float* dynamic;
   const float* constant;
+  const float* bias;
+  const float* gate;
   const float* grad;         // [B, T, V, C]
   float* d_x;                // out [B, T, V, I * C], or null where not wanted
   float* d_dynamic;          // out [B, I, U, V, V]; with d_constant, or both null
   float* d_constant;         // out [B, I, R, V, V], each track's part of the sum
+  float* d_bias;             // out [B, I * C], likewise, or null
+  float* d_gate;             // out [B, C], or null; with d_dynamic
 };
 
 // On the host, on `threads` threads (0: one for each core). Throws std::invalid_argument for sizes or pointers that

@@ -64,9 +64,11 @@ void statistics(const TemporalBranchesCall& call, int threads) {
   const TemporalBranchesShape& shape = call.shape;
   const int64_t E = shape.branched(), rows = shape.tracks * Track(shape).rows, ranges = (rows + kRange - 1) / kRange;
   std::vector<double> partial(ranges * 2 * E), sums(2 * E);
-  parallel_for(rows, kRange, threads, [&](int64_t begin, int64_t end) {
-    double* const to = &partial[begin / kRange * 2 * E];
-    sum_rows_of(shape, call.x, begin, end, to, to + E);
+  // From the last range to the first: see batch_norm.cpp.
+  parallel_for(ranges, 1, threads, [&](int64_t number, int64_t) {
+    const int64_t range = ranges - 1 - number, begin = range * kRange;
+    double* const to = &partial[range * 2 * E];
+    sum_rows_of(shape, call.x, begin, std::min(begin + kRange, rows), to, to + E);
   });
   for (int64_t range = 0; range < ranges; ++range)
     for (int64_t c = 0; c < 2 * E; ++c) sums[c] += partial[range * 2 * E + c];

@@ -193,8 +193,8 @@ def backward(
         weight: [H, E, C].
     """
     (F, V, C), (H, d), E = x.shape, qk.shape[3:], weight.shape[1]
-    if not F:
-        return torch.empty_like(x), torch.empty_like(qk), torch.zeros_like(topology), torch.zeros_like(weight)
+    if not grad.numel():
+        return torch.zeros_like(x), torch.zeros_like(qk), torch.zeros_like(topology), torch.zeros_like(weight)
     d_x, d_qk, blocks, sizes = torch.empty_like(x), torch.empty_like(qk), _blocks(qk), (V, C, H, d, E, d**-0.5)
     partial = []
     for name in ("maps", "weight"):

@@ -23,10 +23,10 @@ from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks import graph
 from s2vfast.networks.base import Network, register
-from s2vfast.networks.linear import Linear
 from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
 from s2vfast.networks.temporal import Branch, TemporalBranches, frames_after
+from s2vfast.ops._linear import linear
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -86,7 +86,7 @@ class SpatialMixing(nn.Module):
         super().__init__()
         subsets, joints, _ = graphs.shape
         self.subsets, self.units, self.channels = subsets, section.units, channels
-        self.linear = Linear(channels_in, subsets * channels)
+        self.linear = nn.Linear(channels_in, subsets * channels)
         self.within = nn.Linear(joints, joints)
         self.across = nn.Linear(joints, joints)
         maps = graphs[:, None].repeat(1, section.groups, 1, 1)
@@ -107,21 +107,47 @@ class SpatialMixing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, V, C] of x [B, T, V, channels_in]."""
-        mixed = ops.joint_mix(self.linear(x), self.dynamic_maps(x), self.learned + self.constant)
-        gate = 1.0 + torch.sigmoid(self.gate(_mean(mixed, (1, 2))[:, None]))  # [B, 1, C]
+        pooled, static = _mean(x, (1,)), self.learned + self.constant
+        dynamic = self._dynamic_maps(pooled)
+        means = self._mixed_means(pooled, dynamic, static)
+        gate = 1.0 + torch.sigmoid(self.gate(means[:, None])[:, 0])  # [B, C]
+        rows = linear(x, self.linear.weight, None)
+        mixed = ops.joint_mix(rows, dynamic, static, self.linear.bias, gate)
         residual = x if self.down is None else self.down(x)
-        return normalise(self.norm, mixed * gate[:, None], residual, relu=True)
+        return normalise(self.norm, mixed, residual, relu=True)
 
     def dynamic_maps(self, x: Tensor) -> Tensor:
         """Maps of the clips, [B, subsets, units, V, V], half over joints and half over frequencies."""
+        return self._dynamic_maps(_mean(x, (1,)))
+
+    def _dynamic_maps(self, pooled: Tensor) -> Tensor:
+        """Those of clips whose mean over time is ``pooled``, [B, V, channels_in]."""
         # Means over time and over half of a unit's channels are linear: they are taken of the map's input and rows.
         weight, bias = self._halves(self.linear.weight), self._halves(self.linear.bias)
-        pooled = F.linear(_mean(x, (1,)), weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
+        pooled = F.linear(pooled, weight, bias).transpose(1, 2)  # [B, subsets * units * 2, V]
         pooled = pooled.unflatten(1, (self.subsets, self.units, 2))
         joints = self._mixture(pooled, None)
-        to_frequencies, to_joints = self.to_frequencies.to(x.dtype), self.to_joints.to(x.dtype)
+        to_frequencies, to_joints = self.to_frequencies.to(pooled.dtype), self.to_joints.to(pooled.dtype)
         frequencies = self._mixture(pooled @ to_frequencies.T, self.weights) @ to_joints.T
         return 0.5 * (joints + frequencies)
+
+    def _mixed_means(self, pooled: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
+        """Means [B, C] over frames and joints of what the maps will give.
+
+        They too are linear: of a map its mean over the joints that it goes to is enough, and what mixes the joints
+        goes before the linear map, whose bias is one more column here.
+        """
+        pooled = F.pad(pooled, (0, 1), value=1.0)
+        weight = torch.cat([self.linear.weight, self.linear.bias[:, None]], 1)
+        groups = static.shape[1]
+        own = dynamic.mean(-1).flatten(1, 2) @ pooled  # [B, subsets * units, channels_in + 1]
+        common = static.mean(-1).flatten(0, 1) @ pooled  # [B, subsets * groups, channels_in + 1]
+        by_unit = weight.unflatten(0, (self.subsets * self.units, -1))
+        by_group = weight.unflatten(0, (self.subsets, -1, groups)).transpose(1, 2).flatten(0, 1)
+        own = (own.transpose(0, 1) @ by_unit.transpose(1, 2)).unflatten(0, (self.subsets, -1)).sum(0)
+        common = (common.transpose(0, 1) @ by_group.transpose(1, 2)).unflatten(0, (self.subsets, -1)).sum(0)
+        # [units, B, C / units] and [groups, B, C / groups]: a unit's channels lie together, a group's apart.
+        return own.transpose(0, 1).flatten(1) + common.permute(1, 2, 0).flatten(1)
 
     def _halves(self, rows: Tensor) -> Tensor:
         """Means [subsets * units * 2, ...] over the first and the second half of every unit's rows."""
@@ -158,7 +184,8 @@ class TemporalAttention(Branch):
         """[B, T', V, b] of the product, and a shift of zero."""
         x = rows + self.bias
         half = x.shape[-1] // 2
-        query, key = x[..., :half].mean((2, 3)), x[..., half:].amax((2, 3))  # [B, T']
+        first, second = x.split([half, x.shape[-1] - half], -1)
+        query, key = first.mean((2, 3)), second.amax((2, 3))  # [B, T']
         query, key = F.relu(self.frames(query)), F.relu(self.frames(key))
         gate = torch.sigmoid(key[:, :, None] * query[:, None, :])  # [B, to, from]
         return normalise(self.norm, (gate @ x.flatten(2)).view_as(x)), torch.zeros_like(self.bias)

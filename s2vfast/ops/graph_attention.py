@@ -70,7 +70,7 @@ def _torch(
     q, k = qk.permute(2, 0, 3, 1, 4)  # each [F, H, V, d]
     maps = torch.softmax(q @ k.transpose(-1, -2) * qk.shape[-1] ** -0.5, -1) * topology
     mixed = maps.flatten(1, 2) @ x  # [F, H * V, C]
-    mixed = mixed.unflatten(1, (-1, V)).transpose(1, 2).flatten(2)  # [F, V, H * C]
+    mixed = mixed.unflatten(1, (maps.shape[1], V)).transpose(1, 2).flatten(2)  # [F, V, H * C]
     return torch.nn.functional.linear(mixed, weight.transpose(0, 1).flatten(1), bias)
 
 

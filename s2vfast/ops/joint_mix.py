@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,21 +11,31 @@ from torch import Tensor
 
 from s2vfast import _extension
 from s2vfast.ops import _native, _triton
-from s2vfast.ops._custom import contiguous, differentiate, fake, operator, present
+from s2vfast.ops._custom import contiguous, differentiate, fake, one_each, operator, present
 from s2vfast.ops._dispatch import register, require
 from s2vfast.reference.joint_mix import joint_mix as _reference
 
 
-def joint_mix(x: Tensor, dynamic: Tensor, static: Tensor, *, impl: str | None = None) -> Tensor:
+def joint_mix(
+    x: Tensor,
+    dynamic: Tensor,
+    static: Tensor,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> Tensor:
     """Joints mixed by a sum of maps, the spatial part of FreqMixFormer (Wu et al., ACM MM 2024).
 
-    out[b, t, w, c] = sum over i and v of x[b, t, v, i * C + c] * map[b, i, c][v, w], where map[b, i, c] is
-    dynamic[b, i, c div (C / U)] + static[i, c mod R].
+    out[b, t, w, c] = gate[b, c] * sum over i and v of (x[b, t, v, i * C + c] + bias[i * C + c]) * map[b, i, c][v, w],
+    where map[b, i, c] is dynamic[b, i, c div (C / U)] + static[i, c mod R].
 
     Args:
         x: [B, T, V, I * C]: B tracks, T frames, V joints, C channels for each of I subsets of maps.
         dynamic: [B, I, U, V, V], of dtype float32 or x's; U divides C.
         static: [I, R, V, V].
+        bias: [I * C], of the linear map that x comes from, or None: zeros.
+        gate: [B, C], or None: ones.
         impl: implementation; None: see `use_impl`.
 
     Returns:
@@ -38,7 +49,23 @@ def joint_mix(x: Tensor, dynamic: Tensor, static: Tensor, *, impl: str | None = 
     require(x.shape[3] % (subsets * units) == 0, "joint_mix", "x", f"a multiple of {subsets * units} channels", x)
     good = static.ndim == 4 and static.shape[0] == subsets and static.shape[2:] == (V, V) and static.shape[1] > 0
     require(good, "joint_mix", "static", f"[{subsets}, R, {V}, {V}]", static)
-    return _op(impl, x.device, x, dynamic, static)
+    require(bias is None or bias.shape == x.shape[3:], "joint_mix", "bias", f"[{x.shape[3]}]", bias)
+    good = gate is None or gate.shape == (B, x.shape[3] // subsets)
+    require(good, "joint_mix", "gate", f"[{B}, {x.shape[3] // subsets}]", gate)
+    return _op(impl, x.device, x, dynamic, static, bias, gate)
+
+
+def _around(
+    mix: Callable[..., Tensor],
+    x: Tensor,
+    dynamic: Tensor,
+    static: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+) -> Tensor:
+    """Bias and gate in passes of their own, before and after joints are mixed."""
+    out = mix(x if bias is None else x + bias.to(x.dtype), dynamic, static)
+    return out if gate is None else out * gate[:, None, None].to(x.dtype)
 
 
 def _torch(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
@@ -69,12 +96,12 @@ def _sizes(x: Tensor, dynamic: Tensor, static: Tensor) -> dict[str, int]:
     return {"tracks": B, "frames": T, "joints": V, "channels": width // subsets, **counts}
 
 
-@operator("joint_mix_native(Tensor x, Tensor dynamic, Tensor static) -> Tensor")
-def _native_op(x, dynamic, static):
-    x, dynamic, static = contiguous((x, dynamic, static))
+@operator("joint_mix_native(Tensor x, Tensor dynamic, Tensor static, Tensor? bias, Tensor? gate) -> Tensor")
+def _native_op(x, dynamic, static, bias, gate):
+    x, dynamic, static, bias, gate = contiguous((x, dynamic, static, bias, gate))
     sizes = _sizes(x, dynamic, static)
     out = x.new_empty((*x.shape[:3], sizes["channels"]))
-    addresses = _native.addresses(x=x, dynamic=dynamic, constant=static, out=out)
+    addresses = _native.addresses(x=x, dynamic=dynamic, constant=static, bias=bias, gate=gate, out=out)
     _extension.load().joint_mix(**sizes, **addresses, **_native.place(x))
     return out
 
@@ -86,61 +113,83 @@ def _triton_op(*tensors):
 
 @fake(_native_op)
 @fake(_triton_op)
-def _(x, dynamic, static):
+def _(x, dynamic, *_):
     return x.new_empty((*x.shape[:3], x.shape[3] // dynamic.shape[1]))
 
 
-_BACKWARD = "(Tensor grad, Tensor x, Tensor dynamic, Tensor static, bool need_x, bool need_maps) -> Tensor[]"
-
-
-@operator(f"joint_mix_native_backward{_BACKWARD}")
-def _native_backward(grad, x, dynamic, static, need_x, need_maps):
-    grad, x, dynamic, static = contiguous((grad, x, dynamic, static))
+@operator(
+    "joint_mix_native_backward(Tensor grad, Tensor x, Tensor dynamic, Tensor static, Tensor? bias, Tensor? gate, "
+    "bool need_x, bool need_parameters) -> Tensor[]"
+)
+def _native_backward(grad, x, dynamic, static, bias, gate, need_x, need_parameters):
+    grad, x, dynamic, static, bias, gate = contiguous((grad, x, dynamic, static, bias, gate))
     outputs = {"d_x": torch.empty_like(x)} if need_x else {}
-    if need_maps:
-        outputs |= {"d_dynamic": torch.empty_like(dynamic), "d_constant": x.new_empty((len(x), *static.shape))}
+    parts = {}
+    if need_parameters:
+        outputs["d_dynamic"] = torch.empty_like(dynamic)
+        parts = {"d_constant": x.new_empty((len(x), *static.shape))}
+        if bias is not None:
+            parts["d_bias"] = x.new_empty((len(x), *bias.shape))
+        if gate is not None:
+            outputs["d_gate"] = torch.empty_like(gate)
     _extension.load().joint_mix_backward(
         **_sizes(x, dynamic, static),
-        **_native.addresses(x=x, dynamic=dynamic, constant=static, grad=grad, **outputs),
+        **_native.addresses(x=x, dynamic=dynamic, constant=static, bias=bias, gate=gate, grad=grad, **outputs, **parts),
         **_native.place(x),
     )
-    if need_maps:
-        outputs["d_constant"] = outputs["d_constant"].sum(0)
-    return list(outputs.values())
-
-
-@operator(f"joint_mix_triton_backward{_BACKWARD}")
-def _triton_backward(grad, x, dynamic, static, *needs):
-    return present(_triton.kernels("joint_mix").backward(*contiguous((grad, x, dynamic, static)), *needs))
+    outputs |= {name: part.sum(0) for name, part in parts.items()}
+    return [outputs[name] for name in ("d_x", "d_dynamic", "d_constant", "d_bias", "d_gate") if name in outputs]
 
 
 @fake(_native_backward)
-@fake(_triton_backward)
-def _(grad, x, dynamic, static, need_x, need_maps):
-    by_x = [x.new_empty(x.shape)] if need_x else []
-    return by_x + [maps.new_empty(maps.shape) for maps in (dynamic, static) if need_maps]
+def _(grad, x, dynamic, static, bias, gate, need_x, need_parameters):
+    by_x = [x] if need_x else []
+    by_parameters = present((dynamic, static, bias, gate)) if need_parameters else []
+    return [tensor.new_empty(tensor.shape) for tensor in (*by_x, *by_parameters)]
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx: Any, upstream: Tensor, backward: Any) -> tuple[Tensor | None, ...]:
+def _native_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    need_x, *need_parameters = ctx.needs_input_grad
+    x, *parameters = ctx.saved_tensors
+    need = any(need_parameters)
+    gradients = _native_backward(upstream, x, *parameters, need_x, need)
+    return tuple(one_each(gradients, [x if need_x else None, *(parameters if need else [None] * len(parameters))]))
+
+
+@operator(
+    "joint_mix_triton_backward(Tensor grad, Tensor x, Tensor dynamic, Tensor static, bool need_x, bool need_maps)"
+    " -> Tensor[]"
+)
+def _triton_backward(grad, x, dynamic, static, *needs):
+    return present(_triton.kernels("joint_mix").backward(*contiguous((grad, x, dynamic, static)), *needs))
+
+
+@fake(_triton_backward)
+def _(grad, x, dynamic, static, need_x, need_maps):
+    by_x = [x.new_empty(x.shape)] if need_x else []
+    return by_x + [maps.new_empty(maps.shape) for maps in (dynamic, static) if need_maps]
+
+
+def _triton_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_dynamic, need_static = ctx.needs_input_grad
-    gradients = backward(upstream, *ctx.saved_tensors, need_x, need_dynamic or need_static)
+    gradients = _triton_backward(upstream, *ctx.saved_tensors, need_x, need_dynamic or need_static)
     by_x = gradients[0] if need_x else None
     return by_x, gradients[-2] if need_dynamic else None, gradients[-1] if need_static else None
 
 
-differentiate(_native_op, partial(_gradients, backward=_native_backward), _save)
-differentiate(_triton_op, partial(_gradients, backward=_triton_backward), _save)
+differentiate(_native_op, _native_gradients, _save)
+differentiate(_triton_op, _triton_gradients, _save)
 
 
 _op = register(
     "joint_mix",
     reference=_reference,
-    torch=_torch,
-    triton=_triton_op,
+    torch=partial(_around, _torch),
+    triton=partial(_around, _triton_op),
     native=_native_op,
     reasons={"triton": _triton.reasons(), "native": _native.reasons(floats=(torch.float32,), cuda=False)},
 )

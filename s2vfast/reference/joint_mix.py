@@ -4,12 +4,17 @@ import torch
 from torch import Tensor
 
 
-def joint_mix(x: Tensor, dynamic: Tensor, static: Tensor) -> Tensor:
+def joint_mix(
+    x: Tensor, dynamic: Tensor, static: Tensor, bias: Tensor | None = None, gate: Tensor | None = None
+) -> Tensor:
     """Arguments and result as of `s2vfast.ops.joint_mix`."""
+    if bias is not None:
+        x = x + bias.to(x.dtype)
     subsets, units = dynamic.shape[1:3]
     groups = static.shape[1]
     x = x.unflatten(-1, (subsets, -1))  # [B, T, V, subsets, C]
     C = x.shape[-1]
     channel = torch.arange(C, device=x.device)
     maps = dynamic[:, :, channel // (C // units)] + static[:, channel % groups]  # [B, subsets, C, V, V]
-    return torch.einsum("btvic,bicvw->btwc", x, maps)
+    out = torch.einsum("btvic,bicvw->btwc", x, maps)
+    return out if gate is None else out * gate[:, None, None].to(x.dtype)

@@ -6,11 +6,13 @@ from s2vfast.ops import joint_mix
 from s2vfast.reference.joint_mix import joint_mix as reference
 
 
-def case(numbers, B=2, T=3, V=5, C=8, subsets=3, units=4, groups=4):
+def case(numbers, B=2, T=3, V=5, C=8, subsets=3, units=4, groups=4, bias=False, gate=False):
     return {
         "x": numbers(B, T, V, subsets * C, seed=0),
         "dynamic": numbers(B, subsets, units, V, V, seed=1, scale=0.3),
         "static": numbers(subsets, groups, V, V, seed=2, scale=0.3),
+        "bias": numbers(subsets * C, seed=3) if bias else None,
+        "gate": numbers(B, C, seed=4) if gate else None,
     }
 
 
@@ -20,7 +22,10 @@ SHAPES = [
     {"C": 20, "V": 7, "groups": 8},
     {"T": 4, "V": 8, "C": 24, "units": 2, "subsets": 1},
     {"B": 1, "T": 1, "V": 1, "C": 1, "subsets": 1, "units": 1, "groups": 1},
-    {"T": 0},
+    {"C": 20, "V": 7, "groups": 8, "bias": True, "gate": True},
+    {"C": 36, "groups": 3, "bias": True},
+    {"gate": True},
+    {"T": 0, "bias": True, "gate": True},
 ]
 
 
@@ -36,6 +41,9 @@ def test_by_hand():
     static = torch.tensor([[[[0.0, 3.0], [0.0, 0.0]], [[0.0, 1.0], [0.5, 0.0]]]])
     expected = torch.tensor([[[[1.0, 10.0], [3.0, 10.0]]]])
     assert torch.equal(reference(x, dynamic, static), expected)
+    # Source joints with a bias of [1, 0], and a gate of [2, 10].
+    biased = reference(x, dynamic, static, torch.tensor([1.0, 0.0]), torch.tensor([[2.0, 10.0]]))
+    assert torch.equal(biased, torch.tensor([[[[4.0, 100.0], [12.0, 100.0]]]]))
 
 
 def test_refuses_shapes_by_name(numbers):
@@ -45,6 +53,8 @@ def test_refuses_shapes_by_name(numbers):
         ("x", given["x"][..., 1:]),
         ("dynamic", given["dynamic"][:1]),
         ("static", given["static"][:1]),
+        ("bias", given["x"][0, 0, 0, 1:]),
+        ("gate", given["x"][0, 0, :2]),
     ):
         with pytest.raises(errors.ShapeError, match=f"joint_mix: {name}"):
             joint_mix(**given | {name: wrong})
@@ -52,7 +62,8 @@ def test_refuses_shapes_by_name(numbers):
 
 @pytest.mark.skipif(bool(_extension.why_not()), reason="there is no compiled extension")
 def test_the_number_of_threads_changes_nothing(numbers):
-    given = {name: value.float().requires_grad_() for name, value in case(numbers, B=5, C=40, V=9).items()}
+    given = case(numbers, B=5, C=40, V=9, bias=True, gate=True)
+    given = {name: value.float().requires_grad_() for name, value in given.items()}
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
@@ -67,9 +78,10 @@ def test_the_number_of_threads_changes_nothing(numbers):
 @pytest.mark.skipif(bool(_extension.why_not()), reason="there is no compiled extension")
 def test_a_map_that_is_off_shows(numbers):
     """The rule bites: one wrong entry of a map fails the comparison that all implementations pass."""
-    given = {name: value.float() for name, value in case(numbers).items()}
+    given = {name: value.float() for name, value in case(numbers, bias=True, gate=True).items()}
 
-    def wrong(x, dynamic, static):
-        return joint_mix(x, dynamic, static + 1e-3 * (torch.arange(static.numel()) == 7).view_as(static))
+    def wrong(x, dynamic, static, bias, gate):
+        static = static + 1e-3 * (torch.arange(static.numel()) == 7).view_as(static)
+        return joint_mix(x, dynamic, static, bias, gate)
 
     assert not all(row.good for row in verify.compare(wrong, reference, reference, given, gradients=False))
