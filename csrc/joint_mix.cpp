@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "joint_mix.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -117,10 +117,6 @@ std::vector<float> common_maps(const JointMixShape& shape, const float* constant
     joint_mix_common<kLanes>(shape, constant, c, common.data() + c * shape.maps());
   for (; c < shape.channels; ++c) joint_mix_common<1>(shape, constant, c, common.data() + c * shape.maps());
   return common;
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 template <class Call>

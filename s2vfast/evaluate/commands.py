@@ -184,11 +184,13 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         "repeats": options.repeats,
         "draws": options.draws,
         "test_draws": options.test_draws,
+        "floor_draws": options.floor_draws,
         "recipe": recipe,
         **supervised,
         "percents": numbers("--percents", options.percents),
         "lists": options.lists,
         "semi": options.semi.split(","),
+        "linear": options.linear.split(","),
     }
 
 
@@ -214,7 +216,8 @@ def _lines(result: dict[str, Any]) -> str:
     }[protocol]
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
-    lines.append(_accuracies(result))
+    if accuracies := _accuracies(result):  # none where linear is not the published probe
+        lines.append(accuracies)
     for key, solver in {"probe": "L-BFGS", "ridge": "ridge regression"}.items():
         if key in result:
             lines.append(f"by {solver}: {_accuracies(result[key])}")

@@ -8,6 +8,8 @@ from s2vfast.evaluate.metrics import ACCURACIES
 
 SOLVERS = ("probe", "ridge")
 """What the published linear probe is measured beside: `s2vfast.evaluate.probe` and `s2vfast.evaluate.ridge`."""
+LINEAR_MEASURES = ("published", *SOLVERS)
+"""What "linear" measures."""
 NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
