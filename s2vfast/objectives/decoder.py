@@ -26,6 +26,8 @@ class Decoder(nn.Module):
         auxiliary: numbers that a second head predicts a token; None: there is none.
     """
 
+    blocks: nn.ModuleList
+
     def __init__(
         self,
         joints: int,
