@@ -107,7 +107,7 @@ def _evaluate(parser: Any) -> None:
         default="published,probe,ridge",
         metavar="NAMES",
         help="what linear measures, by itself or with commas: published, probe (L-BFGS), ridge (the quickest of many "
-        "features)",
+        "features); of an ensemble the first",
     )
     parser.add_argument("--train_part", default="train", help="part of the split that is fitted")
     parser.add_argument("--test_part", default="test", help="part of the split that is measured")
