@@ -15,6 +15,7 @@ from tests.conftest import TINY
 
 def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys, monkeypatch):
     config = Config.from_dict(presets.parse(TINY, "tiny"))
+    config.model.depth = 2
     options = {"config": config, "synth": {"subjects": 2, "views": 1, "repetitions": 1}}
     out, evaluated, evaluate = tmp_path / "demo", [], protocols.evaluate
     monkeypatch.setattr(protocols, "evaluate", lambda *a, **k: evaluated.append(evaluate(*a, **k)) or evaluated[-1])
@@ -37,7 +38,7 @@ def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys, monk
     assert results["measured"][floor]["top1"] == floor_result["top1"]
     assert [result["untrained"] for result in network_results] == [True, False]
     for name, result in zip(networks, network_results, strict=True):
-        assert (result["pool"], "top1" in result) == ("statistics", False)
+        assert (result["pool"], result["layers"], "top1" in result) == ("statistics", 2, False)
         assert results["measured"][name]["top1"] == result["ridge"]["top1"]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
