@@ -38,7 +38,12 @@ from s2vfast import errors
 from s2vfast.evaluate import table as evaluation
 
 OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
-POOLS = {"mean": "--pool mean", "joint_time": "--pool joint_time", "statistics": "--pool statistics --layers 2"}
+POOLS = {
+    "mean": "--pool mean",
+    "joint_time": "--pool joint_time",
+    "statistics": "--pool statistics --layers 2",
+    "whitened": "--pool statistics --layers 2 --whiten performance --linear ridge",
+}
 """How features are read, by what their columns are called."""
 TUNED, FLOOR = "tuned", "floor"
 PROBES = {
@@ -53,7 +58,7 @@ FULL = ("fine-tuned", "supervised from scratch")
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
 STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
-OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics")}
+OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics", "whitened")}
 """Objectives with a preset and a network of their own, and how their features are read."""
 SINGLE = {"vicreg": ("joint", "bone", "motion", "bone_motion")}
 """Objectives whose network makes its own streams, which are then also trained one by one, and their scores added."""

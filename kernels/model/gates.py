@@ -30,7 +30,7 @@ _GELU_TWICE = "GELU for weight2 and its derivative are made in two kernels: to w
 _ONE_BLOCK = "one block of 8 warps has the registers of a multiprocessor"
 EXCEPTIONS = {
     ("attention", "forward", "flop"): Allowance(1.14, _TILES),
-    ("attention", "forward", "exps"): Allowance(1.21, f"{_TILES}, and each tile rescales its rows"),
+    ("attention", "forward", "exps"): Allowance(1.14, _TILES),
     ("attention", "backward", "flop"): Allowance(1.6, _SCORES_TWICE),
     ("attention", "backward", "exps"): Allowance(2.28, _SCORES_TWICE),
     ("attention", "grad_keys", "narrow copies"): Allowance(2, "log-sum-exp and delta of a tile: 64 numbers each"),

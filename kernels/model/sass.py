@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^(\.L_\w+):")
@@ -14,6 +14,7 @@ _STORES = ("STG", "STS", "STL", "STSM", "ST", "RED", "LDGSTS", "BAR", "BRA", "EX
 _MATRIX_SHAPE = re.compile(r"^(\d+)x(\d+)x(\d+)$")
 _HMMA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
 _MATRIX = ("HGMMA", "HMMA")
+_OFF = "OFF"  # a modifier of ours: the predicate of this copy is false
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Instruction:
 
     @property
     def width(self) -> int:
-        """Bytes that a lane of a load or store moves."""
+        """Bytes that a lane of a load or store moves; none where the instruction is switched off."""
+        if _OFF in self.modifiers:
+            return 0
         if self.name in ("LDSM", "STSM"):
             return {"4": 16, "2": 8}.get(self.modifiers[-1].removeprefix("M88x"), 4) if self.modifiers else 4
         for bits in ("128", "64"):
@@ -108,13 +111,15 @@ class Code:
             )
         ]
 
-    def path(self, without: tuple[Loop, ...] = ()) -> list[int]:
+    def path(self, without: tuple[Loop, ...] = (), avoided: tuple[Loop, ...] = ()) -> list[int]:
         """The way through the program, each loop once, with most matrix products, and then most instructions.
 
         Args:
             without: loops whose matrix products do not count, so that another way is taken.
+            avoided: loops that are not gone through where there is a way around them.
         """
         hidden = {i for loop in without for i in range(loop.first, loop.last + 1)}
+        closed = {i for loop in avoided for i in range(loop.first, loop.last + 1)}
         count = len(self.instructions)
         best: list[tuple[int, int]] = [(0, 0)] * (count + 1)
         following = [count] * (count + 1)
@@ -125,7 +130,7 @@ class Code:
                 options.append(instruction.target)
             elif instruction.target is not None and _always(instruction):
                 options.append(i + 1)
-            value = (int(instruction.name in _MATRIX and i not in hidden), 1)
+            value = (-count if i in closed else int(instruction.name in _MATRIX and i not in hidden), 1)
             if options:
                 # Of two ways that are equal, the one that goes on: a branch around nothing is not taken.
                 following[i] = max(options, key=lambda option: best[option])
@@ -138,7 +143,11 @@ class Code:
         return result
 
     def trace(self, path: list[int], trips: dict[Loop, int]) -> Iterator[Instruction]:
-        """The instructions of a path, those of each loop as often as said (once where nothing is said)."""
+        """The instructions of a path, those of each loop as often as said (once where nothing is said).
+
+        Copies to shared memory that a loop makes for later times round, and that were begun before it, are switched
+        off in its last times round: there is nothing left to copy.
+        """
         yield from self._trace(path, trips, None)
 
     def _trace(self, path: list[int], trips: dict[Loop, int], within: Loop | None) -> Iterator[Instruction]:
@@ -153,9 +162,17 @@ class Code:
             end = at
             while end < len(path) and path[end] <= loop.last:
                 end += 1
-            for _ in range(trips[loop]):
-                yield from self._trace(path[at:end], {k: n for k, n in trips.items() if k != loop}, loop)
+            inside = {k: n for k, n in trips.items() if k != loop}
+            copies = self._copies(path[at:end])
+            early = self._copies(path[:at]) // copies if copies else 0
+            for time in range(trips[loop]):
+                for instruction in self._trace(path[at:end], inside, loop):
+                    off = instruction.name == "LDGSTS" and time >= trips[loop] - early
+                    yield replace(instruction, modifiers=(*instruction.modifiers, _OFF)) if off else instruction
             at = end
+
+    def _copies(self, path: list[int]) -> int:
+        return sum(self.instructions[i].name == "LDGSTS" for i in path)
 
 
 def _always(instruction: Instruction) -> bool:

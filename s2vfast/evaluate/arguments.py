@@ -6,6 +6,8 @@ from typing import Any
 
 POOLS = ("mean", "joint", "segment", "joint_time", "statistics")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
+WHITEN = ("none", "sequence", "performance")
+"""As of `s2vfast.evaluate.whitening`."""
 
 PREDICT_FORMAT_OPTIONS = ("axes", "channels", "camera", "near", "far", "foreground")
 """Options of predict that some formats take."""
@@ -94,6 +96,13 @@ def _evaluate(parser: Any) -> None:
         "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
     )
     parser.add_argument(
+        "--whiten",
+        choices=WHITEN,
+        default="none",
+        help="features in units of what differs between drawn clips of one training sequence, or of one performance "
+        "that several cameras saw; fitted without labels",
+    )
+    parser.add_argument(
         "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
     )
     parser.add_argument(
@@ -143,6 +152,13 @@ def add_subset(parser: Any) -> None:
     parser.add_argument("--split", required=True, help="split whose training part is chosen from")
     parser.add_argument(
         "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
+    )
+    parser.add_argument(
+        "--whiten",
+        choices=WHITEN,
+        default="none",
+        help="features in units of what differs between drawn clips of one training sequence, or of one performance "
+        "that several cameras saw; fitted without labels",
     )
     parser.add_argument(
         "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"

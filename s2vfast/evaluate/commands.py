@@ -170,6 +170,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     return {
         "pool": options.pool,
         "windows": options.windows,
+        "whiten": options.whiten,
         "layers": options.layers,
         "untrained": options.untrained,
         "train_part": options.train_part,
@@ -208,8 +209,8 @@ def _lines(result: dict[str, Any]) -> str:
     if protocol in ("floor", "order", "retrieval", "semi"):
         return tables.text({**result, "table": tables.rows({protocol: result})})
     name = {
-        "linear": f"linear probe on {result['pool']} features",
-        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {result['pool']} features",
+        "linear": f"linear probe on {tables.pooled(result)}",
+        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {tables.pooled(result)}",
         "finetune": "fine-tuned",
         "supervised": "trained from scratch",
         "classify": "its own classes",

@@ -82,6 +82,20 @@ def test_copies_that_overlap_are_told_from_those_that_do_not(left, early, ahead)
     assert (result.ms < modelled(program()).ms) == (ahead > 0.0)
 
 
+def test_what_is_copied_before_a_loop_is_not_copied_again_in_it():
+    start = "/*0000*/                   S2R R0, SR_TID.X ;\n"
+    begun = program().replace(start, start + COPY.replace("0050", "0008") + "\n")
+    assert begun != program()
+    assert modelled(begun).l2 == modelled(program()).l2
+
+
+def test_a_loop_that_few_blocks_go_through_is_gone_around():
+    code = sass.Code(program())
+    names = [code.instructions[i].name for i in code.path(avoided=tuple(code.loops))]
+    assert "HGMMA" not in names
+    assert names[-2:] == ["STG", "EXIT"]
+
+
 def test_narrow_copies_are_counted():
     assert modelled(program(copy=NARROW)).narrow_copies == 1
     assert modelled(program()).narrow_copies == 0

@@ -51,12 +51,15 @@ def with_implementation(name):
 
 def judge(found, op):
     for shape in SHAPES:
-        rows = found[f"{op} {shape}"]
-        assert not isinstance(rows, str), f"{shape}: {rows}"
-        gradients = [name for name, *_ in rows if name.startswith("gradient")]
-        assert bool(gradients) == (op not in inputs.WITHOUT_GRADIENT)
-        for name, error, allowed in rows:
-            assert error <= allowed, f"{shape}: {name}: error {error:.3g}, allowed {allowed:.3g}"
+        judge_rows(found[f"{op} {shape}"], op, shape)
+
+
+def judge_rows(rows, op, shape):
+    assert not isinstance(rows, str), f"{shape}: {rows}"
+    gradients = [name for name, *_ in rows if name.startswith("gradient")]
+    assert bool(gradients) == (op not in inputs.WITHOUT_GRADIENT)
+    for name, error, allowed in rows:
+        assert error <= allowed, f"{shape}: {name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 @pytest.mark.slow
@@ -65,6 +68,12 @@ def judge(found, op):
 @pytest.mark.parametrize("op", with_implementation("triton"))
 def test_triton_kernels_agree_with_the_reference(op, arch, dtype):
     judge(matrix()["agree", arch, dtype].result(), op)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["attention", "norm_linear", "mlp"])
+def test_loops_that_go_round_many_times_agree_with_the_reference(op):
+    judge_rows(begun("long").result()[op], op, "long")
 
 
 @pytest.mark.slow
