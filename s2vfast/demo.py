@@ -27,7 +27,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     "the network, untrained": {"untrained": True, **READOUT},
     "the network, pretrained": READOUT,
 }
-"""What ridge regression reads, of one clip a sequence: what the last screen calls it, and how it is evaluated."""
+"""What ridge regression reads, of one clip a sequence and of a network in all its layers: what the last screen calls
+it, and how it is evaluated."""
 
 
 def demo(
@@ -62,7 +63,7 @@ def demo(
         _generate(folder, synth or {}, log)
         if (stopped := _train(folder, config, log)) is not None:
             return stopped
-        results = _evaluate(folder, log)
+        results = _evaluate(folder, config.model.depth, log)
     log(screen(folder, results))
     return None
 
@@ -165,14 +166,14 @@ def _train(folder: Path, config: Config, log: Callable[[str], Any]) -> int | Non
     return summary.signal
 
 
-def _evaluate(folder: Path, log: Callable[[str], Any]) -> dict[str, Any]:
+def _evaluate(folder: Path, layers: int, log: Callable[[str], Any]) -> dict[str, Any]:
     from s2vfast.data.store import Store
     from s2vfast.evaluate.protocols import evaluate
 
     log("3/3  the floor, and the network untrained and pretrained, by one readout")
     measured: dict[str, Any] = {}
     for name, options in FEATURES.items():
-        result = evaluate(folder / RUN, folder / STORE, log=log, **options)
+        result = evaluate(folder / RUN, folder / STORE, layers=layers, log=log, **options)
         top1 = result.get("ridge", result)["top1"]
         measured[name] = {"top1": top1, "seconds": result["seconds"]}
         log(f"     {name:27}  {top1:5.1f}")

@@ -13,10 +13,12 @@ from s2vfast.train import checkpoint
 from tests.conftest import TINY
 
 
-def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys):
+def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys, monkeypatch):
     config = Config.from_dict(presets.parse(TINY, "tiny"))
+    config.model.depth = 2
     options = {"config": config, "synth": {"subjects": 2, "views": 1, "repetitions": 1}}
-    out = tmp_path / "demo"
+    out, evaluated, evaluate = tmp_path / "demo", [], protocols.evaluate
+    monkeypatch.setattr(protocols, "evaluate", lambda *a, **k: evaluated.append(evaluate(*a, **k)) or evaluated[-1])
     began = time.monotonic()
     assert demo(out, **options) is None
     seconds = time.monotonic() - began
@@ -31,9 +33,12 @@ def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys):
     for name, measured in results["measured"].items():
         row = next(line for line in first.splitlines() if line.startswith(f"  {name} "))
         assert row.split()[-2:] == [f"{measured['top1']:.1f}", f"{measured['seconds']:.0f}"]
-    readout = {"linear": ["ridge"], "pool": "statistics", "log": lambda line: None}
-    for name, untrained in zip(networks, (True, False), strict=True):
-        result = protocols.evaluate(out / "run", out / "store", untrained=untrained, **readout)
+    floor_result, *network_results = evaluated
+    assert (floor_result["protocol"], floor_result["settings"]["copies"]) == ("floor", 0)
+    assert results["measured"][floor]["top1"] == floor_result["top1"]
+    assert [result["untrained"] for result in network_results] == [True, False]
+    for name, result in zip(networks, network_results, strict=True):
+        assert (result["pool"], result["layers"], "top1" in result) == ("statistics", 2, False)
         assert results["measured"][name]["top1"] == result["ridge"]["top1"]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
