@@ -38,7 +38,12 @@ from s2vfast import errors
 from s2vfast.evaluate import table as evaluation
 
 OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
-POOLS = {"mean": "--pool mean", "joint_time": "--pool joint_time", "statistics": "--pool statistics --layers 2"}
+POOLS = {
+    "mean": "--pool mean",
+    "joint_time": "--pool joint_time",
+    "statistics": "--pool statistics --layers 2",
+    "whitened": "--pool statistics --layers 2 --whiten performance --linear ridge",
+}
 """How features are read, by what their columns are called."""
 TUNED, FLOOR = "tuned", "floor"
 PROBES = {
@@ -53,8 +58,10 @@ FULL = ("fine-tuned", "supervised from scratch")
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
 STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
-OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics")}
+OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics", "whitened")}
 """Objectives with a preset and a network of their own, and how their features are read."""
+SINGLE = {"vicreg": ("joint", "bone", "motion", "bone_motion")}
+"""Objectives whose network makes its own streams, which are then also trained one by one, and their scores added."""
 RECIPES = {"vicreg": "convolutions"}
 """Recipes of fine-tuning; of others it is nwucla."""
 METHODS = ("objectives", *OWN, *STREAMS)
@@ -108,10 +115,23 @@ def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "object
             name = baseline("untrained", method)
             evaluate(name, run, pool, f"--untrained --protocol linear,knn {POOLS[pool]}")
         evaluate(baseline("supervised", method), run, TUNED, f"--protocol supervised {tune}")
+        runs = tuple(f"{method}-{stream}-{seed}" for stream in SINGLE.get(method, ()))
+        for single, stream in zip(runs, SINGLE.get(method, ()), strict=True):
+            words = [*train.split(), "--model.streams", f"[{stream}]"]
+            todo.append(Task(single, [*words, "--data", str(store), "--out", str(out / single)]))
+        if runs:
+            how = f"--protocol linear --linear ridge {POOLS['statistics']} --out {summed(out, method, seed)}"
+            command = ["evaluate", "--ensemble", *(str(out / single) for single in runs), *how.split()]
+            todo.append(Task(f"{method}-summed-{seed}", command, after=runs))
     if method not in OWN:
         run = f"{OBJECTIVES[-1]}-1"
         todo.append(Task(FLOOR, floor_words(out / run, out, seeds), after=(run,)))
     return todo
+
+
+def summed(out: Path, method: str, seed: int) -> Path:
+    """Results of the streams of a method, one by one and added."""
+    return out / "evaluated" / f"{method}-summed-{seed}.json"
 
 
 def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: int) -> list[Task]:
@@ -254,6 +274,16 @@ def collected(out: Path, seeds: int, method: str = "objectives") -> dict[str, di
     return top1
 
 
+def stream_rows(out: Path, seeds: int, method: str) -> dict[str, list[float]]:
+    """Top-1 in per cent of every seed, by stream and of their sum."""
+    rows: dict[str, list[float]] = {}
+    for seed in range(1, seeds + 1):
+        results = read(summed(out, method, seed), lambda results: {"runs": results["runs"], "top1": results["top1"]})
+        for one in [*results["runs"], {"stream": "scores added", "top1": results["top1"]}]:
+            rows.setdefault(one["stream"], []).append(round(one["top1"], 2))
+    return rows
+
+
 def floor_rows(out: Path) -> dict[str, list[float]]:
     """Top-1 in per cent of every seed, by what was measured without learning."""
     rows = read(out / "evaluated" / f"{FLOOR}.json", lambda results: results["rows"])
@@ -305,7 +335,11 @@ def section(method: str, records: dict[str, Any]) -> str:
     if "rows" not in record:
         floor = "".join(f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("floor", {}).items())
         floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n" if floor else ""
-        return f"{floor}{table(record['top1'])}\n\n{origin_note(record)}"
+        streams = "".join(
+            f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("streams", {}).items()
+        )
+        streams = f"\n| stream, an encoder each | ridge, statistics |\n|---|---|\n{streams}" if streams else ""
+        return f"{floor}{table(record['top1'])}\n{streams}\n{origin_note(record)}"
     first = dict(list(objectives["floor"].items())[:1])
     if supervised := objectives["top1"].get("supervised"):
         first["transformer, from scratch"] = supervised[FULL[0]]
@@ -362,6 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record["rows"] = recogniser_rows(method, out, options.seeds)
             else:
                 record["top1"] = collected(out, options.seeds, method)
+            if method in SINGLE:
+                record["streams"] = stream_rows(out, options.seeds, method)
             if method == "objectives":
                 record["floor"] = floor_rows(out)
             if not options.docs:

@@ -21,9 +21,9 @@ _ASSUMPTIONS = """\
 - Instructions, registers and shared memory are those of the compiled code. How often loops go round follows from sizes.
 - The warps of one of a multiprocessor's four partitions are followed: each issues in order, when operands are there and
   the unit is free. The other partitions and multiprocessors are taken to do the same.
-- Every load of a kernel comes from the second-level cache, at that cache's rate and latency. Beside it, every tensor of
-  a launch crosses the device's memory once; the longer time counts. Bank conflicts, clock changes and power are left
-  out.
+- Every load of a kernel comes from the second-level cache, at that cache's rate and latency; a copy that the compiled
+  code turns off moves nothing. Beside it, every tensor of a launch crosses the device's memory once; the longest time
+  counts. Bank conflicts, clock changes and power are left out.
 - Blocks follow each other on a multiprocessor without a gap. Launches follow each other as in a CUDA graph.
 - norm_linear, attention, add_norm and mlp are modelled so. The rest of a step is bytes over the memory's rate, or 2
   microseconds a launch where that is more.

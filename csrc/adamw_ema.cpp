@@ -2,10 +2,10 @@
 #include "adamw_ema.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "adamw_ema.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -17,10 +17,6 @@ S2V_CLONES double squares(const float* grad, int64_t begin, int64_t end) {
 }
 S2V_CLONES void update(const AdamwEmaFactors& factors, const AdamwEmaBuffers& buffers, int64_t begin, int64_t end) {
   adamw_ema_item<8>(factors, buffers, begin, end, 0, 1);
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 }  // namespace

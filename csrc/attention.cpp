@@ -13,12 +13,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "lanes.h"
 #include "numbers.h"
 #include "pack.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -351,10 +351,6 @@ constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 constexpr const Kernels* kBestFirst[] = {&kPlain};
 #endif
 constexpr const char* kNoLanes = "attention: lanes: this CPU has no such registers";
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 template <class Call>
 void check(const Call& call) {

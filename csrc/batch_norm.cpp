@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "batch_norm.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -80,10 +80,6 @@ S2V_WIDE_CLONES void gradient_range(const NormRow& row, const NormChannels& chan
                                                           centred * load<kWidth>(means + row.channels + c)) *
                                                              load<kWidth>(channels.scale + c)))
   }
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 // C; raises for what cannot be.

@@ -2,11 +2,11 @@
 #include "clip_sample.h"
 
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "clip_sample.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -28,10 +28,6 @@ void run(const ClipSampleCall& call, int threads) {
                 scratch, call.out + i * size, HostLane());
     }
   });
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 // Tables that name a row which is not there would be read beyond the frames.

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "embed_gather.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -114,10 +114,6 @@ S2V_CLONES void clip_range(const EmbedGatherShape& shape, const EmbedGatherBackw
                            int64_t end) {
   if (call.itemsize == 4) clip_gradients<float>(shape, call, begin, end);
   else clip_gradients<Bf16>(shape, call, begin, end);
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 template <class Call>

@@ -6,12 +6,12 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "graph_attention.cuh"
 #include "numbers.h"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -138,10 +138,6 @@ S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const Grap
     }
   }
   graph_unpadded(shape, scratch.d_topology, call.d_topology + part * shape.heads * shape.joints * shape.joints);
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 template <class Call>

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "graph_mix.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -70,10 +70,6 @@ S2V_WIDE_CLONES void backward_range(const GraphMixBackwardCall& call, const Grap
 }
 
 #undef S2V_MIX_CHANNELS
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 template <class Call>
 void check(const Call& call) {

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 
 #include "joint_mix.cuh"
 #include "numbers.h"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -148,10 +148,6 @@ S2V_WIDE_CLONES void backward_range(const JointMixShape& shape, const JointMixBa
     backward_channels<kLanes>(shape, call, common, b, 0, full, scratch);
     backward_channels<1>(shape, call, common, b, full, shape.channels, scratch);
   }
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 template <class Call>

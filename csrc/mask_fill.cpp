@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 
 #include "mask_fill.cuh"
 #include "parallel.h"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -77,10 +77,6 @@ S2V_CLONES void take_range(const MaskFillShape& shape, const MaskFillBackwardCal
 S2V_CLONES void sum_range(const MaskFillShape& shape, const MaskFillBackwardCall& call, int64_t begin, int64_t end) {
   if (call.itemsize == 4) token_sums<float>(shape, call, begin, end);
   else token_sums<Bf16>(shape, call, begin, end);
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 template <class Call>

@@ -2,10 +2,10 @@
 #include "point_sample.h"
 
 #include <limits>
-#include <stdexcept>
 
 #include "parallel.h"
 #include "point_sample.cuh"
+#include "require.h"
 
 namespace s2v {
 namespace {
@@ -16,10 +16,6 @@ void run(const PointSampleCall& call, int threads) {
     for (int64_t i = begin; i < end; ++i)
       point_item<T>(call, call.ids[i / call.length], int32_t(i % call.length), call.out + i * call.drawn * 3);
   });
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 // Tables that name a point which is not there would be read beyond the points.

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "lanes.h"
 #include "parallel.h"
+#include "require.h"
 #include "sparse_conv.cuh"
 
 namespace s2v {
@@ -122,10 +122,6 @@ std::vector<float> panels_of(const Kernels& kernels, const float* weight, int64_
       sparse_panel(weight + o * inner * columns, inner, columns, inner_stride, column_stride, c, panel,
                    panels.data() + (o * stride + c) * inner);
   return panels;
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 template <class Call>

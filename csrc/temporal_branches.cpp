@@ -6,20 +6,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 #include <vector>
 
 #include "parallel.h"
+#include "require.h"
 #include "temporal_branches.cuh"
 
 namespace s2v {
 namespace {
 
 constexpr int64_t kTracks = 2;  // of a range
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 template <class Call>
 void check(const Call& call) {

@@ -3,10 +3,10 @@
 
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "parallel.h"
+#include "require.h"
 #include "tube_mask.cuh"
 
 // One copy of a function for each instruction set, chosen when the library is loaded. No fused multiply-add is made in
@@ -121,10 +121,6 @@ void run(const TubeMaskCall& call, int threads) {
     Buffers<T> buffers(task.shape, task.noise == nullptr);
     range(task, buffers, begin, end);
   });
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
 }
 
 }  // namespace

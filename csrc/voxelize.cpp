@@ -8,16 +8,13 @@
 #include <vector>
 
 #include "parallel.h"
+#include "require.h"
 #include "voxelize.cuh"
 
 namespace s2v {
 namespace {
 
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-
-void require(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 // counts[i] becomes the sum of those before it; returns the sum of all, which must not exceed the capacity.
 int64_t summed(std::vector<int64_t>& counts, int64_t capacity) {

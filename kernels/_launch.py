@@ -64,7 +64,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel: a function decorated by triton.jit.
         grid: one to three numbers of program instances.
         args: the kernel's arguments in order; contiguous tensors, tuples of them, numbers, None.
-        options: constexpr arguments, num_warps, num_stages.
+        options: constexpr arguments, num_warps, num_stages, maxnreg (registers a thread at most).
     """
     if _state.interceptor is not None:
         _state.interceptor(Launch(kernel, grid, args, options))

@@ -69,14 +69,18 @@ def _grad_hidden_kernel(
         rows = tl.load(upstream_ptr + at, mask=inside, other=0.0)  # again, as in `forward`
     else:
         rows = upstream_ptr
+    first = tl.arange(0, BLOCK_E)
+    h_at = m.to(tl.int64)[:, None] * E + first[None, :]
+    h_next = tl.load(hidden_ptr + h_at, mask=in_m[:, None] & (first < E)[None, :], other=0.0)
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
         to = m.to(tl.int64)[:, None] * E + e[None, :]
-        h = tl.load(hidden_ptr + to, mask=in_m[:, None] & in_e[None, :], other=0.0).to(tl.float32)
-        grad_a = times_slice(
-            rows, upstream_ptr, weight2_ptr, 1, E, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K
-        )  # [m, e]
+        h = h_next.to(tl.float32)
+        h_next = tl.load(
+            hidden_ptr + to + BLOCK_E, mask=in_m[:, None] & (e + BLOCK_E < E)[None, :], other=0.0
+        )  # an iteration ahead
+        grad_a = times_slice(rows, weight2_ptr, 1, E, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K)  # [m, e]
         cdf, pdf = normal_distribution(h, FAST_GELU)
         tl.store(grad_hidden_ptr + to, grad_a * (cdf + h * pdf), mask=in_m[:, None] & in_e[None, :])
 

@@ -16,21 +16,8 @@ from torch import Tensor
 
 from s2vfast.kernels._finish import LayerScale, Sum, away_from_zero, finish
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
+from s2vfast.kernels._rows import norm_rows, write_sum
 from s2vfast.kernels._weight_grad import weight_grad
-
-
-@triton.jit
-def _norm_rows(total, normed_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, d, at, in_m, in_d, eps, D: tl.constexpr):
-    """Write the layer norm of rows [m, d] and their statistics."""
-    mean = tl.sum(total, axis=1) / D
-    centred = tl.where(in_d[None, :], total - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
-    tl.store(mean_ptr + m, mean, mask=in_m)
-    tl.store(rstd_ptr + m, rstd, mask=in_m)
-    scale = tl.load(weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)
-    shift = tl.load(bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)
-    result = centred * rstd[:, None] * scale[None, :] + shift[None, :]
-    tl.store(normed_ptr + at, result, mask=in_m[:, None] & in_d[None, :])
 
 
 @triton.jit
@@ -64,7 +51,8 @@ def _add_kernel(
         total += added
         tl.store(out_ptr + at, total, mask=inside)
     if normed_ptr is not None:
-        _norm_rows(total, normed_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, d, at, in_m, in_d, eps, D)
+        normed = norm_rows(total, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, in_m, eps, D, BLOCK_D)
+        tl.store(normed_ptr + at, normed, mask=inside)
 
 
 @triton.jit
@@ -103,15 +91,18 @@ def _project_kernel(
             projection_ptr + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0
         )  # [e, d]
         acc = tl.dot(b.to(w.dtype), w, acc, input_precision="ieee")
-    if projection_bias_ptr is not None:
-        acc += tl.load(projection_bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    if gamma_ptr is not None:
-        acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    at = row[:, None] * D + d[None, :]
-    acc += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, acc, mask=inside)
-    if normed_ptr is not None:
-        _norm_rows(acc, normed_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, d, at, in_m, in_d, eps, D)
+    if normed_ptr is None:
+        write_sum(acc, residual_ptr, projection_bias_ptr, gamma_ptr, out_ptr, m, in_m, D, True, BLOCK_D)
+    else:
+        if projection_bias_ptr is not None:
+            acc += tl.load(projection_bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        if gamma_ptr is not None:
+            acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
+        at = row[:, None] * D + d[None, :]
+        acc += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + at, acc, mask=inside)
+        normed = norm_rows(acc, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, in_m, eps, D, BLOCK_D)
+        tl.store(normed_ptr + at, normed, mask=inside)
 
 
 @triton.jit
@@ -317,7 +308,13 @@ def forward(
         launch(_add_kernel, grid, residual, branch, gamma, *written, D=D, BLOCK_D=block_d, **options)
     else:
         E = projection.shape[1]
-        facts = {"dtype": dtype_name(projection.dtype), "rows": num_rows, "D": D, "E": E}
+        facts = {
+            "dtype": dtype_name(projection.dtype),
+            "rows": num_rows,
+            "D": D,
+            "E": E,
+            "norm": int(weight is not None),
+        }
         options = configuration("add_norm", "project", device, **facts)
         grid = (cdiv(num_rows, options["BLOCK_M"]),)
         operands = (residual, branch, projection, projection_bias, gamma)

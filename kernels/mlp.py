@@ -17,26 +17,9 @@ from torch import Tensor
 from s2vfast.kernels._gelu import normal_distribution
 from s2vfast.kernels._launch import cdiv, launch, next_power_of_2
 from s2vfast.kernels._mlp_backward import backward
-from s2vfast.kernels._rows import leave_normed, options_of, quarters, times_slice
+from s2vfast.kernels._rows import left_operand, options_of, times_slice, write_sum
 
 __all__ = ["backward", "forward"]
-
-
-@triton.jit
-def _write(
-    acc, first, x_ptr, bias_ptr, gamma_ptr, out_ptr, m, in_m, D: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Columns from the first on of out[rows] = x + gamma * (acc + bias); acc + bias if not NORM."""
-    d = first + tl.arange(0, WIDTH)
-    in_d = d < D
-    inside = in_m[:, None] & in_d[None, :]
-    at = m.to(tl.int64)[:, None] * D + d[None, :]
-    acc += tl.load(bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-    if NORM:
-        if gamma_ptr is not None:
-            acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        acc += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, acc, mask=inside)
 
 
 @triton.jit
@@ -68,45 +51,45 @@ def _forward_kernel(
 ):
     """out[rows] = x + gamma * (gelu(norm(x) @ weight1^T + bias1) @ weight2^T + bias2); the branch alone if not NORM.
 
-    rows: norm(x), or x, in the operands' dtype; written here if CONVERT. hidden: what GELU is of, where wanted.
+    rows: norm(x), or x, in the operands' dtype, where wanted; made here if CONVERT. hidden: what GELU is of, where
+    that is wanted.
     """
-    operand = weight1_ptr.dtype.element_ty
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     in_m, in_d = m < num_rows, d < D
-    inside = in_m[:, None] & in_d[None, :]
-    at = m.to(tl.int64)[:, None] * D + d[None, :]
+    WIDE: tl.constexpr = BLOCK_K < BLOCK_D
     if CONVERT:
-        leave_normed(x_ptr, norm_weight_ptr, norm_bias_ptr, mean_ptr, rstd_ptr, rows_ptr, m, in_m, eps, D, BLOCK_D)
-    if BLOCK_K == BLOCK_D:
-        # Read again: the compiler keeps a left operand in shared memory if it was loaded, else in registers, all of it.
-        rows = tl.load(rows_ptr + at, mask=inside, other=0.0)
+        rows = left_operand(
+            x_ptr, norm_weight_ptr, norm_bias_ptr, mean_ptr, rstd_ptr, rows_ptr, m, in_m, eps,
+            weight1_ptr.dtype.element_ty, D, BLOCK_D, WIDE,
+        )  # fmt: skip
+    elif WIDE:
+        rows = x_ptr
     else:
-        rows = rows_ptr
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    first = tl.arange(0, BLOCK_E)
-    bias1 = tl.load(bias1_ptr + first, mask=first < E, other=0.0)
-    for start in range(0, E, BLOCK_E):
-        e = start + tl.arange(0, BLOCK_E)
-        in_e = e < E
-        h = times_slice(
-            rows, rows_ptr, weight1_ptr, D, 1, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K
-        )  # [m, e]
-        h += bias1.to(tl.float32)[None, :]
-        bias1 = tl.load(bias1_ptr + e + BLOCK_E, mask=e + BLOCK_E < E, other=0.0)  # an iteration ahead
-        if hidden_ptr is not None:
-            tl.store(hidden_ptr + m.to(tl.int64)[:, None] * E + e[None, :], h, mask=in_m[:, None] & in_e[None, :])
-        cdf, _ = normal_distribution(h, FAST_GELU)
-        w2 = tl.load(weight2_ptr + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
-        # The hidden state stays in registers: what a product gives lies there as the next one's left operand has to.
-        acc = tl.dot((h * cdf).to(operand), w2, acc, input_precision="ieee")
-    # In quarters: the columns of a whole tile and of the stream that is added have no room in registers together.
-    a0, a1, a2, a3 = quarters(acc)
-    QUARTER: tl.constexpr = BLOCK_D // 4
-    _write(a0, 0, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
-    _write(a1, QUARTER, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
-    _write(a2, 2 * QUARTER, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
-    _write(a3, 3 * QUARTER, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, QUARTER)
+        rows = tl.load(x_ptr + m.to(tl.int64)[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0)
+    # Goes round once. The compiler keeps a left operand in shared memory if it was loaded or comes from a loop, else in
+    # registers, all of it.
+    for turn in range(0, num_rows, num_rows):  # noqa: B007
+        acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+        first = tl.arange(0, BLOCK_E)
+        bias1 = tl.load(bias1_ptr + first, mask=first < E, other=0.0)
+        for start in range(0, E, BLOCK_E):
+            e = start + tl.arange(0, BLOCK_E)
+            in_e = e < E
+            h = times_slice(rows, weight1_ptr, D, 1, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K)  # [m, e]
+            h += bias1.to(tl.float32)[None, :]
+            bias1 = tl.load(bias1_ptr + e + BLOCK_E, mask=e + BLOCK_E < E, other=0.0)  # an iteration ahead
+            if hidden_ptr is not None:
+                tl.store(hidden_ptr + m.to(tl.int64)[:, None] * E + e[None, :], h, mask=in_m[:, None] & in_e[None, :])
+            cdf, _ = normal_distribution(h, FAST_GELU)
+            w2 = tl.load(
+                weight2_ptr + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0
+            )  # [e, d]
+            # The hidden state stays in registers: what a product gives lies there as the next one's left operand must.
+            acc = tl.dot((h * cdf).to(w2.dtype), w2, acc, input_precision="ieee")
+        write_sum(acc, x_ptr, bias2_ptr, gamma_ptr, out_ptr, m, in_m, D, NORM, BLOCK_D)
+        if not WIDE:
+            rows += rows  # as if there were another round
 
 
 def forward(
@@ -124,8 +107,8 @@ def forward(
     """The result [rows, D] in the dtype of x, and what `backward` takes.
 
     That is mean and reciprocal deviation of rows, float32 [rows] ([0] without norm); the left operand of fc1, [rows, D]
-    in the weights' dtype ([0, D] where it is x itself); and what GELU is of, [rows, E] in that dtype ([0, E] unless
-    ``keep``).
+    in the weights' dtype ([0, D] where it is x itself, and unless ``keep``); and what GELU is of, [rows, E] in that
+    dtype ([0, E] unless ``keep``).
 
     Args:
         x: [rows, D].
@@ -146,7 +129,8 @@ def forward(
     options = options_of("mlp", "forward", x, weight1)
     out = torch.empty_like(x)
     mean, rstd = (torch.empty(num_rows if norm else 0, dtype=torch.float32, device=device) for _ in range(2))
-    rows = torch.empty(num_rows if convert else 0, D, dtype=operand, device=device)
+    written = convert and (keep or options["BLOCK_K"] < next_power_of_2(D))
+    rows = torch.empty(num_rows if written else 0, D, dtype=operand, device=device)
     hidden = torch.empty(num_rows if keep else 0, E, dtype=operand, device=device)
     launch(
         _forward_kernel,
@@ -162,7 +146,7 @@ def forward(
         out,
         mean,
         rstd,
-        rows if convert else x,
+        rows if written else None,
         hidden if keep else None,
         num_rows,
         eps,
@@ -173,4 +157,4 @@ def forward(
         BLOCK_D=next_power_of_2(D),
         **options,
     )
-    return out, mean, rstd, rows, hidden
+    return out, mean, rstd, rows if keep else rows[:0], hidden

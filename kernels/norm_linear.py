@@ -16,7 +16,7 @@ from torch import Tensor
 from s2vfast.kernels._finish import Sum, finish
 from s2vfast.kernels._grad_stream import grad_stream
 from s2vfast.kernels._launch import cdiv, launch, next_power_of_2
-from s2vfast.kernels._rows import leave_normed, options_of, times_slice
+from s2vfast.kernels._rows import left_operand, options_of, times_slice
 from s2vfast.kernels._weight_grad import weight_grad
 
 
@@ -40,36 +40,38 @@ def _forward_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """out[rows] = norm(x[rows]) @ weight^T + bias; rows: norm(x) in the weight's dtype."""
+    """out[rows] = norm(x[rows]) @ weight^T + bias; rows: norm(x) in the weight's dtype, where wanted."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_m = m < num_rows
-    leave_normed(x_ptr, norm_weight_ptr, norm_bias_ptr, mean_ptr, rstd_ptr, rows_ptr, m, in_m, eps, D, BLOCK_D)
-    if BLOCK_K == BLOCK_D:
-        # Read again: the compiler keeps a left operand in shared memory if it was loaded, else in registers, all of it.
-        d = tl.arange(0, BLOCK_D)
-        at = m.to(tl.int64)[:, None] * D + d[None, :]
-        rows = tl.load(rows_ptr + at, mask=in_m[:, None] & (d < D)[None, :], other=0.0)
-    else:
-        rows = rows_ptr
-    if bias_ptr is not None:
-        first = tl.arange(0, BLOCK_E)
-        bias = tl.load(bias_ptr + first, mask=first < E, other=0.0)
-    for start in range(0, E, BLOCK_E):
-        e = start + tl.arange(0, BLOCK_E)
-        in_e = e < E
-        acc = times_slice(rows, rows_ptr, weight_ptr, D, 1, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K)
+    WIDE: tl.constexpr = BLOCK_K < BLOCK_D
+    rows = left_operand(
+        x_ptr, norm_weight_ptr, norm_bias_ptr, mean_ptr, rstd_ptr, rows_ptr, m, in_m, eps, weight_ptr.dtype.element_ty,
+        D, BLOCK_D, WIDE,
+    )  # fmt: skip
+    # Goes round once: see `mlp`.
+    for _ in range(0, num_rows, num_rows):
         if bias_ptr is not None:
-            acc += bias.to(tl.float32)[None, :]
-            bias = tl.load(bias_ptr + e + BLOCK_E, mask=e + BLOCK_E < E, other=0.0)  # an iteration ahead
-        tl.store(out_ptr + m.to(tl.int64)[:, None] * E + e[None, :], acc, mask=in_m[:, None] & in_e[None, :])
+            first = tl.arange(0, BLOCK_E)
+            bias = tl.load(bias_ptr + first, mask=first < E, other=0.0)
+        for start in range(0, E, BLOCK_E):
+            e = start + tl.arange(0, BLOCK_E)
+            in_e = e < E
+            acc = times_slice(rows, weight_ptr, D, 1, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K)
+            if bias_ptr is not None:
+                acc += bias.to(tl.float32)[None, :]
+                bias = tl.load(bias_ptr + e + BLOCK_E, mask=e + BLOCK_E < E, other=0.0)  # an iteration ahead
+            tl.store(out_ptr + m.to(tl.int64)[:, None] * E + e[None, :], acc, mask=in_m[:, None] & in_e[None, :])
+        if not WIDE:
+            rows += rows
 
 
 def forward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The result [rows, E] in the weight's dtype, and what `backward` takes.
 
-    That is mean and reciprocal deviation of every row, float32 [rows], and the normed rows [rows, D] in that dtype.
+    That is mean and reciprocal deviation of every row, float32 [rows], and the normed rows [rows, D] in that dtype
+    ([0, D] unless ``keep``).
 
     Args:
         x: [rows, D], float32 or the weight's dtype.
@@ -78,13 +80,15 @@ def forward(
         weight: [E, D].
         bias: [E], or None.
         eps: added to the variance.
+        keep: whether there will be a backward pass.
     """
     (num_rows, D), E = x.shape, weight.shape[0]
     options = options_of("norm_linear", "forward", x, weight)
     out = torch.empty(num_rows, E, dtype=weight.dtype, device=x.device)
     mean = torch.empty(num_rows, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
-    rows = torch.empty(num_rows, D, dtype=weight.dtype, device=x.device)
+    written = keep or options["BLOCK_K"] < next_power_of_2(D)
+    rows = torch.empty(num_rows if written else 0, D, dtype=weight.dtype, device=x.device)
     launch(
         _forward_kernel,
         (cdiv(num_rows, options["BLOCK_M"]),),
@@ -96,7 +100,7 @@ def forward(
         out,
         mean,
         rstd,
-        rows,
+        rows if written else None,
         num_rows,
         eps,
         D=D,
@@ -104,7 +108,7 @@ def forward(
         BLOCK_D=next_power_of_2(D),
         **options,
     )
-    return out, mean, rstd, rows
+    return out, mean, rstd, rows if keep else rows[:0]
 
 
 def backward(

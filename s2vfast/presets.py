@@ -57,17 +57,22 @@ def read(name_or_file: str | Path) -> dict[str, Any]:
 def read_for(name_or_file: str | Path, objective: str | None) -> dict[str, Any]:
     """The tree of a preset's variant for an objective (``ntu60`` and ``mamp``: ``ntu60_mamp``), where there is one.
 
-    Of any other preset, and of a file, the tree `with_names`. None: the tree as it is.
+    Of any other preset, of one that differs from the family's first in more than the objective (``ntu60_fast``), and of
+    a file, the tree `with_names`. None: the tree as it is.
     """
-    if objective is None:
-        return read(name_or_file)
-    family = str(name_or_file).partition("_")[0]
-    for name in (f"{family}_{objective}", family):
-        if str(name_or_file) in names() and name in names():
-            tree = read(name)
-            if (tree.get("objective") or {}).get("name", DEFAULT_OBJECTIVE) == objective:
-                return tree
-    return with_names(read(name_or_file), objective=objective)
+    tree, name, presets = read(name_or_file), str(name_or_file), names()
+    if objective is None or _objective_of(tree) == objective:
+        return tree
+    family = name.partition("_")[0]
+    same = name != family and family in presets and _objective_of(tree) == _objective_of(read(family))
+    for variant in (f"{family}_{objective}", family):
+        if name in presets and variant in presets and not same and _objective_of(read(variant)) == objective:
+            return read(variant)
+    return with_names(tree, objective=objective)
+
+
+def _objective_of(tree: dict[str, Any]) -> str:
+    return (tree.get("objective") or {}).get("name", DEFAULT_OBJECTIVE)
 
 
 def with_names(tree: dict[str, Any], *, objective: str | None = None, model: str | None = None) -> dict[str, Any]:

@@ -364,47 +364,6 @@ def test_a_reader_that_goes_away_is_no_traceback(place, tmp_path):
     assert "Exception ignored" not in done.stderr
 
 
-def test_the_demo_goes_on_repeats_at_once_and_begins_anew(tmp_path, capsys, place):
-    from s2vfast.demo import demo
-
-    config = Config.from_dict(presets.parse((place / "tiny.yaml").read_text(), "tiny"))
-    options = {"config": config, "synth": {"subjects": 2, "views": 1, "repetitions": 1}}
-    out = tmp_path / "demo"
-    began = time.monotonic()
-    assert demo(out, **options) is None
-    seconds = time.monotonic() - began
-    first = capsys.readouterr().out
-    for text in ("untrained  pretrained", "linear probe, mean over tokens", str(out / "loss.png"), "What to try next"):
-        assert text in first
-    results = json.loads((out / "results.json").read_text())
-    assert 0 < results["seconds"] < seconds
-    assert results["seconds"] * results["clips_per_second"] == pytest.approx(8 * 4, rel=0.05)  # both are rounded
-    for label, before in results["untrained"].items():
-        row = next(line for line in first.splitlines() if line.startswith(f"  {label} "))
-        assert row.split()[-3:-1] == [f"{before:.1f}", f"{results['pretrained'][label]:.1f}"]
-    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-    # Again: the same last screen, nothing done.
-    (out / "kept.txt").write_text("mine")
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert demo(out, **options) is None
-    again = capsys.readouterr().out
-    assert first.endswith(again)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-
-    # Interrupted before the end: only the rest is done.
-    (out / "results.json").unlink()
-    assert demo(out, **options) is None
-    assert "finished, 8 steps" in capsys.readouterr().out
-
-    # Another preset: made anew, and nothing of others' removed.
-    config.train.steps = 9
-    assert demo(out, **options) is None
-    assert "it is made anew" in capsys.readouterr().out
-    assert checkpoint.load_latest(out / "run").step == 9
-    assert (out / "kept.txt").exists()
-
-
 def test_an_objective_takes_its_preset(cli):
     code, out, _ = cli("pretrain --config ntu60 --objective mamp --mask.ratio 0.8 --print_config")
     assert code == 0

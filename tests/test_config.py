@@ -152,6 +152,7 @@ def test_the_presets_are_these_and_good():
     families = ("ntu120", "ntu60", "nwucla", "pkummd")
     objectives = ("", "_mamp", "_skeattnclr", "_hitrs", "_skeletonmae")
     variants = [f"{family}{objective}" for family in families for objective in objectives]
+    variants += ["ntu60_fast", "nwucla_fast"]
     variants += [f"{family}_{network}" for family in families[:3] for network in ("infogcn", "freqmixformer")]
     assert presets.names() == sorted(["demo", "msr_order", "nwucla_vicreg", "own", *variants])
     for name in presets.names():
@@ -159,7 +160,8 @@ def test_the_presets_are_these_and_good():
         layout = {"nwucla": LAYOUTS["kinect_v1"], "msr": PointLayout()}.get(family, LAYOUTS["kinect_v2"])
         config = presets.load(name)
         config.validate(layout)
-        objective = {"": "skeleton2vec", "freqmixformer": "classify", "order": "clip_order"}.get(variant, variant)
+        others = {"freqmixformer": "classify", "order": "clip_order"}
+        objective = {"": "skeleton2vec", "fast": "skeleton2vec", **others}.get(variant, variant)
         assert config.objective.name == objective
         build_objective(config, layout, ("one", "two"))
 
@@ -169,6 +171,10 @@ def test_a_preset_has_variants_for_objectives():
     assert presets.read_for("ntu60_mamp", "skeletonmae") == presets.read("ntu60_skeletonmae")
     assert presets.read_for("ntu60_mamp", "skeleton2vec") == presets.read("ntu60")
     assert presets.read_for("nwucla", "skeleton2vec") == presets.read_for("nwucla", None) == presets.read("nwucla")
+    fast = presets.read_for("ntu60_fast", "skeleton2vec")
+    assert fast == presets.read("ntu60_fast")
+    as_mamp = presets.read_for("ntu60_fast", "mamp")
+    assert (as_mamp["model"], as_mamp["objective"]["decoder"]) == (fast["model"], "cross")
     demo = presets.read("demo")
     demo["objective"] = {"name": "mamp", "decoder_depth": 1}
     assert presets.read_for("demo", "mamp") == demo

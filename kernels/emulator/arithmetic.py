@@ -161,6 +161,11 @@ def maximum(a: ndarray, b: ndarray, nan: bool = False) -> ndarray:
     return _extreme(np.fmax, np.maximum, a, b, nan, False)
 
 
+def cross_sign(size: ndarray, a: ndarray, b: ndarray) -> ndarray:
+    """Sizes, negative where one of a and b is (.xorsign.abs)."""
+    return np.where(np.signbit(a) ^ np.signbit(b), -size, size)
+
+
 def _extreme(number: np.ufunc, strict: np.ufunc, a: ndarray, b: ndarray, nan: bool, least: bool) -> ndarray:
     result = (strict if nan else number)(a, b)
     zeros = result == 0

@@ -157,9 +157,12 @@ def _extreme(w: Writer, ins: Instruction) -> None:
             form, mods = f"np.maximum({form}, 0)", []
         _integer(w, Instruction(ins.name, (*mods, kind), ins.operands, ins.guard, ins.site), form)
         return
-    nan = "NaN" in mods
-    plain = Instruction(ins.name, (*(mod for mod in mods if mod != "NaN"), kind), ins.operands, ins.guard, ins.site)
+    nan, cross = "NaN" in mods, "xorsign" in mods
+    mods = [mod for mod in mods if mod not in (("NaN", "xorsign", "abs") if cross else ("NaN",))]
+    plain = Instruction(ins.name, (*mods, kind), ins.operands, ins.guard, ins.site)
     form = f"{full}({{0}}, {{1}}, {nan})"
+    if cross:
+        form = f"cross_sign({full}(np.abs({{0}}), np.abs({{1}}), {nan}), {{0}}, {{1}})"
     if len(ins.operands) == 4:
         form = f"{full}({form}, {{2}}, {nan})"
     _float(w, plain, form)

@@ -11,10 +11,10 @@ from s2vfast.kernels._launch import cdiv
 from s2vfast.kernels.model import pipeline
 from s2vfast.kernels.model.devices import Device
 from s2vfast.kernels.model.sass import Code, Instruction, Loop
-from s2vfast.kernels.model.work import trips
+from s2vfast.kernels.model.work import seldom_loops, trips
 
 _MATRIX = ("HGMMA", "HMMA")
-_SIMULATED = 5  # times round a loop that are followed; more go on as the last ones did
+_SIMULATED = 24  # times round a loop that are followed; more go on as the second half of them did
 _REGISTERS_A_WARP = 256  # what registers are given out in
 _BUSY = 0.7  # a unit that works for this share of the time is what binds
 
@@ -94,10 +94,12 @@ def model_launch(
     """
     code = Code(sass)
     loops = code.matrix_loops()
+    seldom = tuple(loops[len(loops) - seldom_loops(op, kernel) :])
+    loops = loops[: len(loops) - len(seldom)]
     with_products = any(instruction.name in _MATRIX for instruction in code.instructions)
     count = trips(op, kernel, facts) if with_products else 1
     resident, limited_by = occupancy(warps, registers, shared, device)
-    paths = _paths(code, loops)
+    paths = _paths(code, loops, seldom)
     cycles, instructions = 0.0, 0
     executed: Counter[str] = Counter()
     busy: Counter[str] = Counter()
@@ -112,7 +114,8 @@ def model_launch(
         instructions = max(instructions, total)
         for name, number in counted.items():
             executed[name] += number * each
-    seconds = max(cycles / device.clock, hbm / device.hbm)
+    # The blocks that are followed stand for all of them, which no cache serves faster than its rate.
+    seconds = max(cycles / device.clock, hbm / device.hbm, executed["l2"] / device.l2)
     load = {unit: round(number / device.clock / seconds, 3) for unit, number in busy.items() if unit}
     load["HBM"] = round(hbm / device.hbm / seconds, 3)
     total_waited = sum(waited.values()) or 1.0
@@ -156,12 +159,12 @@ def occupancy(warps: int, registers: int, shared: int, device: Device) -> tuple[
     return max(limits[name], 1), name
 
 
-def _paths(code: Code, loops: list[Loop]) -> list[list[int]]:
+def _paths(code: Code, loops: list[Loop], seldom: tuple[Loop, ...]) -> list[list[int]]:
     """Ways through the program, each loop with matrix products in one of them; blocks take them equally often."""
-    paths = [code.path()]
+    paths = [code.path(avoided=seldom)]
     passed = set(paths[0])
     while missing := [loop for loop in loops if loop.last not in passed]:
-        path = code.path(without=tuple(loop for loop in loops if loop not in missing))
+        path = code.path(tuple(loop for loop in loops if loop not in missing), seldom)
         if not {loop.last for loop in missing} & set(path):
             break
         paths.append(path)
@@ -203,8 +206,8 @@ def _cycles(
     few = min(count, _SIMULATED)
     length, times = followed(few)
     if count > few:
-        fewer, before = followed(few - 2)
-        more = (count - few) / 2
+        fewer, before = followed(few // 2)
+        more = (count - few) / (few - few // 2)
         length += (length - fewer) * more
         for unit, number in before.busy.items():
             times.busy[unit] += (times.busy[unit] - number) * more
@@ -254,7 +257,7 @@ def _distance(trace: list[Instruction], products: float) -> float | None:
     for instruction in trace:
         if instruction.name in _MATRIX:
             done += 1
-        elif instruction.name == "LDGSTS" and opened is None:
+        elif instruction.name == "LDGSTS" and not instruction.off and opened is None:
             opened = done
         elif instruction.name == "LDGDEPBAR":
             groups.append(opened)

@@ -137,7 +137,7 @@ def _issue(warp: _Warp, when: float, free: Counter[str], times: Times, device: D
         latency = cycles + device.latency["matrix"]
     elif name == "BAR":
         _arrive(warp, when, resident, times, device)
-    elif name in _GLOBAL:
+    elif name in _GLOBAL and not instruction.off:
         moved = instruction.width * 32 / (device.l2_bytes_a_cycle / PARTITIONS)
         begin = max(when, free["L2"])
         free["L2"] = begin + moved

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^(\.L_\w+):")
@@ -50,8 +50,15 @@ class Instruction:
         raise ValueError(f"{self.name}.{'.'.join(self.modifiers)}: a matrix product of unknown shape")
 
     @property
+    def off(self) -> bool:
+        """Whether this is a copy to shared memory that reads nothing: a last operand that is false turns it off."""
+        return self.name == "LDGSTS" and self.text.endswith("!PT")
+
+    @property
     def width(self) -> int:
         """Bytes that a lane of a load or store moves."""
+        if self.off:
+            return 0
         if self.name in ("LDSM", "STSM"):
             return {"4": 16, "2": 8}.get(self.modifiers[-1].removeprefix("M88x"), 4) if self.modifiers else 4
         for bits in ("128", "64"):
@@ -108,13 +115,15 @@ class Code:
             )
         ]
 
-    def path(self, without: tuple[Loop, ...] = ()) -> list[int]:
+    def path(self, without: tuple[Loop, ...] = (), avoided: tuple[Loop, ...] = ()) -> list[int]:
         """The way through the program, each loop once, with most matrix products, and then most instructions.
 
         Args:
             without: loops whose matrix products do not count, so that another way is taken.
+            avoided: loops that are not gone through where there is a way around them.
         """
         hidden = {i for loop in without for i in range(loop.first, loop.last + 1)}
+        closed = {i for loop in avoided for i in range(loop.first, loop.last + 1)}
         count = len(self.instructions)
         best: list[tuple[int, int]] = [(0, 0)] * (count + 1)
         following = [count] * (count + 1)
@@ -125,7 +134,7 @@ class Code:
                 options.append(instruction.target)
             elif instruction.target is not None and _always(instruction):
                 options.append(i + 1)
-            value = (int(instruction.name in _MATRIX and i not in hidden), 1)
+            value = (-count if i in closed else int(instruction.name in _MATRIX and i not in hidden), 1)
             if options:
                 # Of two ways that are equal, the one that goes on: a branch around nothing is not taken.
                 following[i] = max(options, key=lambda option: best[option])
@@ -138,24 +147,42 @@ class Code:
         return result
 
     def trace(self, path: list[int], trips: dict[Loop, int]) -> Iterator[Instruction]:
-        """The instructions of a path, those of each loop as often as said (once where nothing is said)."""
-        yield from self._trace(path, trips, None)
+        """The instructions of a path, those of each loop as often as said (once where nothing is said).
 
-    def _trace(self, path: list[int], trips: dict[Loop, int], within: Loop | None) -> Iterator[Instruction]:
+        Where copies of the first iterations stand before a loop, those in as many of its last ones are off: they are
+        for iterations that do not come.
+        """
+        yield from self._trace(path, trips, None, off=False)
+
+    def _copies(self, path: Iterable[int]) -> int:
+        return sum(self.instructions[i].name == "LDGSTS" for i in path)
+
+    def _trace(self, path: list[int], trips: dict[Loop, int], within: Loop | None, off: bool) -> Iterator[Instruction]:
         at = 0
         while at < len(path):
             i = path[at]
             loop = next((loop for loop in self.loops if loop.first == i and loop != within and loop in trips), None)
             if loop is None:
-                yield self.instructions[i]
+                instruction = self.instructions[i]
+                yield _off(instruction) if off and instruction.name == "LDGSTS" else instruction
                 at += 1
                 continue
             end = at
             while end < len(path) and path[end] <= loop.last:
                 end += 1
-            for _ in range(trips[loop]):
-                yield from self._trace(path[at:end], {k: n for k, n in trips.items() if k != loop}, loop)
+            inside = self._copies(path[at:end])
+            ends = {other.last for other in self.loops}
+            since = max((n + 1 for n in range(at) if path[n] in ends), default=0)  # the loop before this one
+            before = self._copies(path[since:at]) // inside if inside else 0
+            for times in range(trips[loop]):
+                inner = {k: n for k, n in trips.items() if k != loop}
+                yield from self._trace(path[at:end], inner, loop, off or times >= trips[loop] - before)
             at = end
+
+
+def _off(instruction: Instruction) -> Instruction:
+    """The copy, turned off."""
+    return replace(instruction, text=f"{instruction.text}, !PT")
 
 
 def _always(instruction: Instruction) -> bool:

@@ -18,6 +18,7 @@ from s2vfast.data.layout import LAYOUTS
 from s2vfast.data.streams import Stream
 from s2vfast.networks.graph import spatial_graph
 from s2vfast.networks.stgcn import STGCN
+from s2vfast.objectives.bodies import mean_over_tracks
 from s2vfast.objectives.skeattnclr import SkeAttnCLR
 from s2vfast.reference import skeattnclr as reference
 from s2vfast.reference.adamw_ema import ema
@@ -162,7 +163,7 @@ def _evaluated(objective: SkeAttnCLR, clips: Tensor, state: Mapping[str, Tensor]
     """The class layer's logits, tokens and the predictor's output in evaluation mode."""
     with torch.no_grad():
         tokens = objective.encoder(clips)
-        pooled = tokens.mean(1).unflatten(0, (-1, objective.bodies)).mean(1)
+        pooled = mean_over_tracks(tokens, objective.bodies)
         embedding = objective.predictor_z(objective.projector(pooled))
         head = (state[f"encoder_q.backbone.fc.{name}"] for name in ("weight", "bias"))
         return {"logits": F.linear(pooled, *head), "feature": tokens, "knn_feature": F.normalize(embedding, dim=1)}

@@ -6,6 +6,8 @@ from typing import Any
 
 POOLS = ("mean", "joint", "segment", "joint_time", "statistics")
 """As of `s2vfast.evaluate.features.pool_tracks`."""
+WHITEN = ("none", "sequence", "performance")
+"""As of `s2vfast.evaluate.whitening`."""
 
 PREDICT_FORMAT_OPTIONS = ("axes", "channels", "camera", "near", "far", "foreground")
 """Options of predict that some formats take."""
@@ -94,11 +96,28 @@ def _evaluate(parser: Any) -> None:
         "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
     )
     parser.add_argument(
+        "--whiten",
+        choices=WHITEN,
+        default="none",
+        help="features in units of what differs between drawn clips of one training sequence, or of one performance "
+        "that several cameras saw; fitted without labels",
+    )
+    parser.add_argument(
         "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
+    )
+    parser.add_argument(
+        "--floor_draws", type=int, default=5, help="drawn clips of every training sequence for floor; 0 is the quickest"
     )
     parser.add_argument("--percents", default="1,5,10,20", help="shares of the labels for semi")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share for semi")
     parser.add_argument("--semi", default="linear,probe,knn,finetune", help="what semi measures")
+    parser.add_argument(
+        "--linear",
+        default="published,probe,ridge",
+        metavar="NAMES",
+        help="what linear measures, by itself or with commas: published, probe (L-BFGS), ridge (the quickest of many "
+        "features); of an ensemble the first",
+    )
     parser.add_argument("--train_part", default="train", help="part of the split that is fitted")
     parser.add_argument("--test_part", default="test", help="part of the split that is measured")
     parser.add_argument("--confusion", action="store_true", help="add confusion matrices and predictions to the JSON")
@@ -133,6 +152,13 @@ def add_subset(parser: Any) -> None:
     parser.add_argument("--split", required=True, help="split whose training part is chosen from")
     parser.add_argument(
         "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
+    )
+    parser.add_argument(
+        "--whiten",
+        choices=WHITEN,
+        default="none",
+        help="features in units of what differs between drawn clips of one training sequence, or of one performance "
+        "that several cameras saw; fitted without labels",
     )
     parser.add_argument(
         "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"

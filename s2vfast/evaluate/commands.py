@@ -170,6 +170,7 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
     return {
         "pool": options.pool,
         "windows": options.windows,
+        "whiten": options.whiten,
         "layers": options.layers,
         "untrained": options.untrained,
         "train_part": options.train_part,
@@ -184,11 +185,13 @@ def _options(options: Any, several: bool) -> dict[str, Any]:
         "repeats": options.repeats,
         "draws": options.draws,
         "test_draws": options.test_draws,
+        "floor_draws": options.floor_draws,
         "recipe": recipe,
         **supervised,
         "percents": numbers("--percents", options.percents),
         "lists": options.lists,
         "semi": options.semi.split(","),
+        "linear": options.linear.split(","),
     }
 
 
@@ -206,15 +209,16 @@ def _lines(result: dict[str, Any]) -> str:
     if protocol in ("floor", "order", "retrieval", "semi"):
         return tables.text({**result, "table": tables.rows({protocol: result})})
     name = {
-        "linear": f"linear probe on {result['pool']} features",
-        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {result['pool']} features",
+        "linear": f"linear probe on {tables.pooled(result)}",
+        "knn": f"{result.get('settings', {}).get('k')}-nearest-neighbour on {tables.pooled(result)}",
         "finetune": "fine-tuned",
         "supervised": "trained from scratch",
         "classify": "its own classes",
     }[protocol]
     encoder = features.called(result["step"], result["untrained"])
     lines = [f"{encoder}, {name}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to measure)"]
-    lines.append(_accuracies(result))
+    if accuracies := _accuracies(result):  # none where linear is not the published probe
+        lines.append(accuracies)
     for key, solver in {"probe": "L-BFGS", "ridge": "ridge regression"}.items():
         if key in result:
             lines.append(f"by {solver}: {_accuracies(result[key])}")

@@ -145,7 +145,9 @@ def _method(content: dict[str, Any]) -> str:
     if "runs" in content:
         return content["protocol"]
     name = "untrained" if content["untrained"] else content["objective"]
-    return name + ("" if content["pool"] == "mean" else f", {content['pool']} features")
+    name += "" if content["pool"] == "mean" else f", {content['pool']} features"
+    # Results of earlier versions do not say it.
+    return name + ("" if content.get("whiten", "none") == "none" else f", whitened by {content['whiten']}")
 
 
 def compare(results: Sequence[Result], metric: str = "top1") -> Table:

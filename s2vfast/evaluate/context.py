@@ -19,7 +19,7 @@ import s2vfast
 import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.data.store import Store
-from s2vfast.evaluate import features, finetune, leakage, runs
+from s2vfast.evaluate import features, finetune, leakage, runs, whitening
 from s2vfast.evaluate.checks import check_choice, check_counts, open_store, whole_file
 from s2vfast.networks import Network
 from s2vfast.train import rundir
@@ -67,6 +67,9 @@ class EvalContext:
     windows: int = 1
     """Deterministic clips of a sequence; more than one are of a segment's frames each, at equal distances, and their
     features are averaged, or stand one after the other where ``pool`` is "segment"."""
+    whiten: whitening.Whiten = "none"
+    """Features in units of what differs between drawn clips of one "sequence" of the first part, or of one
+    "performance", see `s2vfast.evaluate.whitening`."""
     seed: int = 0
     """Of drawn clips."""
     cache: bool = False
@@ -93,6 +96,7 @@ class EvalContext:
         layers: int = 1,
         clips: int = 64,
         windows: int = 1,
+        whiten: whitening.Whiten = "none",
         device: str = "auto",
         ranks: Ranks | None = None,
         log: Log = print,
@@ -111,6 +115,7 @@ class EvalContext:
             layers: last layers that are read, see `s2vfast.evaluate.features.pool_clips`.
             clips: sequences that go through the encoder at a time.
             windows: deterministic clips of a sequence, see `EvalContext`; 1 but of point clouds.
+            whiten: what features are divided by, see `EvalContext`; of one clip a sequence.
             device: auto, cpu, cuda or cuda:N.
             ranks: processes that share the work; None: this one alone.
             log: told of what is odd, a line each, by the first of them.
@@ -120,7 +125,10 @@ class EvalContext:
             S2vfastError: a run, store, split or option that cannot be used.
         """
         check_choice("pool", pool, features.POOLS)
+        check_choice("whiten", whiten, whitening.WHITEN)
         check_counts(clips=clips, windows=windows)
+        if whiten != "none" and windows > 1:
+            raise errors.ConfigError(f"--whiten {whiten}: --windows is {windows}; 1 is expected")
         parts, ranks = (train_part, test_part), ranks or Ranks()
         where = features.resolve_device(device, ranks)
         log = log if ranks.is_main else _silent
@@ -153,7 +161,7 @@ class EvalContext:
         labels = tuple(torch.from_numpy(store.labels[part_ids]).to(where) for part_ids in ids)
         context = cls(
             Path(run_dir), config, encoder, step, untrained, store, split, parts, ids, labels, where, pool, layers,
-            clips, windows, **options, ranks=ranks, log=log,
+            clips, windows, whiten, **options, ranks=ranks, log=log,
         )  # fmt: skip
         if overlap := context.overlap:
             log(
@@ -227,7 +235,19 @@ class EvalContext:
         if draw is None and self.windows > 1:
             each = self.clip_features(part)
             return each.flatten(1) if self.pool == "segment" else each.mean(dim=1)
-        return self._table(part, draw, (0, 1), what)
+        table = self._table(part, draw, (0, 1), what)
+        return table if self._whitening is None else self._whitening(table)
+
+    @functools.cached_property
+    def _whitening(self) -> whitening.Whitening | None:
+        if self.whiten == "none":
+            return None
+        groups, name = whitening.groups_of(self.store, self.ids[0], self.whiten), self.parts[0]
+        drawn = (
+            self._table(0, draw, (0, 1), f"features of {name}, draw {draw + 1} of {whitening.DRAWS}")
+            for draw in range(whitening.DRAWS)
+        )
+        return whitening.fit(torch.stack([self._table(0, None, (0, 1), ""), *drawn]), groups)
 
     def clip_features(self, part: int) -> Tensor:
         """float32 [n, windows, F] of every deterministic clip of part 0 or 1, on the device; computed once."""
@@ -275,6 +295,7 @@ class EvalContext:
             "untrained": self.untrained,
             "pool": self.pool,
             "windows": self.windows,
+            "whiten": self.whiten,
             "layers": self.layers,
             "n_train": len(self.ids[0]),
             "n_test": len(self.ids[1]),

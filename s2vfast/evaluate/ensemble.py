@@ -18,10 +18,9 @@ from torch import Tensor
 
 from s2vfast import errors
 from s2vfast.data.store import Store
-from s2vfast.evaluate import finetune, finetune_protocols, linear, measures, metrics, protocols, runs
+from s2vfast.evaluate import finetune, finetune_protocols, linear, measures, metrics, probe, protocols, ridge, runs
 from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.context import EvalContext
-from s2vfast.evaluate.ridge import fold_numbers
 
 Scores = Literal["log_softmax", "softmax"]
 PROTOCOLS = ("classify", "linear")
@@ -47,7 +46,8 @@ def evaluate_ensemble(
         run_dirs: their folders, two or more, trained on the store and the split.
         store_path: the store.
         split: of the store; None: the first run's.
-        protocol: "classify": runs that have classes; "linear": the probe of `protocols.evaluate`.
+        protocol: "classify": runs that have classes; "linear": a linear classifier of each run's features, the first
+            that `protocols.Options.linear` names.
         weights: one a run, 0 or more. None: of "linear" equal ones; of "classify" chosen on the part that is fitted,
             see `fitted_weights`. Where runs have learned that part, such weights say little: name a part that they
             have not.
@@ -91,7 +91,12 @@ def evaluate_ensemble(
         single = measures.scores(metrics.rank_scores(test), labels[1], context.store.classes)
         data, model = context.config.data, context.config.model
         about.append(
-            {"run": str(run), "network": model.name, "stream": data.stream, "k": getattr(model, "k", None)}
+            {
+                "run": str(run),
+                "network": model.name,
+                "stream": " + ".join(getattr(model, "streams", (data.stream,))),
+                "k": getattr(model, "k", None),
+            }
             | measures.accuracies(single)
         )
     chosen_folds: list[dict[str, Any]] = []
@@ -135,7 +140,7 @@ def fitted_weights(scores: Tensor, labels: Tensor) -> tuple[list[float], list[di
     Returns:
         The weights; and of each fold the weights that the others chose, with their accuracy on it in per cent.
     """
-    fold_of, results = fold_numbers(labels), []
+    fold_of, results = ridge.fold_numbers(labels), []
     for fold in fold_of.unique():
         inside = fold_of == fold
         if bool(inside.all()):
@@ -173,8 +178,14 @@ def _logits(context: EvalContext, protocol: str, how: protocols.Options, parts: 
     """[n, classes] of each part, on the host."""
     if protocol == "classify":
         return [finetune_protocols.class_logits(context, context.run, part) for part in parts]
-    train = measures.drawn_features(context, 0, how.draws)
-    fitted = linear.fit(train, context.labels[0], classes=context.classes, seed=how.seed, **how.probe)
+    train, labels, classes = measures.drawn_features(context, 0, how.draws), context.labels[0], context.classes
+    fitted: linear.LinearProbe | probe.Regression | ridge.Ridge
+    if how.linear[0] == "published":
+        fitted = linear.fit(train, labels, classes=classes, seed=how.seed, **how.probe)
+    elif how.linear[0] == "probe":
+        fitted = probe.fit(train[0], labels, classes=classes)
+    else:
+        fitted = ridge.fit(train, labels, classes=classes)
     return [fitted.scores(context.features(part)).cpu() for part in parts]
 
 

@@ -30,6 +30,7 @@ from s2vfast.data.store import Store
 from s2vfast.data.streams import Stream
 from s2vfast.evaluate import knn, measures, metrics, ridge
 from s2vfast.evaluate.context import EvalContext
+from s2vfast.networks.rocket import draw_kernel
 from s2vfast.train.feed import Recordings
 
 FRAMES = 64
@@ -70,20 +71,15 @@ class Kernels:
 def draw_kernels(count: int, channels: int, frames: int, seed: int) -> list[Kernels]:
     """ROCKET's kernels for clips [n, channels, frames], those of one shape together.
 
-    Lengths are 7, 9 or 11, weights normal and without mean, biases uniform in [-1, 1), dilations 2^u, u uniform up to
-    the largest with which the kernel fits into the clip, channels 2^u of them, at most as many as the kernel is long;
-    half of the kernels pad the clip.
+    Lengths are 7, 9 or 11, dilations 2^u, u uniform up to the largest with which the kernel fits into the clip; half of
+    the kernels pad the clip. Of channels a kernel has at most as many as it is long. All else is `draw_kernel`.
     """
     numbers = np.random.Generator(np.random.Philox(seed))
     lengths = [length for length in _LENGTHS if length <= frames] or [frames]
     drawn: dict[tuple[int, int, int], list[tuple[np.ndarray, np.ndarray, float]]] = {}
     for _ in range(count):
         length = int(numbers.choice(lengths))
-        most = min(channels, length)
-        picked = numbers.choice(channels, int(2 ** numbers.uniform(0, math.log2(most + 1))), replace=False)
-        weight = numbers.normal(size=(len(picked), length))
-        weight -= weight.mean(axis=1, keepdims=True)
-        bias = numbers.uniform(-1, 1)
+        picked, weight, bias = draw_kernel(numbers, channels, length, min(channels, length))
         reach = (frames - 1) / max(length - 1, 1)
         dilation = int(2 ** numbers.uniform(0, math.log2(max(reach, 1.0))))
         padding = (length - 1) * dilation // 2 * int(numbers.integers(2))
@@ -131,19 +127,20 @@ def clips_of(
     return torch.cat(batches)
 
 
-def measure(context: EvalContext, seeds: Sequence[int] = (0,)) -> dict[str, Any]:
+def measure(context: EvalContext, seeds: Sequence[int] = (0,), copies: int = COPIES) -> dict[str, Any]:
     """The floor of two parts of a split.
 
     Args:
         context: what is measured; of its run the split and the number of bodies count alone.
         seeds: of kernels and drawn clips; several give means and sample standard deviations.
+        copies: drawn clips of a training sequence, see `COPIES`; 0: none.
 
     Returns:
-        `measures.scores` of ridge regression on random convolutions, fitted without drawn clips or with `COPIES` of
+        `measures.scores` of ridge regression on random convolutions, fitted without drawn clips or with ``copies`` of
         them, whichever the folds of the training part prefer; ``made_by``, which it is; and ``rows``, all that was
         measured: ``features``, ``classifier``, ``copies`` and the accuracies.
     """
-    measured = [_measure(context, seed) for seed in seeds]
+    measured = [_measure(context, seed, copies) for seed in seeds]
     rows = [
         {**{name: alike[0][name] for name in ("features", "classifier", "copies")}, **_mean(alike)}
         for alike in zip(*(one["rows"] for one in measured), strict=True)
@@ -170,13 +167,13 @@ def _mean(alike: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _measure(context: EvalContext, seed: int) -> dict[str, Any]:
+def _measure(context: EvalContext, seed: int, copies: int) -> dict[str, Any]:
     """Of one seed: ``rows``, and ``results`` of ridge regression on random convolutions by the number of copies."""
     labels, test_labels = (part.cpu() for part in context.labels)
     classes, recordings = context.store.classes, recordings_of(context.config, context.store)
 
     def clips(part: int, draw: int | None = None) -> Tensor:
-        what = f"floor: clips of {context.parts[part]}" + ("" if draw is None else f", draw {draw + 1} of {COPIES}")
+        what = f"floor: clips of {context.parts[part]}" + ("" if draw is None else f", draw {draw + 1} of {copies}")
         ids, progress = context.ids[part], context.progress
         report = None if progress is None else lambda done: progress(what, done, len(ids))
         return clips_of(recordings, ids, draw, seed, report)
@@ -190,8 +187,8 @@ def _measure(context: EvalContext, seed: int) -> dict[str, Any]:
     rows, results = [], {}
     for name, (fitted, held) in tables.items():
         candidates = [fitted[None]]
-        if name == CONVOLUTIONS:
-            candidates.append(torch.stack([fitted, *(convolutions(clips(0, draw)) for draw in range(COPIES))]))
+        if name == CONVOLUTIONS and copies:
+            candidates.append(torch.stack([fitted, *(convolutions(clips(0, draw)) for draw in range(copies))]))
         for table in candidates:
             row, result = ridge_row(name, table, labels, held, test_labels, classes)
             rows.append(row)

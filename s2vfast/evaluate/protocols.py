@@ -73,8 +73,8 @@ class Options:
     """Its optimizer: "sgd" or "adamw"."""
     milestones: Sequence[float] = ()
     """Epochs at which its rate falls to a tenth, in place of a cosine."""
-    fast: bool = True
-    """Whether "linear" measures by L-BFGS and by ridge regression too."""
+    linear: Sequence[str] = table.LINEAR_MEASURES
+    """What "linear" measures: the "published" probe, "probe" (L-BFGS), "ridge"."""
     seed: int = 0
     """Of first weights, order and draws, and of the lists of "semi"."""
     repeats: int = 1
@@ -86,6 +86,9 @@ class Options:
     test_draws: int = 0
     """Drawn clips of every test sequence, over which and over the deterministic one "linear" averages scores too, as a
     measure of its own."""
+    floor_draws: int = floor.COPIES
+    """Drawn clips of every training sequence that "floor" fits ridge regression to a second time, with the one that is
+    not drawn; 0: no second time. Of point clouds there are none."""
     recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
     """Of fine-tuning."""
     supervised: FinetuneConfig | None = None
@@ -106,6 +109,13 @@ class Options:
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         for name in self.semi:
             check_choice("semi", name, finetune_protocols.SEMI_MEASURES)
+        for name in self.linear:
+            check_choice("linear", name, table.LINEAR_MEASURES)
+        if self.test_draws and "ridge" not in self.linear:
+            raise errors.ConfigError(
+                f"test_draws: {self.test_draws}; scores of ridge regression are averaged, and linear is "
+                f"{', '.join(self.linear)} without ridge"
+            )
         check_counts(k=self.k, repeats=self.repeats, lists=self.lists, epochs=self.epochs, batch=self.batch)
         if not 0 <= self.seed < 2**63:
             raise errors.ConfigError(f"seed: {self.seed}; a number from 0 to 2**63 - 1 is expected")
@@ -113,7 +123,7 @@ class Options:
             value = getattr(self, name)
             if not (0 <= value < math.inf and (value or name != "lr")):
                 raise errors.ConfigError(f"{name}: {value}; a positive number is expected")
-        for name in ("draws", "test_draws"):
+        for name in ("draws", "test_draws", "floor_draws"):
             if getattr(self, name) < 0:
                 raise errors.ConfigError(f"{name}: {getattr(self, name)}; 0 or more is expected")
         for percent in self.percents:
@@ -155,8 +165,8 @@ def evaluate(
         ``n_train``, ``n_test``, ``protocol``, ``pool``, ``split``, ``untrained``, ``step`` of the checkpoint,
         ``per_class`` (class name to per cent; None without test sample), ``missing_classes`` (in the test part but
         not in the training part), ``settings`` and where everything came from. "linear" adds ``probe``,
-        ``ridge`` and ``averaged``, "knn"
-        ``by_k``; "retrieval" has ``test_to_test`` and ``test_to_train`` instead of accuracies, "semi" ``rows``.
+        ``ridge`` and ``averaged``, and has no accuracies of its own where the published probe is not measured; "knn"
+        adds ``by_k``; "retrieval" has ``test_to_test`` and ``test_to_train`` instead of accuracies, "semi" ``rows``.
 
     Raises:
         S2vfastError: a run, store, split or option that cannot be used.
@@ -235,19 +245,21 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
             neighbours = (train.flatten(0, 1), labels.repeat(1 + how.draws), test, test_labels, context)
             result = measures.neighbours(*neighbours, **settings)
         else:
-            settings, seeds = how.probe, range(how.seed, how.seed + how.repeats)
-            result = measures.linear_probe(train, labels, test, test_labels, context, seeds=seeds, **settings)
-            if how.fast:
+            settings, seeds, result = how.probe, range(how.seed, how.seed + how.repeats), {}
+            if "published" in how.linear:
+                result = measures.linear_probe(train, labels, test, test_labels, context, seeds=seeds, **settings)
+            if "probe" in how.linear:
                 result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
-                result |= _ridge(context, train, how.test_draws)
+            if "ridge" in how.linear:
+                result |= _ridge(context, train, how.test_draws, alone=not result)
             settings |= {"test_draws": how.test_draws, **({"repeats": how.repeats} if how.repeats > 1 else {})}
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
     if protocol == "floor" and context.store.layout.kind == PointLayout.kind:
         settings = {"cell": point_floor.CELL, "frames": point_floor.FRAMES, "points": point_floor.POINTS}
         return point_floor.measure(context) | {"settings": settings}
     if protocol == "floor":
-        result = floor.measure(context, range(how.seed, how.seed + how.repeats))
-        settings = {"kernels": floor.KERNELS, "frames": floor.FRAMES, "copies": floor.COPIES, "seed": how.seed}
+        result = floor.measure(context, range(how.seed, how.seed + how.repeats), how.floor_draws)
+        settings = {"kernels": floor.KERNELS, "frames": floor.FRAMES, "copies": how.floor_draws, "seed": how.seed}
         return result | {"settings": settings | ({"repeats": how.repeats} if how.repeats > 1 else {})}
     if protocol == "retrieval":
         return measures.retrieval_scores(context)
@@ -277,10 +289,16 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
     return result | {"settings": {"recipe": result.pop("recipe")}}
 
 
-def _ridge(context: EvalContext, train: Tensor, test_draws: int) -> dict[str, Any]:
-    """Ridge regression of "linear": ``ridge``, and ``averaged`` over drawn clips of test sequences."""
+def _ridge(context: EvalContext, train: Tensor, test_draws: int, alone: bool) -> dict[str, Any]:
+    """Ridge regression of "linear": ``ridge``, and ``averaged`` over drawn clips of test sequences.
+
+    A system too large to solve is left out; where nothing else is measured (``alone``), it is an error.
+    """
     if (unknowns := ridge.unknowns(train)) > ridge.LARGEST:
-        context.log(f"no ridge regression: a system of {unknowns} unknowns; {ridge.LARGEST} are solved for at most")
+        why = f"no ridge regression: a system of {unknowns} unknowns; {ridge.LARGEST} are solved for at most"
+        if alone:
+            raise errors.ConfigError(f"--linear ridge: {why}; name another measure, or read fewer --layers or --draws")
+        context.log(why)
         return {}
     copies = measures.drawn_features(context, 1, test_draws)  # [1 + test_draws, m, F]
     single, averaged = measures.ridge_probe(train, context.labels[0], copies, context.labels[1], context)

@@ -8,6 +8,8 @@ from s2vfast.evaluate.metrics import ACCURACIES
 
 SOLVERS = ("probe", "ridge")
 """What the published linear probe is measured beside: `s2vfast.evaluate.probe` and `s2vfast.evaluate.ridge`."""
+LINEAR_MEASURES = ("published", *SOLVERS)
+"""What "linear" measures."""
 NAMES = {
     "linear": "linear probe (published recipe)",
     "probe": "linear probe (L-BFGS)",
@@ -82,6 +84,12 @@ def floor_name(row: dict[str, Any]) -> str:
     return f"floor: {row['features']}, {row['classifier']}{copies}"
 
 
+def pooled(result: dict[str, Any]) -> str:
+    """How the features of a result were read."""
+    whitened = "" if result["whiten"] == "none" else f" whitened by {result['whiten']}"
+    return f"{result['pool']} features{whitened}"
+
+
 def text(result: dict[str, Any]) -> str:
     """What `s2vfast.evaluate.protocols.evaluate_all` found, to read: a line a measure."""
     trained = f"{result['objective']}, " + (f"step {result['step']}" if result["step"] else "imported")
@@ -89,8 +97,8 @@ def text(result: dict[str, Any]) -> str:
     if "finetuned" in result:
         encoder = f"fine-tuned run ({result['finetuned']['source']['mode']}) of {encoder}"
     lines = [
-        f"{encoder}, {result['pool']} features, split {result['split']} ({result['n_train']} to fit, "
-        f"{result['n_test']} to measure)"
+        f"{encoder}, {pooled(result)}, split {result['split']} ({result['n_train']} to fit, {result['n_test']} to "
+        f"measure)"
     ]
     if result["transfer"]:
         lines.append(f"pretrained on {result['pretrained_on']['path']}, measured on {result['store']}")

@@ -8,10 +8,10 @@ sigmoid, which has a gradient.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from s2vfast.data.streams import Stream
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, register
 from s2vfast.networks.norm import normalise
+from s2vfast.networks.rocket import draw_kernel
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -29,8 +30,10 @@ STEEPNESS = 4.0
 """Of the sigmoid that stands for the share of positive values."""
 STATISTICS = 3
 """Numbers that are pooled of every kernel."""
-STILL = 1e-3
-"""Added to the deviation that a stream is divided by, in the unit of its clips: one that stands still stays small."""
+UNITS = {"joint": 3.0, "bone": 1.0, "motion": 0.25, "bone_motion": 0.1}
+"""What is usual for the numbers of a stream, in `body_size`: divided by it, streams count alike before training."""
+ABSENT = 1e-6
+"""Added to the size of a body: one that is not there stays zero."""
 
 
 @dataclass
@@ -39,7 +42,7 @@ class ConvolutionsConfig:
 
     streams: tuple[Literal["joint", "bone", "motion", "bone_motion"], ...] = ("joint", "bone", "motion")
     """What kernels see of a clip (`s2vfast.data.streams`), side by side."""
-    kernels: int = option(512, ge=1)
+    kernels: int = option(1536, ge=1)
     """K: a multiple of how many dilations there are."""
     length: int = option(9, ge=1)
     """Taps of a kernel, an odd number."""
@@ -74,6 +77,7 @@ class Convolutions(Network):
         self.streams = [Stream(name) for name in options.streams]
         inputs = len(self.streams) * layout.num_joints * channels
         each = options.kernels // len(options.dilations)
+        self.input_norm = nn.BatchNorm1d(inputs, affine=False)
         self.kernels = nn.ModuleList(
             nn.Conv1d(inputs, each, options.length, padding=dilation * (options.length // 2), dilation=dilation)
             for dilation in options.dilations
@@ -127,7 +131,10 @@ class Convolutions(Network):
         """[N, K, T] of clips [N, T, V, C]."""
         tracks = clips[:, None]  # [N, 1, T, V, C]
         streams = [stream(tracks, self.layout)[:, 0].flatten(2) for stream in self.streams]  # [N, T, V * C]
-        x = torch.cat([even(stream) for stream in streams], dim=2).transpose(1, 2)
+        size = body_size(tracks, self.layout)
+        streams = [stream / (UNITS[of.name] * size) for of, stream in zip(self.streams, streams, strict=True)]
+        # Joints that move little say as much as those that move most.
+        x = self.input_norm(torch.cat(streams, dim=2).transpose(1, 2))
         return torch.cat([bank(x) for bank in self.kernels], dim=1)
 
     def _embedding(self, responses: Tensor) -> Tensor:
@@ -136,22 +143,19 @@ class Convolutions(Network):
         return self.embedding(normalise(self.norm, pooled))[:, None]
 
 
-def even(stream: Tensor) -> Tensor:
-    """A stream [N, T, J] about its mean over time, in units of its channels' deviation: streams count alike."""
-    centred = stream - stream.mean(1, keepdim=True)
-    return centred / (centred.square().mean((1, 2), keepdim=True).sqrt() + STILL)
+def body_size(tracks: Tensor, layout: Layout) -> Tensor:
+    """Root mean square [N, 1, 1] of the bones' coordinates in clips [N, 1, T, V, C]."""
+    bones = Stream("bone")(tracks, layout)
+    return bones.square().mean((1, 2, 3, 4)).sqrt()[:, None, None] + ABSENT
 
 
 def draw(bank: nn.Conv1d, most: int) -> None:
-    """Let kernels begin as ROCKET's.
-
-    Each has 2^u of ``most`` channels, u uniform, normal weights without mean, and a bias in [-1, 1).
-    """
+    """Let kernels begin as ROCKET's, each with ``most`` channels at most; the others begin at 0."""
     kernels, channels, length = bank.weight.shape
+    numbers = np.random.Generator(np.random.Philox(int(torch.randint(2**63 - 1, ()))))  # of the network's own seed
     with torch.no_grad():
         bank.weight.zero_()
-        bank.bias.uniform_(-1.0, 1.0)
-        for kernel in bank.weight:
-            count = int(2.0 ** (float(torch.rand(())) * math.log2(min(most, channels) + 1)))
-            weight = torch.randn(count, length)
-            kernel[torch.randperm(channels)[:count]] = weight - weight.mean(1, keepdim=True)
+        for kernel in range(kernels):
+            picked, weight, bias = draw_kernel(numbers, channels, length, min(most, channels))
+            bank.weight[kernel, picked] = torch.from_numpy(weight).to(bank.weight)
+            bank.bias[kernel] = bias

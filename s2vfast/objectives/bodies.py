@@ -1,4 +1,4 @@
-"""Which tracks of a batch hold a body: a sample of one person has an empty second track."""
+"""The tracks of a sample: which of them hold a body, as one person leaves the second empty, and their mean."""
 
 from __future__ import annotations
 
@@ -39,3 +39,9 @@ class Bodies:
 def has_body(clips: Tensor) -> Tensor:
     """bool [N]: whether a track of clips [N, T, V, C] holds anything."""
     return (clips != 0).flatten(1).any(dim=1)
+
+
+def mean_over_tracks(tokens: Tensor, count: int) -> Tensor:
+    """[n, D] of tokens [n * M, L, D]: means over the tokens of a track, then over the M = ``count`` of a sample."""
+    # Reshaped rather than unflattened: n is left over, so that an exported network takes any.
+    return tokens.mean(dim=1).reshape(-1, count, tokens.shape[2]).mean(dim=1)

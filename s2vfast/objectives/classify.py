@@ -18,6 +18,7 @@ from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, build_network, linear_weights
 from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective, register
+from s2vfast.objectives.bodies import mean_over_tracks
 from s2vfast.reference import philox
 
 if TYPE_CHECKING:
@@ -161,10 +162,9 @@ class Supervised(Objective):
         """What the head sees of tokens [B * M, L, D]: means over bodies and what is not told apart, [B, features]."""
         _, L, D = tokens.shape
         parts = self.features // D
-        # The batch is what is left over: an exported network takes any.
-        if self.head_pool == "segment":
-            return tokens.reshape(-1, bodies, parts, L // parts, D).mean(dim=(1, 3)).flatten(1)
-        return tokens.reshape(-1, bodies, L // parts, parts, D).mean(dim=(1, 2)).flatten(1)
+        if self.head_pool == "segment":  # [B * M, joints, segments * D]
+            return mean_over_tracks(tokens.reshape(-1, parts, L // parts, D).transpose(1, 2).flatten(2), bodies)
+        return mean_over_tracks(tokens.reshape(-1, L // parts, parts * D), bodies)
 
 
 @register("classify")

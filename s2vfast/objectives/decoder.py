@@ -1,4 +1,4 @@
-"""The decoder of masked objectives: from the latents of the visible tokens to predictions of the others."""
+"""The decoders of masked objectives: from the latents of the visible tokens to predictions of the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s2vfast import ops
 from s2vfast.networks.base import linear_weights
-from s2vfast.networks.block import BlockOptions, BlockStack
+from s2vfast.networks.block import BlockOptions, BlockStack, CrossBlock
 from s2vfast.networks.transformer import token_positions
 
 
@@ -26,6 +26,8 @@ class Decoder(nn.Module):
         auxiliary: numbers that a second head predicts a token; None: there is none.
     """
 
+    blocks: nn.ModuleList
+
     def __init__(
         self,
         joints: int,
@@ -37,14 +39,17 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         dim = blocks.dim
-        self.embed = nn.Linear(dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.joint = nn.Parameter(torch.zeros(joints, dim))
         self.segment = nn.Parameter(torch.zeros(segments, dim))
-        self.blocks = BlockStack(depth, blocks)
+        self._make_blocks(depth, blocks)
         self.norm = nn.LayerNorm(dim, eps=blocks.norm_eps)
         self.head = nn.Linear(dim, out or dim)
         self.auxiliary = nn.Linear(dim, auxiliary) if auxiliary else None
+
+    def _make_blocks(self, depth: int, options: BlockOptions) -> None:
+        self.embed = nn.Linear(options.dim, options.dim)
+        self.blocks = BlockStack(depth, options)
 
     def operand_weights(self) -> Iterable[nn.Parameter]:
         """See `s2vfast.networks.base.operand_weights`."""
@@ -84,3 +89,34 @@ class Decoder(nn.Module):
     def predict(self, x: Tensor, head: nn.Linear) -> Tensor:
         """What a head (`head` or `auxiliary`) makes of the `stream`: [N, U, its width]."""
         return ops.norm_linear(x, self.norm.weight, self.norm.bias, head.weight, head.bias, self.norm.eps)
+
+
+class CrossDecoder(Decoder):
+    """Mask tokens with positions of their own that look at the latents, not at each other; a layer norm, linear heads.
+
+    After CrossMAE (arXiv 2401.14391): what is predicted of a token does not depend on which others are predicted, so
+    that nothing else is computed. Blocks map the latents to keys and values themselves; there is no linear map before
+    them. The latents' only positions are those that the encoder gave them.
+    """
+
+    def _make_blocks(self, depth: int, options: BlockOptions) -> None:
+        self.blocks = nn.ModuleList(CrossBlock(options) for _ in range(depth))
+
+    def operand_weights(self) -> Iterable[nn.Parameter]:
+        """See `s2vfast.networks.base.operand_weights`."""
+        return linear_weights(self.head, self.auxiliary)
+
+    def stream(
+        self, latent: Tensor, visible: Tensor, masked: Tensor | None = None, norm: nn.LayerNorm | None = None
+    ) -> Tensor:
+        """As of `Decoder.stream`; ``visible`` says nothing here, as latents keep the encoder's positions."""
+        N, _, D = latent.shape
+        queries = (self.mask_token + token_positions(self.segment, self.joint)).to(latent.dtype).expand(N, -1, -1)
+        x = queries if masked is None else queries.gather(1, masked.long()[..., None].expand(-1, -1, D))
+        for block in self.blocks:
+            x = block(x, latent, norm)
+        return x
+
+
+DECODERS = {"joint": Decoder, "cross": CrossDecoder}
+"""By the names that objective.decoder has for them."""

@@ -31,7 +31,7 @@ from s2vfast.networks.block import BlockOptions
 from s2vfast.networks.transformer import TransformerConfig, initialise
 from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective
 from s2vfast.objectives.bodies import Bodies, has_body
-from s2vfast.objectives.decoder import Decoder
+from s2vfast.objectives.decoder import DECODERS, Decoder
 from s2vfast.objectives.masks import MaskBatch, MaskSampler, check_masks
 from s2vfast.objectives.targets import TARGETS, token_numbers
 
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 class MaskedConfig:
     """The decoder, a second target, and what becomes of empty bodies."""
 
+    decoder: Literal["joint", "cross"] = "joint"
+    """How the decoder's tokens look at each other: ``joint``: latents and mask tokens in one sequence, all at all
+    (published). ``cross``: mask tokens at the latents alone (CrossMAE, arXiv 2401.14391)."""
     decoder_depth: int = option(3, ge=1)
     """Decoder blocks; their width, heads and start are the network's."""
     auxiliary: Literal["none", "coordinates", "motion"] = "none"
@@ -137,6 +140,11 @@ class MaskedObjective(Objective):
             raise ConfigError(
                 f"objective.auxiliary: {objective.auxiliary} is what {objective.name} predicts already; give none or "
                 f"another"
+            )
+        if objective.decoder == "cross" and objective.placement == "published":
+            raise ConfigError(
+                "objective.placement: published says where a joint decoder gets the latents; objective.decoder: cross "
+                "looks at them wherever they are. Give token"
             )
         check_masks(config, cls.mask_kind, segments, layout)
 
@@ -271,7 +279,8 @@ def build_decoder(config: Config, encoder: Network, out: int | None = None, auxi
     """
     segments, joints = encoder.grid
     blocks = BlockOptions.of(config.model, dim=encoder.width)
-    decoder = Decoder(joints, segments, config.objective.decoder_depth, blocks, out=out, auxiliary=auxiliary)
+    kind, depth = DECODERS[config.objective.decoder], config.objective.decoder_depth
+    decoder = kind(joints, segments, depth, blocks, out=out, auxiliary=auxiliary)
     start = {name: getattr(config.model, name, getattr(TransformerConfig(), name)) for name in ("init", "init_std")}
     return initialise(decoder, start["init"], start["init_std"], seed=2 * config.train.seed + 1)
 

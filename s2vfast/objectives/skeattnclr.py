@@ -30,7 +30,7 @@ from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, build_network, linear_weights
 from s2vfast.networks.stgcn import initialise
 from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective, register
-from s2vfast.objectives.bodies import Bodies, has_body
+from s2vfast.objectives.bodies import Bodies, has_body, mean_over_tracks
 from s2vfast.reference import philox
 
 if TYPE_CHECKING:
@@ -360,9 +360,9 @@ class _Pool:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """[n, D] of tokens [N, L, D]."""
-        means = tokens.mean(dim=1)
         if self.bodies is None:
-            return means.unflatten(0, (-1, self.count)).mean(dim=1)
+            return mean_over_tracks(tokens, self.count)
+        means = tokens.mean(dim=1)
         tracks = self.bodies.order[: self.bodies.capacity]
         weights = self.present.to(means.dtype)[:, None]  # [n * M, 1]
         tracks_in_place = means.new_zeros(len(weights), means.shape[1]).index_copy(0, tracks, means * weights[tracks])

@@ -17,6 +17,7 @@ from s2vfast.config.fields import option
 from s2vfast.errors import ConfigError
 from s2vfast.networks.base import Network, build_network
 from s2vfast.objectives.base import Loss, MicroBatch, Objective, register
+from s2vfast.objectives.bodies import mean_over_tracks
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -101,7 +102,7 @@ class VICReg(Objective):
 
     def embed(self, clips: Tensor) -> Tensor:
         """[n, D] of clips [n * M, T, V, C]: means over tokens and bodies, through the expander."""
-        return self.expander(self.encoder(clips).mean(1).unflatten(0, (-1, self.bodies)).mean(1))
+        return self.expander(mean_over_tracks(self.encoder(clips), self.bodies))
 
 
 def lack_of_variance(z: Tensor) -> Tensor:

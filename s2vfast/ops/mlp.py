@@ -101,7 +101,7 @@ def _forward(x, *parameters_and_more):
 def _(x, weight1, bias1, weight2, bias2, norm_weight, norm_bias, gamma, eps, keep):
     count, (E, D) = x.shape[:-1].numel(), weight1.shape
     normed = 0 if norm_weight is None else count
-    converted = count if normed or x.dtype != weight1.dtype else 0
+    converted = count if keep and (normed or x.dtype != weight1.dtype) else 0
     mean, rstd = (x.new_empty(normed, dtype=torch.float32) for _ in range(2))
     rows, hidden = weight1.new_empty(converted, D), weight1.new_empty(count if keep else 0, E)
     return x.new_empty(x.shape), mean, rstd, rows, hidden

@@ -59,20 +59,20 @@ def _torch(
 _PARAMETERS = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor? bias"
 
 
-@operator(f"norm_linear_triton(Tensor x, {_PARAMETERS}, float eps) -> (Tensor, Tensor, Tensor, Tensor)")
-def _forward(x, norm_weight, norm_bias, weight, bias, eps):
+@operator(f"norm_linear_triton(Tensor x, {_PARAMETERS}, float eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)")
+def _forward(x, norm_weight, norm_bias, weight, bias, eps, keep):
     rows = x.contiguous().view(-1, x.shape[-1])  # [N * L, D]
     parameters = contiguous((norm_weight, norm_bias, weight, bias))
-    out, *left = _triton.kernels("norm_linear").forward(rows, *parameters, eps)
+    out, *left = _triton.kernels("norm_linear").forward(rows, *parameters, eps, keep)
     return out.view(*x.shape[:-1], weight.shape[0]), *left
 
 
 @fake(_forward)
-def _(x, norm_weight, norm_bias, weight, *_):
+def _(x, norm_weight, norm_bias, weight, bias, eps, keep):
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=weight.dtype)
     count = x.shape[:-1].numel()
     mean, rstd = (x.new_empty(count, dtype=torch.float32) for _ in range(2))
-    return out, mean, rstd, weight.new_empty(count, x.shape[-1])
+    return out, mean, rstd, weight.new_empty(count if keep else 0, x.shape[-1])
 
 
 _LEFT = "Tensor mean, Tensor rstd, Tensor rows"  # what the forward pass leaves for the backward pass
@@ -92,21 +92,22 @@ def _(grad, x, mean, rstd, rows, *parameters):
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    x, *parameters, _ = inputs
+    x, *parameters, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, *output[1:], *parameters)
 
 
 def _gradients(ctx: Any, grad_out: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     x, mean, rstd, rows, *parameters = ctx.saved_tensors
-    return *one_each(_backward(grad_out, x, mean, rstd, rows, *parameters), (x, *parameters)), None
+    return *one_each(_backward(grad_out, x, mean, rstd, rows, *parameters), (x, *parameters)), None, None
 
 
 differentiate(_forward, _gradients, _save)
 
 
 def _run_triton(*args: Any) -> Tensor:
-    return _forward(*args)[0]
+    keep = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
+    return _forward(*args, keep)[0]
 
 
 _op = register(

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from s2vfast import errors, presets
 from s2vfast.config import Config
 from s2vfast.objectives.masks import TUBE_KINDS, visible_joints
+from s2vfast.train.launches import LAUNCHES, LAUNCHES_BACKWARD
 
 PARTS = ("data", "teacher", "target", "student", "decoder forward", "decoder backward", "update")
 """Student: forward and backward. Data: clips, masks. Update: loss, clipping, AdamW, EMA, operands."""
@@ -34,36 +35,6 @@ SAVINGS = {
     "share": "one teacher pass for all empty bodies",
 }
 OPERAND, STREAM = 2, 4  # bytes of a number: matrix operands, residual stream
-
-# Launches of each operation, and of what PyTorch does around it.
-LAUNCHES = {
-    "norm_linear": 1,
-    "attention": 1,
-    "add_norm": 1,
-    "mlp": 1,
-    "embed_gather": 2,  # positions are the sum of two embeddings
-    "convert": 1,  # of the decoder's embedded latents to the stream's dtype
-    "mask_fill": 2,
-    "gather": 3,  # of the stream, of the branch, token numbers to PyTorch's dtype
-    "share": 1,
-    "teacher_target": 2,
-    "masked_mse": 4,  # with its gradient, and the one that a backward pass starts from
-    "variances": 5,
-    "collect": 4,  # gradients of two dtypes, in lists of a hundred and more
-    "update": 4,  # norm, coefficients, AdamW and EMA, operands
-    "report": 5,
-}
-LAUNCHES_BACKWARD = {
-    "norm_linear": 3,
-    "attention": 2,
-    "add_norm": 3,
-    "mlp": 4,
-    "residual": 1,  # the two ways through a block's first half add up
-    "embed_gather": 5,
-    "convert": 1,
-    "mask_fill": 4,
-    "gather": 4,
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +130,7 @@ class Plan:
     ) -> Iterable[Line]:
         """``last``: tokens that are still wanted after the last block's attention."""
         model, D = self.config.model, self.config.model.dim
-        E, times, label = round(D * model.mlp_ratio), 2 if backward else 1, _label(backward)
+        times, label = 2 if backward else 1, _label(backward)
         rows = tracks * L * depth
         after = rows - (tracks * (L - last) if last is not None else 0)
         cost = LAUNCHES_BACKWARD if backward else LAUNCHES
@@ -190,6 +161,13 @@ class Plan:
             rows=rows,
             tokens=L,
         )
+        yield from self._branches(part, after, L, depth, backward)
+
+    def _branches(self, part: str, after: int, L: int, depth: int, backward: bool) -> Iterable[Line]:
+        """What blocks do after attention, of as many rows; ``L`` tokens of a track."""
+        model, D = self.config.model, self.config.model.dim
+        E, times, label = round(D * model.mlp_ratio), 2 if backward else 1, _label(backward)
+        cost = LAUNCHES_BACKWARD if backward else LAUNCHES
         moved = after * D * ((STREAM + 4 * OPERAND) if backward else (OPERAND + 2 * STREAM))
         yield Line(
             part,
@@ -219,27 +197,19 @@ class Plan:
         )
 
     def _decoder(self) -> Iterable[Line]:
-        depth, D = self.config.objective.decoder_depth, self.config.model.dim
-        tracks, K, L = self._masks(), self.K, self.L
-        last = L - K if "masked" in self.savings else None
+        objective, D, tracks, K, L = self.config.objective, self.config.model.dim, self._masks(), self.K, self.L
+        depth, cross = objective.decoder_depth, objective.decoder == "cross"
+        last = L - K if "masked" in self.savings or cross else None
         predicted_rows = tracks * (L if last is None else last)
         for backward in (False, True):
-            part, times = ("decoder backward", 2) if backward else ("decoder forward", 1)
-            label, cost = _label(backward), LAUNCHES_BACKWARD if backward else LAUNCHES
-            rows = {"norm and embed": tracks * K, "head": predicted_rows}
-            for what, count in rows.items():
-                moved = count * D * ((3 * OPERAND + 2 * STREAM) if backward else (STREAM + 2 * OPERAND))
-                gemm = times * 2.0 * count * D * D
-                yield Line(
-                    part,
-                    f"{what}{label}",
-                    gemm=gemm,
-                    bytes=moved,
-                    launches=cost["norm_linear"],
-                    op="norm_linear",
-                    rows=count / 3,  # a map to D numbers; a block's is to 3 D
-                    tokens=L,
-                )
+            part, label = "decoder backward" if backward else "decoder forward", _label(backward)
+            cost = LAUNCHES_BACKWARD if backward else LAUNCHES
+            if not cross:
+                yield self._map("norm and embed", part, tracks * K, backward)
+            yield self._map("head", part, predicted_rows, backward)
+            if cross:
+                yield from self._cross_blocks(part, predicted_rows, backward)
+                continue
             moved = tracks * K * D * (OPERAND + STREAM)
             yield Line(part, f"embedded latents{label}", bytes=moved, launches=cost["convert"])
             yield Line(part, f"mask_fill{label}", bytes=tracks * L * D * STREAM, launches=cost["mask_fill"])
@@ -247,6 +217,42 @@ class Plan:
             if last is not None:
                 moved = 2 * predicted_rows * D * (STREAM + OPERAND)
                 yield Line(part, f"rows of masked tokens{label}", bytes=moved, launches=cost["gather"])
+
+    def _map(self, what: str, part: str, rows: int, backward: bool, maps: int = 1, depth: int = 1) -> Line:
+        """``depth`` maps of rows from D numbers to ``maps`` times D, with a norm before."""
+        D, cost = self.config.model.dim, LAUNCHES_BACKWARD if backward else LAUNCHES
+        numbers = ((1 + 2 * maps) * OPERAND + 2 * STREAM) if backward else (STREAM + (1 + maps) * OPERAND)
+        return Line(
+            part,
+            f"{what}{_label(backward)}",
+            gemm=(2 if backward else 1) * 2.0 * depth * rows * maps * D * D,
+            bytes=depth * rows * D * numbers,
+            launches=depth * cost["norm_linear"],
+            op="norm_linear",
+            rows=depth * rows * maps / 3,  # a block's map is to 3 D numbers
+            tokens=self.L,
+        )
+
+    def _cross_blocks(self, part: str, rows: int, backward: bool) -> Iterable[Line]:
+        """Queries of ``rows`` mask tokens; keys and values of the latents, in every block."""
+        depth, D, label = self.config.objective.decoder_depth, self.config.model.dim, _label(backward)
+        latents, cost = self._masks() * self.K, LAUNCHES_BACKWARD if backward else LAUNCHES
+        yield Line(part, f"mask tokens{label}", bytes=2 * rows * D * STREAM, launches=cost["queries"])
+        yield self._map("queries", part, rows, backward, depth=depth)
+        yield self._map("keys and values", part, latents, backward, maps=2, depth=depth)
+        yield Line(
+            part,
+            f"attention to latents{label}",
+            attention=4.0 * depth * rows * self.K * D * (2.5 if backward else 1),
+            exps=depth * rows * self.config.model.heads * self.K,
+            bytes=depth * 2 * (rows + latents) * D * OPERAND * (2 if backward else 1),
+            launches=depth * cost["cross"],
+        )
+        if backward:
+            # Two ways through a block; between blocks, what comes to the latents and to their norm's weight and bias.
+            sums, moved = depth + 3 * (depth - 1), depth * (rows + latents) * D * 3 * STREAM
+            yield Line(part, "residual, backward", bytes=moved, launches=sums * cost["residual"])
+        yield from self._branches(part, depth * rows, self.L, depth, backward)
 
     def _update(self) -> Iterable[Line]:
         numbers = self._masks() * (self.L - self.K) * self.config.model.dim
@@ -288,7 +294,8 @@ def parameters(config: Config, joints: int) -> tuple[int, int]:
     block = 4 * D * D + 2 * D * E + 11 * D + E - 2 * D + 2 * D  # matrices; biases, norms, gammas
     positions = (joints + config.network_class.segments(config)) * D
     encoder = model.segment_frames * config.channels * D + D + positions + model.depth * block + 2 * D
-    decoder = D * D + D + D + positions + config.objective.decoder_depth * block + 2 * D + D * D + D
+    embed = D * D + D if config.objective.decoder == "joint" else 0  # blocks of both kinds have as many
+    decoder = embed + D + positions + config.objective.decoder_depth * block + 2 * D + D * D + D
     return encoder + decoder, encoder
 
 

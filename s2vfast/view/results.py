@@ -55,13 +55,14 @@ def collect(path: str | Path, store_path: str | Path | None = None) -> Content:
     """
     path, content = comparison.content_of(path)
     parts = content.get("results") or {content["protocol"]: content}
-    measures = [measure for name, part in parts.items() for measure in _measures(name, part)]
-    if not measures:
+    named = [(label, values) for name, part in parts.items() for label, values in _named(name, part)]
+    if not named:
         raise errors.DataError(
             f"{path}: has no confusion matrix; evaluate with --out FILE.json, or --json --confusion, by a protocol "
             f"that names classes"
         )
     part = content["test_part"] if "test_part" in content else content["parts"][1]
+    measures = [_measure(label, values) for label, values in named]
     about = f"{content.get('objective') or content['protocol']}, {part} of split {content['split']}, {content['store']}"
     store, note = _store(store_path or content["store"], content["store_fingerprint"], required=store_path is not None)
     ids = None
@@ -70,23 +71,23 @@ def collect(path: str | Path, store_path: str | Path | None = None) -> Content:
         measures = [_fitting(measure, len(ids), path) for measure in measures]
         if all(measure.predicted is None for measure in measures):
             store, ids, note = None, None, f"{path} has no predictions of single sequences: evaluate the run again"
-    classes = next(list(part["per_class"]) for part in parts.values() if "confusion" in part)
-    return Content(classes, measures, about, note, store, ids)
+    return Content(list(named[0][1]["per_class"]), measures, about, note, store, ids)
 
 
-def _measures(protocol: str, part: dict[str, Any]) -> list[Measure]:
+def _named(protocol: str, part: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What a protocol has measured with a confusion matrix, by the names of tables."""
     named = [(table.NAMES.get(protocol, protocol), part)]
     named += [(table.NAMES[solver], part[solver]) for solver in table.SOLVERS if solver in part]
-    return [
-        Measure(
-            name,
-            {metric: values[key] for key, metric in ACCURACIES.items() if key in values},
-            np.array(values["confusion"], dtype=np.int64),
-            np.array(values["predicted"], dtype=np.int64) if "predicted" in values else None,
-        )
-        for name, values in named
-        if "confusion" in values
-    ]
+    return [(name, values) for name, values in named if "confusion" in values]
+
+
+def _measure(name: str, values: dict[str, Any]) -> Measure:
+    return Measure(
+        name,
+        {metric: values[key] for key, metric in ACCURACIES.items() if key in values},
+        np.array(values["confusion"], dtype=np.int64),
+        np.array(values["predicted"], dtype=np.int64) if "predicted" in values else None,
+    )
 
 
 def _store(path: str | Path, fingerprint: str, required: bool) -> tuple[SkeletonStore | None, str]:

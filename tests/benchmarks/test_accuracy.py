@@ -108,11 +108,13 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
     from s2vfast import cli
 
     made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, method)
-    assert len({task.name for task in made}) == len(made) == 2 * (3 + 2 * len(accuracy.OWN[method]))
+    single = len(accuracy.SINGLE.get(method, ()))
+    commands = 3 + 2 * len(accuracy.OWN[method]) + (single and single + 1)
+    assert len({task.name for task in made}) == len(made) == 2 * commands
     for task in made:
         cli.parse(task.words)
         assert {other.name for other in made}.issuperset(task.after)
-        if task.after:
+        if task.after and "--ensemble" not in task.words:
             what = task.name.rpartition("-")[2]
             name, seed = task.name.removesuffix(f"-{what}").rsplit("-", 1)
             top1 = 50.0 if "--untrained" in task.words else 80.0
@@ -124,6 +126,22 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
     cells = " | ".join(["50.0 ± 0.0"] * len(names))
     assert f"| | {' | '.join(names)} | fine-tuned |\n" in accuracy.table(top1)
     assert f"| untrained | {cells} | – |" in accuracy.table(top1)
+
+
+def test_streams_and_their_sum_are_read(tmp_path):
+    made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, "vicreg")
+    added = [task for task in made if "--ensemble" in task.words]
+    assert [len(task.after) for task in added] == [4, 4]
+    for task, top1 in zip(added, (90.0, 92.0), strict=True):
+        path = Path(task.words[-1])
+        path.parent.mkdir(exist_ok=True)
+        runs = [{"stream": "joint", "top1": top1 - 8}, {"stream": "bone", "top1": top1 - 6}]
+        path.write_text(json.dumps({"runs": runs, "top1": top1}))
+    rows = accuracy.stream_rows(tmp_path, 2, "vicreg")
+    assert rows == {"joint": [82.0, 84.0], "bone": [84.0, 86.0], "scores added": [90.0, 92.0]}
+    record = {name: value for name, value in RECORD.items() if name != "rows"}
+    text = accuracy.section("vicreg", {"vicreg": record | {"top1": {}, "streams": rows}})
+    assert "| joint | 83.0 ± 1.4 |\n| bone | 85.0 ± 1.4 |\n| scores added | 91.0 ± 1.4 |\n" in text
 
 
 def test_the_floor_is_read(tmp_path):

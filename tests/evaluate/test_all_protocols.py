@@ -16,6 +16,7 @@ from s2vfast.evaluate import (
     features,
     finetune,
     finetune_config,
+    linear,
     measures,
     metrics,
     probe,
@@ -72,6 +73,24 @@ def test_ridge_regression_of_too_many_unknowns_is_left_out(run, store_path, monk
     lines = []
     assert "ridge" not in protocols.evaluate(run[0], store_path, **(QUICK | {"log": lines.append}))
     assert lines == ["no ridge regression: a system of 12 unknowns; 11 are solved for at most"]
+
+
+def test_linear_measures_what_is_asked_for_alone(run, store_path, monkeypatch):
+    everything = protocols.evaluate(run[0], store_path, **QUICK)
+    for module in (linear, probe):
+        monkeypatch.setattr(module, "fit", lambda *a, **k: pytest.fail("this was not asked for"))
+    result = protocols.evaluate(run[0], store_path, linear=["ridge"], **QUICK)
+    assert result["ridge"] == everything["ridge"]
+    assert {"top1", "probe"}.isdisjoint(result)
+    rows = table.rows({"linear": result})
+    assert rows == [row for row in table.rows({"linear": everything}) if row["measure"] == "linear probe (ridge)"] != []
+    with pytest.raises(
+        errors.ConfigError, match="test_draws: 1; scores of ridge .* linear is published, probe without"
+    ):
+        protocols.evaluate(run[0], store_path, linear=["published", "probe"], test_draws=1, **QUICK)
+    monkeypatch.setattr(ridge, "LARGEST", 11)
+    with pytest.raises(errors.ConfigError, match="--linear ridge: no ridge regression: a system of 12 unknowns"):
+        protocols.evaluate(run[0], store_path, linear=["ridge"], **QUICK)
 
 
 def test_repeats_are_mean_and_deviation(run, store_path):

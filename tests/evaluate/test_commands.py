@@ -70,6 +70,13 @@ def test_all_protocols_in_one_command(cli, place, tmp_path):
     assert (place / "run/features").is_dir()
 
 
+def test_one_measure_of_linear(cli, place):
+    code, out, err = cli(f"evaluate {place}/run --linear ridge --pool statistics")
+    assert (code, err) == (0, [])
+    assert len(out) == 2
+    assert out[1].startswith("by ridge regression: top-1 ")
+
+
 def test_lists_of_labels_are_written(cli, place, tmp_path):
     code, out, err = cli(f"data subset {place}/store --split xsub --percents 10,50 --lists 3 --out {tmp_path}/l.json")
     assert (code, err) == (0, [])
@@ -119,4 +126,6 @@ def test_what_cannot_be_asked(cli, place):
     refused(cli(f"evaluate {place}/run --protocol finetune --recipe ntu"), "--recipe ntu: neither a file nor one of")
     refused(cli(f"evaluate {place}/run --protocol semi --percents 1,x"), "--percents: '1,x'; numbers with commas")
     refused(cli(f"evaluate {place}/run --protocol knn --out {place}/somewhere"), "a FILE.json is expected, as knn")
+    refused(cli(f"evaluate {place}/run --linear ridge,lasso"), "linear: 'lasso' is not one of published, probe, ridge")
+    refused(cli(f"evaluate {place}/run --protocol floor --floor_draws -1"), "floor_draws: -1; 0 or more is expected")
     refused(cli(f"export {place}/run --to torch"), "needed: --out")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from s2vfast import cli, errors
 from s2vfast.data.synth import generate
-from s2vfast.evaluate import features, linear, protocols
+from s2vfast.evaluate import features, linear, probe, protocols, ridge
 from s2vfast.evaluate.ensemble import evaluate_ensemble, fitted_weights
 
 TINY = "--data.frames 8 --data.bodies 2 --train.batch 4 --train.threads 1 --train.steps 2 --optim.lr 0.01".split()
@@ -107,17 +107,26 @@ def test_probes_are_added(tmp_path, store, store_path, small):
         small.make_run(path, store, data__stream=stream)
     ids, labels = [store.select("halves", part) for part in ("train", "test")], torch.from_numpy(store.labels.copy())
     how = {"protocol": "linear", "log": str, "device": "cpu", "epochs": 3}
+    tables = []
+    for path in folders:
+        encoder, config, _ = features.load_encoder(path)
+        tables.append([features.extract(encoder, config, store, part) for part in ids])
     for weights, factors in ((None, (1.0, 1.0)), ([0.5, 2.0], (0.5, 2.0))):
         total = 0.0
-        for path, factor in zip(folders, factors, strict=True):
-            encoder, config, _ = features.load_encoder(path)
-            train, test = (features.extract(encoder, config, store, part) for part in ids)
+        for (train, test), factor in zip(tables, factors, strict=True):
             fitted = linear.fit(train, labels[ids[0]], classes=len(store.classes), epochs=3)
             total = total + factor * F.log_softmax(fitted.scores(test).double(), dim=1)
         result = evaluate_ensemble(folders, store_path, weights=weights, **how)
         assert result["weights_from"] == ("given" if weights else "equal")
         assert result["top1"] == pytest.approx(100 * float((total.argmax(1) == labels[ids[1]]).float().mean()))
-        alone = [protocols.evaluate(path, store_path, fast=False, **how)["top1"] for path in folders]
+        alone = [protocols.evaluate(path, store_path, linear=("published",), **how)["top1"] for path in folders]
         assert [one["top1"] for one in result["runs"]] == alone
+    for name, fit in (("probe", probe.fit), ("ridge", ridge.fit)):
+        total = sum(
+            F.log_softmax(fit(train, labels[ids[0]], classes=len(store.classes)).scores(test).double(), dim=1)
+            for train, test in tables
+        )
+        result = evaluate_ensemble(folders, store_path, linear=(name,), **how)
+        assert result["top1"] == pytest.approx(100 * float((total.argmax(1) == labels[ids[1]]).float().mean()))
     with pytest.raises(errors.ConfigError, match="protocol: 'knn' is not one of classify, linear"):
         evaluate_ensemble(folders, store_path, protocol="knn")

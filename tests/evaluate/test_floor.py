@@ -126,6 +126,9 @@ def test_the_protocol(run, store_path, capsys):
     assert np.sum(result["confusion"]) == 2 * result["n_test"]
     alone = protocols.evaluate(run[0], store_path, protocol="floor", seed=1, **QUICK)
     assert alone["rows"][0]["top1"] == result["rows"][0]["top1_each"][1]
+    single = protocols.evaluate(run[0], store_path, protocol="floor", seed=1, floor_draws=0, **QUICK)
+    assert single["rows"] == [row for row in alone["rows"] if not row["copies"]]
+    assert single["top1"] == single["rows"][0]["top1"]
     lines = [row["measure"] for row in table.rows({"floor": result})]
     assert lines[0] == "floor: random convolutions, ridge"
     assert f"floor: random convolutions, ridge, {floor.COPIES} drawn copies" in lines

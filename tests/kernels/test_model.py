@@ -72,6 +72,15 @@ def test_what_is_executed_is_counted():
     assert modelled(program(), warps=8).flop == 2 * result.flop
 
 
+def test_copies_for_iterations_that_do_not_come_move_nothing():
+    off = COPY.replace(" ;", ", !PT ;")
+    assert modelled(program(copy=off)).l2 == 132 * 4 * 32 * 16  # the store alone
+    # Two iterations are copied before the loop, so that the copies of its last two are off: a predicate says so.
+    filled = program().replace(".L_x_0:", f"{COPY}\n{COPY}\n.L_x_0:", 1)
+    assert modelled(filled).l2 == modelled(program()).l2
+    assert modelled(filled).ahead == modelled(program()).ahead
+
+
 @pytest.mark.parametrize(
     ("left", "early", "ahead"),
     [("0x0", False, 0.0), ("0x0", True, 1.0), ("0x1", False, 1.0), ("0x1", True, 2.0)],
@@ -80,6 +89,20 @@ def test_copies_that_overlap_are_told_from_those_that_do_not(left, early, ahead)
     result = modelled(program(left, early=early))
     assert result.ahead == ahead
     assert (result.ms < modelled(program()).ms) == (ahead > 0.0)
+
+
+def test_what_is_copied_before_a_loop_is_not_copied_again_in_it():
+    start = "/*0000*/                   S2R R0, SR_TID.X ;\n"
+    begun = program().replace(start, start + COPY.replace("0050", "0008") + "\n")
+    assert begun != program()
+    assert modelled(begun).l2 == modelled(program()).l2
+
+
+def test_a_loop_that_few_blocks_go_through_is_gone_around():
+    code = sass.Code(program())
+    names = [code.instructions[i].name for i in code.path(avoided=tuple(code.loops))]
+    assert "HGMMA" not in names
+    assert names[-2:] == ["STG", "EXIT"]
 
 
 def test_narrow_copies_are_counted():

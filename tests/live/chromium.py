@@ -9,6 +9,12 @@ import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
+SERVER_ERROR = -32000
+
+
+class Refused(AssertionError):
+    """The browser's error for a command."""
+
 
 def find():
     """Path of a Chromium; None where there is none. ``S2VFAST_CHROMIUM`` names another."""
@@ -67,12 +73,18 @@ class Chromium:
             text, _, self._buffer = self._buffer.partition(b"\0")
             answer = json.loads(text)
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise Refused(answer["error"])
                 return answer["result"]
             self.events.append(answer)
 
     def _run(self, script):
-        return self.send("Runtime.evaluate", expression=script, returnByValue=True)
+        try:
+            return self.send("Runtime.evaluate", expression=script, returnByValue=True)
+        except Refused as refusal:  # the page went while the script ran: another is coming
+            if refusal.args[0]["code"] != SERVER_ERROR:
+                raise
+            return {"exceptionDetails": refusal.args[0]}
 
     def evaluate(self, script):
         """The value of an expression in the page."""

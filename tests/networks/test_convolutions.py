@@ -8,7 +8,7 @@ from s2vfast.config import Config
 from s2vfast.data.layout import get_layout
 from s2vfast.errors import ConfigError
 from s2vfast.networks import build_network
-from s2vfast.networks.convolutions import STILL
+from s2vfast.networks.convolutions import UNITS
 
 LAYOUT = get_layout("kinect_v1")
 
@@ -42,10 +42,9 @@ def test_a_kernel_is_a_sum_over_taps_of_streams_of_equal_size(dilation):
     bones = np.stack([x[:, :, v] - x[:, :, p] if p >= 0 else 0 * x[:, :, v] for v, p in enumerate(parents)], 2)
     motion = np.concatenate([x[:, 1:] - x[:, :-1], 0 * x[:, :1]], 1)
     columns = []
-    for stream in (x, bones, motion):
-        rows = stream.reshape(3, 16, -1)
-        rows = rows - rows.mean(1, keepdims=True)
-        columns.append(rows / (np.sqrt((rows**2).mean((1, 2)))[:, None, None] + STILL))
+    size = np.sqrt((bones**2).mean((1, 2, 3)))[:, None, None]
+    for name, stream in {"joint": x, "bone": bones, "motion": motion}.items():
+        columns.append(stream.reshape(3, 16, -1) / (UNITS[name] * size))
     columns = np.concatenate(columns, 2)
     weight, bias = bank.weight.detach().double().numpy(), bank.bias.detach().double().numpy()
     (responses, _) = network.hidden(clips(), 2)
@@ -66,8 +65,22 @@ def test_kernels_begin_as_rockets_do():
         assert 3 < seen.float().mean() < 5, "2^u channels, not evenly many"
         assert weight.sum(2).abs().max() < 1e-5
         assert bank.bias.abs().max() <= 1
-    everything = make(channels=0).kernels[0].weight
+    everything = make(channels=0, kernels=300).kernels[0].weight
     assert (everything != 0).any(2).sum(1).max() > 64
+
+
+def test_numbers_of_a_stream_count_alike_as_training_goes_on():
+    network, x = make().train(), clips(32)
+    x[:, :, 3] *= 0.1  # a joint that moves little
+    network(x)
+    seen = []
+    network.input_norm.register_forward_hook(lambda *call: seen.append(call[2]))
+    network(x)
+    deviation = seen[0].std((0, 2)).unflatten(0, (3, LAYOUT.num_joints, 3))
+    root = LAYOUT.bone_parents.index(-1)
+    assert deviation[1, root].max() == 0
+    torch.testing.assert_close(deviation[0, 3], torch.ones(3), atol=0.05, rtol=0)
+    assert network.input_norm.running_var.unflatten(0, (3, -1))[0, 9:12].max() < 1
 
 
 def test_units_do_not_matter():

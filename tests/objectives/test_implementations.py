@@ -31,12 +31,14 @@ def choice(name):
     return NATIVE if name == "native" else name
 
 
-def model():
+def model(**objective):
     config = Config()
     config.data.frames = 12
     config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 2, 1
     config.model.segment_frames, config.mask.tube_len, config.mask.ratio = 3, 2, 0.6
     config.model.layer_scale, config.model.init_std, config.objective.top_k = 0.1, 0.1, 2
+    for key, value in objective.items():
+        setattr(config.objective, key, value)
     torch.manual_seed(0)
     return build_objective(config, chain(JOINTS))
 
@@ -61,10 +63,11 @@ def close(found, expected):
             assert torch.allclose(f, e, rtol=1e-4, atol=2e-6 * float(e.abs().max()) + 1e-7)
 
 
+@pytest.mark.parametrize("objective", [{}, {"decoder": "cross"}], ids=["joint", "cross"])
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_step_is_the_same(name):
-    loss, gradients = step(model(), choice(name), clips())
-    expected, theirs = step(model(), "torch", clips())
+def test_a_step_is_the_same(name, objective):
+    loss, gradients = step(model(**objective), choice(name), clips())
+    expected, theirs = step(model(**objective), "torch", clips())
     assert torch.allclose(loss, expected, rtol=1e-5)
     close(gradients, theirs)
 

@@ -60,6 +60,26 @@ def test_exponentials_by_polynomial(numbers):
     assert torch.allclose(large, attention(qkv * 60, impl="reference"), rtol=1e-3, atol=2e-2)
 
 
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_triton_computes_tiles_again_whose_sums_are_no_numbers(numbers, where):
+    """One row's sum is above 2**64, or NaN; rows of the other tiles keep every bit."""
+    qkv = numbers(1, 37, 3, 1, 16, seed=0).float()
+    sharp, nan = qkv.clone(), qkv.clone()
+    sharp[0, 20, 0] *= 100
+    nan[0, 36, ("query", "key", "value").index(where), 0, 3] = torch.nan
+    with _launch.override("attention", "forward", BLOCK_M=16, BLOCK_N=16, POLYNOMIAL=1):
+        plain, (again, lse), hidden = (
+            attention(qkv, impl="triton"),
+            attention(sharp, return_lse=True, impl="triton"),
+            attention(nan, impl="triton"),
+        )
+    out, expected = reference(sharp)
+    assert expected[0, 0, 20] > 64  # beside a score of its own that is far below
+    torch.testing.assert_close((again, lse), (out, expected), rtol=1e-4, atol=1e-4)
+    assert torch.equal(plain[:, :16], again[:, :16])
+    assert torch.equal(hidden.isnan(), reference(nan)[0].isnan())
+
+
 @pytest.mark.parametrize("scale", [1e2, -1e2])
 def test_extreme_scores(scale, impl):
     """Scores of 1e4 and -1e4: one key takes all, or all alike; nothing overflows, forward or backward."""

@@ -41,6 +41,14 @@ def test_small_tiles(agree, numbers, piece):
         agree(norm_linear, reference, case(numbers, N=3, L=13, D=48, E=40), "triton")
 
 
+@pytest.mark.parametrize("piece", [16, 64])
+def test_without_a_backward_pass_it_is_the_same(numbers, piece):
+    """The normed rows are then not written, but where a program goes through them piece by piece."""
+    given = {name: value.float() for name, value in case(numbers, N=3, L=13, D=48, E=40).items()}
+    with torch.no_grad(), _launch.override("norm_linear", "forward", BLOCK_M=16, BLOCK_E=16, BLOCK_K=piece):
+        torch.testing.assert_close(norm_linear(**given, impl="triton"), reference(**given), rtol=1e-4, atol=1e-4)
+
+
 def test_the_result_has_the_dtype_of_the_weight(numbers):
     given = {name: value.float() for name, value in case(numbers).items()}
     given["weight"] = given["weight"].bfloat16()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2vfast import errors, ops, presets
@@ -30,21 +31,25 @@ def test_ntu60_is_what_the_design_says():
         assert costs == pytest.approx(expected, rel=0.02), part
 
 
-def small(empty_bodies="compute", masks=1):
+def small(empty_bodies="compute", masks=1, decoder="joint"):
     config = presets.load("ntu60")
     config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 3, 2
     config.objective.top_k, config.data.frames, config.objective.empty_bodies = 3, 30, empty_bodies
-    config.mask.masks_per_clip = masks
+    config.mask.masks_per_clip, config.objective.decoder = masks, decoder
     return config
 
 
-@pytest.mark.parametrize(("empty", "masks"), [(0, 1), (2, 1), (0, 2), (2, 2)])
-def test_matrix_products_are_those_that_are_made(empty, masks):
-    config = small("share", masks)
+@pytest.mark.parametrize(
+    ("empty", "masks", "decoder"),
+    [(0, 1, "joint"), (2, 1, "joint"), (0, 2, "joint"), (2, 2, "joint"), (0, 1, "cross"), (2, 2, "cross")],
+)
+def test_matrix_products_are_those_that_are_made(empty, masks, decoder):
+    config = small("share", masks, decoder)
     model = build_objective(config, chain(25))
     clips = torch.randn(6, 30, 25, 3)
     clips[1 : 1 + 2 * empty : 2] = 0.0
-    with FlopCounterMode(display=False) as counter, ops.use_impl("torch,attention=reference"):
+    math = sdpa_kernel(SDPBackend.MATH)  # whose products are counted
+    with FlopCounterMode(display=False) as counter, ops.use_impl("torch,attention=reference"), math:
         model(clips, seed=1, sample_ids=torch.arange(3)).loss.backward()
     counted = counter.get_flop_counts()["Global"]
     products = {str(op).rpartition(".")[2]: flops for op, flops in counted.items()}
@@ -60,11 +65,22 @@ def test_matrix_products_are_those_that_are_made(empty, masks):
 
 
 def test_parameters_are_counted():
-    for name, joints in (("ntu60", 25), ("nwucla", 20)):
+    for name, joints in (("ntu60", 25), ("nwucla", 20), ("ntu60_fast", 25), ("nwucla_fast", 20)):
         config = presets.load(name)
         model = build_objective(config, chain(joints))
         encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder))
         assert cost_model.parameters(config, joints) == (encoder + decoder, encoder)
+
+
+def test_the_fast_presets_are_cheap():
+    """At most 6 GFLOP a clip of two bodies, and a fifth of the dense preset's operations."""
+    for name, joints, most in (("ntu60", 25, 6.0), ("nwucla", 20, 0.034)):
+        operations = []
+        for preset in (f"{name}_fast", name):
+            config = presets.load(preset)
+            step = cost_model.step_costs(config, joints, tracks=config.data.bodies, empty=0)["step"]["sum"]
+            operations.append((step["gemm"] + step["attention"]) / 1e9)
+        assert operations[0] <= min(most, operations[1] / 5), name
 
 
 def test_savings_add_up():
@@ -119,6 +135,30 @@ def test_launches_are_those_that_are_made(empty, monkeypatch):
     plan = cost_model.Plan(config, 25, tracks=4, empty=empty)
     made_elsewhere = cost_model.LAUNCHES["collect"] + 2  # the clips, the masks
     assert cost_model.summary(plan.lines())["sum"]["launches"] == counted + made_elsewhere
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_launches_of_a_cross_decoder_are_those_that_are_made(depth):
+    if torch.cuda.is_available():
+        pytest.skip("counted where kernels are interpreted")
+    from tests.ops.launches import count
+
+    config = small(decoder="cross")
+    config.objective.decoder_depth = depth
+    model = build_objective(config, chain(25))
+    decoder, norm = model.decoder, model.encoder.final_norm
+    latent = torch.randn(2, 4, 32, requires_grad=True)
+    visible, masked = torch.arange(10, dtype=torch.int32).expand(2, -1).split([4, 6], dim=1)
+    learns = [latent, *norm.parameters(), *decoder.parameters()]
+    with ops.use_impl("triton"):
+        decoder(latent, visible, masked, norm)  # tables that are made once
+        forward = count(lambda: decoder(latent, visible, masked, norm))
+        prediction = decoder(latent, visible, masked, norm)
+        upstream = torch.randn_like(prediction)
+        backward = count(lambda: torch.autograd.grad(prediction, learns, upstream))
+    sums = cost_model.summary(cost_model.Plan(config, 25, tracks=2).lines())
+    for part, counted in (("decoder forward", forward), ("decoder backward", backward)):
+        assert sums[part]["launches"] == sum(counted.values()), counted
 
 
 def test_a_step_of_ntu60_is_at_most_280_launches():

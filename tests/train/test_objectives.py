@@ -44,11 +44,15 @@ def toy():
     del OBJECTIVES._classes["toy"]
 
 
-NAMES = ("toy", "skeleton2vec", "skeletonmae", "mamp")
+CROSS = "cross"
+"""Skeleton2vec with the decoder of that name, ."""
+NAMES = ("toy", "skeleton2vec", "skeletonmae", "mamp", CROSS)
 
 
 def config_of(tiny_config, name, **train):
-    tree = presets.with_names(tiny_config(**train).to_dict(), objective=name)
+    tree = presets.with_names(tiny_config(**train).to_dict(), objective="skeleton2vec" if name == CROSS else name)
+    if name == CROSS:
+        tree = presets.merge(tree, {"objective": {"decoder": "cross"}})
     return Config.from_dict(presets.merge(tree, {"mask": {"ratio": 0.6}}))
 
 
@@ -80,7 +84,7 @@ def test_trains_resumes_bitwise_and_is_evaluated(name, tiny_config, tiny_store, 
         assert found[group].keys() == expected[group].keys()
         assert all(torch.equal(found[group][key], expected[group][key]) for key in expected[group])
     teachers = [key for key in expected["model"] if key.startswith("teacher.")]
-    assert bool(teachers) == (name == "skeleton2vec")
+    assert bool(teachers) == (name in ("skeleton2vec", CROSS))
     measured = evaluate(whole, tiny_store, None, "knn", device="cpu", log=lambda line: None)
     assert measured["step"] == 12
     shutil.rmtree(whole)
@@ -131,6 +135,7 @@ def test_only_a_teacher_can_collapse(tiny_config, tiny_store):
         name: Trainer(config_of(tiny_config, name), Store.open(tiny_store)).objective.warning({"target_var": 0.0})
         for name in NAMES
     }
+    assert said.pop(CROSS) == said["skeleton2vec"]
     assert said.pop("skeleton2vec").startswith("the teacher has collapsed: its targets vary by 0 over tokens")
     assert set(said.values()) == {None}
 

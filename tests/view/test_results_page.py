@@ -48,6 +48,15 @@ def test_seeds_and_several_protocols(place, tmp_path, read_page):
     assert [measure["predicted"]["shape"] for measure in data["measures"]] == [[2, n], [1, n], [1, n], [1, n]]
 
 
+def test_ridge_regression_alone(place, tmp_path, read_page):
+    content = protocols.evaluate(place.run, place.store, linear=["ridge"], confusion=True, log=lambda line: None)
+    path = tmp_path / "ridge.json"
+    path.write_text(json.dumps(content))
+    data = read_page(results.write(results.collect(path), tmp_path / "r.html"))
+    assert [measure["name"] for measure in data["measures"]] == ["linear probe (ridge)"]
+    assert data["classes"] == list(content["ridge"]["per_class"])
+
+
 @pytest.mark.parametrize("why", ["no store", "another store", "old"])
 def test_without_sequences_the_page_says_why(why, place, tmp_path, read_page):
     values, note = {

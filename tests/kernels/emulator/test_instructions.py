@@ -127,6 +127,10 @@ def test_minimum_and_maximum():
     assert apply("max.f32 {d}, {0}, {1};", *zeros).tolist() == [0, 0, 0, 0x80000000]
     nan = apply("max.NaN.f32 {d}, {0}, {1};", np.array([np.nan], F32), np.array([1], F32))
     assert np.isnan(nan.view(F32)).all()
+    sides = np.array([-200, -3, 5, 200, np.nan], F32), np.array([126, 126, -126, 126, 126], F32)
+    cut = apply("min.NaN.xorsign.abs.f32 {d}, {0}, {1};", *sides).view(F32)
+    assert cut[:4].tolist() == [-126, -3, -5, 126]
+    assert np.isnan(cut[4])
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,15 @@ def with_implementation(name):
 
 def judge(found, op):
     for shape in SHAPES:
-        rows = found[f"{op} {shape}"]
-        assert not isinstance(rows, str), f"{shape}: {rows}"
-        gradients = [name for name, *_ in rows if name.startswith("gradient")]
-        assert bool(gradients) == (op not in inputs.WITHOUT_GRADIENT)
-        for name, error, allowed in rows:
-            assert error <= allowed, f"{shape}: {name}: error {error:.3g}, allowed {allowed:.3g}"
+        judge_rows(found[f"{op} {shape}"], op, shape)
+
+
+def judge_rows(rows, op, shape):
+    assert not isinstance(rows, str), f"{shape}: {rows}"
+    gradients = [name for name, *_ in rows if name.startswith("gradient")]
+    assert bool(gradients) == (op not in inputs.WITHOUT_GRADIENT)
+    for name, error, allowed in rows:
+        assert error <= allowed, f"{shape}: {name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 @pytest.mark.slow
@@ -68,6 +71,12 @@ def test_triton_kernels_agree_with_the_reference(op, arch, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("op", ["attention", "norm_linear", "mlp"])
+def test_loops_that_go_round_many_times_agree_with_the_reference(op):
+    judge_rows(begun("long").result()[op], op, "long")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(bool(cuda.why_not()), reason=cuda.why_not())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("arch", ARCHES)
@@ -76,6 +85,13 @@ def test_cuda_kernels_agree_with_the_reference(op, arch, dtype):
     if (op, dtype) == ("attention", "float32"):
         pytest.skip("it takes bfloat16 and float16")
     judge(matrix()["native", arch, dtype].result(), op)
+
+
+def test_large_tiles_agree_with_the_reference():
+    for op, rows in begun("tiles").result().items():
+        assert not isinstance(rows, str), f"{op}: {rows}"
+        for name, error, allowed in rows:
+            assert error <= allowed, f"{op}: {name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 def test_planted_faults_are_found_and_named():
