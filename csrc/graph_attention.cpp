@@ -186,18 +186,22 @@ void graph_attention(const GraphAttentionCall& call, int threads) {
 
 void graph_attention_backward(const GraphAttentionBackwardCall& call, int threads) {
   const GraphAttentionShape shape = checked(call);
+  const int64_t parts = graph_attention_parts(shape.frames), V = shape.joints;
+  const struct {
+    float* at;
+    int64_t count;
+  } gradients[] = {{call.d_x, shape.frames * V * shape.channels},
+                   {call.d_qk_weight, parts * shape.queries() * shape.channels},
+                   {call.d_qk_bias, parts * shape.queries()},
+                   {call.d_topology, parts * shape.heads * V * V},
+                   {call.d_weight, parts * shape.heads * shape.channels * shape.results}};
+  for (const auto& gradient : gradients)
+    require(gradient.at != nullptr || gradient.count == 0, "graph_attention: a gradient is a null pointer");
   if (nothing(shape)) {
-    const int64_t parts = graph_attention_parts(shape.frames), V = shape.joints;
-    std::fill_n(call.d_x, shape.frames * V * shape.channels, 0.0f);
-    std::fill_n(call.d_qk_weight, parts * shape.queries() * shape.channels, 0.0f);
-    std::fill_n(call.d_qk_bias, parts * shape.queries(), 0.0f);
-    std::fill_n(call.d_topology, parts * shape.heads * V * V, 0.0f);
-    std::fill_n(call.d_weight, parts * shape.heads * shape.channels * shape.results, 0.0f);
+    for (const auto& gradient : gradients) std::fill_n(gradient.at, gradient.count, 0.0f);
     return;
   }
-  require(call.grad != nullptr && call.d_x != nullptr && call.d_qk_weight != nullptr && call.d_qk_bias != nullptr &&
-              call.d_topology != nullptr && call.d_weight != nullptr,
-          "graph_attention: grad or a gradient is a null pointer");
+  require(call.grad != nullptr, "graph_attention: grad is a null pointer");
   const int64_t C = shape.channels, E = shape.results;
   const Numbers qk(C * shape.queries()), qk_back(C * shape.queries()), heads(shape.heads * C * E);
   query_panels(shape, call.qk_weight, qk.at());

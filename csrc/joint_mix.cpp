@@ -184,7 +184,8 @@ void joint_mix_backward(const JointMixBackwardCall& call, int threads) {
   const JointMixShape shape = checked(call);
   require((call.d_dynamic != nullptr) == (call.d_constant != nullptr) || shape.tracks * shape.square() == 0,
           "joint_mix: give d_dynamic and d_constant, or neither");
-  require(call.gate == nullptr || (call.d_gate != nullptr) == (call.d_dynamic != nullptr),
+  require(call.gate == nullptr || (call.d_gate != nullptr) == (call.d_dynamic != nullptr) ||
+              shape.tracks * shape.square() == 0,
           "joint_mix: d_gate comes with d_dynamic");
   if (call.d_dynamic != nullptr) {
     const int64_t maps = shape.tracks * shape.subsets * shape.square();

@@ -3,9 +3,9 @@
 Forward: a program owns a tile of queries of one head and goes through all keys; scores never leave the chip. Reads the
 keys and values once for each tile of queries (from the second-level cache but for the first), writes the output and the
 log-sum-exp. Softmax runs in base 2, scale and log2(e) folded into one multiply-add. No largest score is looked for and
-nothing is rescaled: a query's score with its own key stands in its place, and rows for which that will not do are
-computed again. At head width 32 the exponentials bind, not the matrix products: POLYNOMIAL computes every fourth on the
-multiply-add units. Only the tail is masked.
+nothing is rescaled: a query's score with its own key stands in its place, and a tile with a row for which that will not
+do is computed again. At head width 32 the exponentials bind, not the matrix products: POLYNOMIAL computes every fourth
+on the multiply-add units. Only the tail is masked.
 Backward: two kernels; one owns queries and goes through the keys, one owns keys and goes through the queries, with the
 rows' log-sum-exps and sums that the first has left. Nothing is added atomically, so the bits are the same every time.
 """
@@ -89,7 +89,7 @@ def _exp2(x, POLYNOMIAL: tl.constexpr):
 
 @triton.jit
 def _scores(
-    q, keys_ptr, start, stride, L, scale_log2, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    q, keys_ptr, start, stride, L, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
     TAIL: tl.constexpr,
 ):  # fmt: skip
     """Scores [m, n] of a tile of keys, -infinity for those that are not there."""
@@ -106,7 +106,7 @@ def _attend(
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr, POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys and values: the new accumulator, and the new sums of exponentials, eight a row."""
-    scores = _scores(q, keys_ptr, start, stride, L, scale_log2, WIDTH, BLOCK_N, BLOCK_W, TAIL)
+    scores = _scores(q, keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)
     p = _exp2(scores * scale_log2 - shift[:, None], POLYNOMIAL and not TAIL)
     sums += tl.sum(tl.reshape(p, [p.shape[0], BLOCK_N // 8, 8]), axis=1)
     v = _load(values_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
@@ -119,7 +119,7 @@ def _attend_rescaled(
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys and values: the new accumulator, largest score (times scale) and sum of exponentials."""
-    scores = _scores(q, keys_ptr, start, stride, L, scale_log2, WIDTH, BLOCK_N, BLOCK_W, True)
+    scores = _scores(q, keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, True)
     m_new = tl.maximum(m_i, tl.max(scores, axis=1) * scale_log2)
     p = tl.exp2(scores * scale_log2 - m_new[:, None])
     alpha = tl.exp2(m_i - m_new)
@@ -143,8 +143,9 @@ def _forward_kernel(
 ):
     """out [n, m, h] and lse [n, h, m] for a tile of queries m of one head.
 
-    Exponentials are of scores less the query's own score with its own key: their sum is at least 1. Where it is not
-    below 2**64, or no number, the tile is computed again with the largest score in that place.
+    Exponentials are of scores less the query's own score with its own key: their sum is about 1 or more, but for the
+    rounding of scores of 1e8. Where it is not between 2**-64 and 2**64 (a key 44 above the own one), or no number, the
+    tile is computed again with the largest score in that place. Values of 2**64 and more may become infinite.
     """
     tiles = tl.cdiv(L, BLOCK_M)
     head, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -187,13 +188,13 @@ def _forward_kernel(
 @triton.jit
 def _from_keys(
     q, g, lse_log2, delta, keys_ptr, values_ptr, start, stride, L, acc, scale_log2, WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr, POLYNOMIAL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """What one tile of keys and values adds to the gradient of a tile of queries."""
     k = _load(keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     v = _load(values_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    p = _exp2(scores - lse_log2[:, None], POLYNOMIAL and not TAIL)  # [m, n]
+    p = tl.exp2(scores - lse_log2[:, None])  # [m, n]
     if TAIL:
         # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
         p = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], p, 0.0)
@@ -216,7 +217,6 @@ def _grad_queries_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    POLYNOMIAL: tl.constexpr,
 ):
     """Gradient of a tile of queries of one head, and stats [n, h, 2, m] for `_grad_keys_kernel`.
 
@@ -249,12 +249,12 @@ def _grad_queries_kernel(
     for start in range(0, full_end, BLOCK_N):
         acc = _from_keys(
             q, g, lse_log2, delta, keys_ptr, values_ptr, start, stride, L, acc, scale_log2, WIDTH, BLOCK_N, BLOCK_W,
-            False, POLYNOMIAL,
+            False,
         )  # fmt: skip
     if full_end < L:
         acc = _from_keys(
             q, g, lse_log2, delta, keys_ptr, values_ptr, full_end, stride, L, acc, scale_log2, WIDTH, BLOCK_N, BLOCK_W,
-            True, POLYNOMIAL,
+            True,
         )  # fmt: skip
     to_ptr = grad_qkv_ptr + first + m[:, None] * stride + w[None, :]
     tl.store(to_ptr, acc * scale, mask=(m < L)[:, None] & (w < WIDTH)[None, :])
@@ -272,7 +272,6 @@ def _grad_keys_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    POLYNOMIAL: tl.constexpr,
 ):
     """Gradients of a tile of keys and values of one head."""
     tiles = tl.cdiv(L, BLOCK_N)
@@ -296,7 +295,7 @@ def _grad_keys_kernel(
         lse_log2 = tl.load(stats_ptr + m, mask=m < L, other=0.0)
         delta = tl.load(stats_ptr + L + m, mask=m < L, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [n, m]
-        p = _exp2(scores - lse_log2[None, :], POLYNOMIAL)
+        p = tl.exp2(scores - lse_log2[None, :])
         grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
         grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")
         grad_s = p * (grad_p - delta[None, :])

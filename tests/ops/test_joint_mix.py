@@ -26,6 +26,8 @@ SHAPES = [
     {"C": 36, "groups": 3, "bias": True},
     {"gate": True},
     {"T": 0, "bias": True, "gate": True},
+    {"V": 0, "bias": True, "gate": True},
+    {"B": 0, "bias": True, "gate": True},
 ]
 
 
