@@ -140,7 +140,9 @@ def _clear(folder: Path) -> None:
 def _read_results(folder: Path) -> dict[str, Any] | None:
     try:
         results = json.loads((folder / RESULTS).read_text("utf-8"))
-        return results if "measured" in results else None  # an older version measured other things
+        if isinstance(results, dict) and set(results.get("measured", ())) == set(FEATURES):
+            return results
+        return None  # an older version measured other things
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -106,7 +106,10 @@ def _evaluate(parser: Any) -> None:
         "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
     )
     parser.add_argument(
-        "--floor_draws", type=int, default=5, help="drawn clips of every training sequence for floor; 0 is the quickest"
+        "--floor_draws",
+        type=int,
+        default=5,
+        help="drawn clips of every training sequence for the floor of skeletons; 0 is the quickest",
     )
     parser.add_argument("--percents", default="1,5,10,20", help="shares of the labels for semi")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share for semi")
@@ -150,19 +153,6 @@ def add_subset(parser: Any) -> None:
     """Options of ``s2vfast data subset``."""
     parser.add_argument("store", help="folder of a store")
     parser.add_argument("--split", required=True, help="split whose training part is chosen from")
-    parser.add_argument(
-        "--draws", type=int, default=0, help="drawn clips of every training sequence for linear and knn, beside the one"
-    )
-    parser.add_argument(
-        "--whiten",
-        choices=WHITEN,
-        default="none",
-        help="features in units of what differs between drawn clips of one training sequence, or of one performance "
-        "that several cameras saw; fitted without labels",
-    )
-    parser.add_argument(
-        "--test_draws", type=int, default=0, help="drawn clips of every test sequence over which linear averages scores"
-    )
     parser.add_argument("--percents", default="1,5,10,20", help="shares, with commas between them")
     parser.add_argument("--lists", type=int, default=5, help="lists of each share")
     parser.add_argument("--seed", type=int, default=0, help="of the lists")

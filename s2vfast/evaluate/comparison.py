@@ -143,8 +143,10 @@ def _json(text: str) -> Any:
 
 def _method(content: dict[str, Any]) -> str:
     if "runs" in content:
-        return content["protocol"]
-    name = "untrained" if content["untrained"] else content["objective"]
+        name = content["protocol"] + (f", {content['linear']}" if "linear" in content else "")
+        content = {"pool": "mean", **content}
+    else:
+        name = "untrained" if content["untrained"] else content["objective"]
     name += "" if content["pool"] == "mean" else f", {content['pool']} features"
     # Results of earlier versions do not say it.
     return name + ("" if content.get("whiten", "none") == "none" else f", whitened by {content['whiten']}")

@@ -235,8 +235,9 @@ class EvalContext:
         if draw is None and self.windows > 1:
             each = self.clip_features(part)
             return each.flatten(1) if self.pool == "segment" else each.mean(dim=1)
+        whiten = self._whitening
         table = self._table(part, draw, (0, 1), what)
-        return table if self._whitening is None else self._whitening(table)
+        return table if whiten is None else whiten(table)
 
     @functools.cached_property
     def _whitening(self) -> whitening.Whitening | None:

@@ -18,7 +18,18 @@ from torch import Tensor
 
 from s2vfast import errors
 from s2vfast.data.store import Store
-from s2vfast.evaluate import finetune, finetune_protocols, linear, measures, metrics, probe, protocols, ridge, runs
+from s2vfast.evaluate import (
+    finetune,
+    finetune_protocols,
+    linear,
+    measures,
+    metrics,
+    probe,
+    protocols,
+    ridge,
+    runs,
+    table,
+)
 from s2vfast.evaluate.checks import check_choice
 from s2vfast.evaluate.context import EvalContext
 
@@ -58,7 +69,8 @@ def evaluate_ensemble(
         Plain values for JSON: accuracies, ``per_class`` and ``confusion`` of the ensemble; ``weights``,
         ``weights_from`` (``given``, ``equal`` or ``folds``), ``folds`` (of those that were chosen: weights and accuracy
         on the fold, which they were not chosen on); ``runs``: of each ``run``, ``network``, ``stream``, ``weight`` and
-        accuracies; ``table``, rows as `s2vfast.evaluate.table.rows` makes them.
+        accuracies; ``table``, rows as `s2vfast.evaluate.table.rows` makes them; of "linear" which classifier, and how
+        features were read.
 
     Raises:
         S2vfastError: a run, store, split or option that cannot be used.
@@ -110,6 +122,7 @@ def evaluate_ensemble(
     return {
         "protocol": f"ensemble of {protocol}",
         **result,
+        **(_read(context, how) if protocol == "linear" else {}),
         "weights": numbers,
         "weights_from": weights_from,
         "folds": chosen_folds,
@@ -125,6 +138,12 @@ def evaluate_ensemble(
         "n_test": len(context.ids[1]),
         "seconds": round(time.perf_counter() - began, 2),
     }
+
+
+def _read(context: EvalContext, how: protocols.Options) -> dict[str, Any]:
+    """Which classifier the scores are of, and how its features were read."""
+    about = {name: getattr(context, name) for name in ("pool", "layers", "whiten", "windows", "untrained")}
+    return {"linear": how.linear[0], **about, "draws": how.draws, "seed": how.seed}
 
 
 def fitted_weights(scores: Tensor, labels: Tensor) -> tuple[list[float], list[dict[str, Any]]]:
@@ -185,6 +204,7 @@ def _logits(context: EvalContext, protocol: str, how: protocols.Options, parts: 
     elif how.linear[0] == "probe":
         fitted = probe.fit(train[0], labels, classes=classes)
     else:
+        protocols.check_ridge(train)
         fitted = ridge.fit(train, labels, classes=classes)
     return [fitted.scores(context.features(part)).cpu() for part in parts]
 
@@ -226,8 +246,9 @@ def text(result: dict[str, Any]) -> str:
     """The result, to read: a line a run, and one of all together."""
     names = [*(stream_name(one) for one in result["runs"]), "ensemble"]
     width = max(map(len, names))
+    read = f"{result['linear']} on {table.pooled(result)}, " if "linear" in result else ""
     lines = [
-        f"{len(result['runs'])} runs, split {result['split']} ({result['n_test']} to measure), weights "
+        f"{len(result['runs'])} runs, {read}split {result['split']} ({result['n_test']} to measure), weights "
         f"{result['weights_from']}"
     ]
     for name, one in zip(names, [*result["runs"], result], strict=True):

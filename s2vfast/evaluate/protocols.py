@@ -46,6 +46,8 @@ HEADINGS = {
 }
 """What several protocols say before each of them."""
 KNOWN = tuple(HEADINGS)
+WHITENED = ("linear", "knn", "retrieval")
+"""Those that read features, and may read whitened ones."""
 
 
 _PROBE = ("epochs", "lr", "batch", "weight_decay", "norm", "optimizer", "milestones")
@@ -109,7 +111,7 @@ class Options:
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         for name in self.semi:
             check_choice("semi", name, finetune_protocols.SEMI_MEASURES)
-        for name in self.linear:
+        for name in self.linear or ("",):
             check_choice("linear", name, table.LINEAR_MEASURES)
         if self.test_draws and "ridge" not in self.linear:
             raise errors.ConfigError(
@@ -227,6 +229,10 @@ def opened(
     how.check()
     context_options = {name: value for name, value in options.items() if name not in own}
     context = EvalContext.open(run_dir, store_path, split, seed=how.seed, **context_options)
+    if context.whiten != "none" and (others := [name for name in protocols if name not in WHITENED]):
+        raise errors.ConfigError(
+            f"--whiten {context.whiten}: {', '.join(others)} does not read whitened features; {', '.join(WHITENED)} do"
+        )
     if "classify" in protocols:
         if context.untrained:
             raise errors.ConfigError("--untrained: classify measures a fine-tuned run as it is; leave one of them out")
@@ -252,7 +258,11 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
                 result["probe"] = measures.fast_probe(train[0], labels, test, test_labels, context)
             if "ridge" in how.linear:
                 result |= _ridge(context, train, how.test_draws, alone=not result)
-            settings |= {"test_draws": how.test_draws, **({"repeats": how.repeats} if how.repeats > 1 else {})}
+            settings |= {
+                "linear": list(how.linear),
+                "test_draws": how.test_draws,
+                **({"repeats": how.repeats} if how.repeats > 1 else {}),
+            }
         return result | {"settings": settings | {"draws": how.draws, "seed": how.seed}, "features": test.shape[1]}
     if protocol == "floor" and context.store.layout.kind == PointLayout.kind:
         settings = {"cell": point_floor.CELL, "frames": point_floor.FRAMES, "points": point_floor.POINTS}
@@ -289,16 +299,26 @@ def _measure(context: EvalContext, protocol: str, how: Options, folder: Path | N
     return result | {"settings": {"recipe": result.pop("recipe")}}
 
 
+def check_ridge(train: Tensor) -> None:
+    """Raise `ConfigError` where ridge regression on features [A, n, F] is too large a system to solve."""
+    if (unknowns := ridge.unknowns(train)) > ridge.LARGEST:
+        raise errors.ConfigError(
+            f"--linear ridge: no ridge regression: a system of {unknowns} unknowns; {ridge.LARGEST} are solved for at "
+            f"most; name another measure, or read fewer --layers or --draws"
+        )
+
+
 def _ridge(context: EvalContext, train: Tensor, test_draws: int, alone: bool) -> dict[str, Any]:
     """Ridge regression of "linear": ``ridge``, and ``averaged`` over drawn clips of test sequences.
 
     A system too large to solve is left out; where nothing else is measured (``alone``), it is an error.
     """
-    if (unknowns := ridge.unknowns(train)) > ridge.LARGEST:
-        why = f"no ridge regression: a system of {unknowns} unknowns; {ridge.LARGEST} are solved for at most"
+    try:
+        check_ridge(train)
+    except errors.ConfigError as error:
         if alone:
-            raise errors.ConfigError(f"--linear ridge: {why}; name another measure, or read fewer --layers or --draws")
-        context.log(why)
+            raise
+        context.log(str(error))
         return {}
     copies = measures.drawn_features(context, 1, test_draws)  # [1 + test_draws, m, F]
     single, averaged = measures.ridge_probe(train, context.labels[0], copies, context.labels[1], context)

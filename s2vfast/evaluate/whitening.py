@@ -90,14 +90,20 @@ def groups_of(store: Store, ids: np.ndarray, by: Whiten) -> Tensor:
             differ in their camera, are one. That cameras saw the same is known without labels; a store says it so.
 
     Raises:
-        DataError: the store does not say which repetition of whom its sequences are.
+        DataError: the store does not say which repetition of whom its sequences are, or gives several of one camera the
+            same number, or no performance was seen by two cameras.
     """
     if by == "sequence":
         return torch.arange(len(ids))
     columns = np.stack([column[ids] for column in (store.labels, store.subjects, store.repetitions, store.setups)])
-    if (columns[1:3] < 0).any():
-        raise errors.DataError(
-            f"--whiten performance: {store.path} does not say subject and repetition of all its sequences, which are "
-            f"needed to know what two cameras saw; choose sequence"
-        )
-    return torch.from_numpy(np.unique(columns, axis=1, return_inverse=True)[1].reshape(-1))
+    why = None
+    if (columns[1:3] < 0).any() or (store.views[ids] < 0).any():
+        why = "does not say subject, repetition and view of all its sequences"
+    groups = np.unique(columns, axis=1, return_inverse=True)[1].reshape(-1)
+    if why is None and np.unique(np.stack([groups, store.views[ids]]), axis=1).shape[1] < len(ids):
+        why = "has several sequences of one action, subject, repetition and view"
+    if why is None and groups.max() + 1 == len(ids):
+        why = "has no performance that two cameras saw in the part that is fitted"
+    if why is not None:
+        raise errors.DataError(f"--whiten performance: {store.path} {why}; choose sequence")
+    return torch.from_numpy(groups)

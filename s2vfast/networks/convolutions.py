@@ -32,8 +32,8 @@ STATISTICS = 3
 """Numbers that are pooled of every kernel."""
 UNITS = {"joint": 3.0, "bone": 1.0, "motion": 0.25, "bone_motion": 0.1}
 """What is usual for the numbers of a stream, in `body_size`: divided by it, streams count alike before training."""
-ABSENT = 1e-6
-"""Added to the size of a body: one that is not there stays zero."""
+COLLAPSED = 0.01
+"""Least size of a body, in root mean squares of its joints' coordinates: joints that lie at one point have no bones."""
 
 
 @dataclass
@@ -132,9 +132,13 @@ class Convolutions(Network):
         tracks = clips[:, None]  # [N, 1, T, V, C]
         streams = [stream(tracks, self.layout)[:, 0].flatten(2) for stream in self.streams]  # [N, T, V * C]
         size = body_size(tracks, self.layout)
+        there = (size > 0).to(size.dtype)
+        size = size + (1.0 - there)  # all that is divided by it is zero
         streams = [stream / (UNITS[of.name] * size) for of, stream in zip(self.streams, streams, strict=True)]
-        # Joints that move little say as much as those that move most.
-        x = self.input_norm(torch.cat(streams, dim=2).transpose(1, 2))
+        x = torch.cat(streams, dim=2).transpose(1, 2)
+        # Joints that move little say as much as those that move most. A body that is not there says nothing, though its
+        # zeros count in the norm's statistics: to leave them out, the sizes of tensors would depend on the clips.
+        x = self.input_norm(x) * there
         return torch.cat([bank(x) for bank in self.kernels], dim=1)
 
     def _embedding(self, responses: Tensor) -> Tensor:
@@ -144,9 +148,9 @@ class Convolutions(Network):
 
 
 def body_size(tracks: Tensor, layout: Layout) -> Tensor:
-    """Root mean square [N, 1, 1] of the bones' coordinates in clips [N, 1, T, V, C]."""
-    bones = Stream("bone")(tracks, layout)
-    return bones.square().mean((1, 2, 3, 4)).sqrt()[:, None, None] + ABSENT
+    """Root mean square [N, 1, 1] of the bones' coordinates in clips [N, 1, T, V, C]; 0 where nobody is there."""
+    bones, joints = (points.square().mean((1, 2, 3, 4)).sqrt() for points in (Stream("bone")(tracks, layout), tracks))
+    return torch.maximum(bones, COLLAPSED * joints)[:, None, None]
 
 
 def draw(bank: nn.Conv1d, most: int) -> None:

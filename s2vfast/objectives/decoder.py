@@ -118,5 +118,5 @@ class CrossDecoder(Decoder):
         return x
 
 
-DECODERS = {"joint": Decoder, "cross": CrossDecoder}
+DECODERS = {"self": Decoder, "cross": CrossDecoder}
 """By the names that objective.decoder has for them."""

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 class MaskedConfig:
     """The decoder, a second target, and what becomes of empty bodies."""
 
-    decoder: Literal["joint", "cross"] = "joint"
-    """How the decoder's tokens look at each other: ``joint``: latents and mask tokens in one sequence, all at all
+    decoder: Literal["self", "cross"] = "self"
+    """How the decoder's tokens look at each other: ``self``: latents and mask tokens in one sequence, all at all
     (published). ``cross``: mask tokens at the latents alone (CrossMAE, arXiv 2401.14391)."""
     decoder_depth: int = option(3, ge=1)
     """Decoder blocks; their width, heads and start are the network's."""
@@ -143,7 +143,7 @@ class MaskedObjective(Objective):
             )
         if objective.decoder == "cross" and objective.placement == "published":
             raise ConfigError(
-                "objective.placement: published says where a joint decoder gets the latents; objective.decoder: cross "
+                "objective.placement: published says where a decoder with self-attention gets the latents; objective.decoder: cross "
                 "looks at them wherever they are. Give token"
             )
         check_masks(config, cls.mask_kind, segments, layout)

@@ -294,7 +294,7 @@ def parameters(config: Config, joints: int) -> tuple[int, int]:
     block = 4 * D * D + 2 * D * E + 11 * D + E - 2 * D + 2 * D  # matrices; biases, norms, gammas
     positions = (joints + config.network_class.segments(config)) * D
     encoder = model.segment_frames * config.channels * D + D + positions + model.depth * block + 2 * D
-    embed = D * D + D if config.objective.decoder == "joint" else 0  # blocks of both kinds have as many
+    embed = D * D + D if config.objective.decoder == "self" else 0  # blocks of both kinds have as many
     decoder = embed + D + positions + config.objective.decoder_depth * block + 2 * D + D * D + D
     return encoder + decoder, encoder
 

@@ -49,22 +49,32 @@ def test_what_differs_between_clips_of_a_recording_no_longer_decides():
     assert right[1] > 0.95
 
 
+def performances(**changes):
+    columns = {"labels": [0, 0, 0, 1, 0], "subjects": [1, 1, 2, 1, 1], "repetitions": [0, 0, 0, 0, 1]}
+    columns |= {"views": [1, 2, 1, 1, 1], "setups": [-1] * 5} | changes
+    return SimpleNamespace(path="STORE", **{name: np.array(values) for name, values in columns.items()})
+
+
 def test_performances_are_what_several_cameras_saw():
-    store = SimpleNamespace(
-        labels=np.array([0, 0, 0, 1, 0]),
-        subjects=np.array([1, 1, 2, 1, 1]),
-        repetitions=np.array([0, 0, 0, 0, 1]),
-        setups=np.array([-1, -1, -1, -1, -1]),
-        path="STORE",
-    )
     ids = np.arange(5)
-    assert whitening.groups_of(store, ids, "sequence").tolist() == [0, 1, 2, 3, 4]
-    groups = whitening.groups_of(store, ids, "performance")
+    assert whitening.groups_of(performances(), ids, "sequence").tolist() == [0, 1, 2, 3, 4]
+    groups = whitening.groups_of(performances(), ids, "performance")
     assert groups[0] == groups[1]
     assert len(set(groups.tolist())) == 4
-    store.subjects[2] = -1
-    with pytest.raises(errors.DataError, match="STORE does not say subject and repetition"):
-        whitening.groups_of(store, ids, "performance")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subjects": [1, 1, -1, 1, 1]}, "does not say subject, repetition and view"),
+        ({"views": [1, 2, 1, -1, 1]}, "does not say subject, repetition and view"),
+        ({"views": [1, 1, 1, 1, 1]}, "several sequences of one action, subject, repetition and view"),
+        ({"repetitions": [0, 1, 0, 0, 2]}, "no performance that two cameras saw"),
+    ],
+)
+def test_a_store_that_does_not_say_what_cameras_saw(changes, message):
+    with pytest.raises(errors.DataError, match=f"STORE.* {message}.*; choose sequence"):
+        whitening.groups_of(performances(**changes), np.arange(5), "performance")
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,15 @@ def server(tmp_path, monkeypatch, caplog):
         yield content
 
 
-def test_what_is_pushed_is_what_is_loaded(server, capsys):
+def test_what_is_pushed_is_what_is_loaded(server, capsys, tmp_path):
+    # Its config has every field of today, those that are younger than the model too.
+    assert cli.main(["pack", NAME, "--out", str(tmp_path / "packed.safetensors")]) == 0
+    capsys.readouterr()
     assert cli.main(["pack", NAME, "--push", "me/walks", "--private"]) == 0
     assert capsys.readouterr().out.startswith("hf://me/walks: 0.6 MB, SHA-256")
     assert server.visibility == {"me/walks": "private"}
     files = server.repositories["me/walks"]
-    assert files[hub.FILE] == models.path(NAME).read_bytes()
+    assert files[hub.FILE] == (tmp_path / "packed.safetensors").read_bytes()
     card = files["README.md"].decode()
     assert card.startswith("---\nlibrary_name: s2vfast\n")
     assert 's2vfast.load("hf://me/walks")' in card

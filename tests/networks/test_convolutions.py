@@ -83,6 +83,17 @@ def test_numbers_of_a_stream_count_alike_as_training_goes_on():
     assert network.input_norm.running_var.unflatten(0, (3, -1))[0, 9:12].max() < 1
 
 
+def test_a_body_that_is_not_there_says_nothing():
+    network, x = make().train(), clips(6)
+    both = torch.cat([x, torch.zeros_like(x)])
+    responses, _ = network.hidden(both, 2)
+    bias = torch.cat([bank.bias for bank in network.kernels])
+    torch.testing.assert_close(responses[6:], bias.expand(6, 16, -1))
+    torch.testing.assert_close(network.eval().hidden(both, 2)[0][6:], bias.expand(6, 16, -1))
+    point = x[:, :, :1].expand(x.shape)  # all joints at one point, which moves
+    assert network.hidden(point, 2)[0].abs().max() < 1e4
+
+
 def test_units_do_not_matter():
     network, x = make().eval(), clips()
     larger, millimetres = (network.hidden(unit * x, 2)[0] for unit in (100.0, 100_000.0))

@@ -91,8 +91,8 @@ def config(**objective):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"decoder": "cross", "placement": "published"}, "objective.placement: published says where a joint decoder"),
-        ({"decoder": "none"}, "objective.decoder: 'none' is not one of joint, cross"),
+        ({"decoder": "cross", "placement": "published"}, "objective.placement: published says where a decoder with self-attention"),
+        ({"decoder": "none"}, "objective.decoder: 'none' is not one of self, cross"),
     ],
 )
 def test_what_cannot_be(objective, message):

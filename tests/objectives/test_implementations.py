@@ -63,7 +63,7 @@ def close(found, expected):
             assert torch.allclose(f, e, rtol=1e-4, atol=2e-6 * float(e.abs().max()) + 1e-7)
 
 
-@pytest.mark.parametrize("objective", [{}, {"decoder": "cross"}], ids=["joint", "cross"])
+@pytest.mark.parametrize("objective", [{}, {"decoder": "cross"}], ids=["self", "cross"])
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_step_is_the_same(name, objective):
     loss, gradients = step(model(**objective), choice(name), clips())

@@ -31,7 +31,7 @@ def test_ntu60_is_what_the_design_says():
         assert costs == pytest.approx(expected, rel=0.02), part
 
 
-def small(empty_bodies="compute", masks=1, decoder="joint"):
+def small(empty_bodies="compute", masks=1, decoder="self"):
     config = presets.load("ntu60")
     config.model.dim, config.model.heads, config.model.depth, config.objective.decoder_depth = 32, 2, 3, 2
     config.objective.top_k, config.data.frames, config.objective.empty_bodies = 3, 30, empty_bodies
@@ -41,7 +41,7 @@ def small(empty_bodies="compute", masks=1, decoder="joint"):
 
 @pytest.mark.parametrize(
     ("empty", "masks", "decoder"),
-    [(0, 1, "joint"), (2, 1, "joint"), (0, 2, "joint"), (2, 2, "joint"), (0, 1, "cross"), (2, 2, "cross")],
+    [(0, 1, "self"), (2, 1, "self"), (0, 2, "self"), (2, 2, "self"), (0, 1, "cross"), (2, 2, "cross")],
 )
 def test_matrix_products_are_those_that_are_made(empty, masks, decoder):
     config = small("share", masks, decoder)
