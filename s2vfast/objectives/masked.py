@@ -143,7 +143,7 @@ class MaskedObjective(Objective):
             )
         if objective.decoder == "cross" and objective.placement == "published":
             raise ConfigError(
-                "objective.placement: published says where a decoder with self-attention gets the latents; objective.decoder: cross "
+                "objective.placement: published says where objective.decoder: self gets the latents; cross "
                 "looks at them wherever they are. Give token"
             )
         check_masks(config, cls.mask_kind, segments, layout)

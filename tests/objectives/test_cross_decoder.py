@@ -91,7 +91,10 @@ def config(**objective):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"decoder": "cross", "placement": "published"}, "objective.placement: published says where a decoder with self-attention"),
+        (
+            {"decoder": "cross", "placement": "published"},
+            "objective.placement: published says where objective.decoder: self",
+        ),
         ({"decoder": "none"}, "objective.decoder: 'none' is not one of self, cross"),
     ],
 )
