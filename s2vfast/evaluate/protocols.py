@@ -229,9 +229,9 @@ def opened(
     how.check()
     context_options = {name: value for name, value in options.items() if name not in own}
     context = EvalContext.open(run_dir, store_path, split, seed=how.seed, **context_options)
-    if context.whiten != "none" and (others := [name for name in protocols if name not in WHITENED]):
+    if context.whiten != "none" and (unsuited := [name for name in protocols if name not in WHITENED]):
         raise errors.ConfigError(
-            f"--whiten {context.whiten}: {', '.join(others)} does not read whitened features; {', '.join(WHITENED)} do"
+            f"--whiten {context.whiten}: {', '.join(unsuited)} does not read whitened features; {', '.join(WHITENED)} do"
         )
     if "classify" in protocols:
         if context.untrained:

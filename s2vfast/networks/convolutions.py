@@ -132,13 +132,13 @@ class Convolutions(Network):
         tracks = clips[:, None]  # [N, 1, T, V, C]
         streams = [stream(tracks, self.layout)[:, 0].flatten(2) for stream in self.streams]  # [N, T, V * C]
         size = body_size(tracks, self.layout)
-        there = (size > 0).to(size.dtype)
-        size = size + (1.0 - there)  # all that is divided by it is zero
+        present = (size > 0).to(size.dtype)
+        size = size + (1.0 - present)  # all that is divided by it is zero
         streams = [stream / (UNITS[of.name] * size) for of, stream in zip(self.streams, streams, strict=True)]
         x = torch.cat(streams, dim=2).transpose(1, 2)
         # Joints that move little say as much as those that move most. A body that is not there says nothing, though its
         # zeros count in the norm's statistics: to leave them out, the sizes of tensors would depend on the clips.
-        x = self.input_norm(x) * there
+        x = self.input_norm(x) * present
         return torch.cat([bank(x) for bank in self.kernels], dim=1)
 
     def _embedding(self, responses: Tensor) -> Tensor:
