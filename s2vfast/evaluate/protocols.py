@@ -231,7 +231,7 @@ def opened(
     context = EvalContext.open(run_dir, store_path, split, seed=how.seed, **context_options)
     if context.whiten != "none" and (unsuited := [name for name in protocols if name not in WHITENED]):
         raise errors.ConfigError(
-            f"--whiten {context.whiten}: {', '.join(unsuited)} does not read whitened features; {', '.join(WHITENED)} do"
+            f"--whiten {context.whiten}: {', '.join(unsuited)} reads no whitened features; {', '.join(WHITENED)} do"
         )
     if "classify" in protocols:
         if context.untrained:
