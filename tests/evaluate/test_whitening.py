@@ -110,3 +110,5 @@ def test_every_probe_reads_whitened_features(run, store_path, store):
         EvalContext.open(run[0], store_path, whiten="subject")
     with pytest.raises(errors.ConfigError, match="--whiten sequence: --windows is 2; 1 is expected"):
         EvalContext.open(run[0], store_path, whiten="sequence", windows=2)
+    with pytest.raises(errors.ConfigError, match="--whiten sequence: finetune reads no whitened features; linear, knn"):
+        protocols.evaluate(run[0], store_path, protocol="finetune", **how)
