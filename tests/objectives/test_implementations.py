@@ -67,9 +67,9 @@ def close(found, expected):
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_step_is_the_same(name, objective):
     loss, gradients = step(model(**objective), choice(name), clips())
-    expected, theirs = step(model(**objective), "torch", clips())
+    expected, expected_gradients = step(model(**objective), "torch", clips())
     assert torch.allclose(loss, expected, rtol=1e-5)
-    close(gradients, theirs)
+    close(gradients, expected_gradients)
 
 
 @pytest.mark.parametrize("name", CHOICES)

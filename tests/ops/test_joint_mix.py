@@ -49,29 +49,29 @@ def test_by_hand():
 
 
 def test_refuses_shapes_by_name(numbers):
-    given = case(numbers)
+    arguments = case(numbers)
     for name, wrong in (
-        ("x", given["x"][0]),
-        ("x", given["x"][..., 1:]),
-        ("dynamic", given["dynamic"][:1]),
-        ("static", given["static"][:1]),
-        ("bias", given["x"][0, 0, 0, 1:]),
-        ("gate", given["x"][0, 0, :2]),
+        ("x", arguments["x"][0]),
+        ("x", arguments["x"][..., 1:]),
+        ("dynamic", arguments["dynamic"][:1]),
+        ("static", arguments["static"][:1]),
+        ("bias", arguments["x"][0, 0, 0, 1:]),
+        ("gate", arguments["x"][0, 0, :2]),
     ):
         with pytest.raises(errors.ShapeError, match=f"joint_mix: {name}"):
-            joint_mix(**given | {name: wrong})
+            joint_mix(**arguments | {name: wrong})
 
 
 @pytest.mark.skipif(bool(_extension.why_not()), reason="there is no compiled extension")
 def test_the_number_of_threads_changes_nothing(numbers):
-    given = case(numbers, B=5, C=40, V=9, bias=True, gate=True)
-    given = {name: value.float().requires_grad_() for name, value in given.items()}
+    arguments = case(numbers, B=5, C=40, V=9, bias=True, gate=True)
+    arguments = {name: value.float().requires_grad_() for name, value in arguments.items()}
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            out = joint_mix(**given, impl="native")
-            results.append([out, *torch.autograd.grad(out.square().sum(), list(given.values()))])
+            out = joint_mix(**arguments, impl="native")
+            results.append([out, *torch.autograd.grad(out.square().sum(), list(arguments.values()))])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -80,10 +80,10 @@ def test_the_number_of_threads_changes_nothing(numbers):
 @pytest.mark.skipif(bool(_extension.why_not()), reason="there is no compiled extension")
 def test_a_map_that_is_off_shows(numbers):
     """The rule bites: one wrong entry of a map fails the comparison that all implementations pass."""
-    given = {name: value.float() for name, value in case(numbers, bias=True, gate=True).items()}
+    arguments = {name: value.float() for name, value in case(numbers, bias=True, gate=True).items()}
 
     def wrong(x, dynamic, static, bias, gate):
         static = static + 1e-3 * (torch.arange(static.numel()) == 7).view_as(static)
         return joint_mix(x, dynamic, static, bias, gate)
 
-    assert not all(row.good for row in verify.compare(wrong, reference, reference, given, gradients=False))
+    assert not all(row.good for row in verify.compare(wrong, reference, reference, arguments, gradients=False))

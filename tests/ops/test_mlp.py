@@ -77,9 +77,9 @@ def test_small_tiles(agree, numbers, make, piece):
 @pytest.mark.parametrize("piece", [16, 64])
 def test_without_a_backward_pass_it_is_the_same(numbers, piece):
     """The normed rows are then not written, but where a program goes through them piece by piece."""
-    given = {name: value.float() for name, value in branch(numbers, N=3, L=13, D=48, E=40).items()}
+    arguments = {name: value.float() for name, value in branch(numbers, N=3, L=13, D=48, E=40).items()}
     with torch.no_grad(), _launch.override("mlp", "forward", BLOCK_M=16, BLOCK_E=16, BLOCK_K=piece):
-        torch.testing.assert_close(mlp(**given, impl="triton"), reference(**given), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mlp(**arguments, impl="triton"), reference(**arguments), rtol=1e-4, atol=1e-4)
 
 
 def test_the_fast_gelu_is_good_to_the_last_place_of_bfloat16(numbers):

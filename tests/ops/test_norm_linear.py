@@ -25,9 +25,11 @@ def test_agrees(agree, numbers, impl, shape):
 
 
 def test_reference_against_torch(numbers):
-    given = case(numbers)
-    normed = torch.nn.functional.layer_norm(given["x"], (16,), given["norm_weight"], given["norm_bias"], 1e-6)
-    torch.testing.assert_close(reference(**given), torch.nn.functional.linear(normed, given["weight"], given["bias"]))
+    tensors = case(numbers)
+    normed = torch.nn.functional.layer_norm(tensors["x"], (16,), tensors["norm_weight"], tensors["norm_bias"], 1e-6)
+    torch.testing.assert_close(
+        reference(**tensors), torch.nn.functional.linear(normed, tensors["weight"], tensors["bias"])
+    )
 
 
 @pytest.mark.parametrize("piece", [16, 64])
@@ -44,19 +46,19 @@ def test_small_tiles(agree, numbers, piece):
 @pytest.mark.parametrize("piece", [16, 64])
 def test_without_a_backward_pass_it_is_the_same(numbers, piece):
     """The normed rows are then not written, but where a program goes through them piece by piece."""
-    given = {name: value.float() for name, value in case(numbers, N=3, L=13, D=48, E=40).items()}
+    tensors = {name: value.float() for name, value in case(numbers, N=3, L=13, D=48, E=40).items()}
     with torch.no_grad(), _launch.override("norm_linear", "forward", BLOCK_M=16, BLOCK_E=16, BLOCK_K=piece):
-        torch.testing.assert_close(norm_linear(**given, impl="triton"), reference(**given), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm_linear(**tensors, impl="triton"), reference(**tensors), rtol=1e-4, atol=1e-4)
 
 
 def test_the_result_has_the_dtype_of_the_weight(numbers):
-    given = {name: value.float() for name, value in case(numbers).items()}
-    given["weight"] = given["weight"].bfloat16()
-    assert norm_linear(**given, impl="torch").dtype == torch.bfloat16
+    tensors = {name: value.float() for name, value in case(numbers).items()}
+    tensors["weight"] = tensors["weight"].bfloat16()
+    assert norm_linear(**tensors, impl="torch").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["norm_weight", "norm_bias", "weight", "bias"])
 def test_refuses_shapes_by_name(numbers, name):
-    given = case(numbers)
+    tensors = case(numbers)
     with pytest.raises(errors.ShapeError, match=f"norm_linear: {name}: expected"):
-        norm_linear(**given | {name: given[name][:-1, :-1] if name == "weight" else given[name][:-1]})
+        norm_linear(**tensors | {name: tensors[name][:-1, :-1] if name == "weight" else tensors[name][:-1]})

@@ -78,11 +78,11 @@ def tiles():
         for op, kernel, options in LARGE_TILES:
             stack.enter_context(_launch.override(op, kernel, **options))
         result = {op: compared(90, torch.bfloat16, shape, op, "triton") for op in ("norm_linear", "mlp")}
-    given = inputs.inputs("add_norm", SHAPES["tiny"].with_sizes("N=1,L=70,D=160"), dtype=torch.bfloat16)
-    given |= {"weight": None, "bias": None}
-    exact, _ = add_norm(**{name: v.double() if isinstance(v, torch.Tensor) else v for name, v in given.items()})
+    arguments = inputs.inputs("add_norm", SHAPES["tiny"].with_sizes("N=1,L=70,D=160"), dtype=torch.bfloat16)
+    arguments |= {"weight": None, "bias": None}
+    exact, _ = add_norm(**{name: v.double() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()})
     with emulator.emulate(90):
-        out, _ = ops.add_norm(**given, impl="triton")
+        out, _ = ops.add_norm(**arguments, impl="triton")
     result["add_norm"] = [["without a norm", (out - exact).abs().max().item() / exact.abs().max().item(), 1e-5]]
     return result
 
