@@ -1,9 +1,9 @@
 // joint_mix and its gradient, the work for kWidth neighbouring channels of one track.
 //
-// out[t, w, c] = gate[c] * sum over i, v of (x[t, v, i, c] + bias[i, c]) * map[i, v, w, c], where map is the track's own map
-// of the channel's unit plus the constant map of its group (FreqMixFormer, Wu et al., ACM MM 2024). Maps of the channels at hand are laid out
-// side by side once, [I, V, V, kWidth], and so are their numbers of all frames, by joint: [I, V, T, kWidth]. Both stay in
-// the second cache, and what a tile of sums takes lies together.
+// out[t, w, c] = gate[c] * sum over i, v of (x[t, v, i, c] + bias[i, c]) * map[i, v, w, c], where map is the track's own
+// map of the channel's unit plus the constant map of its group (FreqMixFormer, Wu et al., ACM MM 2024). Maps of the
+// channels at hand are laid out side by side once, [I, V, V, kWidth], and so are their numbers of all frames, by joint:
+// [I, V, T, kWidth]. Both stay in the second cache, and what a tile of sums takes lies together.
 //
 // Forward reads x once and writes out once; the gradient reads x and grad once and writes d_x once.
 #pragma once

@@ -63,7 +63,7 @@ def demo(
         _generate(folder, synth or {}, log)
         if (stopped := _train(folder, config, log)) is not None:
             return stopped
-        results = _evaluate(folder, config.model.depth, log)
+        results = _evaluate(folder, log)
     log(screen(folder, results))
     return None
 
@@ -168,11 +168,13 @@ def _train(folder: Path, config: Config, log: Callable[[str], Any]) -> int | Non
     return summary.signal
 
 
-def _evaluate(folder: Path, layers: int, log: Callable[[str], Any]) -> dict[str, Any]:
+def _evaluate(folder: Path, log: Callable[[str], Any]) -> dict[str, Any]:
     from s2vfast.data.store import Store
+    from s2vfast.evaluate.features import load_encoder
     from s2vfast.evaluate.protocols import evaluate
 
     log("3/3  the floor, and the network untrained and pretrained, by one readout")
+    layers = load_encoder(folder / RUN, log=log)[0].depth
     measured: dict[str, Any] = {}
     for name, options in FEATURES.items():
         result = evaluate(folder / RUN, folder / STORE, layers=layers, log=log, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 POOLS = ("mean", "joint", "segment", "joint_time", "statistics")
-"""As of `s2vfast.evaluate.features.pool_tracks`."""
+"""As of `s2vfast.evaluate.features.pool_tracks`; here, so that ``--help`` imports no more than it needs."""
 WHITEN = ("none", "sequence", "performance")
 """As of `s2vfast.evaluate.whitening`."""
 

@@ -144,12 +144,12 @@ def _json(text: str) -> Any:
 def _method(content: dict[str, Any]) -> str:
     if "runs" in content:
         name = content["protocol"] + (f", {content['linear']}" if "linear" in content else "")
-        content = {"pool": "mean", **content}
     else:
         name = "untrained" if content["untrained"] else content["objective"]
-    name += "" if content["pool"] == "mean" else f", {content['pool']} features"
-    # Results of earlier versions do not say it.
-    return name + ("" if content.get("whiten", "none") == "none" else f", whitened by {content['whiten']}")
+    # Ensembles of classes read no features, and results of earlier versions say less.
+    pool, whiten = content.get("pool", "mean"), content.get("whiten", "none")
+    name += "" if pool == "mean" else f", {pool} features"
+    return name + ("" if whiten == "none" else f", whitened by {whiten}")
 
 
 def compare(results: Sequence[Result], metric: str = "top1") -> Table:

@@ -20,6 +20,7 @@ import s2vfast.errors as errors
 from s2vfast.config import Config
 from s2vfast.data.store import Store
 from s2vfast.evaluate import features, finetune, leakage, runs, whitening
+from s2vfast.evaluate.arguments import POOLS, WHITEN
 from s2vfast.evaluate.checks import check_choice, check_counts, open_store, whole_file
 from s2vfast.networks import Network
 from s2vfast.train import rundir
@@ -124,8 +125,8 @@ class EvalContext:
         Raises:
             S2vfastError: a run, store, split or option that cannot be used.
         """
-        check_choice("pool", pool, features.POOLS)
-        check_choice("whiten", whiten, whitening.WHITEN)
+        check_choice("pool", pool, POOLS)
+        check_choice("whiten", whiten, WHITEN)
         check_counts(clips=clips, windows=windows)
         if whiten != "none" and windows > 1:
             raise errors.ConfigError(f"--whiten {whiten}: --windows is {windows}; 1 is expected")

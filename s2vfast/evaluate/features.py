@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from s2vfast.train.feed import AnyStore
 
 Pool = Literal["mean", "joint", "segment", "joint_time", "statistics"]
-POOLS: tuple[str, ...] = ("mean", "joint", "segment", "joint_time", "statistics")
 
 
 def load_encoder(

@@ -10,6 +10,7 @@ import numpy as np
 import s2vfast.errors as errors
 from s2vfast.data.store import Store
 from s2vfast.evaluate import features
+from s2vfast.evaluate.arguments import POOLS
 from s2vfast.evaluate.checks import check_choice, check_counts, open_store, whole_file
 from s2vfast.evaluate.context import Log, Progress
 
@@ -54,7 +55,7 @@ def embed(
     Raises:
         S2vfastError: a run, store, split or option that cannot be used, or a file that cannot be written.
     """
-    check_choice("pool", pool, features.POOLS)
+    check_choice("pool", pool, POOLS)
     check_counts(clips=clips)
     if Path(out).suffix != ".npz":
         raise errors.ConfigError(f"--out {out}: an .npz file is written; give a name that ends in .npz")

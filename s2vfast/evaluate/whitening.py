@@ -19,7 +19,6 @@ from s2vfast.data.store import Store
 from s2vfast.evaluate import knn, ridge
 
 Whiten = Literal["none", "sequence", "performance"]
-WHITEN: tuple[str, ...] = ("none", "sequence", "performance")
 DRAWS = 5
 """Drawn clips of every training sequence, beside the one that is not drawn."""
 SHRINKAGE = 0.1

@@ -11,6 +11,7 @@ import s2vfast.errors as errors
 from s2vfast import ops
 from s2vfast.config import Config
 from s2vfast.evaluate import features
+from s2vfast.evaluate.arguments import POOLS
 from s2vfast.networks import build_network
 from s2vfast.train import checkpoint
 from s2vfast.train.feed import Recordings
@@ -75,7 +76,7 @@ def test_pooled_values_of_known_tokens():
     assert features.pool_tracks(tokens, network, "joint_time").tolist() == [expected] * 2
     assert features.pool_tracks(tokens, network, "joint").tolist() == [expected[:6]] * 2
     assert features.pool_tracks(tokens, network, "segment").tolist() == [expected[6:]] * 2
-    widths = [features.feature_width(network, pool) for pool in features.POOLS]
+    widths = [features.feature_width(network, pool) for pool in POOLS]
     assert widths == [2, 6, 4, 10, 2 * (4 + 9 + 4)]
 
 
