@@ -70,6 +70,10 @@ class DataConfig(Section):
     alone."""
     confidence: bool = False
     """Append the detector's confidence of each joint: one more input channel, the last. The store must have them."""
+    camera_pairs: float = option(0.0, ge=0, le=1)
+    """Share of the performances whose views, of objectives that compare two, are of different recordings, as cameras
+    of the split's training part saw them at the same time; a performance that one camera saw has two views of that.
+    The store must say who did what how often, and which camera saw it."""
     workers: int = option(0, ge=0)
     """Threads that prepare batches ahead of the step; 0 prepares them in line. The numbers are the same."""
     resident: Literal["auto", "device", "host"] = "auto"

@@ -236,6 +236,7 @@ def run_config(config: Config, options: FinetuneConfig, *, sequences: int | None
         values[objective]["drop_path"] = 0.0
     if sequences is not None:
         values[TrainConfig]["batch"] = min(options.batch, sequences)
+    data |= {"camera_pairs": 0.0}  # one view of a clip
     data |= {name: value for name in ("frames", "sampling", "shift") if (value := getattr(options, name)) is not None}
     if options.frames is not None and not config.network_class.any_frames:
         raise errors.ConfigError(

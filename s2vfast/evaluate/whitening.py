@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from s2vfast import errors
+from s2vfast.data.performances import performances
 from s2vfast.data.store import Store
 from s2vfast.evaluate import knn, ridge
 
@@ -85,24 +86,11 @@ def groups_of(store: Store, ids: np.ndarray, by: Whiten) -> Tensor:
     Args:
         store: of the sequences.
         ids: int64 [n].
-        by: "sequence": each is one. "performance": sequences of one action, performer, repetition and setup, which
-            differ in their camera, are one. That cameras saw the same is known without labels; a store says it so.
+        by: "sequence": each is one. "performance": as of `s2vfast.data.performances`.
 
     Raises:
-        DataError: the store does not say which repetition of whom its sequences are, or gives several of one camera the
-            same number, or no performance was seen by two cameras.
+        DataError: the store does not say what several cameras saw, see `s2vfast.data.performances.performances`.
     """
     if by == "sequence":
         return torch.arange(len(ids))
-    columns = np.stack([column[ids] for column in (store.labels, store.subjects, store.repetitions, store.setups)])
-    why = None
-    if (columns[1:3] < 0).any() or (store.views[ids] < 0).any():
-        why = "does not say subject, repetition and view of all its sequences"
-    groups = np.unique(columns, axis=1, return_inverse=True)[1].reshape(-1)
-    if why is None and np.unique(np.stack([groups, store.views[ids]]), axis=1).shape[1] < len(ids):
-        why = "has several sequences of one action, subject, repetition and view"
-    if why is None and groups.max() + 1 == len(ids):
-        why = "has no performance that two cameras saw in the part that is fitted"
-    if why is not None:
-        raise errors.DataError(f"--whiten performance: {store.path} {why}; choose sequence")
-    return torch.from_numpy(groups)
+    return torch.from_numpy(performances(store, ids, "--whiten performance", "choose sequence"))

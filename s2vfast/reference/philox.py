@@ -22,7 +22,7 @@ from torch import Tensor
 
 # What draws are for, in one place: two that shared a number would draw the same. Augmentations have 16 to 31 and
 # 40 to 69 (`s2vfast.data.augment.register_augmentation`).
-ORDER, CLIP, FRAMES, MASK, WEIGHTS, TOKEN_MASK, VIEW = range(7)
+ORDER, CLIP, FRAMES, MASK, WEIGHTS, TOKEN_MASK, VIEW, CAMERAS = range(8)
 DROP_PATH, DROPOUT, LABELS, NETWORK_NOISE, CONTRAST_NOISE, SWAP, SPLIT, CODE_NOISE = range(32, 40)
 HITRS_MASK, HITRS_ORDERS, HITRS_NOISE = range(70, 73)
 CLIP_ORDER, CLIP_ORDER_DROPOUT = 76, 77

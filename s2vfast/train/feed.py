@@ -17,6 +17,7 @@ from s2vfast.config import Config
 from s2vfast.data.augment import ViewKey
 from s2vfast.data.clips import clip_spec, moved_points, point_spec, shown, unmoved, view_steps, whole_recordings
 from s2vfast.data.memory import MemoryPoints, MemoryStore
+from s2vfast.data.performances import CameraPairs
 from s2vfast.data.point_layout import PointLayout
 from s2vfast.data.report import main_bodies
 from s2vfast.data.store import Store
@@ -206,7 +207,8 @@ class Feed:
 
     Raises:
         ConfigError: a batch that does not fit the sequences or the ranks.
-        DataError: a split that the store does not have.
+        DataError: a split that the store does not have, or data.camera_pairs of a store that does not say what cameras
+            saw.
         TrainingError: recordings that do not fit on the device they were to lie on.
     """
 
@@ -230,6 +232,7 @@ class Feed:
         self._labels = _readable(store.labels) if objective.needs_labels else None
         if self._labels is not None:
             ids = ids[self._labels[ids] >= 0]
+        self._cameras = _camera_pairs(config, store, objective, ids.numpy())
         batch, accumulate = config.train.batch, config.train.accumulate
         if batch > len(ids):
             raise errors.ConfigError(
@@ -313,7 +316,10 @@ class Feed:
         return batch.map(self._send) if self.recordings.sends else batch
 
     def _view(self, view: int, draw: Draw) -> Tensor:
-        clips = self.recordings.clips(draw.sample_ids, epoch=draw.epoch, seed=view_seed(draw.seed, view))
+        ids, seed = draw.sample_ids, view_seed(draw.seed, view)
+        if view and self._cameras is not None:
+            ids = self._cameras(ids, seed, draw.epoch)
+        clips = self.recordings.clips(ids, epoch=draw.epoch, seed=seed)
         if not self.objective.pipelines:
             return self.objective.augment(clips, view, draw)
         return shown(self.objective.augment(clips, view, draw), self.config.data, self.recordings.layout)
@@ -337,6 +343,21 @@ class Feed:
     def forget(self) -> None:
         """Drop what was made ahead: the next step is another one."""
         self._ahead.clear()
+
+
+def _camera_pairs(config: Config, store: Store, objective: Objective, ids: np.ndarray) -> CameraPairs | None:
+    """What data.camera_pairs asks for; None: every view is of the sequence itself."""
+    fraction, name = config.data.camera_pairs, config.objective.name
+    if not fraction:
+        return None
+    if objective.views == 1:
+        raise errors.ConfigError(f"data.camera_pairs: {fraction}; objective {name} sees one view of a clip, give 0")
+    if objective.empty_bodies != "compute":
+        raise errors.ConfigError(
+            f"objective.empty_bodies: {objective.empty_bodies}; compute is expected with data.camera_pairs, as one "
+            "camera may miss a body that another saw"
+        )
+    return CameraPairs(store, ids, fraction)
 
 
 def micro_batches_for(config: Config, objective: Objective, clips: int, device: torch.device) -> int:
