@@ -33,7 +33,7 @@ from s2vfast.objectives.base import Draw, Loss, MicroBatch, Objective
 from s2vfast.objectives.bodies import Bodies, has_body
 from s2vfast.objectives.decoder import DECODERS, Decoder
 from s2vfast.objectives.masks import MaskBatch, MaskSampler, check_masks
-from s2vfast.objectives.targets import TARGETS, token_numbers
+from s2vfast.objectives.targets import TARGETS, motion_weights, token_numbers
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -53,6 +53,9 @@ class MaskedConfig:
     """What a second head predicts, of the same tokens: ``coordinates`` as in skeletonmae, ``motion`` as in mamp."""
     auxiliary_weight: float = option(0.1, ge=0)
     """Weight of the second head's loss in the loss that is reported."""
+    motion_loss: float = option(0.0, ge=0, le=1)
+    """Share of a masked token's weight in the loss that goes by its motion energy (after AMR, arXiv 2606.11450), mean 1
+    over the masked tokens of a track; 0: all tokens count alike (published)."""
     placement: Literal["token", "published"] = "token"
     """Where the decoder gets a visible latent: ``token``: at its own token (the paper). ``published``: where the
     authors' released code of Skeleton2vec puts it under tube masking, which is in the first segments, whatever its
@@ -73,6 +76,7 @@ class MaskedObjective(Objective):
         auxiliary: the second head's target, a name of `s2vfast.objectives.targets.TARGETS`; None: there is no such
             head.
         auxiliary_weight: of its loss.
+        motion_loss: of the config.
     """
 
     Section = MaskedConfig
@@ -91,12 +95,13 @@ class MaskedObjective(Objective):
         empty_bodies: str = "compute",
         auxiliary: str | None = None,
         auxiliary_weight: float = 0.0,
+        motion_loss: float = 0.0,
     ) -> None:
         super().__init__(encoder)
         self.decoder, self.sampler = decoder, sampler
         self.empty_bodies = "compute" if empty_bodies == "share" and not self.averages else empty_bodies
         self.weighted_by_count = empty_bodies == "drop"
-        self.auxiliary, self.auxiliary_weight = auxiliary, auxiliary_weight
+        self.auxiliary, self.auxiliary_weight, self.motion_loss = auxiliary, auxiliary_weight, motion_loss
         width = decoder.head.out_features
         self.moments = {"target_var": width, "pred_var": width}
 
@@ -118,6 +123,7 @@ class MaskedObjective(Objective):
             empty_bodies=objective.empty_bodies,
             auxiliary=auxiliary,
             auxiliary_weight=objective.auxiliary_weight,
+            motion_loss=objective.motion_loss,
             **cls.options(config),
         )
 
@@ -234,7 +240,8 @@ class MaskedObjective(Objective):
             sample_ids: int64 [B] with N a multiple of B.
 
         Returns:
-            The mean over masked tokens of all tracks, and moments of target and prediction.
+            The mean over masked tokens of all tracks, weighed by motion as ``motion_loss`` says, and moments of target
+            and prediction.
         """
         if masks is None:
             masks = self.draw(clips, noise=noise, seed=seed, epoch=epoch, sample_ids=sample_ids)
@@ -252,15 +259,18 @@ class MaskedObjective(Objective):
 
         with torch.no_grad():
             target = self.target(clips, masked, bodies if self.empty_bodies == "share" else None, empty)
+            frames, mix = self.sampler.segment_frames, self.motion_loss
+            weights = motion_weights(clips, masked, frames, mix) if mix else None
         stream = self.encoder.stream(clips.repeat(r, 1, 1, 1) if r > 1 else clips, visible)
         stream = self.decoder.stream(stream, latent_tokens, masked, norm=self.encoder.final_norm)  # [r * N, U, D]
         prediction = self.decoder.predict(stream, self.decoder.head)
-        loss = _mean_squared_error(prediction, target, filled)
+        loss = _mean_squared_error(prediction, target, weights, filled)
         if self.auxiliary is not None:
             with torch.no_grad():
-                auxiliary_target = TARGETS[self.auxiliary](clips, masked, self.sampler.segment_frames)
+                auxiliary_target = TARGETS[self.auxiliary](clips, masked, frames)
             auxiliary_prediction = self.decoder.predict(stream, self.decoder.auxiliary)
-            loss = loss + self.auxiliary_weight * _mean_squared_error(auxiliary_prediction, auxiliary_target, filled)
+            second = _mean_squared_error(auxiliary_prediction, auxiliary_target, weights, filled)
+            loss = loss + self.auxiliary_weight * second
         with torch.no_grad():
             tracks_in_loss = masked.shape[0] if filled is None else filled.sum()
             moments = {"target_var": channel_moments(target, filled), "pred_var": channel_moments(prediction, filled)}
@@ -285,8 +295,11 @@ def build_decoder(config: Config, encoder: Network, out: int | None = None, auxi
     return initialise(decoder, start["init"], start["init_std"], seed=2 * config.train.seed + 1)
 
 
-def _mean_squared_error(prediction: Tensor, target: Tensor, filled: Tensor | None) -> Tensor:
-    """Mean squared error of [N, U, D], of the rows ``filled`` where that is given."""
+def _mean_squared_error(prediction: Tensor, target: Tensor, weights: Tensor | None, filled: Tensor | None) -> Tensor:
+    """Mean squared error of [N, U, D], tokens weighed by [N, U], of the rows ``filled``, where these are given."""
+    if weights is not None:
+        root = weights.sqrt()[..., None]
+        prediction, target = prediction * root, target * root
     if filled is None:
         return ops.masked_mse(prediction, target)
     # Rows beyond those with a body differ from nothing, and the mean is over the others.

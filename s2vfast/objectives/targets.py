@@ -51,6 +51,30 @@ def motion(clips: Tensor, masked: Tensor | None, segment_frames: int, eps: float
     return (tokens - mean) / torch.sqrt(variance + eps)
 
 
+def motion_weights(clips: Tensor, masked: Tensor, segment_frames: int, mix: float) -> Tensor:
+    """Weights of tokens by their motion energy: 1 - mix + mix * energy / mean energy of the track's masked tokens.
+
+    After AMR (arXiv 2606.11450), which looks at what moves more. Energy is the mean square of x[t + 1] - x[t]; a joint
+    that is not seen in both frames, where its numbers are all zero, does not move. What does not move at all, as an
+    empty track, has weights of 1.
+
+    Args:
+        clips: [N, T, V, C], coordinates first.
+        masked: int32 [r * N, U], the tokens to predict, mask after mask.
+        segment_frames: s, frames a token.
+        mix: in [0, 1]; 0 weighs all alike.
+
+    Returns:
+        [r * N, U], of mean 1 in every row.
+    """
+    joints = clips[..., :COORDINATES]
+    seen = (joints != 0).any(-1, keepdim=True)
+    squares = torch.zeros_like(joints)
+    squares[:, :-1] = torch.where(seen[:, 1:] & seen[:, :-1], (joints[:, 1:] - joints[:, :-1]).square(), 0.0)
+    energy = _tokens(squares, masked, segment_frames).mean(-1) + 1e-12
+    return 1.0 - mix + mix * energy / energy.mean(-1, keepdim=True)
+
+
 TARGETS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {"coordinates": coordinates, "motion": motion}
 """By the names that objective.auxiliary has for them."""
 

@@ -2,9 +2,8 @@
 
     python -m s2vfast.train.cost_model --config ntu60 [--tracks 128] [--empty 0.41] [--device h200] [--json]
 
-It counts Skeleton2vec's step with tube masks, and refuses others.
-
-Nothing is run. A matrix product of [m, k] and [k, n] is 2 m k n operations. Attention is two products of a head's
+It counts Skeleton2vec's step with tube masks, and refuses others. Nothing is run.
+A matrix product of [m, k] and [k, n] is 2 m k n operations. Attention is two products of a head's
 scores forward, and five backward, as scores are recomputed. Bytes are what must cross the device's memory once, as the
 fused kernels have it: bfloat16 operands, float32 residual stream, everything that fits on the chip staying there.
 Launches are kernels of the ``triton`` implementation. ``dense`` leaves out all savings and is the published arithmetic;
@@ -275,10 +274,11 @@ def refuse_others(config: Config) -> None:
         ("model.name", config.model.name, ("transformer",)),
         ("objective.name", config.objective.name, ("skeleton2vec",)),
         ("objective.auxiliary", config.objective.auxiliary, ("none",)),
+        ("objective.motion_loss", config.objective.motion_loss, (0.0,)),
         ("mask.kind", config.mask.kind, ("auto", *TUBE_KINDS)),
     ):
         if value not in counted:
-            raise errors.ConfigError(f"{path}: {value}: the cost model counts {' and '.join(counted)} alone")
+            raise errors.ConfigError(f"{path}: {value}: the cost model counts {' and '.join(map(str, counted))} alone")
     if config.model.layer_scale is None:
         raise errors.ConfigError("model.layer_scale: null: the cost model counts LayerScale alone; give a number")
 

@@ -10,7 +10,7 @@ from s2vfast import errors, ops
 from s2vfast.config import Config
 from s2vfast.config.registry import OBJECTIVES
 from s2vfast.objectives import build_objective
-from s2vfast.objectives.targets import coordinates, motion
+from s2vfast.objectives.targets import TARGETS, coordinates, motion, motion_weights
 from s2vfast.reference import philox
 
 from ..skeletons import chain
@@ -189,6 +189,59 @@ def test_a_second_head_adds_its_loss(what):
     assert model.decoder.head.out_features == 16
 
 
+def numpy_weights(clips, masked, mix):
+    """Motion weights, token by token: a joint that is not seen in both frames does not move."""
+    x = clips[..., :3].numpy()
+    squares = np.zeros(x.shape)
+    for n, t, v in itertools.product(range(x.shape[0]), range(x.shape[1] - 1), range(x.shape[2])):
+        if x[n, t, v].any() and x[n, t + 1, v].any():
+            squares[n, t, v] = (x[n, t + 1, v] - x[n, t, v]) ** 2
+    energy = by_token(torch.from_numpy(squares), 3).mean(-1)
+    rows = np.stack([energy[row % len(energy), tokens] for row, tokens in enumerate(masked.numpy())])
+    mean = rows.mean(-1, keepdims=True)
+    return np.where(mean > 0, 1 - mix + mix * rows / np.where(mean > 0, mean, 1.0), 1.0)
+
+
+def test_what_moves_counts_more():
+    clips, ids = batch(empty=(1,))
+    clips[0, 4:6, 2] = 0.0  # a joint that is lost for two frames
+    clips = clips.double()
+    model = make("skeleton2vec", mask__masks_per_clip=2, objective__motion_loss=0.7).double()
+    masks = model.draw(clips, seed=3, epoch=2, sample_ids=ids)
+    weights = numpy_weights(clips, masks.masked, 0.7)
+    found = motion_weights(clips, masks.masked, 3, 0.7)
+    assert found.numpy() == pytest.approx(weights, rel=1e-6)
+    assert found.mean(-1).numpy() == pytest.approx(1.0)
+    assert found.min() >= 0.3
+    prediction = predicted(model, clips.repeat(2, 1, 1, 1), masks)
+    target = model.target(clips, masks.masked).numpy()
+    expected = np.mean(weights[..., None] * (prediction - target) ** 2)
+    out, _ = step(model, clips, ids)
+    assert float(out.loss.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_motion_counts_in_both_heads_and_without_empty_bodies(name):
+    clips, ids = batch(empty=(1, 5))
+    head = {"objective__auxiliary": "coordinates" if name != "skeletonmae" else "motion"}
+    weighed, same = (make(name, objective__motion_loss=mix, **head) for mix in (1.0, 0.0))
+    assert not torch.equal(step(weighed, clips, ids)[0].loss, step(same, clips, ids)[0].loss)
+    weighed.auxiliary_weight = 0.0
+    alone, _ = step(weighed, clips, ids)
+    weighed.auxiliary_weight = 1.0
+    both, _ = step(weighed, clips, ids)
+    masks = weighed.draw(clips, seed=3, epoch=2, sample_ids=ids)
+    weights = numpy_weights(clips, masks.masked, 1.0)[..., None]
+    target = TARGETS[weighed.auxiliary](clips, masks.masked, 3).numpy()
+    second = np.mean(weights * (predicted(weighed, clips, masks, "auxiliary") - target) ** 2)
+    assert float((both.loss - alone.loss).detach()) == pytest.approx(second, rel=1e-4)
+    full = [0, 2, 3, 4]
+    dropped = step(make(name, objective__motion_loss=1.0, objective__empty_bodies="drop"), clips, ids)[0]
+    some = type(masks)(masks.visible[full], masks.masked[full], masks.latent_tokens[full])
+    computed = make(name, objective__motion_loss=1.0)(clips[full], some)
+    assert float(dropped.loss.detach()) == pytest.approx(float(computed.loss.detach()), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["skeletonmae", "mamp"])
 def test_empty_bodies_without_a_teacher(name):
     clips, ids = batch(empty=(1, 5))
@@ -220,7 +273,8 @@ def test_no_layer_scale_and_another_eps(name):
 def test_compiled_without_a_break(name):
     """What train.mode compile does, masks having been drawn."""
     clips, ids = batch()
-    model = make(name, objective__auxiliary="coordinates" if name != "skeletonmae" else "motion")
+    second = "coordinates" if name != "skeletonmae" else "motion"
+    model = make(name, objective__auxiliary=second, objective__motion_loss=0.5)
     masks = model.draw(clips, seed=3, epoch=2, sample_ids=ids)
     torch._dynamo.reset()
     with ops.use_impl("torch"):

@@ -171,6 +171,7 @@ def test_a_step_of_ntu60_is_at_most_280_launches():
     [
         ("objective.name", "mamp"),
         ("objective.auxiliary", "motion"),
+        ("objective.motion_loss", 0.5),
         ("mask.kind", "random"),
         ("model.layer_scale", None),
     ],
