@@ -275,14 +275,19 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--impl", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--memory-of", choices=("reference", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--matmul-precision", choices=("highest", "high"), default="highest", help="of both, as train.matmul_precision"
+    )
     options = parser.parse_args(words)
+    torch.set_float32_matmul_precision(options.matmul_precision)
     size = Size(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Size)})
     if options.memory_of:
         print(_growth(options.network, size, options.memory_of, options.impl))
         return 0
     result = measure(options.network, size, options.turns, options.impl)
     if options.json:
-        print(json.dumps({"network": options.network, **dataclasses.asdict(size), **result}))
+        sizes = {**dataclasses.asdict(size), "matmul_precision": options.matmul_precision}
+        print(json.dumps({"network": options.network, **sizes, **result}))
     else:
         print("\n".join(f"{key}: {value:.4g}" for key, value in result.items()))
     return 0

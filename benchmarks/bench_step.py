@@ -298,6 +298,9 @@ def line(row: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if a contestant was wrong, 2 if it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_step", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--matmul-precision", choices=("highest", "high"), default="highest", help="of all, as train.matmul_precision"
+    )
     parser.add_argument("--config", default="ntu60", help="a preset or a YAML file")
     parser.add_argument("--batch", type=positive, default=2, help="clips a step")
     parser.add_argument("--impl", default="torch", help="the first contestant")
@@ -315,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     add_output(parser, "step")
     options = parser.parse_args(arguments)
+    torch.set_float32_matmul_precision(options.matmul_precision)
     return finish(
         measure(options), options, line, ignore=NO_MEMORY, summary=lambda r: {"ratio": r["rows"][0].get("ratio")}
     )

@@ -12,6 +12,7 @@
 #include "embed_gather.h"
 #include "mask_fill.h"
 #include "parallel.h"
+#include "split_product.h"
 #include "text.h"
 #include "tube_mask.h"
 
@@ -210,6 +211,16 @@ py::object text_pkummd(const py::bytes& data) {
 }
 #endif
 
+void split_product(int64_t rows, int64_t count, int64_t columns, uintptr_t left, int64_t left_step, bool turned,
+                   uintptr_t right, int64_t right_step, uintptr_t bias, uintptr_t out, int64_t out_step, int device,
+                   uintptr_t stream, int threads) {
+  const s2v::SplitProductCall call = {rows, count, columns, pointer<const float>(left), left_step, turned,
+                                      pointer<const float>(right), right_step, pointer<const float>(bias), false,
+                                      pointer<float>(out), out_step};
+  const py::gil_scoped_release release;
+  S2V_RUN_CPU(split_product, call, device, stream, threads);
+}
+
 py::dict features() {
   py::dict facts;
 #if defined(__clang__)
@@ -227,6 +238,7 @@ py::dict features() {
     vectors = "avx512";
 #endif
   facts["vectors"] = vectors;
+  facts["matrix unit"] = s2v::has_split_product();
   facts["threads"] = s2v::available_threads();
 #if defined(S2V_CUDA)
   facts["cuda"] = true;
@@ -245,6 +257,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("text_ntu", &text_ntu, py::arg("data"), "Tracks of an NTU file, or None; see s2vfast.data.formats.text.");
   module.def("text_pkummd", &text_pkummd, py::arg("data"), "Numbers of a PKU-MMD file, or None; likewise.");
 #endif
+  module.def("split_product", &split_product, py::kw_only(), py::arg("rows"), py::arg("count"), py::arg("columns"),
+             py::arg("left"), py::arg("left_step"), py::arg("turned"), py::arg("right"), py::arg("right_step"),
+             py::arg("bias") = 0, py::arg("out"), py::arg("out_step"), py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("threads") = 0, "A product of matrices of precision high; see s2vfast.ops._linear.");
   module.def("clip_sample", &clip_sample, py::kw_only(), py::arg("frames"), py::arg("kind"), py::arg("frame_index"),
              py::arg("row"), py::arg("count"), py::arg("ids"), py::arg("samples"), py::arg("sequences"),
              py::arg("rows"), py::arg("bodies"), py::arg("joints"), py::arg("length"), py::arg("crop"), py::arg("crop_min"), py::arg("center"), py::arg("torso"),

@@ -12,10 +12,10 @@ namespace {
 
 void graph_attention(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width, int64_t results,
                      uintptr_t x, uintptr_t qk_weight, uintptr_t qk_bias, uintptr_t topology, uintptr_t weight,
-                     double eps, uintptr_t out, int device, uintptr_t stream, int threads) {
+                     double eps, bool split, uintptr_t out, int device, uintptr_t stream, int threads) {
   const s2v::GraphAttentionCall call = {frames, joints, channels, heads, width, results, pointer<const float>(x),
                                         pointer<const float>(qk_weight), pointer<const float>(qk_bias),
-                                        pointer<const float>(topology), pointer<const float>(weight), eps,
+                                        pointer<const float>(topology), pointer<const float>(weight), eps, split,
                                         pointer<float>(out)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(graph_attention, call, device, stream, threads);
@@ -23,12 +23,13 @@ void graph_attention(int64_t frames, int64_t joints, int64_t channels, int64_t h
 
 void graph_attention_backward(int64_t frames, int64_t joints, int64_t channels, int64_t heads, int64_t width,
                               int64_t results, uintptr_t x, uintptr_t qk_weight, uintptr_t qk_bias,
-                              uintptr_t topology, uintptr_t weight, double eps, uintptr_t grad, uintptr_t d_x,
+                              uintptr_t topology, uintptr_t weight, double eps, bool split, uintptr_t grad,
+                              uintptr_t d_x,
                               uintptr_t d_qk_weight, uintptr_t d_qk_bias, uintptr_t d_topology, uintptr_t d_weight,
                               int device, uintptr_t stream, int threads) {
   const s2v::GraphAttentionBackwardCall call = {
       frames, joints, channels, heads, width, results, pointer<const float>(x), pointer<const float>(qk_weight),
-      pointer<const float>(qk_bias), pointer<const float>(topology), pointer<const float>(weight), eps,
+      pointer<const float>(qk_bias), pointer<const float>(topology), pointer<const float>(weight), eps, split,
       pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_qk_weight), pointer<float>(d_qk_bias),
       pointer<float>(d_topology), pointer<float>(d_weight)};
   const py::gil_scoped_release release;
@@ -158,13 +159,13 @@ void bind_graph(py::module_& module) {
              py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
   module.def("graph_attention", &graph_attention, py::kw_only(), py::arg("frames"), py::arg("joints"),
              py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("results"), py::arg("x"),
-             py::arg("qk_weight"), py::arg("qk_bias"), py::arg("topology"), py::arg("weight"), py::arg("eps"),
+             py::arg("qk_weight"), py::arg("qk_bias"), py::arg("topology"), py::arg("weight"), py::arg("eps"), py::arg("split"),
              py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
              "Joints of frames mixed by attention times a topology; see s2vfast.ops.graph_attention.");
   module.def("graph_attention_backward", &graph_attention_backward, py::kw_only(), py::arg("frames"),
              py::arg("joints"), py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("results"),
              py::arg("x"), py::arg("qk_weight"), py::arg("qk_bias"), py::arg("topology"), py::arg("weight"),
-             py::arg("eps"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk_weight"), py::arg("d_qk_bias"),
+             py::arg("eps"), py::arg("split"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk_weight"), py::arg("d_qk_bias"),
              py::arg("d_topology"), py::arg("d_weight"), py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "Its gradients.");
   module.def("graph_attention_parts", &s2v::graph_attention_parts, py::arg("frames"),

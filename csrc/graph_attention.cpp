@@ -12,6 +12,7 @@
 #include "numbers.h"
 #include "parallel.h"
 #include "require.h"
+#include "split_product.h"
 
 namespace s2v {
 namespace {
@@ -76,41 +77,75 @@ struct Weights {
   const float *qk, *qk_back, *heads;
 };
 
-// Queries and keys of rows of x. weight: panels [C, 2 * H * d].
+// How all products but those of a frame are made: with the right in panels, or split with its rows one after the other.
+class Products {
+ public:
+  explicit Products(bool split) : split_(split) {}
+
+  // at(k, n): where a number of the right [count, columns] is.
+  template <class At>
+  void lay(int64_t count, int64_t columns, const At& at, float* right) const {
+    if (!split_) return product_panels(count, columns, at, right);
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t n = 0; n < columns; ++n) *right++ = *at(k, n);
+  }
+
+  // As `product`, of a right that `lay` has laid.
+  void operator()(const ProductLeft& left, int64_t rows, const float* right, int64_t count, int64_t columns, bool add,
+                  float* out, int64_t out_row) const {
+    if (!split_) return product(left, rows, {right, 0}, count, columns, add, out, out_row);
+    split_product({rows, count, columns, left.at, left.step, left.turned, right, columns, nullptr, add, out, out_row}, 1);
+  }
+
+  // The same of a right [count, columns] whose rows lie one after the other; panels: room for as many numbers.
+  void of_rows(const ProductLeft& left, int64_t rows, const float* right, float* panels, int64_t count, int64_t columns,
+               bool add, float* out) const {
+    if (!split_) row_panels(count, columns, right, panels);
+    (*this)(left, rows, split_ ? right : panels, count, columns, add, out, columns);
+  }
+
+ private:
+  bool split_;
+};
+
+// Queries and keys of rows of x. weight: [C, 2 * H * d], laid.
 S2V_HD void queries_and_keys(const GraphAttentionShape& shape, const float* x, int64_t rows, double eps,
-                             const float* weight, const float* bias, const Scratch& scratch) {
+                             const float* weight, const float* bias, const Products& products,
+                             const Scratch& scratch) {
   const int64_t C = shape.channels, width = shape.queries();
   for (int64_t r = 0; r < rows; ++r) {
     scratch.scales[r] = graph_norm(shape.channels, eps, x + r * C, scratch.normed + r * C);
     std::copy_n(bias, width, scratch.qk + r * width);
   }
-  product({scratch.normed, C, false}, rows, {weight, 0}, C, width, true, scratch.qk, width);
+  products({scratch.normed, C, false}, rows, weight, C, width, true, scratch.qk, width);
 }
 
-// weights.heads: panels [H * C, E].
+// weights.heads: [H * C, E], laid.
 S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call,
                                    const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
   const Frame frame(shape);
   const int64_t depth = int64_t(shape.heads) * shape.channels, most = frames_of_a_block(shape);
+  const Products products(call.split);
   graph_padded(shape, call.topology, scratch.topology);
   for (int64_t first = begin; first < end; first += most) {
     const int64_t count = std::min(most, end - first), rows = count * shape.joints;
     const float* const x = call.x + first * frame.x;
-    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, scratch);
+    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
     for (int64_t f = 0; f < count; ++f)
       graph_forward(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology, scratch.frame,
                     scratch.mixed + f * frame.mixed);
-    product({scratch.mixed, depth, false}, rows, {weights.heads, 0}, depth, shape.results, false,
-            call.out + first * frame.out, shape.results);
+    products({scratch.mixed, depth, false}, rows, weights.heads, depth, shape.results, false,
+             call.out + first * frame.out, shape.results);
   }
 }
 
-// weights.heads: for each head panels [E, C].
+// weights.heads: for each head [E, C], laid.
 S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
                                     const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
   const Frame frame(shape);
   const int64_t C = shape.channels, E = shape.results, depth = shape.heads * C, width = shape.queries();
   const int64_t most = frames_of_a_block(shape), part = begin / kFrames;
+  const Products products(call.split);
   float *const d_weight = call.d_weight + part * depth * E, *const d_qk_weight = call.d_qk_weight + part * width * C;
   float* const d_qk_bias = call.d_qk_bias + part * width;
   graph_padded(shape, call.topology, scratch.topology);
@@ -120,17 +155,16 @@ S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const Grap
     const int64_t count = std::min(most, end - first), rows = count * shape.joints;
     const float *const x = call.x + first * frame.x, *const grad = call.grad + first * frame.out;
     float* const d_x = call.d_x + first * frame.x;
-    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, scratch);
+    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
     for (int32_t h = 0; h < shape.heads; ++h)
-      product({grad, E, false}, rows, {weights.heads + h * E * C, 0}, E, C, false, scratch.mixed + h * C, depth);
+      products({grad, E, false}, rows, weights.heads + h * E * C, E, C, false, scratch.mixed + h * C, depth);
     for (int64_t f = 0; f < count; ++f)
       graph_backward(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology,
                      scratch.mixed + f * frame.mixed, scratch.frame, d_x + f * frame.x, scratch.d_qk + f * frame.qk,
                      scratch.d_topology);
-    row_panels(rows, E, grad, scratch.grad);
-    product({scratch.mixed, depth, true}, depth, {scratch.grad, 0}, rows, E, first > begin, d_weight, E);
+    products.of_rows({scratch.mixed, depth, true}, depth, grad, scratch.grad, rows, E, first > begin, d_weight);
     product({scratch.d_qk, width, true}, width, {scratch.normed, C}, rows, C, first > begin, d_qk_weight, C);
-    product({scratch.d_qk, width, false}, rows, {weights.qk_back, 0}, width, C, false, scratch.d_normed, C);
+    products({scratch.d_qk, width, false}, rows, weights.qk_back, width, C, false, scratch.d_normed, C);
     for (int64_t r = 0; r < rows; ++r) {
       graph_norm_backward(shape.channels, scratch.scales[r], scratch.normed + r * C, scratch.d_normed + r * C,
                           d_x + r * C);
@@ -160,10 +194,10 @@ GraphAttentionShape checked(const Call& call) {
 // Whether there is no result, so that all gradients are zero.
 bool nothing(const GraphAttentionShape& shape) { return shape.frames * shape.joints * shape.results == 0; }
 
-// Panels [C, 2 * H * d] of the weight of queries and keys.
-void query_panels(const GraphAttentionShape& shape, const float* weight, float* panels) {
+// The weight of queries and keys as [C, 2 * H * d].
+void lay_queries(const GraphAttentionShape& shape, const Products& products, const float* weight, float* to) {
   const int64_t C = shape.channels;
-  product_panels(C, shape.queries(), [&](int64_t k, int64_t n) { return weight + n * C + k; }, panels);
+  products.lay(C, shape.queries(), [&](int64_t k, int64_t n) { return weight + n * C + k; }, to);
 }
 
 }  // namespace
@@ -176,9 +210,10 @@ void graph_attention(const GraphAttentionCall& call, int threads) {
   require(call.out != nullptr, "graph_attention: out is a null pointer");
   const int64_t C = shape.channels, E = shape.results;
   const Numbers qk(C * shape.queries()), heads(shape.heads * C * E);
-  query_panels(shape, call.qk_weight, qk.at());
-  product_panels(shape.heads * C, E, [&](int64_t k, int64_t n) { return call.weight + (k / C * E + n) * C + k % C; },
-                 heads.at());
+  const Products products(call.split);
+  lay_queries(shape, products, call.qk_weight, qk.at());
+  products.lay(shape.heads * C, E, [&](int64_t k, int64_t n) { return call.weight + (k / C * E + n) * C + k % C; },
+               heads.at());
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
     forward_range(shape, call, {qk.at(), nullptr, heads.at()}, Scratch(shape, false), begin, end);
   });
@@ -204,9 +239,13 @@ void graph_attention_backward(const GraphAttentionBackwardCall& call, int thread
   require(call.grad != nullptr, "graph_attention: grad is a null pointer");
   const int64_t C = shape.channels, E = shape.results;
   const Numbers qk(C * shape.queries()), qk_back(C * shape.queries()), heads(shape.heads * C * E);
-  query_panels(shape, call.qk_weight, qk.at());
-  row_panels(shape.queries(), C, call.qk_weight, qk_back.at());
-  for (int32_t h = 0; h < shape.heads; ++h) row_panels(E, C, call.weight + h * E * C, heads.at() + h * E * C);
+  const Products products(call.split);
+  lay_queries(shape, products, call.qk_weight, qk.at());
+  const auto lay_rows = [&](int64_t count, const float* rows, float* to) {
+    products.lay(count, C, [&](int64_t k, int64_t n) { return rows + k * C + n; }, to);
+  };
+  lay_rows(shape.queries(), call.qk_weight, qk_back.at());
+  for (int32_t h = 0; h < shape.heads; ++h) lay_rows(E, call.weight + h * E * C, heads.at() + h * E * C);
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
     backward_range(shape, call, {qk.at(), qk_back.at(), heads.at()}, Scratch(shape, true), begin, end);
   });

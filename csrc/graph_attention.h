@@ -13,6 +13,7 @@ struct GraphAttentionCall {
   const float* topology;  // [H, V, V]
   const float* weight;    // [H, E, C]
   double eps;             // of the norm
+  bool split;             // products are those of split_product.h
   float* out;             // out [F, V, E]
 };
 
@@ -20,6 +21,7 @@ struct GraphAttentionBackwardCall {
   int64_t frames, joints, channels, heads, width, results;
   const float *x, *qk_weight, *qk_bias, *topology, *weight;
   double eps;
+  bool split;
   const float* grad;  // [F, V, E]
   float* d_x;         // out [F, V, C]
   // Parts of sums, graph_attention_parts(F) of each.

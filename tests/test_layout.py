@@ -211,6 +211,7 @@ def _reasons(op, name):
 def test_kernels_and_sources_belong_to_an_operation():
     known = {*OPS, "text", "text_ntu", "text_pkummd", "philox", "parallel", "pack", "matrix", "cuda_launch"}
     known |= {"bindings", "bindings_graph", "bindings_points", "product", "lanes", "numbers", "require", "prefetch"}
+    known |= {"split_product"}
     assert {path.stem for path in (ROOT / "csrc").iterdir() if path.is_file()} <= known
     # What starts with an underscore is shared by kernels, aot is the program that compiles them all.
     kernels = {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.stem.startswith("_")}

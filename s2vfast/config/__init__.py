@@ -180,6 +180,10 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Operands of matrix products; the residual stream, statistics, parameters and moments are float32 always.
     ``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    matmul_precision: Literal["auto", "highest", "high"] = "auto"
+    """Of products whose operands are float32, as torch.set_float32_matmul_precision has it: ``high`` takes every number
+    as the sum of two bfloat16 on CPUs with a matrix unit (Intel AMX), in PyTorch's products TF32 on GPUs. ``auto``: as
+    the process has it, ``highest`` unless it was changed."""
     mode: Literal["auto", "eager", "graph", "compile"] = "auto"
     """How a step is run: ``eager``, operation by operation; ``graph``, captured once as a CUDA graph and replayed, with
     the same numbers; ``compile``, by torch.compile (and captured, on a GPU). ``auto``: graph on a GPU, else eager."""

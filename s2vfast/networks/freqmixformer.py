@@ -215,7 +215,7 @@ class Projection(nn.Linear):
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """[B, T', V, channels] of x [B, T, V, channels_in]."""
-        return normalise(self.norm, F.linear(x[:, :: self.stride], self.weight), relu=relu, shift=self.bias)
+        return normalise(self.norm, linear(x[:, :: self.stride], self.weight, None), relu=relu, shift=self.bias)
 
 
 class Block(nn.Module):

@@ -22,6 +22,7 @@ from s2vfast.networks.base import Network, register
 from s2vfast.networks.norm import normalise
 from s2vfast.networks.stem import Stem
 from s2vfast.networks.temporal import Branch, TemporalBranches
+from s2vfast.ops._linear import linear
 
 if TYPE_CHECKING:
     from s2vfast.config import Config
@@ -223,4 +224,4 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., out]."""
-        return normalise(self.norm, nn.functional.linear(x, self.linear.weight), shift=self.linear.bias)
+        return normalise(self.norm, linear(x, self.linear.weight, None), shift=self.linear.bias)

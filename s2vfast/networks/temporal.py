@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2vfast import ops
 from s2vfast.networks.norm import keep_statistics, normalise, shifted_bias, takes_batch_statistics
+from s2vfast.ops._linear import linear
 
 
 def frames_after(frames: int, stride: int) -> int:
@@ -77,7 +77,7 @@ class TemporalBranches(nn.Module):
 
         The other arguments say what comes after the norm, see `normalise`.
         """
-        rows = F.linear(x, torch.cat([self.expand.weight, *(branch.weight for branch in self.others)]))
+        rows = linear(x, torch.cat([self.expand.weight, *(branch.weight for branch in self.others)]), None)
         convolved, remainder = self._convolved(rows)
         results = [branch(of) for branch, of in zip(self.others, remainder.split(self.channels, -1), strict=True)]
         shifts = [*self.bias, self.bias.new_zeros(self.channels), *(shift for _, shift in results)]

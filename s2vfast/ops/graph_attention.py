@@ -11,7 +11,7 @@ from s2vfast import _extension
 from s2vfast.ops import _native, _triton
 from s2vfast.ops._custom import contiguous, differentiate, fake, operator
 from s2vfast.ops._dispatch import register, require
-from s2vfast.ops._linear import linear
+from s2vfast.ops._linear import linear, splits
 from s2vfast.reference.graph_attention import graph_attention as _reference
 
 
@@ -91,6 +91,7 @@ def _native_op(x, qk_weight, qk_bias, topology, weight, bias, eps):
         **_sizes(x, qk_bias, weight),
         **_native.addresses(x=x, qk_weight=qk_weight, qk_bias=qk_bias, topology=topology, weight=weight, out=out),
         eps=eps,
+        split=splits(),
         **_native.place(x),
     )
     return out if bias is None else out.add_(bias)
@@ -117,6 +118,7 @@ def _native_backward(grad, x, qk_weight, qk_bias, topology, weight, eps):
         **_native.addresses(x=x, qk_weight=qk_weight, qk_bias=qk_bias, topology=topology, weight=weight, grad=grad),
         **_native.addresses(d_x=d_x, **sums),
         eps=eps,
+        split=splits(),
         **_native.place(x),
     )
     *gradients, d_weight = (part.sum(0) for part in sums.values())

@@ -103,6 +103,8 @@ class Trainer:
         except errors.ImplementationError as error:
             raise errors.ConfigError(f"train.impl: {error}") from None
 
+        if config.train.matmul_precision != "auto":
+            torch.set_float32_matmul_precision(config.train.matmul_precision)
         self.objective = build_objective(config, store.layout, store.classes)
         self.objective.check_declared()
         self.objective.train()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s2vfast import ops
 from s2vfast.ops import _linear
 
 
@@ -75,3 +76,84 @@ def test_rows_that_lie_apart(fused):
     torch.testing.assert_close(x.grad[:, ::2], 2.0 * every_second @ weight.t() @ weight)
     assert not x.grad[:, 1::2].any()
     assert fused
+
+
+@pytest.fixture
+def high():
+    """Products of precision high, where this CPU has a matrix unit for them."""
+    if not _linear._has_unit():
+        pytest.skip("this CPU has no matrix unit for bfloat16 (AMX)")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def error(found, expected):
+    return float(((found.double() - expected).norm() / expected.norm()).detach())
+
+
+# Whole blocks, parts of a tile in every direction, more of the inner size than fits at a time.
+@pytest.mark.parametrize("sizes", [(64, 64, 64), (33, 31, 17), (1, 1, 1), (70, 5, 100), (40, 9000, 96), (1100, 40, 33)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_split_product(high, sizes, turned):
+    rows, count, columns = sizes
+    generator = torch.Generator().manual_seed(1)
+    left, right = torch.randn(rows, count, generator=generator), torch.randn(count, columns, generator=generator)
+    bias = torch.randn(columns, generator=generator)
+    found = _linear._split_product(left.t().contiguous().t() if turned else left, right, bias)
+    expected = left.double() @ right.double() + bias.double()
+    # Two bfloat16 leave 2e-5 of a number at most, on average 7e-6; one leaves 4e-3.
+    assert 1e-7 < error(found, expected) < 2e-5
+
+
+def test_split_product_keeps_what_is_no_number(high):
+    left, right = torch.ones(40, 40), torch.ones(40, 40)
+    left[3, 5] = torch.tensor([-1], dtype=torch.int32).view(torch.float32)  # the NaN whose rounding would carry
+    left[7, 39] = torch.inf
+    found = _linear._split_product(left, right)
+    odd = found.isnan().any(1)
+    assert odd.nonzero().flatten().tolist() == [3, 7]
+    assert (found[~odd] == 40.0).all()
+
+
+def test_split_product_is_the_same_on_any_number_of_threads(high):
+    left, right = (torch.randn(sizes, generator=torch.Generator().manual_seed(2)) for sizes in ((1500, 64), (64, 130)))
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results.append(_linear._split_product(left, right))
+    torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
+def test_wide_products_are_split(high):
+    generator = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(sizes, generator=generator) for sizes in ((1100, 100), (120, 100), (120,))]
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [t.to(dtype).requires_grad_() for t in tensors]
+        out = _linear.linear(*leaves)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for expected, found in zip(*results, strict=True):
+        assert error(found, expected) < 3e-5
+    assert error(results[1][0], results[0][0]) > 1e-6  # of sums of two bfloat16, and not of float32
+    torch.set_float32_matmul_precision("highest")
+    assert error(_linear.linear(*tensors), results[0][0]) < 1e-6
+
+
+def test_graph_attention_splits(high):
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"x": (37, 20, 48), "qk_weight": (2, 3, 6, 48), "qk_bias": (2, 3, 6), "topology": (3, 20, 20)}
+    shapes |= {"weight": (3, 80, 48), "bias": (80,)}
+    options = {"generator": generator, "dtype": torch.float64}
+    tensors = {name: torch.randn(shape, **options) * 0.2 for name, shape in shapes.items()}
+    results = []
+    for impl in ("reference", "native"):
+        leaves = {n: (t if impl == "reference" else t.float()).clone().requires_grad_() for n, t in tensors.items()}
+        out = ops.graph_attention(**leaves, impl=impl)
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(leaves.values()))])
+    for expected, found in zip(*results, strict=True):
+        assert error(found, expected) < 1e-4
+    assert error(results[1][0], results[0][0]) > 1e-6
