@@ -4,16 +4,17 @@
                                           [--json] [--out benchmarks/results]
 
 Every measurement is a process of its own, timed from its start: the interpreter counts. Clips are made up, no store is
-opened, and the files that are imported have been read once before. Phases, medians: ``imports``; ``build``, which is
-clips, model and optimizer, on a GPU also its context; ``first step``. ``second step`` is no part of the whole; on a GPU
-it is the one that is captured. Where Triton's kernels or torch.compile take part, a process with a cache that is
-``empty`` comes first, and those after it have the same cache, now ``filled``.
+opened, and the files that are imported have been read and compiled to bytecode before. Phases, medians: ``imports``;
+``build``, which is clips, model and optimizer, on a GPU also its context; ``first step``. ``second step`` is no part of
+the whole; on a GPU it is the one that is captured. Where Triton's kernels or torch.compile take part, a process with a
+cache that is ``empty`` comes first, and those after it have the same cache, now ``filled``.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -48,8 +49,11 @@ def measure(settings: dict[str, Setting], impl: str, repeat: int) -> Iterator[li
     states = caches(impl, device)
     samples: dict[tuple[str, str], list[dict[str, float]]] = {key: [] for key in itertools.product(settings, states)}
     refused: dict[str, str] = {}
-    subprocess.run([sys.executable, "-c", "import benchmarks._train_step"], cwd=_results.ROOT, check=True)
     with tempfile.TemporaryDirectory() as home:
+        # An installed package has its bytecode; compiling ours takes half a second where Python may not keep it.
+        bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{home}/bytecode"}
+        command = [sys.executable, "-c", "import benchmarks._train_step"]
+        subprocess.run(command, cwd=_results.ROOT, env={**os.environ, **bytecode}, check=True)
         for number, (name, setting) in itertools.product(range(repeat), settings.items()):
             progress(f"{impl}, {name}: {number + 1} of {repeat}")
             for state in states if name not in refused else ():
@@ -60,7 +64,7 @@ def measure(settings: dict[str, Setting], impl: str, repeat: int) -> Iterator[li
                     "TORCHINDUCTOR_CACHE_DIR": f"{home}/{name}/inductor",
                 }
                 try:
-                    answer = _train_step.ask(setting, impl, "phases", {} if state == "none" else folders)
+                    answer = _train_step.ask(setting, impl, "phases", bytecode | ({} if state == "none" else folders))
                     samples[name, state].append(answer)
                 except errors.TrainingError as error:
                     refused[name] = str(error)

@@ -114,7 +114,10 @@ def test_configs_take_turns_and_keep_their_cache_without_a_compiler(processes):
     settings = {name: Setting(tiny(), 1, CPU) for name in ("a", "b")}
     *more, rows = bench_cold_start.measure(settings, "torch", 2)
     assert [row["p50"] for row in more[1]] == [3.0, 6.0]  # after a round
-    assert processes == [{}] * 4
+    # All find the same bytecode, and no compiler's cache.
+    assert processes == [processes[0]] * 4
+    assert processes[0].keys() == {"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"}
+    assert not processes[0]["PYTHONDONTWRITEBYTECODE"]
     # Seconds a phase are the process's number: 1 and 3, 2 and 4.
     assert [(row["config"], row["p50"]) for row in rows] == [("a", 6.0), ("b", 9.0)]
 
