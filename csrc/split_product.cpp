@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define S2V_AMX
+// The compiler's own headers make values that nobody reads from themselves (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -204,7 +207,7 @@ S2V_TILES void rows_of(const SplitProductCall& call, int64_t begin, int64_t end)
   const Tiles tiles;
   const int64_t columns = up(call.columns, kBlock);
   const int64_t most = std::max(kDepth, kNear / columns / kDepth * kDepth);  // of count at a time
-  const int64_t depth = std::min(most, up(call.count, kDepth)), many = depth / kDepth;
+  const int64_t depth = std::min(most, up(std::max(call.count, int64_t(1)), kDepth));
   const Buffer left = buffer(kBlock * depth * 2), right = buffer(columns * depth * 2);
   alignas(64) float first[kBlock * kBlock], edge[kBlock * kBlock];
   for (int64_t k = 0; k == 0 || k < call.count; k += most) {

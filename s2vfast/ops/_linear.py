@@ -104,7 +104,7 @@ def _split_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> T
 
 def splits() -> bool:
     """Whether products of float32 on this CPU are those of sums of two bfloat16."""
-    return torch.get_float32_matmul_precision() != "highest" and _has_unit()
+    return torch.get_float32_matmul_precision() != "highest" and _extension.emulated() is None and _has_unit()
 
 
 def _wide(*sizes: int) -> bool:
