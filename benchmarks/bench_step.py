@@ -47,6 +47,7 @@ NO_MEMORY = "it does not fit into the device's memory"
 SWEEPS = ("batch", "tokens")
 CLIPS = {"cpu": (1, 2, 4, 8), "cuda": (8, 16, 32, 64, 128)}
 FRAMES = (1 / 3, 2 / 3, 1, 2)  # times the config's
+_PRODUCTS = {"highest": "", "high": ", products high"}  # what a row says of --matmul-precision
 T = TypeVar("T")
 
 
@@ -169,7 +170,7 @@ class Bench:
             "tokens": setting.tokens,
             "ranks": 1,
             "empty_bodies": setting.empty_bodies,
-            "precision": setting.precision(one.name),
+            "precision": setting.precision(one.name) + _PRODUCTS[torch.get_float32_matmul_precision()],
         }
         if one.refused:
             return row | {"refused": one.refused}

@@ -159,14 +159,14 @@ void bind_graph(py::module_& module) {
              py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
   module.def("graph_attention", &graph_attention, py::kw_only(), py::arg("frames"), py::arg("joints"),
              py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("results"), py::arg("x"),
-             py::arg("qk_weight"), py::arg("qk_bias"), py::arg("topology"), py::arg("weight"), py::arg("eps"), py::arg("split"),
-             py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
+             py::arg("qk_weight"), py::arg("qk_bias"), py::arg("topology"), py::arg("weight"), py::arg("eps"),
+             py::arg("split"), py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
              "Joints of frames mixed by attention times a topology; see s2vfast.ops.graph_attention.");
   module.def("graph_attention_backward", &graph_attention_backward, py::kw_only(), py::arg("frames"),
              py::arg("joints"), py::arg("channels"), py::arg("heads"), py::arg("width"), py::arg("results"),
              py::arg("x"), py::arg("qk_weight"), py::arg("qk_bias"), py::arg("topology"), py::arg("weight"),
-             py::arg("eps"), py::arg("split"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk_weight"), py::arg("d_qk_bias"),
-             py::arg("d_topology"), py::arg("d_weight"), py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("eps"), py::arg("split"), py::arg("grad"), py::arg("d_x"), py::arg("d_qk_weight"),
+             py::arg("d_qk_bias"), py::arg("d_topology"), py::arg("d_weight"), py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "Its gradients.");
   module.def("graph_attention_parts", &s2v::graph_attention_parts, py::arg("frames"),
              "Parts that gradients of parameters come in.");

@@ -149,6 +149,8 @@ S2V_TILES void split_right(const float* right, int64_t step, int64_t count, int6
 // Sums of 32 rows and 32 columns, which begin as `begin` says: rows of it begin `begin_step` numbers apart.
 S2V_TILES void block(const uint16_t* left, const uint16_t* right, int64_t tiles, const float* begin, int64_t begin_step,
                      float* out, int64_t out_step) {
+  // What tiles are loaded from is written by now: the compiler is not told that these instructions read memory.
+  asm volatile("" : : : "memory");
   const uint16_t *const below = left + tiles * kSplit, *const beside = right + tiles * kSplit;
   const int64_t row = kDepth * sizeof(uint16_t), from = begin_step * sizeof(float), to = out_step * sizeof(float);
   if (begin == nullptr) {
@@ -262,7 +264,7 @@ bool has_split_product() { return false; }
 #endif
 
 void split_product(const SplitProductCall& call, int threads) {
-  require(has_split_product(), "split_product: this CPU has no matrix unit for bfloat16 (AMX)");
+  require(has_split_product(), "split_product: this build or this CPU has no AMX for bfloat16");
   require(call.rows >= 0 && call.count >= 0 && call.columns >= 0, "split_product: a negative size");
   if (call.rows * call.columns == 0) return;
   require(call.out != nullptr && ((call.left != nullptr && call.right != nullptr) || call.count == 0),

@@ -2,7 +2,7 @@
 //
 // Each number is the sum of two bfloat16, its rounding and what that leaves: some 16 bits in place of 24. A product is
 // three of theirs; that of both remainders is left out. Sums are in float32. PyTorch calls this precision of float32
-// products "high". Infinities become NaN.
+// products "high". Numbers beyond the largest bfloat16, 3.39e38, and infinities become NaN.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ struct SplitProductCall {
   int64_t out_step;
 };
 
-// Whether this CPU has the unit, and the operating system lets this process use it.
+// Whether this CPU has the unit, this build can use it, and the operating system lets this process.
 bool has_split_product();
 
 // Throws std::invalid_argument where has_split_product() is false, for negative sizes, and for null pointers.

@@ -71,9 +71,9 @@ class DataConfig(Section):
     confidence: bool = False
     """Append the detector's confidence of each joint: one more input channel, the last. The store must have them."""
     camera_pairs: float = option(0.0, ge=0, le=1)
-    """Share of the performances whose views, of objectives that compare two, are of different recordings, as cameras
-    of the split's training part saw them at the same time; a performance that one camera saw has two views of that.
-    The store must say who did what how often, and which camera saw it."""
+    """For objectives that compare two views of a sample: the share of performances whose second view is of another
+    training camera's recording of the same performance. A performance that one camera saw has both views of that one.
+    The store needs subject, repetition and view of every sequence; objective.empty_bodies is to be compute."""
     workers: int = option(0, ge=0)
     """Threads that prepare batches ahead of the step; 0 prepares them in line. The numbers are the same."""
     resident: Literal["auto", "device", "host"] = "auto"
@@ -181,9 +181,10 @@ class TrainConfig(Section):
     """Operands of matrix products; the residual stream, statistics, parameters and moments are float32 always.
     ``auto``: bfloat16 on a GPU, float32 on a CPU."""
     matmul_precision: Literal["auto", "highest", "high"] = "auto"
-    """Of products whose operands are float32, as torch.set_float32_matmul_precision has it: ``high`` takes every number
-    as the sum of two bfloat16 on CPUs with a matrix unit (Intel AMX), in PyTorch's products TF32 on GPUs. ``auto``: as
-    the process has it, ``highest`` unless it was changed."""
+    """Of products whose operands are float32, as torch.set_float32_matmul_precision has it, which is called with it and
+    holds for the rest of the process. ``high``: on CPUs with AMX wide linear maps and graph_attention take a number as
+    the sum of two bfloat16 (errors of some 1e-5); on GPUs PyTorch may take TF32 (1e-3). ``auto``: as the process has
+    it, ``highest`` unless it was changed."""
     mode: Literal["auto", "eager", "graph", "compile"] = "auto"
     """How a step is run: ``eager``, operation by operation; ``graph``, captured once as a CUDA graph and replayed, with
     the same numbers; ``compile``, by torch.compile (and captured, on a GPU). ``auto``: graph on a GPU, else eager."""

@@ -183,6 +183,8 @@ class Objective(nn.Module):
     """Whether `Draw.labels` are needed: sequences without a label are then left out."""
     gathers: ClassVar[bool] = False
     """Whether `step_loss` asks for the rows of all ranks, who then need as many samples each."""
+    views_by_body: ClassVar[bool] = False
+    """Whether what is compared of two views is each body, and not their mean."""
     views: int = 1
     """Views of a clip: draws of `s2vfast.ops.clip_sample`, each with a seed of its own, then `augment`."""
     pipelines: Sequence[Compose] = ()

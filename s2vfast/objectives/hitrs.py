@@ -113,6 +113,7 @@ class HiTRSLoss(Objective):
 
     Section = HiTRSLossConfig
     gathers = True
+    views_by_body = True
     terms = ("pose", "clip", "video", "future")
 
     def __init__(self, encoder: HiTRS, options: HiTRSLossConfig, channels: int = 3) -> None:

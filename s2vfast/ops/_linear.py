@@ -9,9 +9,9 @@ also packs the weight anew in every call, some 25 microseconds: of few rows, as 
 of the time.
 
 Where `torch.get_float32_matmul_precision` is not "highest", and the CPU has a matrix unit for bfloat16 (Intel AMX),
-products are made there (csrc/split_product.h): every number as the sum of two bfloat16, errors of some 1e-5. PyTorch's
-own products know nothing between float32 and plain bfloat16 on a CPU. Of 3,000 rows of 256 numbers they take half the
-time, forward and backward; of 64 numbers to 64 memory is what binds, and they take no less.
+products are made there (csrc/split_product.h): every number as the sum of two bfloat16, errors of some 1e-5. Of 3,000
+rows of 256 numbers they take half the time, forward and backward; of 64 numbers to 64 memory is what binds, and they
+take no less.
 """
 
 from __future__ import annotations
@@ -104,7 +104,12 @@ def _split_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> T
 
 def splits() -> bool:
     """Whether products of float32 on this CPU are those of sums of two bfloat16."""
-    return torch.get_float32_matmul_precision() != "highest" and _extension.emulated() is None and _has_unit()
+    if _extension.emulated() is not None or not _has_unit():
+        return False
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # PyTorch refuses to say where precisions were set for each backend
+        return False
 
 
 def _wide(*sizes: int) -> bool:

@@ -232,7 +232,6 @@ class Feed:
         self._labels = _readable(store.labels) if objective.needs_labels else None
         if self._labels is not None:
             ids = ids[self._labels[ids] >= 0]
-        self._cameras = _camera_pairs(config, store, objective, ids.numpy())
         batch, accumulate = config.train.batch, config.train.accumulate
         if batch > len(ids):
             raise errors.ConfigError(
@@ -245,6 +244,7 @@ class Feed:
                 f"train.batch: {batch} is less than {total}, which is {ranks.world_size} ranks{times}; each of them "
                 f"needs a clip"
             )
+        self._cameras = _camera_pairs(config, store, objective, ids.numpy())
         if objective.gathers and batch % total:
             raise errors.ConfigError(
                 f"train.batch: {batch} is no multiple of {total} ranks and micro-batches, as "
@@ -356,6 +356,11 @@ def _camera_pairs(config: Config, store: Store, objective: Objective, ids: np.nd
         raise errors.ConfigError(
             f"objective.empty_bodies: {objective.empty_bodies}; compute is expected with data.camera_pairs, as one "
             "camera may miss a body that another saw"
+        )
+    if objective.views_by_body and config.data.bodies > 1:
+        raise errors.ConfigError(
+            f"data.camera_pairs: {fraction}; objective {name} compares views body by body, and cameras number bodies "
+            "differently: give 0, or data.bodies 1"
         )
     return CameraPairs(store, ids, fraction)
 

@@ -143,6 +143,14 @@ def test_wide_products_are_split(high):
     assert error(_linear.linear(*tensors), results[0][0]) < 1e-6
 
 
+def test_precisions_that_pytorch_does_not_tell(high, monkeypatch):
+    def refused():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refused)
+    assert not _linear.splits()
+
+
 def test_graph_attention_splits(high):
     generator = torch.Generator().manual_seed(4)
     shapes = {"x": (37, 20, 48), "qk_weight": (2, 3, 6, 48), "qk_bias": (2, 3, 6), "topology": (3, 20, 20)}

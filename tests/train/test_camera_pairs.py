@@ -80,6 +80,14 @@ def test_objectives_that_cannot(store, changes, message):
         feed_of(store, Config.from_dict(tree))
 
 
+def test_bodies_are_not_compared_across_cameras(store, monkeypatch):
+    monkeypatch.setattr("s2vfast.objectives.vicreg.VICReg.views_by_body", True)
+    tree = config_of().to_dict()
+    tree["data"]["bodies"] = 2
+    with pytest.raises(errors.ConfigError, match="compares views body by body"):
+        feed_of(store, Config.from_dict(tree))
+
+
 def test_a_store_that_does_not_say(tiny_store):
     with pytest.raises(errors.DataError, match="data.camera_pairs: .* does not say subject, repetition and view"):
         feed_of(Store.open(tiny_store), config_of(train={"batch": 4}))

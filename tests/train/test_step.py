@@ -75,22 +75,18 @@ def test_a_checkpoint_fits_any_precision(make):
     assert np.isfinite(numbers(single, 2)).all()
 
 
-@pytest.mark.slow
 def test_precision_of_products_is_pytorchs(make):
     before = torch.get_float32_matmul_precision()
     try:
         make()
         assert torch.get_float32_matmul_precision() == before
-        losses = numbers(make(train__matmul_precision="high"))
+        make(train__matmul_precision="high")
         assert torch.get_float32_matmul_precision() == "high"
-        # Where there is no matrix unit these are the same.
-        assert torch.allclose(
-            torch.tensor(losses[0]), torch.tensor(numbers(make(train__matmul_precision="highest"))[0])
-        )
     finally:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.slow
 def test_compiled(make):
     options = {"objective__empty_bodies": "compute", "train__impl": "torch"}
     with sdpa_kernel(SDPBackend.MATH):  # what flash attention on CPUs compiles to takes minutes
