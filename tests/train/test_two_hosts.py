@@ -101,10 +101,15 @@ def test_a_host_that_was_cut_off_comes_back(hosts, files, undisturbed, tmp_path)
         time.sleep(PATIENCE + 4)
         assert len(lines(out)) <= reached + 1 < STEPS, "no rank goes on alone"
         ip("-n", second, "link", "set", "cable", "up")
-        for number, process in enumerate(processes):
-            if process.poll() is not None:  # a host whose torchrun gave up is started again, as a scheduler would
-                processes[number] = launch(
-                    hosts, list(hosts)[number], [*arguments, "--out", str(out), "--resume"], logs[number]
-                )
-        ended(processes, logs)
+        deadline = time.monotonic() + 300
+        while any(process.poll() != 0 for process in processes):
+            assert time.monotonic() < deadline, "\n".join(log.read_text()[-3000:] for log in logs)
+            for number, process in enumerate(processes):
+                # A host whose torchrun gave up is started again, as a scheduler would, whenever that is: it may find
+                # the other's rendezvous closed, and give up once more.
+                if process.poll() not in (None, 0):
+                    processes[number] = launch(
+                        hosts, list(hosts)[number], [*arguments, "--out", str(out), "--resume"], logs[number]
+                    )
+            time.sleep(0.5)
     assert_same_bits(out, undisturbed)
