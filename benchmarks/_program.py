@@ -57,6 +57,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_matmul_precision(parser: argparse.ArgumentParser) -> None:
+    """Adds --matmul-precision, for torch.set_float32_matmul_precision."""
+    parser.add_argument(
+        "--matmul-precision",
+        choices=("highest", "high"),
+        default="highest",
+        help="of all that is measured, as train.matmul_precision",
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, kind: str) -> None:
     """The options of every program: where its result goes."""
     parser.add_argument("--json", action="store_true", help="print the JSON instead of lines")

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks._program import add_matmul_precision
 from s2vfast import ops
 from s2vfast.data.layout import get_layout
 from s2vfast.networks import graph
@@ -275,9 +276,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--impl", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--memory-of", choices=("reference", "ours"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--matmul-precision", choices=("highest", "high"), default="highest", help="of both, as train.matmul_precision"
-    )
+    add_matmul_precision(parser)
     options = parser.parse_args(words)
     torch.set_float32_matmul_precision(options.matmul_precision)
     size = Size(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Size)})

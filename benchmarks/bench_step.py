@@ -36,7 +36,7 @@ import torch
 
 from benchmarks import _ceilings, _results, _step_profile, _train_step
 from benchmarks._calls import one_line
-from benchmarks._program import add_output, begin, finish, positive, progress
+from benchmarks._program import add_matmul_precision, add_output, begin, finish, positive, progress
 from benchmarks._results import Row, digits
 from benchmarks._timer import timed
 from benchmarks._train_step import Advance, Setting, label
@@ -299,9 +299,7 @@ def line(row: Row) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if a contestant was wrong, 2 if it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_step", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--matmul-precision", choices=("highest", "high"), default="highest", help="of all, as train.matmul_precision"
-    )
+    add_matmul_precision(parser)
     parser.add_argument("--config", default="ntu60", help="a preset or a YAML file")
     parser.add_argument("--batch", type=positive, default=2, help="clips a step")
     parser.add_argument("--impl", default="torch", help="the first contestant")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "numbers.h"
 #include "parallel.h"
 #include "require.h"
 
@@ -13,10 +14,6 @@
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <cstdlib>
-#include <memory>
-#include <new>
 #endif
 
 namespace s2v {
@@ -32,16 +29,6 @@ constexpr int64_t kNear = int64_t(1) << 18;  // numbers of the right at a time: 
 constexpr int64_t kRange = 512;              // rows of out that a thread does at a time
 
 #define S2V_TILES __attribute__((target("avx512f,avx512bw,amx-tile,amx-bf16")))
-
-struct Free {
-  void operator()(void* at) const { std::free(at); }
-};
-using Buffer = std::unique_ptr<uint16_t, Free>;
-Buffer buffer(int64_t numbers) {
-  void* const at = std::aligned_alloc(64, size_t(numbers) * sizeof(uint16_t));
-  if (at == nullptr) throw std::bad_alloc();
-  return Buffer(static_cast<uint16_t*>(at));
-}
 
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 // Lanes first ... first + 16 of `count`.
@@ -210,26 +197,28 @@ S2V_TILES void rows_of(const SplitProductCall& call, int64_t begin, int64_t end)
   const int64_t columns = up(call.columns, kBlock);
   const int64_t most = std::max(kDepth, kNear / columns / kDepth * kDepth);  // of count at a time
   const int64_t depth = std::min(most, up(std::max(call.count, int64_t(1)), kDepth));
-  const Buffer left = buffer(kBlock * depth * 2), right = buffer(columns * depth * 2);
+  const Numbers left_numbers(kBlock * depth), right_numbers(columns * depth);  // of which each is two bfloat16
+  uint16_t* const left = reinterpret_cast<uint16_t*>(left_numbers.at());
+  uint16_t* const right = reinterpret_cast<uint16_t*>(right_numbers.at());
   alignas(64) float first[kBlock * kBlock], edge[kBlock * kBlock];
   for (int64_t k = 0; k == 0 || k < call.count; k += most) {
     const int64_t count = std::min(most, call.count - k), deep = up(count, kDepth) / kDepth;
-    split_right(call.right + k * call.right_step, call.right_step, count, call.columns, right.get());
+    split_right(call.right + k * call.right_step, call.right_step, count, call.columns, right);
     if (up(call.columns, kTile) < columns)  // the last block's second half
-      std::fill_n(right.get() + up(call.columns, kTile) * deep * kDepth * 2, kTile * deep * kDepth * 2, uint16_t(0));
+      std::fill_n(right + up(call.columns, kTile) * deep * kDepth * 2, kTile * deep * kDepth * 2, uint16_t(0));
     for (int64_t i = begin; i < end; i += kBlock) {
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t row = i + half * kTile, some = std::max(int64_t(0), std::min(kTile, end - row));
-        uint16_t* const to = left.get() + half * deep * kSplit;
+        uint16_t* const to = left + half * deep * kSplit;
         if (call.turned) split_turned(call.left + k * call.left_step + row, call.left_step, some, count, to);
         else split_rows(call.left + row * call.left_step + k, call.left_step, some, count, to);
       }
       for (int64_t n = 0; n < columns; n += kBlock) {
-        const uint16_t* const of = right.get() + n * deep * kDepth * 2;
+        const uint16_t* const of = right + n * deep * kDepth * 2;
         float* const out = call.out + i * call.out_step + n;
         if (end - i >= kBlock && call.columns - n >= kBlock) {
-          if (k > 0 || call.add) block(left.get(), of, deep, out, call.out_step, out, call.out_step);
-          else block(left.get(), of, deep, call.bias == nullptr ? nullptr : call.bias + n, 0, out, call.out_step);
+          if (k > 0 || call.add) block(left, of, deep, out, call.out_step, out, call.out_step);
+          else block(left, of, deep, call.bias == nullptr ? nullptr : call.bias + n, 0, out, call.out_step);
           continue;
         }
         const int64_t height = std::min(kBlock, end - i), width = std::min(kBlock, call.columns - n);
@@ -237,7 +226,7 @@ S2V_TILES void rows_of(const SplitProductCall& call, int64_t begin, int64_t end)
           for (int64_t c = 0; c < width; ++c)
             first[r * kBlock + c] =
                 k > 0 || call.add ? out[r * call.out_step + c] : call.bias == nullptr ? 0.0f : call.bias[n + c];
-        block(left.get(), of, deep, first, kBlock, edge, kBlock);
+        block(left, of, deep, first, kBlock, edge, kBlock);
         for (int64_t r = 0; r < height; ++r) std::copy_n(edge + r * kBlock, width, out + r * call.out_step);
       }
     }

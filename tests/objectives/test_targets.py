@@ -209,10 +209,10 @@ def test_what_moves_counts_more():
     model = make("skeleton2vec", mask__masks_per_clip=2, objective__motion_loss=0.7).double()
     masks = model.draw(clips, seed=3, epoch=2, sample_ids=ids)
     weights = numpy_weights(clips, masks.masked, 0.7)
-    found = motion_weights(clips, masks.masked, 3, 0.7)
-    assert found.numpy() == pytest.approx(weights, rel=1e-6)
-    assert found.mean(-1).numpy() == pytest.approx(1.0)
-    assert found.min() >= 0.3
+    token_weights = motion_weights(clips, masks.masked, 3, 0.7)
+    assert token_weights.numpy() == pytest.approx(weights, rel=1e-6)
+    assert token_weights.mean(-1).numpy() == pytest.approx(1.0)
+    assert token_weights.min() >= 0.3
     prediction = predicted(model, clips.repeat(2, 1, 1, 1), masks)
     target = model.target(clips, masks.masked).numpy()
     expected = np.mean(weights[..., None] * (prediction - target) ** 2)

@@ -89,8 +89,8 @@ def high():
     torch.set_float32_matmul_precision(before)
 
 
-def error(found, expected):
-    return float(((found.double() - expected).norm() / expected.norm()).detach())
+def error(output, expected):
+    return float(((output.double() - expected).norm() / expected.norm()).detach())
 
 
 # Whole blocks, parts of a tile in every direction, more of the inner size than fits at a time.
@@ -101,20 +101,20 @@ def test_split_product(high, sizes, turned):
     generator = torch.Generator().manual_seed(1)
     left, right = torch.randn(rows, count, generator=generator), torch.randn(count, columns, generator=generator)
     bias = torch.randn(columns, generator=generator)
-    found = _linear._split_product(left.t().contiguous().t() if turned else left, right, bias)
+    output = _linear._split_product(left.t().contiguous().t() if turned else left, right, bias)
     expected = left.double() @ right.double() + bias.double()
     # Two bfloat16 leave 2e-5 of a number at most, on average 7e-6; one leaves 4e-3.
-    assert 1e-7 < error(found, expected) < 2e-5
+    assert 1e-7 < error(output, expected) < 2e-5
 
 
 def test_split_product_keeps_what_is_no_number(high):
     left, right = torch.ones(40, 40), torch.ones(40, 40)
     left[3, 5] = torch.tensor([-1], dtype=torch.int32).view(torch.float32)  # the NaN whose rounding would carry
     left[7, 39] = torch.inf
-    found = _linear._split_product(left, right)
-    odd = found.isnan().any(1)
+    output = _linear._split_product(left, right)
+    odd = output.isnan().any(1)
     assert odd.nonzero().flatten().tolist() == [3, 7]
-    assert (found[~odd] == 40.0).all()
+    assert (output[~odd] == 40.0).all()
 
 
 def test_split_product_is_the_same_on_any_number_of_threads(high):
@@ -136,8 +136,8 @@ def test_wide_products_are_split(high):
         leaves = [t.to(dtype).requires_grad_() for t in tensors]
         out = _linear.linear(*leaves)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-    for expected, found in zip(*results, strict=True):
-        assert error(found, expected) < 3e-5
+    for expected, output in zip(*results, strict=True):
+        assert error(output, expected) < 3e-5
     assert error(results[1][0], results[0][0]) > 1e-6  # of sums of two bfloat16, and not of float32
     torch.set_float32_matmul_precision("highest")
     assert error(_linear.linear(*tensors), results[0][0]) < 1e-6
@@ -162,6 +162,6 @@ def test_graph_attention_splits(high):
         leaves = {n: (t if impl == "reference" else t.float()).clone().requires_grad_() for n, t in tensors.items()}
         out = ops.graph_attention(**leaves, impl=impl)
         results.append([out, *torch.autograd.grad(out.square().sum(), list(leaves.values()))])
-    for expected, found in zip(*results, strict=True):
-        assert error(found, expected) < 1e-4
+    for expected, output in zip(*results, strict=True):
+        assert error(output, expected) < 1e-4
     assert error(results[1][0], results[0][0]) > 1e-6
