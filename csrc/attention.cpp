@@ -350,7 +350,6 @@ constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 #else
 constexpr const Kernels* kBestFirst[] = {&kPlain};
 #endif
-constexpr const char* kNoLanes = "attention: lanes: this CPU has no such registers";
 
 template <class Call>
 void check(const Call& call) {
@@ -383,7 +382,7 @@ void each_head(const Call& call, int64_t scratch_numbers, int threads, const Bod
 
 void attention(const AttentionCall& call, int threads) {
   check(call);
-  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
+  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
   each_head(call, kernels.forward_numbers(call.tokens, call.width), threads,
             [&](const Head& head, int64_t, int64_t out, int64_t lse, float* scratch) {
               kernels.forward(head, scratch, static_cast<float*>(call.out) + out, call.lse + lse);
@@ -394,7 +393,7 @@ void attention_backward(const AttentionBackwardCall& call, int threads) {
   check(call);
   require((call.grad_out != nullptr && call.grad_qkv != nullptr) || call.tracks * call.tokens * call.heads == 0,
           "attention_backward: grad_out or grad_qkv is a null pointer");
-  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
+  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
   const int64_t row = call.heads * call.width;
   each_head(call, kernels.backward_numbers(call.tokens, call.width), threads,
             [&](const Head& head, int64_t in, int64_t out, int64_t lse, float* scratch) {

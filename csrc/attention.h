@@ -14,7 +14,6 @@ struct AttentionCall {
   const void* qkv;  // [N, L, 3, H, d]
   void* out;        // out [N, L, H, d]
   float* lse;       // out [N, H, L]
-  int lanes;        // on the host: numbers of a register: 4, 8, 16; 0: as many as the CPU has
   int64_t group;    // on the host: so many neighbours do not look at each other; 0: all do
 };
 
@@ -29,7 +28,6 @@ struct AttentionBackwardCall {
   void* grad_qkv;         // out [N, L, 3, H, d]
   float* workspace;       // on a GPU: scratch [blocks, floats], of attention_backward_workspace
   int64_t blocks;         // that share out the heads of all tracks
-  int lanes;              // as above
   int64_t group;          // as above
 };
 

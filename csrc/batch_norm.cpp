@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "batch_norm.cuh"
+#include "lanes.h"
 #include "parallel.h"
 #include "require.h"
 
@@ -16,23 +17,10 @@ namespace {
 
 constexpr int64_t kRange = 1024;  // rows of a range: a multiple of kNormRows
 
-// Calls packs<kNormLanes> or packs<1> for the channels of a matrix that is `width` wide.
-#define S2V_CHANNELS(width, ...)                             \
-  {                                                          \
-    int64_t at = 0;                                          \
-    for (; at + kNormLanes <= (width); at += kNormLanes) {   \
-      constexpr int kWidth = kNormLanes;                     \
-      __VA_ARGS__;                                           \
-    }                                                        \
-    for (; at < (width); ++at) {                             \
-      constexpr int kWidth = 1;                              \
-      __VA_ARGS__;                                           \
-    }                                                        \
-  }
-
 // Sums of one matrix's x - shift and of their squares; shift is the matrix's first row.
-S2V_WIDE_CLONES void sum_range(const float* __restrict__ x, int64_t width, int64_t begin, int64_t end, double* sums) {
-  norm_sums(begin, end, width, sums, sums + width, [&](int64_t r, int64_t c, auto& sum, auto& square) {
+template <int kLanes>
+S2V_HD void sum_range(const float* __restrict__ x, int64_t width, int64_t begin, int64_t end, double* sums) {
+  norm_sums<kLanes>(begin, end, width, sums, sums + width, [&](int64_t r, int64_t c, auto& sum, auto& square) {
     constexpr int kWidth = sizeof(sum) / sizeof(float);
     const Pack<kWidth> value = load<kWidth>(x + r * width + c) - load<kWidth>(x + c);
     sum = sum + value;
@@ -40,21 +28,25 @@ S2V_WIDE_CLONES void sum_range(const float* __restrict__ x, int64_t width, int64
   });
 }
 
-S2V_WIDE_CLONES void forward_range(const NormRow& row, const NormChannels& channels, int64_t offset, const float* x,
+template <int kLanes>
+S2V_HD void forward_range(const NormRow& row, const NormChannels& channels, int64_t offset, const float* x,
                                    const float* residual, float* out, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t to = r * row.channels;
-    S2V_CHANNELS(row.width, norm_forward<kWidth>(row, channels, offset + at, x + r * row.width + at,
-                                                 residual == nullptr ? nullptr : residual + to, out + to))
+    each_pack<kLanes>(0, row.width, [&](int64_t at, auto lanes) {
+      norm_forward<lanes()>(row, channels, offset + at, x + r * row.width + at,
+                            residual == nullptr ? nullptr : residual + to, out + to);
+    });
   }
 }
 
 // Sums [2, width] over rows of the upstream gradient g and of g * (x - mean).
-S2V_WIDE_CLONES void gradient_sums(const NormRow& row, const NormChannels& channels, int64_t offset,
+template <int kLanes>
+S2V_HD void gradient_sums(const NormRow& row, const NormChannels& channels, int64_t offset,
                                    const float* __restrict__ x, const float* __restrict__ out,
                                    const float* __restrict__ grad, float* __restrict__ d_residual, int64_t begin,
                                    int64_t end, double* sums) {
-  norm_sums(begin, end, row.width, sums, sums + row.width, [&](int64_t r, int64_t at, auto& sum, auto& product) {
+  norm_sums<kLanes>(begin, end, row.width, sums, sums + row.width, [&](int64_t r, int64_t at, auto& sum, auto& product) {
     constexpr int kWidth = sizeof(sum) / sizeof(float);
     const int64_t to = r * row.channels, c = offset + at;
     const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
@@ -66,19 +58,23 @@ S2V_WIDE_CLONES void gradient_sums(const NormRow& row, const NormChannels& chann
 }
 
 // means: [2, C], of g and of g * (x - mean) / (variance + eps).
-S2V_WIDE_CLONES void gradient_range(const NormRow& row, const NormChannels& channels, const float* means,
+template <int kLanes>
+S2V_HD void gradient_range(const NormRow& row, const NormChannels& channels, const float* means,
                                     int64_t offset, const float* x, const float* out, const float* grad, float* d_x,
                                     int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t to = r * row.channels;
-    S2V_CHANNELS(row.width, const int64_t c = offset + at;
-                 const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
-                 const Pack<kWidth> g = norm_upstream(row, channels, c, value, out == nullptr ? nullptr : out + to,
-                                                      grad + to, static_cast<float*>(nullptr));
-                 const Pack<kWidth> centred = value - load<kWidth>(channels.mean + c);
-                 store<kWidth>(d_x + r * row.width + at, (g - load<kWidth>(means + c) -
-                                                          centred * load<kWidth>(means + row.channels + c)) *
-                                                             load<kWidth>(channels.scale + c)))
+    each_pack<kLanes>(0, row.width, [&](int64_t at, auto lanes) {
+      constexpr int kWidth = lanes();
+      const int64_t c = offset + at;
+      const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
+      const Pack<kWidth> g = norm_upstream(row, channels, c, value, out == nullptr ? nullptr : out + to, grad + to,
+                                           static_cast<float*>(nullptr));
+      const Pack<kWidth> centred = value - load<kWidth>(channels.mean + c);
+      store<kWidth>(d_x + r * row.width + at,
+                    (g - load<kWidth>(means + c) - centred * load<kWidth>(means + row.channels + c)) *
+                        load<kWidth>(channels.scale + c));
+    });
   }
 }
 
@@ -131,7 +127,7 @@ void batch_norm(const BatchNormCall& call, int threads) {
   require(call.out != nullptr, "batch_norm: out is a null pointer");
   const std::vector<double> sums =
       summed(call, channels, threads, [&](size_t i, int64_t, int64_t begin, int64_t end, double* to) {
-        sum_range(call.x[i], call.widths[i], begin, end, to);
+        for_lanes(lanes_in_use, [&](auto lanes) { sum_range<lanes()>(call.x[i], call.widths[i], begin, end, to); });
       });
   for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
     for (int64_t at = 0; at < call.widths[i]; ++at) {
@@ -143,9 +139,11 @@ void batch_norm(const BatchNormCall& call, int threads) {
   const std::vector<float> scale = norm_scales(channels, call.weight, call.variance, call.eps);
   const NormChannels numbers = {call.mean, scale.data(), call.bias};
   parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
-    for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
-      forward_range({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i], call.residual,
-                    call.out, begin, end);
+    for_lanes(lanes_in_use, [&](auto lanes) {
+      for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+        forward_range<lanes()>({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i],
+                               call.residual, call.out, begin, end);
+    });
   });
 }
 
@@ -163,8 +161,10 @@ void batch_norm_backward(const BatchNormBackwardCall& call, int threads) {
   const NormChannels numbers = {call.mean, scale.data(), call.bias};
   const std::vector<double> sums =
       summed(call, channels, threads, [&](size_t i, int64_t offset, int64_t begin, int64_t end, double* to) {
-        gradient_sums({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i], call.out,
-                      call.grad, call.d_residual, begin, end, to);
+        for_lanes(lanes_in_use, [&](auto lanes) {
+          gradient_sums<lanes()>({call.widths[i], channels, call.relu_first, call.relu}, numbers, offset, call.x[i],
+                                 call.out, call.grad, call.d_residual, begin, end, to);
+        });
       });
   std::vector<float> means(2 * channels);
   for (int64_t c = 0; c < channels; ++c) {
@@ -178,9 +178,11 @@ void batch_norm_backward(const BatchNormBackwardCall& call, int threads) {
   const bool cut = call.d_residual != nullptr;
   const float *grad = cut ? call.d_residual : call.grad, *out = cut ? nullptr : call.out;
   parallel_for(call.rows, kRange, threads, [&](int64_t begin, int64_t end) {
-    for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
-      gradient_range({call.widths[i], channels, call.relu_first, call.relu && !cut}, numbers, means.data(), offset,
-                     call.x[i], out, grad, call.d_x[i], begin, end);
+    for_lanes(lanes_in_use, [&](auto lanes) {
+      for (size_t i = 0, offset = 0; i < call.x.size(); offset += call.widths[i++])
+        gradient_range<lanes()>({call.widths[i], channels, call.relu_first, call.relu && !cut}, numbers, means.data(),
+                                offset, call.x[i], out, grad, call.d_x[i], begin, end);
+    });
   });
 }
 

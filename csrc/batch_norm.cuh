@@ -14,8 +14,7 @@
 
 namespace s2v {
 
-constexpr int kNormLanes = 16;   // channels in a register
-constexpr int kNormRows = 32;    // rows that are added up in float32
+constexpr int kNormRows = 32;  // rows that are added up in float32
 
 // Numbers of a channel, an array [C] each.
 struct NormChannels {
@@ -71,17 +70,17 @@ S2V_HD void norm_sums_of(int64_t begin, int64_t end, int64_t c, double* sums, do
 }
 
 // The same for all rows and columns c < width: a few rows are added up in float32, and their sums in double.
-template <class Values>
+template <int kLanes, class Values>
 S2V_HD void norm_sums(int64_t begin, int64_t end, int64_t width, double* sums, double* products, const Values& values) {
   // Few rows at a time, so that columns of a row that are not worked on together are read from the cache.
   for (int64_t first = begin; first < end; first += kNormRows) {
     const int64_t last = first + kNormRows < end ? first + kNormRows : end;
-    int64_t c = 0;
-    for (; c + 4 * kNormLanes <= width; c += 4 * kNormLanes)
-      norm_sums_of<kNormLanes, 4>(first, last, c, sums, products, values);
-    for (; c + kNormLanes <= width; c += kNormLanes)
-      norm_sums_of<kNormLanes, 1>(first, last, c, sums, products, values);
-    for (; c < width; ++c) norm_sums_of<1, 1>(first, last, c, sums, products, values);
+    int64_t begin_column = 0;
+    for (; begin_column + 4 * kLanes <= width; begin_column += 4 * kLanes)
+      norm_sums_of<kLanes, 4>(first, last, begin_column, sums, products, values);
+    each_pack<kLanes>(begin_column, width, [&](int64_t c, auto lanes) {
+      norm_sums_of<lanes(), 1>(first, last, c, sums, products, values);
+    });
   }
 }
 

@@ -10,6 +10,7 @@
 #include "bindings.h"
 #include "clip_sample.h"
 #include "embed_gather.h"
+#include "lanes.h"
 #include "mask_fill.h"
 #include "parallel.h"
 #include "split_product.h"
@@ -102,9 +103,9 @@ void embed_gather_backward(int itemsize, int64_t tracks, int64_t frames, int64_t
 }
 
 void attention(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv, uintptr_t out,
-               uintptr_t lse, int lanes, int64_t group, int device, uintptr_t stream, int threads) {
+               uintptr_t lse, int64_t group, int device, uintptr_t stream, int threads) {
   const s2v::AttentionCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv), pointer<void>(out),
-                                   pointer<float>(lse), lanes, group};
+                                   pointer<float>(lse), group};
   const py::gil_scoped_release release;
   S2V_RUN(attention, call, device, stream, threads);
 }
@@ -122,12 +123,12 @@ py::tuple attention_backward_workspace(int64_t batch_heads, int64_t tokens, int6
 
 void attention_backward(bool half, int64_t tracks, int64_t tokens, int64_t heads, int64_t width, uintptr_t qkv,
                         uintptr_t out, uintptr_t lse, uintptr_t grad_out, uintptr_t grad_lse, uintptr_t grad_qkv,
-                        uintptr_t workspace, int64_t blocks, int lanes, int64_t group, int device, uintptr_t stream,
+                        uintptr_t workspace, int64_t blocks, int64_t group, int device, uintptr_t stream,
                         int threads) {
   const s2v::AttentionBackwardCall call = {half, tracks, tokens, heads, width, pointer<const void>(qkv),
                                            pointer<const void>(out), pointer<const float>(lse),
                                            pointer<const void>(grad_out), pointer<const float>(grad_lse),
-                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks, lanes,
+                                           pointer<void>(grad_qkv), pointer<float>(workspace), blocks,
                                            group};
   const py::gil_scoped_release release;
   S2V_RUN(attention_backward, call, device, stream, threads);
@@ -230,14 +231,8 @@ py::dict features() {
 #else
   facts["compiler"] = "unknown";
 #endif
-  const char* vectors = "baseline";
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-  if (__builtin_cpu_supports("avx2")) vectors = "avx2";
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
-    vectors = "avx512";
-#endif
-  facts["vectors"] = vectors;
+  const int lanes = s2v::widest_lanes();
+  facts["vectors"] = lanes == 16 ? "avx512" : lanes == 8 ? "avx2" : "baseline";
   facts["matrix unit"] = s2v::has_split_product();
   facts["threads"] = s2v::available_threads();
 #if defined(S2V_CUDA)
@@ -253,6 +248,8 @@ py::dict features() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled implementations of s2vfast's operations: raw addresses and sizes in, nothing returned.";
   module.def("features", &features, "What this build can do: compiler, vectors, threads, cuda.");
+  module.def("use_lanes", &s2v::use_lanes, py::arg("lanes"),
+             "For tests: work with registers of 4, 8 or 16 float32 from now on; 0: with the widest.");
 #if defined(S2V_TEXT_PARSERS)
   module.def("text_ntu", &text_ntu, py::arg("data"), "Tracks of an NTU file, or None; see s2vfast.data.formats.text.");
   module.def("text_pkummd", &text_pkummd, py::arg("data"), "Numbers of a PKU-MMD file, or None; likewise.");
@@ -288,7 +285,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("map_tiles") = 0, py::arg("places") = 0, py::arg("device") = -1,
              py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
   module.def("attention", &attention, py::kw_only(), py::arg("half") = false, py::arg("tracks"), py::arg("tokens"),
-             py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"), py::arg("lanes") = 0,
+             py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("group") = 0, py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0,
              "Attention and its log-sum-exp; see s2vfast.ops.attention.");
   module.def("attention_backward_workspace", &attention_backward_workspace, py::kw_only(), py::arg("batch_heads"),
@@ -297,7 +294,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("attention_backward", &attention_backward, py::kw_only(), py::arg("half") = false, py::arg("tracks"),
              py::arg("tokens"), py::arg("heads"), py::arg("width"), py::arg("qkv"), py::arg("out"), py::arg("lse"),
              py::arg("grad_out"), py::arg("grad_lse") = 0, py::arg("grad_qkv"), py::arg("workspace") = 0,
-             py::arg("blocks") = 0, py::arg("lanes") = 0, py::arg("group") = 0, py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("blocks") = 0, py::arg("group") = 0, py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "Its gradient.");
   bind_graph(module);
   bind_points(module);

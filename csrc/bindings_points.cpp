@@ -48,21 +48,19 @@ void voxel_neighbors(int64_t rows, const std::vector<int64_t>& deltas, uintptr_t
 }
 
 void sparse_conv(int64_t rows, int64_t rows_out, int64_t offsets, int64_t channels, int64_t channels_out, uintptr_t x,
-                 uintptr_t weight, uintptr_t table, uintptr_t out, int lanes, int device, uintptr_t stream, int threads) {
+                 uintptr_t weight, uintptr_t table, uintptr_t out, int device, uintptr_t stream, int threads) {
   const s2v::SparseConvCall call = {rows, rows_out, offsets, channels, channels_out, pointer<const float>(x),
-                                    pointer<const float>(weight), pointer<const int32_t>(table), pointer<float>(out),
-                                    lanes};
+                                    pointer<const float>(weight), pointer<const int32_t>(table), pointer<float>(out)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(sparse_conv, call, device, stream, threads);
 }
 
 void sparse_conv_backward(int64_t rows, int64_t rows_out, int64_t offsets, int64_t channels, int64_t channels_out,
                           uintptr_t x, uintptr_t weight, uintptr_t table, uintptr_t grad, uintptr_t d_x,
-                          uintptr_t d_weight, int lanes, int device, uintptr_t stream, int threads) {
+                          uintptr_t d_weight, int device, uintptr_t stream, int threads) {
   const s2v::SparseConvBackwardCall call = {rows, rows_out, offsets, channels, channels_out, pointer<const float>(x),
                                             pointer<const float>(weight), pointer<const int32_t>(table),
-                                            pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_weight),
-                                            lanes};
+                                            pointer<const float>(grad), pointer<float>(d_x), pointer<float>(d_weight)};
   const py::gil_scoped_release release;
   S2V_RUN_CPU(sparse_conv_backward, call, device, stream, threads);
 }
@@ -88,10 +86,10 @@ void bind_points(py::module_& module) {
              "Rows of cells at offsets from each cell.");
   module.def("sparse_conv", &sparse_conv, py::kw_only(), py::arg("rows"), py::arg("rows_out"), py::arg("offsets"),
              py::arg("channels"), py::arg("channels_out"), py::arg("x"), py::arg("weight"), py::arg("table"),
-             py::arg("out"), py::arg("lanes") = 0, py::arg("device") = -1, py::arg("stream") = 0,
+             py::arg("out"), py::arg("device") = -1, py::arg("stream") = 0,
              py::arg("threads") = 0, "A convolution over cells; see s2vfast.ops.sparse_conv.");
   module.def("sparse_conv_backward", &sparse_conv_backward, py::kw_only(), py::arg("rows"), py::arg("rows_out"),
              py::arg("offsets"), py::arg("channels"), py::arg("channels_out"), py::arg("x"), py::arg("weight"),
-             py::arg("table"), py::arg("grad"), py::arg("d_x") = 0, py::arg("d_weight") = 0, py::arg("lanes") = 0,
+             py::arg("table"), py::arg("grad"), py::arg("d_x") = 0, py::arg("d_weight") = 0,
              py::arg("device") = -1, py::arg("stream") = 0, py::arg("threads") = 0, "Its gradients.");
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph_attention.cuh"
+#include "lanes.h"
 #include "numbers.h"
 #include "parallel.h"
 #include "require.h"
@@ -18,6 +19,7 @@ namespace s2v {
 namespace {
 
 constexpr int64_t kFrames = 32;           // of a range
+constexpr int64_t kLine = 16;             // numbers of a cache line
 constexpr int64_t kMixed = int64_t(1) << 16;  // mixed numbers at a time: what the second cache holds beside the weight
 
 // Frames that are mixed before the linear map takes them: of half as many rows as it has results, or more, so that the
@@ -55,7 +57,7 @@ struct Scratch {
     int64_t count = 0;
     const auto next = [&](int64_t some) {
       const int64_t at = count;
-      count += (some + kGraphLanes - 1) / kGraphLanes * kGraphLanes;
+      count += (some + kLine - 1) / kLine * kLine;
       return begin == nullptr ? nullptr : begin + at;
     };
     frame = next(graph_scratch(shape));
@@ -109,19 +111,21 @@ class Products {
 };
 
 // Queries and keys of rows of x. weight: [C, 2 * H * d], laid.
+template <int kLanes>
 S2V_HD void queries_and_keys(const GraphAttentionShape& shape, const float* x, int64_t rows, double eps,
                              const float* weight, const float* bias, const Products& products,
                              const Scratch& scratch) {
   const int64_t C = shape.channels, width = shape.queries();
   for (int64_t r = 0; r < rows; ++r) {
-    scratch.scales[r] = graph_norm(shape.channels, eps, x + r * C, scratch.normed + r * C);
+    scratch.scales[r] = graph_norm<kLanes>(shape.channels, eps, x + r * C, scratch.normed + r * C);
     std::copy_n(bias, width, scratch.qk + r * width);
   }
   products({scratch.normed, C, false}, rows, weight, C, width, true, scratch.qk, width);
 }
 
 // weights.heads: [H * C, E], laid.
-S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call,
+template <int kLanes>
+S2V_HD void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call,
                                    const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
   const Frame frame(shape);
   const int64_t depth = int64_t(shape.heads) * shape.channels, most = frames_of_a_block(shape);
@@ -130,9 +134,9 @@ S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const Graph
   for (int64_t first = begin; first < end; first += most) {
     const int64_t count = std::min(most, end - first), rows = count * shape.joints;
     const float* const x = call.x + first * frame.x;
-    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
+    queries_and_keys<kLanes>(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
     for (int64_t f = 0; f < count; ++f)
-      graph_forward(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology, scratch.frame,
+      graph_forward<kLanes>(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology, scratch.frame,
                     scratch.mixed + f * frame.mixed);
     products({scratch.mixed, depth, false}, rows, weights.heads, depth, shape.results, false,
              call.out + first * frame.out, shape.results);
@@ -140,7 +144,8 @@ S2V_WIDE_CLONES void forward_range(const GraphAttentionShape& shape, const Graph
 }
 
 // weights.heads: for each head [E, C], laid.
-S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
+template <int kLanes>
+S2V_HD void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
                                     const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
   const Frame frame(shape);
   const int64_t C = shape.channels, E = shape.results, depth = shape.heads * C, width = shape.queries();
@@ -155,18 +160,18 @@ S2V_WIDE_CLONES void backward_range(const GraphAttentionShape& shape, const Grap
     const int64_t count = std::min(most, end - first), rows = count * shape.joints;
     const float *const x = call.x + first * frame.x, *const grad = call.grad + first * frame.out;
     float* const d_x = call.d_x + first * frame.x;
-    queries_and_keys(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
+    queries_and_keys<kLanes>(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
     for (int32_t h = 0; h < shape.heads; ++h)
       products({grad, E, false}, rows, weights.heads + h * E * C, E, C, false, scratch.mixed + h * C, depth);
     for (int64_t f = 0; f < count; ++f)
-      graph_backward(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology,
+      graph_backward<kLanes>(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology,
                      scratch.mixed + f * frame.mixed, scratch.frame, d_x + f * frame.x, scratch.d_qk + f * frame.qk,
                      scratch.d_topology);
     products.of_rows({scratch.mixed, depth, true}, depth, grad, scratch.grad, rows, E, first > begin, d_weight);
     product({scratch.d_qk, width, true}, width, {scratch.normed, C}, rows, C, first > begin, d_qk_weight, C);
     products({scratch.d_qk, width, false}, rows, weights.qk_back, width, C, false, scratch.d_normed, C);
     for (int64_t r = 0; r < rows; ++r) {
-      graph_norm_backward(shape.channels, scratch.scales[r], scratch.normed + r * C, scratch.d_normed + r * C,
+      graph_norm_backward<kLanes>(shape.channels, scratch.scales[r], scratch.normed + r * C, scratch.d_normed + r * C,
                           d_x + r * C);
       for (int64_t i = 0; i < width; ++i) d_qk_bias[i] += scratch.d_qk[r * width + i];
     }
@@ -188,7 +193,8 @@ GraphAttentionShape checked(const Call& call) {
               call.frames * call.joints * call.results == 0,
           "graph_attention: x, qk_weight, qk_bias, topology or weight is a null pointer");
   return {call.frames,         int32_t(call.joints), int32_t(call.channels),
-          int32_t(call.heads), int32_t(call.width),  int32_t(call.results)};
+          int32_t(call.heads), int32_t(call.width),  int32_t(call.results),
+          lanes_in_use};
 }
 
 // Whether there is no result, so that all gradients are zero.
@@ -215,7 +221,10 @@ void graph_attention(const GraphAttentionCall& call, int threads) {
   products.lay(shape.heads * C, E, [&](int64_t k, int64_t n) { return call.weight + (k / C * E + n) * C + k % C; },
                heads.at());
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
-    forward_range(shape, call, {qk.at(), nullptr, heads.at()}, Scratch(shape, false), begin, end);
+    const Scratch scratch(shape, false);
+    for_lanes(shape.lanes, [&](auto lanes) {
+      forward_range<lanes()>(shape, call, {qk.at(), nullptr, heads.at()}, scratch, begin, end);
+    });
   });
 }
 
@@ -247,7 +256,10 @@ void graph_attention_backward(const GraphAttentionBackwardCall& call, int thread
   lay_rows(shape.queries(), call.qk_weight, qk_back.at());
   for (int32_t h = 0; h < shape.heads; ++h) lay_rows(E, call.weight + h * E * C, heads.at() + h * E * C);
   parallel_for(shape.frames, kFrames, threads, [&](int64_t begin, int64_t end) {
-    backward_range(shape, call, {qk.at(), qk_back.at(), heads.at()}, Scratch(shape, true), begin, end);
+    const Scratch scratch(shape, true);
+    for_lanes(shape.lanes, [&](auto lanes) {
+      backward_range<lanes()>(shape, call, {qk.at(), qk_back.at(), heads.at()}, scratch, begin, end);
+    });
   });
 }
 

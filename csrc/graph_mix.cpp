@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph_mix.cuh"
+#include "lanes.h"
 #include "parallel.h"
 #include "require.h"
 
@@ -37,39 +38,42 @@ GraphEdges edges_of(int64_t joints, int64_t subsets, const float* graph, bool by
   return all;
 }
 
-// Calls name<width, packs> for all channels, c being the first of them.
-#define S2V_MIX_CHANNELS(channels, name, ...)                                                    \
-  {                                                                                              \
-    int64_t c = 0;                                                                               \
-    for (; c + 4 * kMixLanes <= (channels); c += 4 * kMixLanes) name<kMixLanes, 4>(__VA_ARGS__); \
-    for (; c + 2 * kMixLanes <= (channels); c += 2 * kMixLanes) name<kMixLanes, 2>(__VA_ARGS__); \
-    for (; c + 1 * kMixLanes <= (channels); c += 1 * kMixLanes) name<kMixLanes, 1>(__VA_ARGS__); \
-    for (; c < (channels); ++c) name<1, 1>(__VA_ARGS__);                                         \
-  }
+// Calls each(c, lanes, packs) for some registers of channels at a time.
+template <int kLanes, class Each>
+S2V_HD void each_channels(int64_t channels, const Each& each) {
+  int64_t begin = 0;
+  for (; begin + 4 * kLanes <= channels; begin += 4 * kLanes) each(begin, LaneCount<kLanes>(), LaneCount<4>());
+  for (; begin + 2 * kLanes <= channels; begin += 2 * kLanes) each(begin, LaneCount<kLanes>(), LaneCount<2>());
+  each_pack<kLanes>(begin, channels, [&](int64_t c, auto lanes) { each(c, lanes, LaneCount<1>()); });
+}
 
-S2V_WIDE_CLONES void forward_range(const GraphMixCall& call, const GraphEdges& all, int64_t begin, int64_t end) {
+template <int kLanes>
+S2V_HD void forward_range(const GraphMixCall& call, const GraphEdges& all, int64_t begin, int64_t end) {
   const int64_t C = call.channels, targets = call.joints * call.subsets;
   for (int64_t r = begin; r < end; ++r) {
     const float* x = call.x + r * call.joints * C;
     float* out = call.out + r * targets * (C + 1);
-    S2V_MIX_CHANNELS(C, graph_mix_row, all, targets, C, c, x, out)
+    each_channels<kLanes>(C, [&](int64_t c, auto lanes, auto packs) {
+      graph_mix_row<lanes(), packs()>(all, targets, C, c, x, out);
+    });
     for (int64_t target = 0; target < targets; ++target) out[target * (C + 1) + C] = all.sums[target];
   }
 }
 
-// d_edges: [edges, kMixLanes], zeros before.
-S2V_WIDE_CLONES void backward_range(const GraphMixBackwardCall& call, const GraphEdges& all, int64_t begin, int64_t end,
-                                    float* d_edges) {
+// d_edges: [edges, kLanes], zeros before.
+template <int kLanes>
+S2V_HD void backward_range(const GraphMixBackwardCall& call, const GraphEdges& all, int64_t begin, int64_t end,
+                           float* d_edges) {
   const int64_t C = call.channels, V = call.joints;
   for (int64_t r = begin; r < end; ++r) {
     const float *x = call.x + r * V * C, *grad = call.grad + r * V * call.subsets * (C + 1);
     float* d_x = call.d_x + r * V * C;
-    S2V_MIX_CHANNELS(C, graph_mix_row_backward, all, V, C, c, x, grad, d_x, d_edges)
-    for (size_t e = 0; e < all.edges.size(); ++e) d_edges[e * kMixLanes] += grad[all.edges[e].target * (C + 1) + C];
+    each_channels<kLanes>(C, [&](int64_t c, auto lanes, auto packs) {
+      graph_mix_row_backward<kLanes, lanes(), packs()>(all, V, C, c, x, grad, d_x, d_edges);
+    });
+    for (size_t e = 0; e < all.edges.size(); ++e) d_edges[e * kLanes] += grad[all.edges[e].target * (C + 1) + C];
   }
 }
-
-#undef S2V_MIX_CHANNELS
 
 template <class Call>
 void check(const Call& call) {
@@ -88,8 +92,9 @@ void graph_mix(const GraphMixCall& call, int threads) {
   if (call.rows * call.joints * call.subsets == 0) return;
   require(call.out != nullptr, "graph_mix: out is a null pointer");
   const GraphEdges all = edges_of(call.joints, call.subsets, call.graph, false);
-  parallel_for(call.rows, kRows, threads,
-               [&](int64_t begin, int64_t end) { forward_range(call, all, begin, end); });
+  parallel_for(call.rows, kRows, threads, [&](int64_t begin, int64_t end) {
+    for_lanes(lanes_in_use, [&](auto lanes) { forward_range<lanes()>(call, all, begin, end); });
+  });
 }
 
 void graph_mix_backward(const GraphMixBackwardCall& call, int threads) {
@@ -101,13 +106,16 @@ void graph_mix_backward(const GraphMixBackwardCall& call, int threads) {
   require(call.grad != nullptr && (call.d_x != nullptr || call.channels == 0),
           "graph_mix: grad or d_x is a null pointer");
   const GraphEdges all = edges_of(call.joints, call.subsets, call.graph, true);
-  const int64_t numbers = int64_t(all.edges.size()) * kMixLanes;
+  const int lanes = lanes_in_use;
+  const int64_t numbers = int64_t(all.edges.size()) * lanes;
   std::vector<float> d_edges((call.rows + kRows - 1) / kRows * numbers);
   parallel_for(call.rows, kRows, threads, [&](int64_t begin, int64_t end) {
-    backward_range(call, all, begin, end, d_edges.data() + begin / kRows * numbers);
+    for_lanes(lanes, [&](auto width) {
+      backward_range<width()>(call, all, begin, end, d_edges.data() + begin / kRows * numbers);
+    });
   });
   for (size_t at = 0; at < d_edges.size(); ++at)
-    call.d_graph[all.edges[at / kMixLanes % all.edges.size()].at] += d_edges[at];
+    call.d_graph[all.edges[at / lanes % all.edges.size()].at] += d_edges[at];
 }
 
 }  // namespace s2v

@@ -13,8 +13,6 @@
 
 namespace s2v {
 
-constexpr int kMixLanes = 16;  // channels in a register
-
 struct GraphEdge {
   int32_t source, target;  // v, and w * K + k: which of the mixed rows
   float weight;
@@ -41,9 +39,9 @@ S2V_HD void graph_mix_row(const GraphEdges& all, int64_t targets, int64_t channe
   }
 }
 
-// Channels c ... c + kPacks * kWidth of a row's d_x; what edges get by them is added to d_edges, kMixLanes numbers
-// each.
-template <int kWidth, int kPacks>
+// Channels c ... c + kPacks * kWidth of a row's d_x; what edges get by them is added to d_edges, kLanes numbers each,
+// kWidth or more.
+template <int kLanes, int kWidth, int kPacks>
 S2V_HD void graph_mix_row_backward(const GraphEdges& all, int64_t joints, int64_t channels, int64_t c,
                                    const float* __restrict__ x, const float* __restrict__ grad,
                                    float* __restrict__ d_x, float* __restrict__ d_edges) {
@@ -52,7 +50,7 @@ S2V_HD void graph_mix_row_backward(const GraphEdges& all, int64_t joints, int64_
     for (int p = 0; p < kPacks; ++p) own[p] = load<kWidth>(x + v * channels + c + p * kWidth);
     for (int32_t e = all.first[v]; e < all.first[v + 1]; ++e) {
       const float* const from = grad + all.edges[e].target * (channels + 1) + c;
-      float* const d_edge = d_edges + int64_t(e) * kMixLanes;
+      float* const d_edge = d_edges + int64_t(e) * kLanes;
       Pack<kWidth> by_edge = load<kWidth>(d_edge);
       for (int p = 0; p < kPacks; ++p) {
         const Pack<kWidth> upstream = load<kWidth>(from + p * kWidth);

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "joint_mix.cuh"
+#include "lanes.h"
 #include "numbers.h"
 #include "parallel.h"
 #include "require.h"
@@ -15,58 +16,51 @@
 namespace s2v {
 namespace {
 
-constexpr int kLanes = 16;  // channels in a register
-
-// Calls tile<frames, joints>(t, w) for tiles that cover all frames and joints; `rows` stands for frames.
-template <class Full, class Narrow, class Short, class One>
-S2V_HD void cover(int32_t rows, int32_t joints, const Full& full, const Narrow& narrow, const Short& brief,
-                  const One& one) {
-  const int32_t even_rows = rows / kMixFrames * kMixFrames, even_joints = joints / kMixJoints * kMixJoints;
-  for (int32_t w = 0; w < even_joints; w += kMixJoints) {
-    for (int32_t t = 0; t < even_rows; t += kMixFrames) full(t, w);
-    for (int32_t t = even_rows; t < rows; ++t) brief(t, w);
-  }
-  for (int32_t w = even_joints; w < joints; ++w) {
-    for (int32_t t = 0; t < even_rows; t += kMixFrames) narrow(t, w);
-    for (int32_t t = even_rows; t < rows; ++t) one(t, w);
-  }
+// Calls tile(a, b, LaneCount<rows>(), LaneCount<joints>()) for tiles that cover all rows and joints.
+template <int kRows, class Tile>
+S2V_HD void cover(int32_t rows, int32_t joints, const Tile& tile) {
+  const auto all_rows = [&](int32_t w, auto width) {
+    int32_t t = 0;
+    for (; t + kRows <= rows; t += kRows) tile(t, w, LaneCount<kRows>(), width);
+    for (; t < rows; ++t) tile(t, w, LaneCount<1>(), width);
+  };
+  int32_t w = 0;
+  for (; w + kMixJoints <= joints; w += kMixJoints) all_rows(w, LaneCount<kMixJoints>());
+  for (; w < joints; ++w) all_rows(w, LaneCount<1>());
 }
 
-#define S2V_COVER(rows, joints, kWidth, name, ...)                                                      \
-  cover(                                                                                                \
-      rows, joints, [&](int32_t a, int32_t b) { name<kWidth, kMixFrames, kMixJoints>(__VA_ARGS__); },   \
-      [&](int32_t a, int32_t b) { name<kWidth, kMixFrames, 1>(__VA_ARGS__); },                          \
-      [&](int32_t a, int32_t b) { name<kWidth, 1, kMixJoints>(__VA_ARGS__); },                          \
-      [&](int32_t a, int32_t b) { name<kWidth, 1, 1>(__VA_ARGS__); })
-
-// Of a range of tracks, for up to kLanes channels; registers of them lie in one cache line each.
+// Of a range of tracks, for channels of one register.
 struct Scratch {
   Numbers maps, x, grad, sums, d_maps, d_common;
-  Scratch(const JointMixShape& shape, bool backward)
-      : maps(shape.maps() * kLanes),
-        x(shape.subsets * shape.near() * kLanes),
-        grad(backward ? shape.near() * kLanes : 0),
-        sums(backward ? shape.joints * kLanes : 0),
-        d_maps(backward ? shape.maps() * kLanes : 0),
-        d_common(backward ? shape.maps() * kLanes : 0) {
-    if (backward) std::fill_n(d_common.at(), shape.maps() * kLanes, 0.0f);
+  Scratch(const JointMixShape& shape, int lanes, bool backward)
+      : maps(shape.maps() * lanes),
+        x(shape.subsets * shape.near() * lanes),
+        grad(backward ? shape.near() * lanes : 0),
+        sums(backward ? shape.joints * lanes : 0),
+        d_maps(backward ? shape.maps() * lanes : 0),
+        d_common(backward ? shape.maps() * lanes : 0) {
+    if (backward) std::fill_n(d_common.at(), shape.maps() * lanes, 0.0f);
   }
 };
 
-// Constant maps laid out by channels: [I, V, V, kLanes] of the first ones, and so on; [I, V, V] of each of those that
-// remain. Where registers hold whole rounds of groups they all hold the same, which is there once.
+// Constant maps laid out by channels: [I, V, V, lanes] of the first ones, and so on; of fewer lanes of those that remain.
+// Where registers hold whole rounds of groups they all hold the same, which is there once.
 class CommonMaps {
  public:
-  CommonMaps(const JointMixShape& shape, const float* constant)
+  CommonMaps(const JointMixShape& shape, const float* constant, int lanes)
       : size_(shape.maps()),
-        full_(shape.channels / kLanes * kLanes),
-        laid_(kLanes % shape.groups == 0 ? std::min(full_, kLanes) : full_),
+        full_(shape.channels / lanes * lanes),
+        laid_(lanes % shape.groups == 0 ? std::min(full_, lanes) : full_),
         numbers_((laid_ + shape.channels - full_) * size_) {
-    for (int32_t c = 0; c < laid_; c += kLanes) joint_mix_common<kLanes>(shape, constant, c, numbers_.at() + c * size_);
-    for (int32_t c = full_; c < shape.channels; ++c)
-      joint_mix_common<1>(shape, constant, c, numbers_.at() + (laid_ + c - full_) * size_);
+    for_lanes(lanes, [&](auto width) {
+      const auto lay = [&](int64_t c, auto count) {
+        joint_mix_common<count()>(shape, constant, int32_t(c), numbers_.at() + (c < full_ ? c : laid_ + c - full_) * size_);
+      };
+      each_pack<width()>(0, laid_, lay);
+      each_pack<width()>(full_, shape.channels, lay);
+    });
   }
-  const float* of(int32_t c) const {
+  const float* of(int64_t c) const {
     return numbers_.at() + (c >= full_ ? laid_ + c - full_ : laid_ < full_ ? 0 : c) * size_;
   }
 
@@ -82,72 +76,76 @@ S2V_HD Pack<kWidth> gate_of(const float* gate) {
 }
 S2V_HD const float* from_on(const float* numbers, int64_t at) { return numbers == nullptr ? nullptr : numbers + at; }
 
-template <int kWidth>
+// Channels c ... c + kWidth of a track.
+template <int kWidth, int kRows>
 S2V_HD void forward_channels(const JointMixShape& shape, const JointMixCall& call, const CommonMaps& common, int64_t b,
-                             int32_t begin, int32_t end, Scratch& scratch) {
+                             int64_t c, const Scratch& scratch) {
   const float* x = call.x + b * shape.out_numbers() * shape.subsets;
   const float* dynamic = call.dynamic + b * shape.maps() * shape.units;
-  float *out = call.out + b * shape.out_numbers(), *maps = scratch.maps.at(), *near = scratch.x.at();
-  for (int32_t c = begin; c < end; c += kWidth) {
-    const Pack<kWidth> gate = gate_of<kWidth>(from_on(call.gate, b * shape.channels + c));
-    joint_mix_maps<kWidth>(shape, dynamic, common.of(c), c, maps);
-    joint_mix_near<kWidth>(shape, x + c, from_on(call.bias, c), shape.subsets, near);
-    S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_tile, shape, near, maps, gate, a, b, out + c);
-  }
+  float *out = call.out + b * shape.out_numbers() + c, *maps = scratch.maps.at(), *near = scratch.x.at();
+  const Pack<kWidth> gate = gate_of<kWidth>(from_on(call.gate, b * shape.channels + c));
+  joint_mix_maps<kWidth>(shape, dynamic, common.of(c), int32_t(c), maps);
+  joint_mix_near<kWidth>(shape, x + c, from_on(call.bias, c), shape.subsets, near);
+  cover<kRows>(shape.frames, shape.joints, [&](int32_t t, int32_t w, auto frames, auto joints) {
+    joint_mix_tile<kWidth, frames(), joints()>(shape, near, maps, gate, t, w, out);
+  });
 }
 
-template <int kWidth>
+// The same; last: no channels of as wide a register come after.
+template <int kWidth, int kRows>
 S2V_HD void backward_channels(const JointMixShape& shape, const JointMixBackwardCall& call, const CommonMaps& common,
-                              int64_t b, int32_t begin, int32_t end, Scratch& scratch) {
+                              int64_t b, int64_t c, bool last, const Scratch& scratch) {
   const float* dynamic = call.dynamic + b * shape.maps() * shape.units;
   const float* x = call.x + b * shape.out_numbers() * shape.subsets;
   const float* grad = call.grad + b * shape.out_numbers();
   float *maps = scratch.maps.at(), *near = scratch.x.at(), *near_grad = scratch.grad.at();
   float* const d_maps = scratch.d_maps.at();
-  for (int32_t c = begin; c < end; c += kWidth) {
-    const Pack<kWidth> gate = gate_of<kWidth>(from_on(call.gate, b * shape.channels + c));
-    joint_mix_near<kWidth>(shape, grad + c, nullptr, 1, near_grad);
-    joint_mix_maps<kWidth>(shape, dynamic, common.of(c), c, maps);
-    if (call.d_x != nullptr) {
-      float* d_x = call.d_x + b * shape.out_numbers() * shape.subsets;
-      for (int32_t i = 0; i < shape.subsets; ++i)
-        S2V_COVER(shape.frames, shape.joints, kWidth, joint_mix_grad_tile, shape, near_grad, maps, gate, i, a, b,
-                  d_x + c);
-    }
-    if (call.d_bias != nullptr)
-      joint_mix_bias_grad<kWidth>(shape, maps, gate, near_grad, scratch.sums.at(),
-                                  call.d_bias + b * shape.subsets * shape.channels + c);
-    if (call.d_dynamic != nullptr) {
-      joint_mix_near<kWidth>(shape, x + c, from_on(call.bias, c), shape.subsets, near);
-      for (int32_t i = 0; i < shape.subsets; ++i)
-        S2V_COVER(shape.joints, shape.joints, kWidth, joint_mix_map_tile, shape, near, near_grad, i, a, b, d_maps);
-      if (call.d_gate != nullptr)
-        store<kWidth>(call.d_gate + b * shape.channels + c, joint_mix_gate_grad<kWidth>(shape, maps, gate, d_maps));
-      joint_mix_add_maps<kWidth>(shape, d_maps, c, call.d_dynamic + b * shape.maps() * shape.units,
-                                 scratch.d_common.at());
-      // Lanes of the next channels mostly belong to the same constant maps.
-      if (c + kWidth >= end || kWidth % shape.groups != 0)
-        joint_mix_add_common<kWidth>(shape, c, scratch.d_common.at(),
-                                     call.d_constant + b * shape.maps() * shape.groups);
-    }
+  const Pack<kWidth> gate = gate_of<kWidth>(from_on(call.gate, b * shape.channels + c));
+  joint_mix_near<kWidth>(shape, grad + c, nullptr, 1, near_grad);
+  joint_mix_maps<kWidth>(shape, dynamic, common.of(c), int32_t(c), maps);
+  if (call.d_x != nullptr) {
+    float* d_x = call.d_x + b * shape.out_numbers() * shape.subsets + c;
+    for (int32_t i = 0; i < shape.subsets; ++i)
+      cover<kRows>(shape.frames, shape.joints, [&](int32_t t, int32_t v, auto frames, auto joints) {
+        joint_mix_grad_tile<kWidth, frames(), joints()>(shape, near_grad, maps, gate, i, t, v, d_x);
+      });
   }
+  if (call.d_bias != nullptr)
+    joint_mix_bias_grad<kWidth>(shape, maps, gate, near_grad, scratch.sums.at(),
+                                call.d_bias + b * shape.subsets * shape.channels + c);
+  if (call.d_dynamic == nullptr) return;
+  joint_mix_near<kWidth>(shape, x + c, from_on(call.bias, c), shape.subsets, near);
+  for (int32_t i = 0; i < shape.subsets; ++i)
+    cover<kRows>(shape.joints, shape.joints, [&](int32_t v, int32_t w, auto rows, auto joints) {
+      joint_mix_map_tile<kWidth, rows(), joints()>(shape, near, near_grad, i, v, w, d_maps);
+    });
+  if (call.d_gate != nullptr)
+    store<kWidth>(call.d_gate + b * shape.channels + c, joint_mix_gate_grad<kWidth>(shape, maps, gate, d_maps));
+  joint_mix_add_maps<kWidth>(shape, d_maps, int32_t(c), call.d_dynamic + b * shape.maps() * shape.units,
+                             scratch.d_common.at());
+  // Lanes of the next channels mostly belong to the same constant maps.
+  if (last || kWidth % shape.groups != 0)
+    joint_mix_add_common<kWidth>(shape, int32_t(c), scratch.d_common.at(),
+                                 call.d_constant + b * shape.maps() * shape.groups);
 }
 
-S2V_WIDE_CLONES void forward_range(const JointMixShape& shape, const JointMixCall& call, const CommonMaps& common,
-                                   Scratch& scratch, int64_t begin, int64_t end) {
-  const int32_t full = shape.channels / kLanes * kLanes;
-  for (int64_t b = begin; b < end; ++b) {
-    forward_channels<kLanes>(shape, call, common, b, 0, full, scratch);
-    forward_channels<1>(shape, call, common, b, full, shape.channels, scratch);
-  }
+template <int kLanes>
+S2V_HD void forward_range(const JointMixShape& shape, const JointMixCall& call, const CommonMaps& common,
+                          const Scratch& scratch, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b)
+    each_pack<kLanes>(0, shape.channels, [&](int64_t c, auto lanes) {
+      forward_channels<lanes(), mix_frames(kLanes)>(shape, call, common, b, c, scratch);
+    });
 }
-S2V_WIDE_CLONES void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, const CommonMaps& common,
-                                    Scratch& scratch, int64_t begin, int64_t end) {
-  const int32_t full = shape.channels / kLanes * kLanes;
-  for (int64_t b = begin; b < end; ++b) {
-    backward_channels<kLanes>(shape, call, common, b, 0, full, scratch);
-    backward_channels<1>(shape, call, common, b, full, shape.channels, scratch);
-  }
+
+template <int kLanes>
+S2V_HD void backward_range(const JointMixShape& shape, const JointMixBackwardCall& call, const CommonMaps& common,
+                           const Scratch& scratch, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b)
+    each_pack<kLanes>(0, shape.channels, [&](int64_t c, auto lanes) {
+      const bool last = c + 2 * lanes() > shape.channels;
+      backward_channels<lanes(), mix_frames(kLanes)>(shape, call, common, b, c, last, scratch);
+    });
 }
 
 template <class Call>
@@ -173,10 +171,11 @@ void joint_mix(const JointMixCall& call, int threads) {
   const JointMixShape shape = checked(call);
   if (shape.tracks * shape.out_numbers() == 0) return;
   require(call.out != nullptr, "joint_mix: out is a null pointer");
-  const CommonMaps common(shape, call.constant);
+  const int lanes = lanes_in_use;
+  const CommonMaps common(shape, call.constant, lanes);
   parallel_for(shape.tracks, 1, threads, [&](int64_t begin, int64_t end) {
-    Scratch scratch(shape, false);
-    forward_range(shape, call, common, scratch, begin, end);
+    const Scratch scratch(shape, lanes, false);
+    for_lanes(lanes, [&](auto width) { forward_range<width()>(shape, call, common, scratch, begin, end); });
   });
 }
 
@@ -198,10 +197,11 @@ void joint_mix_backward(const JointMixBackwardCall& call, int threads) {
   }
   if (shape.tracks * shape.out_numbers() == 0) return;
   require(call.grad != nullptr, "joint_mix: grad is a null pointer");
-  const CommonMaps common(shape, call.constant);
+  const int lanes = lanes_in_use;
+  const CommonMaps common(shape, call.constant, lanes);
   parallel_for(shape.tracks, 1, threads, [&](int64_t begin, int64_t end) {
-    Scratch scratch(shape, true);
-    backward_range(shape, call, common, scratch, begin, end);
+    const Scratch scratch(shape, lanes, true);
+    for_lanes(lanes, [&](auto width) { backward_range<width()>(shape, call, common, scratch, begin, end); });
   });
 }
 

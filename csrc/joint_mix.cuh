@@ -24,7 +24,9 @@ struct JointMixShape {
   S2V_HD int32_t unit(int32_t channel) const { return channel / (channels / units); }
 };
 
-constexpr int kMixFrames = 4, kMixJoints = 5;  // sums that are held in registers: so many frames of so many joints
+// Sums that are held in registers, 32 of 512 bits or 16: so many frames of so many joints.
+constexpr int mix_frames(int lanes) { return lanes == 16 ? 4 : 2; }
+constexpr int kMixJoints = 5;
 
 // common [I, V, V, kWidth]: constant maps of channels first ... first + kWidth.
 template <int kWidth>

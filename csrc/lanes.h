@@ -1,8 +1,11 @@
 // Which of several builds of a function this CPU runs, where each is written for registers of its own width.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <stdexcept>
+
+#include "pack.cuh"
 
 namespace s2v {
 
@@ -15,12 +18,51 @@ inline bool has_lanes(int lanes) {
   return lanes == 4;
 }
 
-// Of builds, the widest first, that of `lanes`; 0: the first that runs here. Throws with `message` where there is none.
+inline int widest_lanes() { return has_lanes(16) ? 16 : has_lanes(8) ? 8 : 4; }
+
+// Numbers of a register that functions are chosen by: of the widest, where no test asks for others.
+inline std::atomic<int> lanes_in_use{widest_lanes()};
+
+// Throws where this CPU has no such registers; 0: the widest.
+inline void use_lanes(int lanes) {
+  if (lanes == 0) lanes = widest_lanes();
+  if (!has_lanes(lanes)) throw std::invalid_argument("lanes: this CPU has no such registers");
+  lanes_in_use = lanes;
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define S2V_BUILT_FOR(target_) __attribute__((target(target_), flatten))
+template <class Body>
+S2V_BUILT_FOR("avx512f") void with_16_lanes(const Body& body) { body(LaneCount<16>()); }
+template <class Body>
+S2V_BUILT_FOR("avx2,fma") void with_8_lanes(const Body& body) { body(LaneCount<8>()); }
+template <class Body>
+__attribute__((flatten)) void with_4_lanes(const Body& body) { body(LaneCount<4>()); }
+#undef S2V_BUILT_FOR
+#endif
+
+// Calls body(LaneCount<lanes>()), which is built for registers of so many numbers with all that it calls inline. A pack that is
+// wider than a register would be kept in memory: clones of one function (pack.cuh) are for packs that all of them have.
+template <class Body>
+void for_lanes(int lanes, const Body& body) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  switch (lanes) {
+    case 16: return with_16_lanes(body);
+    case 8: return with_8_lanes(body);
+    default: return with_4_lanes(body);
+  }
+#else
+  (void)lanes;
+  body(LaneCount<4>());
+#endif
+}
+
+// Of builds, the widest first and one of 4 last, that of `lanes`.
 template <class Build, size_t kBuilds>
-const Build& build_of(const Build* const (&builds)[kBuilds], int lanes, const char* message) {
+const Build& build_of(const Build* const (&builds)[kBuilds], int lanes) {
   for (const Build* build : builds)
-    if ((lanes == 0 || build->lanes == lanes) && has_lanes(build->lanes)) return *build;
-  throw std::invalid_argument(message);
+    if (build->lanes == lanes) return *build;
+  return *builds[kBuilds - 1];
 }
 
 }  // namespace s2v

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__SSE__) && defined(__has_builtin) && !defined(__CUDACC__)
 #if __has_builtin(__builtin_shufflevector)
 #include <xmmintrin.h>
@@ -19,12 +20,8 @@
 // multiply-add is made in any of them (-ffp-contract=off), so all give the same bits.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define S2V_CLONES __attribute__((target_clones("avx2", "default"), flatten))
-// For sums of many products, whose contract is a tolerance: registers of 512 bits too. A file may let products and sums
-// be fused in it.
-#define S2V_WIDE_CLONES __attribute__((target_clones("avx512f", "avx2", "default"), flatten))
 #else
 #define S2V_CLONES
-#define S2V_WIDE_CLONES
 #endif
 
 namespace s2v {
@@ -203,6 +200,18 @@ S2V_HD void store(float* to, const Pack<kWidth>& pack) {
   *reinterpret_cast<typename Pack<kWidth>::InMemory*>(to) = pack.at;
 }
 #endif
+
+// A number of lanes that is known when a function is built.
+template <int kCount>
+using LaneCount = std::integral_constant<int, kCount>;
+
+// Calls each(at, LaneCount<n>()) for packs of kLanes numbers from at on, and for the fewer that remain.
+template <int kLanes, class Each>
+S2V_HD void each_pack(int64_t at, int64_t end, const Each& each) {
+  for (; at + kLanes <= end; at += kLanes) each(at, LaneCount<kLanes>());
+  if constexpr (kLanes > 4) each_pack<kLanes / 2>(at, end, each);
+  else if constexpr (kLanes > 1) each_pack<1>(at, end, each);
+}
 
 // Who works on an item: rows are shared out over row() of rows(), a row's columns over first() of step().
 struct HostLane {

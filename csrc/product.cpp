@@ -4,6 +4,7 @@
 #endif
 #include "product.h"
 
+#include "lanes.h"
 #include "pack.cuh"
 #include "prefetch.h"
 
@@ -68,7 +69,7 @@ S2V_HD void columns_of(const ProductLeft& left, int64_t rows, const float* right
 }
 
 // Columns of all panels, of rows begin ... begin + chunk of the right; left begins with the first of them.
-template <int kRows, int kPacks, bool kTurned>
+template <int kLanes, int kRows, bool kTurned>
 S2V_HD void panels_of(const ProductLeft& left, int64_t rows, const ProductRight& right, int64_t count, int64_t begin,
                       int64_t chunk, int64_t columns, bool add, float* out, int64_t out_row) {
   for (int64_t n = 0, width; n < columns; n += width) {
@@ -76,23 +77,22 @@ S2V_HD void panels_of(const ProductLeft& left, int64_t rows, const ProductRight&
     // A panel holds count numbers of each of its columns, those before it too.
     const int64_t row = right.row == 0 ? width : right.row;
     const float* const at = right.at + (right.row == 0 ? n * count : n) + begin * row;
-    if (width == 32 && kPacks == 2)
-      columns_of<16, kRows, 2, kTurned>(left, rows, at, row, chunk, add, out + n, out_row);
-    else if (width >= 16)
-      for (int64_t half = 0; half < width; half += 16)
-        columns_of<16, kRows, 1, kTurned>(left, rows, at + half, row, chunk, add, out + n + half, out_row);
-    else if (width == 8) columns_of<8, kRows, 1, kTurned>(left, rows, at, row, chunk, add, out + n, out_row);
-    else columns_of<1, kRows, 1, kTurned>(left, rows, at, row, chunk, add, out + n, out_row);
+    const auto some = [&](auto lanes, auto packs, int64_t first) {
+      columns_of<lanes(), kRows, packs(), kTurned>(left, rows, at + first, row, chunk, add, out + n + first, out_row);
+    };
+    int64_t c = 0;
+    for (; c + 2 * kLanes <= width; c += 2 * kLanes) some(LaneCount<kLanes>(), LaneCount<2>(), c);
+    each_pack<kLanes>(c, width, [&](int64_t first, auto lanes) { some(lanes, LaneCount<1>(), first); });
   }
 }
 
-template <int kRows, int kPacks>
+template <int kLanes, int kRows>
 S2V_HD void product_of(const ProductLeft& left, int64_t rows, const ProductRight& right, int64_t count, int64_t columns,
                        bool add, float* out, int64_t out_row) {
   if (!left.turned) {
-    panels_of<kRows, kPacks, false>(left, rows, right, count, 0, count, columns, add, out, out_row);
+    panels_of<kLanes, kRows, false>(left, rows, right, count, 0, count, columns, add, out, out_row);
   } else if (left.step <= kNear) {
-    panels_of<kRows, kPacks, true>(left, rows, right, count, 0, count, columns, add, out, out_row);
+    panels_of<kLanes, kRows, true>(left, rows, right, count, 0, count, columns, add, out, out_row);
   } else {  // numbers that lie far from each other would be fetched anew for every panel
     alignas(64) float strip[kStrip * kRows];
     for (int64_t begin = 0; begin == 0 || begin < count; begin += kStrip) {
@@ -105,36 +105,21 @@ S2V_HD void product_of(const ProductLeft& left, int64_t rows, const ProductRight
             for (int r = 0; r < kRows; ++r) strip[k * kRows + r] = from[k * left.step + r];
           else
             for (int64_t r = 0; r < height; ++r) strip[k * kRows + r] = from[k * left.step + r];
-        panels_of<kRows, kPacks, true>({strip, kRows, true}, height, right, count, begin, chunk, columns,
+        panels_of<kLanes, kRows, true>({strip, kRows, true}, height, right, count, begin, chunk, columns,
                                        add || begin > 0, out + i * out_row, out_row);
       }
     }
   }
 }
 
-// A tile's sums, and what is read of the right, are to fit into the registers: 32 of 512 bits, or 16 of 256.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-__attribute__((target("avx512f"), flatten)) void product_512(const ProductLeft& left, int64_t rows,
-                                                             const ProductRight& right, int64_t count, int64_t columns,
-                                                             bool add, float* out, int64_t out_row) {
-  product_of<10, 2>(left, rows, right, count, columns, add, out, out_row);
-}
-#endif
-
-S2V_CLONES void product_256(const ProductLeft& left, int64_t rows, const ProductRight& right, int64_t count,
-                            int64_t columns, bool add, float* out, int64_t out_row) {
-  product_of<5, 1>(left, rows, right, count, columns, add, out, out_row);
-}
-
 }  // namespace
 
 void product(const ProductLeft& left, int64_t rows, const ProductRight& right, int64_t count, int64_t columns, bool add,
              float* out, int64_t out_row) {
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  if (wide) return product_512(left, rows, right, count, columns, add, out, out_row);
-#endif
-  product_256(left, rows, right, count, columns, add, out, out_row);
+  for_lanes(lanes_in_use, [&](auto lanes) {
+    // A tile's sums, and what is read of the right, are to fit into the registers: 32 of 512 bits, or 16.
+    product_of<lanes(), lanes() == 16 ? 10 : 5>(left, rows, right, count, columns, add, out, out_row);
+  });
 }
 
 }  // namespace s2v

@@ -94,14 +94,13 @@ struct Kernels {
 
 S2V_SPARSE_KERNELS(Plain, 4, 4, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// Clones of one function (S2V_WIDE_CLONES) would all have the widest one's blocks, which fit into no other's registers.
+// Clones of one function would all have the widest one's blocks, which fit into no other's registers.
 S2V_SPARSE_KERNELS(Avx2, 8, 6, __attribute__((target("avx2,fma"), flatten)))
 S2V_SPARSE_KERNELS(Avx512, 16, 8, __attribute__((target("avx512f"), flatten)))
 constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 #else
 constexpr const Kernels* kBestFirst[] = {&kPlain};
 #endif
-constexpr const char* kNoLanes = "sparse_conv: lanes: this CPU has no such registers";
 
 void multiply(const Kernels& kernels, const Product& product, int threads) {
   const int64_t stride = sparse_padded(product.columns, kernels.panel());
@@ -162,7 +161,7 @@ std::vector<int32_t> transposed(const SparseConvBackwardCall& call, int threads)
 
 void sparse_conv(const SparseConvCall& call, int threads) {
   check(call, threads);
-  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
+  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
   if (call.rows_out * call.channels_out == 0) return;
   require(call.out != nullptr, "sparse_conv: out is a null pointer");
   const std::vector<float> panels =
@@ -174,7 +173,7 @@ void sparse_conv(const SparseConvCall& call, int threads) {
 
 void sparse_conv_backward(const SparseConvBackwardCall& call, int threads) {
   check(call, threads);
-  const Kernels& kernels = build_of(kBestFirst, call.lanes, kNoLanes);
+  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
   require(call.grad != nullptr || call.rows_out * call.channels_out == 0, "sparse_conv: grad is a null pointer");
   if (call.d_x != nullptr && call.rows * call.channels > 0) {
     const std::vector<int32_t> table = transposed(call, threads);

@@ -11,7 +11,6 @@ struct SparseConvCall {
   const float* weight;   // [O, Cin, Cout]
   const int32_t* table;  // [O, R'], -1: none
   float* out;            // out [R', Cout]
-  int lanes;             // numbers of a register: 4, 8, 16; 0: as many as the CPU has
 };
 
 struct SparseConvBackwardCall {
@@ -22,7 +21,6 @@ struct SparseConvBackwardCall {
   const float* grad;  // [R', Cout]
   float* d_x;         // out [R, Cin], or null where not wanted
   float* d_weight;    // out [O, Cin, Cout], or null
-  int lanes;          // as above
 };
 
 // On the host, on `threads` threads (0: one for each core). Throws std::invalid_argument for sizes or pointers that

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "lanes.h"
 #include "parallel.h"
 #include "require.h"
 #include "temporal_branches.cuh"
@@ -48,9 +49,10 @@ struct Track {
 };
 
 // Sums of x - shift and of their squares; shift is the first row.
-S2V_WIDE_CLONES void sum_rows_of(const TemporalBranchesShape& shape, const float* x, int64_t begin, int64_t end,
+template <int kLanes>
+S2V_HD void sum_rows_of(const TemporalBranchesShape& shape, const float* x, int64_t begin, int64_t end,
                                  double* sums, double* squares) {
-  norm_sums(begin, end, shape.branched(), sums, squares, [&](int64_t r, int64_t c, auto& sum, auto& square) {
+  norm_sums<kLanes>(begin, end, shape.branched(), sums, squares, [&](int64_t r, int64_t c, auto& sum, auto& square) {
     constexpr int kWidth = sizeof(sum) / sizeof(float);
     const Pack<kWidth> value = load<kWidth>(x + r * shape.columns + c) - load<kWidth>(x + c);
     sum = sum + value;
@@ -68,7 +70,9 @@ void statistics(const TemporalBranchesCall& call, int threads) {
   parallel_for(ranges, 1, threads, [&](int64_t number, int64_t) {
     const int64_t range = ranges - 1 - number, begin = range * kRange;
     double* const to = &partial[range * 2 * E];
-    sum_rows_of(shape, call.x, begin, std::min(begin + kRange, rows), to, to + E);
+    for_lanes(lanes_in_use, [&](auto lanes) {
+      sum_rows_of<lanes()>(shape, call.x, begin, std::min(begin + kRange, rows), to, to + E);
+    });
   });
   for (int64_t range = 0; range < ranges; ++range)
     for (int64_t c = 0; c < 2 * E; ++c) sums[c] += partial[range * 2 * E + c];
@@ -79,7 +83,8 @@ void statistics(const TemporalBranchesCall& call, int threads) {
   }
 }
 
-S2V_WIDE_CLONES void forward_range(const TemporalBranchesCall& call, const NormChannels& channels,
+template <int kLanes>
+S2V_HD void forward_range(const TemporalBranchesCall& call, const NormChannels& channels,
                                    const float* weights, float* scratch, int64_t begin, int64_t end) {
   const TemporalBranchesShape& shape = call.shape;
   const Track track(shape);
@@ -87,15 +92,16 @@ S2V_WIDE_CLONES void forward_range(const TemporalBranchesCall& call, const NormC
     const float* const x = call.x + b * track.x;
     BranchRows z = {x, shape.columns};
     if (channels.mean != nullptr) {
-      branch_normalise(shape, channels, x, scratch);
+      branch_normalise<kLanes>(shape, channels, x, scratch);
       z = {scratch, shape.branched()};
     }
-    branch_forward(shape, z, x, weights, call.branches + b * track.out, call.remainder + b * track.remainder);
+    branch_forward<kLanes>(shape, z, x, weights, call.branches + b * track.out, call.remainder + b * track.remainder);
   }
 }
 
 // Leaves in d_x what the norm's result gets, and adds up [2, E] of it: g, and g * (x - mean).
-S2V_WIDE_CLONES void backward_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels,
+template <int kLanes>
+S2V_HD void backward_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels,
                                     const float* weights, float* scratch, double* sums, float* d_weight,
                                     int64_t begin, int64_t end) {
   const TemporalBranchesShape& shape = call.shape;
@@ -106,12 +112,12 @@ S2V_WIDE_CLONES void backward_range(const TemporalBranchesBackwardCall& call, co
     float* const d_x = call.d_x + b * track.x;
     BranchRows z = {x, W};
     if (channels.mean != nullptr) {
-      branch_normalise(shape, channels, x, scratch);
+      branch_normalise<kLanes>(shape, channels, x, scratch);
       z = {scratch, E};
     }
-    branch_backward(shape, z, weights, call.grad + b * track.out, call.grad_remainder + b * track.remainder, d_x, d_weight);
+    branch_backward<kLanes>(shape, z, weights, call.grad + b * track.out, call.grad_remainder + b * track.remainder, d_x, d_weight);
     if (channels.mean == nullptr) continue;
-    norm_sums(0, track.rows, E, sums, sums + E, [&](int64_t r, int64_t c, auto& sum, auto& product) {
+    norm_sums<kLanes>(0, track.rows, E, sums, sums + E, [&](int64_t r, int64_t c, auto& sum, auto& product) {
       constexpr int kWidth = sizeof(sum) / sizeof(float);
       const Pack<kWidth> g = norm_positive(load<kWidth>(scratch + r * E + c), load<kWidth>(d_x + r * W + c));
       store<kWidth>(d_x + r * W + c, g);
@@ -130,14 +136,14 @@ S2V_HD void through_norm(const NormChannels& channels, const float* means, int64
 }
 
 // means: [2, E], of g and of g * (x - mean) / (variance + eps).
-S2V_WIDE_CLONES void norm_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels,
+template <int kLanes>
+S2V_HD void norm_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels,
                                 const float* means, int64_t begin, int64_t end) {
   const int64_t E = call.shape.branched(), W = call.shape.columns;
   for (int64_t r = begin; r < end; ++r) {
-    int64_t c = 0;
-    for (; c + kNormLanes <= E; c += kNormLanes)
-      through_norm<kNormLanes>(channels, means, E, c, call.x + r * W, call.d_x + r * W);
-    for (; c < E; ++c) through_norm<1>(channels, means, E, c, call.x + r * W, call.d_x + r * W);
+    each_pack<kLanes>(0, E, [&](int64_t c, auto lanes) {
+      through_norm<lanes()>(channels, means, E, c, call.x + r * W, call.d_x + r * W);
+    });
   }
 }
 
@@ -162,7 +168,9 @@ void temporal_branches(const TemporalBranchesCall& call, int threads) {
   branch_weights(shape, call.weight, false, weights.data());
   parallel_for(shape.tracks, kTracks, threads, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(channels.mean == nullptr ? 0 : Track(shape).rows * E);
-    forward_range(call, channels, weights.data(), scratch.data(), begin, end);
+    for_lanes(lanes_in_use, [&](auto lanes) {
+      forward_range<lanes()>(call, channels, weights.data(), scratch.data(), begin, end);
+    });
   });
 }
 
@@ -188,8 +196,10 @@ void temporal_branches_backward(const TemporalBranchesBackwardCall& call, int th
     std::vector<float> scratch(norm ? Track(shape).rows * E : 0);
     float* const d_weight = call.d_weight + begin / kTracks * numbers;
     std::fill_n(d_weight, numbers, 0.0f);
-    backward_range(call, channels, weights.data(), scratch.data(), &partial[begin / kTracks * 2 * E], d_weight, begin,
-                   end);
+    for_lanes(lanes_in_use, [&](auto lanes) {
+      backward_range<lanes()>(call, channels, weights.data(), scratch.data(), &partial[begin / kTracks * 2 * E], d_weight,
+                              begin, end);
+    });
   });
   if (!norm) return;
   for (int64_t part = 0; part < parts; ++part)
@@ -202,8 +212,9 @@ void temporal_branches_backward(const TemporalBranchesBackwardCall& call, int th
     means[c] = float(sums[c] / count);
     means[E + c] = float(sums[E + c] / variance / count);
   }
-  parallel_for(rows, 1024, threads,
-               [&](int64_t begin, int64_t end) { norm_range(call, channels, means.data(), begin, end); });
+  parallel_for(rows, 1024, threads, [&](int64_t begin, int64_t end) {
+    for_lanes(lanes_in_use, [&](auto lanes) { norm_range<lanes()>(call, channels, means.data(), begin, end); });
+  });
 }
 
 }  // namespace s2v

@@ -10,8 +10,7 @@
 
 namespace s2v {
 
-constexpr int kBranchLanes = 16;  // columns in a register
-constexpr int kBranchTaps = 64;   // at most
+constexpr int kBranchTaps = 64;  // at most
 
 // Rows of one frame, and the matrix that they go through.
 struct BranchTap {
@@ -43,20 +42,27 @@ template <int kWidth, int kPacks>
 S2V_HD void branch_rows(const BranchTap* taps, int count, int64_t depth, int64_t row, int64_t rows, int64_t n,
                         float* out, int64_t out_row) {
   int64_t r = 0;
-  for (; r + 10 <= rows; r += 10) branch_tile<kWidth, 10, kPacks>(taps, count, depth, row, r, n, out, out_row);
+  if constexpr (kWidth == 16)  // there are 32 registers
+    for (; r + 10 <= rows; r += 10) branch_tile<kWidth, 10, kPacks>(taps, count, depth, row, r, n, out, out_row);
   for (; r + 5 <= rows; r += 5) branch_tile<kWidth, 5, kPacks>(taps, count, depth, row, r, n, out, out_row);
   for (; r < rows; ++r) branch_tile<kWidth, 1, kPacks>(taps, count, depth, row, r, n, out, out_row);
 }
 
+// Calls each(n, lanes, packs) for two registers of columns at a time, and for the fewer that remain.
+template <int kLanes, class Each>
+S2V_HD void branch_columns(int64_t columns, const Each& each) {
+  int64_t begin = 0;
+  for (; begin + 2 * kLanes <= columns; begin += 2 * kLanes) each(begin, LaneCount<kLanes>(), LaneCount<2>());
+  each_pack<kLanes>(begin, columns, [&](int64_t n, auto lanes) { each(n, lanes, LaneCount<1>()); });
+}
+
 // out [rows, depth], its rows out_row apart, of rows that are `row` apart. Without a tap it is zero.
+template <int kLanes>
 S2V_HD void branch_product(const BranchTap* taps, int count, int64_t depth, int64_t row, int64_t rows, float* out,
                            int64_t out_row) {
-  int64_t n = 0;
-  for (; n + 2 * kBranchLanes <= depth; n += 2 * kBranchLanes)
-    branch_rows<kBranchLanes, 2>(taps, count, depth, row, rows, n, out, out_row);
-  for (; n + kBranchLanes <= depth; n += kBranchLanes)
-    branch_rows<kBranchLanes, 1>(taps, count, depth, row, rows, n, out, out_row);
-  for (; n < depth; ++n) branch_rows<1, 1>(taps, count, depth, row, rows, n, out, out_row);
+  branch_columns<kLanes>(depth, [&](int64_t n, auto lanes, auto packs) {
+    branch_rows<lanes(), packs()>(taps, count, depth, row, rows, n, out, out_row);
+  });
 }
 
 // Frames of x that a result's taps fall on: step t's tap k is frame t * stride + k * dilation + begin.
@@ -79,15 +85,14 @@ struct BranchRows {
 };
 
 // rows[i] = relu(norm of x's first E columns), for all rows of a track.
+template <int kLanes>
 S2V_HD void branch_normalise(const TemporalBranchesShape& shape, const NormChannels& channels, const float* x,
                              float* rows) {
   const int64_t E = shape.branched();
   for (int64_t r = 0; r < shape.frames * shape.joints; ++r) {
-    int64_t c = 0;
-    for (; c + kBranchLanes <= E; c += kBranchLanes)
-      store<kBranchLanes>(rows + r * E + c,
-                          norm_relu(norm_affine(channels, c, load<kBranchLanes>(x + r * shape.columns + c))));
-    for (; c < E; ++c) store<1>(rows + r * E + c, norm_relu(norm_affine(channels, c, load<1>(x + r * shape.columns + c))));
+    each_pack<kLanes>(0, E, [&](int64_t c, auto lanes) {
+      store<lanes()>(rows + r * E + c, norm_relu(norm_affine(channels, c, load<lanes()>(x + r * shape.columns + c))));
+    });
   }
 }
 
@@ -135,6 +140,7 @@ S2V_HD void branch_largest_grad(const BranchRows& z, int64_t first, int64_t last
 }
 
 // All results of a track; pointers are the track's. z: rows as the branches see them. weights: those of the way forward.
+template <int kLanes>
 S2V_HD void branch_forward(const TemporalBranchesShape& shape, const BranchRows& z, const float* x,
                            const float* weights, float* out, float* remainder) {
   const int64_t b = shape.width, V = shape.joints, E = shape.branched(), steps = shape.steps();
@@ -148,7 +154,7 @@ S2V_HD void branch_forward(const TemporalBranchesShape& shape, const BranchRows&
       for (int64_t k = 0; k < shape.taps; ++k)
         if (where.inside(where.frame(t, k)))
           taps[count++] = {z.at + where.frame(t, k) * V * z.row + i * b, weights + (i * shape.taps + k) * b * b};
-      branch_product(taps, count, b, z.row, V, to + i * b, E);
+      branch_product<kLanes>(taps, count, b, z.row, V, to + i * b, E);
     }
     const int64_t middle = t * shape.stride, half = shape.pool / 2;
     const int64_t first = middle > half ? middle - half : 0;
@@ -190,15 +196,17 @@ S2V_HD void branch_weight_tile(const BranchFrames& where, int64_t k, int64_t joi
 template <int kWidth, int kPacks>
 S2V_HD void branch_weight_rows(const BranchFrames& where, int64_t k, int64_t joints, const BranchRows& z, int64_t b,
                                const float* grad, int64_t grad_row, float* d_weight) {
+  constexpr int kRows = kWidth == 16 ? 8 : 4;
   int64_t in = 0;
-  for (; in + 8 <= b; in += 8)
-    branch_weight_tile<kWidth, 8, kPacks>(where, k, joints, {z.at + in, z.row}, grad, grad_row, d_weight + in * b, b);
+  for (; in + kRows <= b; in += kRows)
+    branch_weight_tile<kWidth, kRows, kPacks>(where, k, joints, {z.at + in, z.row}, grad, grad_row, d_weight + in * b, b);
   for (; in < b; ++in)
     branch_weight_tile<kWidth, 1, kPacks>(where, k, joints, {z.at + in, z.row}, grad, grad_row, d_weight + in * b, b);
 }
 
 // Adds a track's part to d_weight [K, k, in, out], and writes the gradient of its z to the first E columns of d_x.
 // weights: those of the way back.
+template <int kLanes>
 S2V_HD void branch_backward(const TemporalBranchesShape& shape, const BranchRows& z, const float* weights,
                             const float* grad, const float* grad_remainder, float* d_x, float* d_weight) {
   const int64_t b = shape.width, V = shape.joints, E = shape.branched(), W = shape.columns, k = shape.taps;
@@ -213,18 +221,15 @@ S2V_HD void branch_backward(const TemporalBranchesShape& shape, const BranchRows
         if (ahead >= 0 && ahead % shape.stride == 0 && t < where.steps)
           taps[count++] = {grad + t * V * E + i * b, weights + (i * k + tap) * b * b};
       }
-      branch_product(taps, count, b, E, V, d_x + f * V * W + i * b, W);
+      branch_product<kLanes>(taps, count, b, E, V, d_x + f * V * W + i * b, W);
     }
     const BranchRows rows = {z.at + i * b, z.row};
     for (int64_t tap = 0; tap < k; ++tap) {
       const float* const upstream = grad + i * b;
       float* const to = d_weight + (i * k + tap) * b * b;
-      int64_t n = 0;
-      for (; n + 2 * kBranchLanes <= b; n += 2 * kBranchLanes)
-        branch_weight_rows<kBranchLanes, 2>(where, tap, V, rows, b, upstream + n, E, to + n);
-      for (; n + kBranchLanes <= b; n += kBranchLanes)
-        branch_weight_rows<kBranchLanes, 1>(where, tap, V, rows, b, upstream + n, E, to + n);
-      for (; n < b; ++n) branch_weight_rows<1, 1>(where, tap, V, rows, b, upstream + n, E, to + n);
+      branch_columns<kLanes>(b, [&](int64_t n, auto lanes, auto packs) {
+        branch_weight_rows<lanes(), packs()>(where, tap, V, rows, b, upstream + n, E, to + n);
+      });
     }
   }
   for (int64_t r = 0; r < shape.frames * V; ++r)

@@ -138,31 +138,6 @@ def test_empty_rows_stay_zero_and_get_no_gradient(impl):
 
 
 @needs_extension
-@pytest.mark.parametrize("lanes", [4, 8, 16])
-def test_agrees_with_the_registers_of_any_cpu(numbers, lanes):
-    """Registers of so many numbers, forward and backward; widths that are no multiple of a panel."""
-    arguments = case(numbers, R=90, out=80, offsets=5, Cin=21, Cout=37)
-    x, weight = (arguments[name].float().requires_grad_() for name in ("x", "weight"))
-    table, upstream = arguments["table"], numbers(80, 37, seed=9).float()
-    expected = reference(x, weight, table)
-    gradients = torch.autograd.grad(expected, (x, weight), upstream)
-    out, d_x, d_weight = torch.empty(80, 37), torch.empty_like(x), torch.empty_like(weight)
-    sizes = {"rows": 90, "rows_out": 80, "offsets": 5, "channels": 21, "channels_out": 37, "lanes": lanes}
-    addresses = {"x": x.data_ptr(), "weight": weight.data_ptr(), "table": table.data_ptr()}
-    native = _extension.load()
-    try:
-        native.sparse_conv(**sizes, **addresses, out=out.data_ptr())
-    except ValueError as error:
-        if "this CPU has no such registers" not in str(error):
-            raise
-        pytest.skip(str(error))
-    results = {"d_x": d_x.data_ptr(), "d_weight": d_weight.data_ptr()}
-    native.sparse_conv_backward(**sizes, **addresses, grad=upstream.data_ptr(), **results)
-    for actual, e in zip((out, d_x, d_weight), (expected, *gradients), strict=True):
-        torch.testing.assert_close(actual, e, rtol=1e-5, atol=2e-5)
-
-
-@needs_extension
 def test_the_number_of_threads_changes_nothing(numbers):
     arguments = case(numbers, R=2500, out=2400, offsets=3, Cin=9, Cout=33)
     x, weight = (arguments[name].float().requires_grad_() for name in ("x", "weight"))
