@@ -41,6 +41,9 @@ def _attempt() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("s2vfast._native"), ""
     except ImportError as error:
+        # pybind11 makes an ImportError of a signal that comes while the module is set up.
+        if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None
         return None, f"the compiled extension is missing: {_reason(error)}"
 
 

@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {name}{error.strerror or error}", 1)
 
 
+_AFTER_DESTRUCTOR = 0.01
+"""Seconds after which a signal comes again that came in a destructor."""
+
+
 class _Signalled(BaseException):
     """A signal came: what was half-written is removed on the way out, as after Ctrl-C."""
 
@@ -85,14 +89,25 @@ def _cleaning_up() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
         raise _Signalled(number)
 
-    before = {}
+    def unraisable(about: Any) -> None:
+        # An exception goes no further than a destructor or the end of an import's lock: the signal comes once more.
+        if isinstance(about.exc_value, _Signalled):
+            number = about.exc_value.number
+            signal.signal(number, stop)
+            threading.Timer(_AFTER_DESTRUCTOR, os.kill, (os.getpid(), number)).start()
+        else:
+            hook(about)
+
+    before, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread() and not torchrun.under_torchrun():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
+        sys.unraisablehook = unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

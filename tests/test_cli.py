@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from s2vfast import completion, presets
-from s2vfast.cli import _commands
+from s2vfast.cli import _cleaning_up, _commands, _Signalled
 from s2vfast.config import Config
 from s2vfast.config.fields import field_texts
 from s2vfast.data.store import Store
@@ -336,6 +336,22 @@ def begin(place, out, *options):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return process
+
+
+def test_a_signal_in_a_destructor_comes_again():
+    """An exception in a destructor is printed and forgotten: an import once went on for its whole length."""
+
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.001)
+
+    with pytest.raises(_Signalled) as caught, _cleaning_up():
+        Last()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert caught.value.number == signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -72,3 +72,14 @@ def test_an_extension_that_was_not_built_says_why(tmp_path, monkeypatch):
             _extension.load()
     finally:
         _extension._attempt.cache_clear()
+
+
+def test_a_signal_while_the_extension_is_set_up_is_no_missing_extension(monkeypatch):
+    """An import that was told to stop in that moment once went on, with the slow parser."""
+
+    def interrupted(name):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(_extension.importlib, "import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _extension._attempt.__wrapped__()
