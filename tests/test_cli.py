@@ -346,11 +346,14 @@ def test_a_signal_in_a_destructor_comes_again():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.001)
 
-    with pytest.raises(_Signalled) as caught, _cleaning_up():
+    def wait():
         Last()
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             time.sleep(0.001)
+
+    with pytest.raises(_Signalled) as caught, _cleaning_up():
+        wait()
     assert caught.value.number == signal.SIGTERM
 
 
