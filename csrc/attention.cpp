@@ -345,7 +345,7 @@ struct Kernels {
 S2V_ATTENTION_KERNELS(Plain, 4, 16, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 S2V_ATTENTION_KERNELS(Avx2, 8, 16, __attribute__((target("avx2,fma"), flatten)))
-S2V_ATTENTION_KERNELS(Avx512, 16, 32, __attribute__((target("avx512f"), flatten)))
+S2V_ATTENTION_KERNELS(Avx512, 16, 32, __attribute__((target("avx512f,avx512vl,fma"), flatten)))
 constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 #else
 constexpr const Kernels* kBestFirst[] = {&kPlain};

@@ -30,7 +30,7 @@ S2V_HD void sum_range(const float* __restrict__ x, int64_t width, int64_t begin,
 
 template <int kLanes>
 S2V_HD void forward_range(const NormRow& row, const NormChannels& channels, int64_t offset, const float* x,
-                                   const float* residual, float* out, int64_t begin, int64_t end) {
+                          const float* residual, float* out, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t to = r * row.channels;
     each_pack<kLanes>(0, row.width, [&](int64_t at, auto lanes) {
@@ -42,11 +42,10 @@ S2V_HD void forward_range(const NormRow& row, const NormChannels& channels, int6
 
 // Sums [2, width] over rows of the upstream gradient g and of g * (x - mean).
 template <int kLanes>
-S2V_HD void gradient_sums(const NormRow& row, const NormChannels& channels, int64_t offset,
-                                   const float* __restrict__ x, const float* __restrict__ out,
-                                   const float* __restrict__ grad, float* __restrict__ d_residual, int64_t begin,
-                                   int64_t end, double* sums) {
-  norm_sums<kLanes>(begin, end, row.width, sums, sums + row.width, [&](int64_t r, int64_t at, auto& sum, auto& product) {
+S2V_HD void gradient_sums(const NormRow& row, const NormChannels& channels, int64_t offset, const float* __restrict__ x,
+                          const float* __restrict__ out, const float* __restrict__ grad, float* __restrict__ d_residual,
+                          int64_t begin, int64_t end, double* sums) {
+  const auto values = [&](int64_t r, int64_t at, auto& sum, auto& product) {
     constexpr int kWidth = sizeof(sum) / sizeof(float);
     const int64_t to = r * row.channels, c = offset + at;
     const Pack<kWidth> value = load<kWidth>(x + r * row.width + at);
@@ -54,14 +53,15 @@ S2V_HD void gradient_sums(const NormRow& row, const NormChannels& channels, int6
                                          d_residual == nullptr ? nullptr : d_residual + to);
     sum = sum + g;
     product = product + g * (value - load<kWidth>(channels.mean + c));
-  });
+  };
+  norm_sums<kLanes>(begin, end, row.width, sums, sums + row.width, values);
 }
 
 // means: [2, C], of g and of g * (x - mean) / (variance + eps).
 template <int kLanes>
-S2V_HD void gradient_range(const NormRow& row, const NormChannels& channels, const float* means,
-                                    int64_t offset, const float* x, const float* out, const float* grad, float* d_x,
-                                    int64_t begin, int64_t end) {
+S2V_HD void gradient_range(const NormRow& row, const NormChannels& channels, const float* means, int64_t offset,
+                           const float* x, const float* out, const float* grad, float* d_x, int64_t begin,
+                           int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const int64_t to = r * row.channels;
     each_pack<kLanes>(0, row.width, [&](int64_t at, auto lanes) {

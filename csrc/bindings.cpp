@@ -247,7 +247,7 @@ py::dict features() {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled implementations of s2vfast's operations: raw addresses and sizes in, nothing returned.";
-  module.def("features", &features, "What this build can do: compiler, vectors, threads, cuda.");
+  module.def("features", &features, "What this build can do: compiler, vectors (registers of csrc/lanes.h), threads, cuda.");
   module.def("use_lanes", &s2v::use_lanes, py::arg("lanes"),
              "For tests: work with registers of 4, 8 or 16 float32 from now on; 0: with the widest.");
 #if defined(S2V_TEXT_PARSERS)

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "graph_attention.cuh"
 #include "lanes.h"
@@ -113,8 +112,7 @@ class Products {
 // Queries and keys of rows of x. weight: [C, 2 * H * d], laid.
 template <int kLanes>
 S2V_HD void queries_and_keys(const GraphAttentionShape& shape, const float* x, int64_t rows, double eps,
-                             const float* weight, const float* bias, const Products& products,
-                             const Scratch& scratch) {
+                             const float* weight, const float* bias, const Products& products, const Scratch& scratch) {
   const int64_t C = shape.channels, width = shape.queries();
   for (int64_t r = 0; r < rows; ++r) {
     scratch.scales[r] = graph_norm<kLanes>(shape.channels, eps, x + r * C, scratch.normed + r * C);
@@ -125,8 +123,8 @@ S2V_HD void queries_and_keys(const GraphAttentionShape& shape, const float* x, i
 
 // weights.heads: [H * C, E], laid.
 template <int kLanes>
-S2V_HD void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call,
-                                   const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
+S2V_HD void forward_range(const GraphAttentionShape& shape, const GraphAttentionCall& call, const Weights& weights,
+                          const Scratch& scratch, int64_t begin, int64_t end) {
   const Frame frame(shape);
   const int64_t depth = int64_t(shape.heads) * shape.channels, most = frames_of_a_block(shape);
   const Products products(call.split);
@@ -137,7 +135,7 @@ S2V_HD void forward_range(const GraphAttentionShape& shape, const GraphAttention
     queries_and_keys<kLanes>(shape, x, rows, call.eps, weights.qk, call.qk_bias, products, scratch);
     for (int64_t f = 0; f < count; ++f)
       graph_forward<kLanes>(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology, scratch.frame,
-                    scratch.mixed + f * frame.mixed);
+                            scratch.mixed + f * frame.mixed);
     products({scratch.mixed, depth, false}, rows, weights.heads, depth, shape.results, false,
              call.out + first * frame.out, shape.results);
   }
@@ -146,7 +144,7 @@ S2V_HD void forward_range(const GraphAttentionShape& shape, const GraphAttention
 // weights.heads: for each head [E, C], laid.
 template <int kLanes>
 S2V_HD void backward_range(const GraphAttentionShape& shape, const GraphAttentionBackwardCall& call,
-                                    const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
+                           const Weights& weights, const Scratch& scratch, int64_t begin, int64_t end) {
   const Frame frame(shape);
   const int64_t C = shape.channels, E = shape.results, depth = shape.heads * C, width = shape.queries();
   const int64_t most = frames_of_a_block(shape), part = begin / kFrames;
@@ -165,14 +163,14 @@ S2V_HD void backward_range(const GraphAttentionShape& shape, const GraphAttentio
       products({grad, E, false}, rows, weights.heads + h * E * C, E, C, false, scratch.mixed + h * C, depth);
     for (int64_t f = 0; f < count; ++f)
       graph_backward<kLanes>(shape, x + f * frame.x, scratch.qk + f * frame.qk, scratch.topology,
-                     scratch.mixed + f * frame.mixed, scratch.frame, d_x + f * frame.x, scratch.d_qk + f * frame.qk,
-                     scratch.d_topology);
+                             scratch.mixed + f * frame.mixed, scratch.frame, d_x + f * frame.x,
+                             scratch.d_qk + f * frame.qk, scratch.d_topology);
     products.of_rows({scratch.mixed, depth, true}, depth, grad, scratch.grad, rows, E, first > begin, d_weight);
     product({scratch.d_qk, width, true}, width, {scratch.normed, C}, rows, C, first > begin, d_qk_weight, C);
     products({scratch.d_qk, width, false}, rows, weights.qk_back, width, C, false, scratch.d_normed, C);
     for (int64_t r = 0; r < rows; ++r) {
       graph_norm_backward<kLanes>(shape.channels, scratch.scales[r], scratch.normed + r * C, scratch.d_normed + r * C,
-                          d_x + r * C);
+                                  d_x + r * C);
       for (int64_t i = 0; i < width; ++i) d_qk_bias[i] += scratch.d_qk[r * width + i];
     }
   }

@@ -199,8 +199,7 @@ S2V_HD void graph_backward(const GraphAttentionShape& shape, const float* x, con
         sum = sum + map * through;
       }
       for (int32_t at = i; at < square; at += row)
-        store<kLanes>(d_maps + at,
-                           load<kLanes>(maps + at) * (load<kLanes>(d_maps + at) - sum) * scale);
+        store<kLanes>(d_maps + at, load<kLanes>(maps + at) * (load<kLanes>(d_maps + at) - sum) * scale);
     }
     product({d_maps, row, true}, V, {k, step}, V, d, false, d_qk + h * d, step);
     product({d_maps, row, false}, V, {q, step}, V, d, false, d_qk + (H + h) * d, step);

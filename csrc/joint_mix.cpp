@@ -43,7 +43,7 @@ struct Scratch {
   }
 };
 
-// Constant maps laid out by channels: [I, V, V, lanes] of the first ones, and so on; of fewer lanes of those that remain.
+// Constant maps laid out by channels: [I, V, V, lanes] of the first ones, and so on; of fewer lanes of what remains.
 // Where registers hold whole rounds of groups they all hold the same, which is there once.
 class CommonMaps {
  public:
@@ -52,19 +52,25 @@ class CommonMaps {
         full_(shape.channels / lanes * lanes),
         laid_(lanes % shape.groups == 0 ? std::min(full_, lanes) : full_),
         numbers_((laid_ + shape.channels - full_) * size_) {
-    for_lanes(lanes, [&](auto width) {
-      const auto lay = [&](int64_t c, auto count) {
-        joint_mix_common<count()>(shape, constant, int32_t(c), numbers_.at() + (c < full_ ? c : laid_ + c - full_) * size_);
-      };
-      each_pack<width()>(0, laid_, lay);
-      each_pack<width()>(full_, shape.channels, lay);
-    });
+    if (lanes == 16) lay<16>(shape, constant);
+    else if (lanes == 8) lay<8>(shape, constant);
+    else lay<4>(shape, constant);
   }
   const float* of(int64_t c) const {
     return numbers_.at() + (c >= full_ ? laid_ + c - full_ : laid_ < full_ ? 0 : c) * size_;
   }
 
  private:
+  template <int kLanes>
+  void lay(const JointMixShape& shape, const float* constant) {
+    const auto some = [&](int64_t c, auto lanes) {
+      float* const to = numbers_.at() + (c < full_ ? c : laid_ + c - full_) * size_;
+      joint_mix_common<lanes()>(shape, constant, int32_t(c), to);
+    };
+    each_pack<kLanes>(0, laid_, some);
+    each_pack<kLanes>(full_, shape.channels, some);
+  }
+
   int64_t size_;
   int32_t full_, laid_;
   Numbers numbers_;
@@ -134,7 +140,7 @@ S2V_HD void forward_range(const JointMixShape& shape, const JointMixCall& call, 
                           const Scratch& scratch, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b)
     each_pack<kLanes>(0, shape.channels, [&](int64_t c, auto lanes) {
-      forward_channels<lanes(), mix_frames(kLanes)>(shape, call, common, b, c, scratch);
+      forward_channels<lanes(), mix_frames(lanes())>(shape, call, common, b, c, scratch);
     });
 }
 
@@ -144,7 +150,7 @@ S2V_HD void backward_range(const JointMixShape& shape, const JointMixBackwardCal
   for (int64_t b = begin; b < end; ++b)
     each_pack<kLanes>(0, shape.channels, [&](int64_t c, auto lanes) {
       const bool last = c + 2 * lanes() > shape.channels;
-      backward_channels<lanes(), mix_frames(kLanes)>(shape, call, common, b, c, last, scratch);
+      backward_channels<lanes(), mix_frames(lanes())>(shape, call, common, b, c, last, scratch);
     });
 }
 

@@ -13,7 +13,8 @@ namespace s2v {
 inline bool has_lanes(int lanes) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   if (lanes == 8) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (lanes == 16) return __builtin_cpu_supports("avx512f");
+  if (lanes == 16)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 #endif
   return lanes == 4;
 }
@@ -33,7 +34,7 @@ inline void use_lanes(int lanes) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define S2V_BUILT_FOR(target_) __attribute__((target(target_), flatten))
 template <class Body>
-S2V_BUILT_FOR("avx512f") void with_16_lanes(const Body& body) { body(LaneCount<16>()); }
+S2V_BUILT_FOR("avx512f,avx512vl,fma") void with_16_lanes(const Body& body) { body(LaneCount<16>()); }
 template <class Body>
 S2V_BUILT_FOR("avx2,fma") void with_8_lanes(const Body& body) { body(LaneCount<8>()); }
 template <class Body>
@@ -41,8 +42,9 @@ __attribute__((flatten)) void with_4_lanes(const Body& body) { body(LaneCount<4>
 #undef S2V_BUILT_FOR
 #endif
 
-// Calls body(LaneCount<lanes>()), which is built for registers of so many numbers with all that it calls inline. A pack that is
-// wider than a register would be kept in memory: clones of one function (pack.cuh) are for packs that all of them have.
+// Calls body(LaneCount<lanes>()), which is built for registers of so many numbers with all that it calls inline. A pack
+// that is wider than a register would be kept in memory, and only here are products and sums fused on every such CPU.
+// Clones of one function (pack.cuh) are for operations that give the same bits everywhere.
 template <class Body>
 void for_lanes(int lanes, const Body& body) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

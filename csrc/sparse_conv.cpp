@@ -96,7 +96,7 @@ S2V_SPARSE_KERNELS(Plain, 4, 4, )
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // Clones of one function would all have the widest one's blocks, which fit into no other's registers.
 S2V_SPARSE_KERNELS(Avx2, 8, 6, __attribute__((target("avx2,fma"), flatten)))
-S2V_SPARSE_KERNELS(Avx512, 16, 8, __attribute__((target("avx512f"), flatten)))
+S2V_SPARSE_KERNELS(Avx512, 16, 8, __attribute__((target("avx512f,avx512vl,fma"), flatten)))
 constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
 #else
 constexpr const Kernels* kBestFirst[] = {&kPlain};

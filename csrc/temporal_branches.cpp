@@ -50,8 +50,8 @@ struct Track {
 
 // Sums of x - shift and of their squares; shift is the first row.
 template <int kLanes>
-S2V_HD void sum_rows_of(const TemporalBranchesShape& shape, const float* x, int64_t begin, int64_t end,
-                                 double* sums, double* squares) {
+S2V_HD void sum_rows_of(const TemporalBranchesShape& shape, const float* x, int64_t begin, int64_t end, double* sums,
+                        double* squares) {
   norm_sums<kLanes>(begin, end, shape.branched(), sums, squares, [&](int64_t r, int64_t c, auto& sum, auto& square) {
     constexpr int kWidth = sizeof(sum) / sizeof(float);
     const Pack<kWidth> value = load<kWidth>(x + r * shape.columns + c) - load<kWidth>(x + c);
@@ -84,8 +84,8 @@ void statistics(const TemporalBranchesCall& call, int threads) {
 }
 
 template <int kLanes>
-S2V_HD void forward_range(const TemporalBranchesCall& call, const NormChannels& channels,
-                                   const float* weights, float* scratch, int64_t begin, int64_t end) {
+S2V_HD void forward_range(const TemporalBranchesCall& call, const NormChannels& channels, const float* weights,
+                          float* scratch, int64_t begin, int64_t end) {
   const TemporalBranchesShape& shape = call.shape;
   const Track track(shape);
   for (int64_t b = begin; b < end; ++b) {
@@ -101,9 +101,8 @@ S2V_HD void forward_range(const TemporalBranchesCall& call, const NormChannels& 
 
 // Leaves in d_x what the norm's result gets, and adds up [2, E] of it: g, and g * (x - mean).
 template <int kLanes>
-S2V_HD void backward_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels,
-                                    const float* weights, float* scratch, double* sums, float* d_weight,
-                                    int64_t begin, int64_t end) {
+S2V_HD void backward_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels, const float* weights,
+                           float* scratch, double* sums, float* d_weight, int64_t begin, int64_t end) {
   const TemporalBranchesShape& shape = call.shape;
   const int64_t E = shape.branched(), W = shape.columns;
   const Track track(shape);
@@ -115,7 +114,8 @@ S2V_HD void backward_range(const TemporalBranchesBackwardCall& call, const NormC
       branch_normalise<kLanes>(shape, channels, x, scratch);
       z = {scratch, E};
     }
-    branch_backward<kLanes>(shape, z, weights, call.grad + b * track.out, call.grad_remainder + b * track.remainder, d_x, d_weight);
+    branch_backward<kLanes>(shape, z, weights, call.grad + b * track.out, call.grad_remainder + b * track.remainder, d_x,
+                            d_weight);
     if (channels.mean == nullptr) continue;
     norm_sums<kLanes>(0, track.rows, E, sums, sums + E, [&](int64_t r, int64_t c, auto& sum, auto& product) {
       constexpr int kWidth = sizeof(sum) / sizeof(float);
@@ -137,14 +137,13 @@ S2V_HD void through_norm(const NormChannels& channels, const float* means, int64
 
 // means: [2, E], of g and of g * (x - mean) / (variance + eps).
 template <int kLanes>
-S2V_HD void norm_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels,
-                                const float* means, int64_t begin, int64_t end) {
+S2V_HD void norm_range(const TemporalBranchesBackwardCall& call, const NormChannels& channels, const float* means,
+                       int64_t begin, int64_t end) {
   const int64_t E = call.shape.branched(), W = call.shape.columns;
-  for (int64_t r = begin; r < end; ++r) {
+  for (int64_t r = begin; r < end; ++r)
     each_pack<kLanes>(0, E, [&](int64_t c, auto lanes) {
       through_norm<lanes()>(channels, means, E, c, call.x + r * W, call.d_x + r * W);
     });
-  }
 }
 
 }  // namespace
@@ -197,8 +196,8 @@ void temporal_branches_backward(const TemporalBranchesBackwardCall& call, int th
     float* const d_weight = call.d_weight + begin / kTracks * numbers;
     std::fill_n(d_weight, numbers, 0.0f);
     for_lanes(lanes_in_use, [&](auto lanes) {
-      backward_range<lanes()>(call, channels, weights.data(), scratch.data(), &partial[begin / kTracks * 2 * E], d_weight,
-                              begin, end);
+      backward_range<lanes()>(call, channels, weights.data(), scratch.data(), &partial[begin / kTracks * 2 * E],
+                              d_weight, begin, end);
     });
   });
   if (!norm) return;

@@ -199,7 +199,8 @@ S2V_HD void branch_weight_rows(const BranchFrames& where, int64_t k, int64_t joi
   constexpr int kRows = kWidth == 16 ? 8 : 4;
   int64_t in = 0;
   for (; in + kRows <= b; in += kRows)
-    branch_weight_tile<kWidth, kRows, kPacks>(where, k, joints, {z.at + in, z.row}, grad, grad_row, d_weight + in * b, b);
+    branch_weight_tile<kWidth, kRows, kPacks>(where, k, joints, {z.at + in, z.row}, grad, grad_row, d_weight + in * b,
+                                              b);
   for (; in < b; ++in)
     branch_weight_tile<kWidth, 1, kPacks>(where, k, joints, {z.at + in, z.row}, grad, grad_row, d_weight + in * b, b);
 }

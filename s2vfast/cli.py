@@ -90,15 +90,21 @@ def _cleaning_up() -> Iterator[None]:
         raise _Signalled(number)
 
     def unraisable(about: Any) -> None:
-        # An exception goes no further than a destructor or the end of an import's lock: the signal comes once more.
-        if isinstance(about.exc_value, _Signalled):
-            number = about.exc_value.number
-            signal.signal(number, stop)
-            threading.Timer(_AFTER_DESTRUCTOR, os.kill, (os.getpid(), number)).start()
+        # An exception goes no further than a destructor, where the signal came: it comes once more.
+        if isinstance(about.exc_value, (_Signalled, KeyboardInterrupt)):
+            number = getattr(about.exc_value, "number", signal.SIGINT)
+            if number != signal.SIGINT:
+                signal.signal(number, stop)
+            again = threading.Timer(_AFTER_DESTRUCTOR, os.kill, (os.getpid(), number))
+            again.daemon = True
+            lost.append((number, again))
+            again.start()
         else:
             hook(about)
 
-    before, hook = {}, sys.unraisablehook
+    hook = sys.unraisablehook
+    before: dict[int, Any] = {}
+    lost: list[tuple[int, threading.Timer]] = []
     if threading.current_thread() is threading.main_thread() and not torchrun.under_torchrun():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -106,7 +112,11 @@ def _cleaning_up() -> Iterator[None]:
         sys.unraisablehook = unraisable
     try:
         yield
+        if lost:  # the block ended before it came
+            raise KeyboardInterrupt if lost[0][0] == signal.SIGINT else _Signalled(lost[0][0])
     finally:
+        for _, again in lost:
+            again.cancel()
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

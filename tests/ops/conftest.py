@@ -50,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if "native" in names and op in BY_LANES:
             names += [pytest.param(("native", lanes), id=f"native-{lanes}") for lanes in (4, 8) if lanes < _widest()]
         metafunc.parametrize("impl", names, indirect=True)
-    elif "lanes" in metafunc.fixturenames:
+    if "lanes" in metafunc.fixturenames and op in BY_LANES:
         metafunc.parametrize("lanes", [lanes for lanes in (4, 8, 16) if lanes <= _widest()], indirect=True)
 
 

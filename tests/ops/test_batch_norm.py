@@ -26,7 +26,8 @@ def case(numbers, rows=(3, 5), widths=(6, 21), residual=True, **options):
 # Every combination of what comes after the norm; several ranges of rows, whole registers; one channel; no row.
 NAMES = "residual", "relu_first", "relu"
 OPTIONS = [dict(zip(NAMES, values, strict=True)) for values in itertools.product((False, True), repeat=3)]
-SHAPES = [*OPTIONS, {"rows": (1100,), "widths": (16, 32), "relu": True}, {"widths": (1,)}, {"rows": (0, 5)}]
+SHAPES = [*OPTIONS, {"rows": (1100,), "widths": (16, 32), "relu": True}, {"widths": (1,)}]
+SHAPES += [{"widths": (95,)}, {"rows": (0, 5)}]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

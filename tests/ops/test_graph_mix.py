@@ -15,7 +15,7 @@ def case(numbers, T=3, N=2, V=5, C=8, K=3):
 
 # Registers of channels and a rest, one of everything, more rows than a range has; no rows, no graph, no joints.
 SHAPES = [{"C": 35, "V": 7}, {"C": 16}, {"T": 1, "N": 1, "V": 1, "C": 1, "K": 1}, {"T": 70, "C": 3}]
-SHAPES += [{"T": 0}, {"K": 0}, {"V": 0}]
+SHAPES += [{"C": 31}, {"C": 92}, {"T": 0}, {"K": 0}, {"V": 0}]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -23,7 +23,11 @@ spec = importlib.util.spec_from_file_location("s2vfast._native", sys.argv[1])
 sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[spec.name])
 from s2vfast import verify
-sys.exit(verify.main(sys.argv[2:]))
+try:
+    sys.modules[spec.name].use_lanes(int(sys.argv[2]))
+except ValueError:
+    sys.exit("no such registers")
+sys.exit(verify.main(sys.argv[3:]))
 """
 
 
@@ -59,14 +63,17 @@ def build(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("registers", [4, 8, 0])
 @pytest.mark.parametrize("shape", ["tiny", "odd", "empty", "one"])
-def test_operations_stay_in_their_memory(build, shape):
+def test_operations_stay_in_their_memory(build, shape, registers):
     """At shapes that fill no vector, and with nothing at all; by two threads; with the numbers of the reference."""
     extension, libraries = build
     native = [op for op in inputs.OPS if "native" in operation(op).implementations]
     assert len(native) >= 8
     environment = os.environ | {"LD_PRELOAD": libraries, "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", RUN, extension, *native, "--impl", "native", "--shape", shape]
+    command = [sys.executable, "-c", RUN, extension, str(registers), *native, "--impl", "native", "--shape", shape]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    if "no such registers" in done.stderr:
+        pytest.skip(f"this CPU has no registers of {registers} numbers")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.count("good") >= len(native)
