@@ -42,6 +42,7 @@ POOLS = {
     "mean": "--pool mean",
     "joint_time": "--pool joint_time",
     "statistics": "--pool statistics --layers 2",
+    "whitened_mean": "--pool mean --whiten performance --linear ridge",
     "whitened": "--pool statistics --layers 2 --whiten performance --linear ridge",
 }
 """How features are read, by what their columns are called."""
@@ -58,7 +59,7 @@ FULL = ("fine-tuned", "supervised from scratch")
 COLUMNS = (*(f"{name}, {pool}" for name in PROBES.values() for pool in POOLS), FULL[0])
 STREAMS = {"infogcn": ("joint", "bone", "motion", "bone_motion"), "freqmixformer": ("joint",)}
 """Recognisers, and their streams; the first is trained with every seed, the others with the first seed."""
-OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics", "whitened")}
+OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statistics", "whitened_mean", "whitened")}
 """Objectives with a preset and a network of their own, and how their features are read."""
 SINGLE = {"vicreg": ("joint", "bone", "motion", "bone_motion")}
 """Objectives whose network makes its own streams, which are then also trained one by one, and their scores added."""
@@ -120,7 +121,7 @@ def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "object
             words = [*train.split(), "--model.streams", f"[{stream}]"]
             todo.append(Task(single, [*words, "--data", str(store), "--out", str(out / single)]))
         if runs:
-            how = f"--protocol linear --linear ridge {POOLS['statistics']} --out {summed(out, method, seed)}"
+            how = f"--protocol linear {POOLS['whitened']} --out {summed(out, method, seed)}"
             command = ["evaluate", "--ensemble", *(str(out / single) for single in runs), *how.split()]
             todo.append(Task(f"{method}-summed-{seed}", command, after=runs))
     if method not in OWN:
@@ -338,7 +339,7 @@ def section(method: str, records: dict[str, Any]) -> str:
         streams = "".join(
             f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("streams", {}).items()
         )
-        streams = f"\n| stream, an encoder each | ridge, statistics |\n|---|---|\n{streams}" if streams else ""
+        streams = f"\n| stream, an encoder each | ridge, whitened |\n|---|---|\n{streams}" if streams else ""
         return f"{floor}{table(record['top1'])}\n{streams}\n{origin_note(record)}"
     first = dict(list(objectives["floor"].items())[:1])
     if supervised := objectives["top1"].get("supervised"):

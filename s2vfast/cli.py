@@ -7,14 +7,12 @@ signal n. ``S2VFAST_DEBUG=1`` shows tracebacks. Modules are imported when their 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -49,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a name shows its number
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _cleaning_up():
+        with signals.cleaning_up():
             code = _run(words)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return _fail("stopped", 128 + signal.SIGINT)
-    except _Signalled as signalled:
+    except signals.Signalled as signalled:
         return _fail(f"stopped by {signal.Signals(signalled.number).name}", 128 + signalled.number)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it closes the stream.
@@ -68,58 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"error: {name}{error.strerror or error}", 1)
-
-
-_AFTER_DESTRUCTOR = 0.01
-"""Seconds after which a signal comes again that came in a destructor."""
-
-
-class _Signalled(BaseException):
-    """A signal came: what was half-written is removed on the way out, as after Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-@contextlib.contextmanager
-def _cleaning_up() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise. Training has a way of its own; torchrun's processes end at once."""
-
-    def stop(number: int, frame: Any) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-        raise _Signalled(number)
-
-    def unraisable(about: Any) -> None:
-        # An exception goes no further than a destructor, where the signal came: it comes once more.
-        if isinstance(about.exc_value, (_Signalled, KeyboardInterrupt)):
-            number = getattr(about.exc_value, "number", signal.SIGINT)
-            if number != signal.SIGINT:
-                signal.signal(number, stop)
-            again = threading.Timer(_AFTER_DESTRUCTOR, os.kill, (os.getpid(), number))
-            again.daemon = True
-            lost.append((number, again))
-            again.start()
-        else:
-            hook(about)
-
-    hook = sys.unraisablehook
-    before: dict[int, Any] = {}
-    lost: list[tuple[int, threading.Timer]] = []
-    if threading.current_thread() is threading.main_thread() and not torchrun.under_torchrun():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, stop)
-        sys.unraisablehook = unraisable
-    try:
-        yield
-        if lost:  # the block ended before it came
-            raise KeyboardInterrupt if lost[0][0] == signal.SIGINT else _Signalled(lost[0][0])
-    finally:
-        for _, again in lost:
-            again.cancel()
-        sys.unraisablehook = hook
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int, error: errors.S2vfastError | None = None) -> int:

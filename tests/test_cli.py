@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from s2vfast import completion, presets
-from s2vfast.cli import _cleaning_up, _commands, _Signalled
+from s2vfast import completion, presets, signals
+from s2vfast.cli import _commands
 from s2vfast.config import Config
 from s2vfast.config.fields import field_texts
 from s2vfast.data.store import Store
@@ -339,7 +339,7 @@ def begin(place, out, *options):
 
 
 @pytest.mark.parametrize("seconds", [0, 30])
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, _Signalled), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, signals.Signalled), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_in_a_destructor_comes_again(number, error, seconds):
     """An exception in a destructor is printed and forgotten, and the command would go on."""
 
@@ -354,7 +354,7 @@ def test_a_signal_in_a_destructor_comes_again(number, error, seconds):
         while time.monotonic() < deadline:
             time.sleep(0.001)
 
-    with pytest.raises(error), _cleaning_up():
+    with pytest.raises(error), signals.cleaning_up():
         wait()
 
 

@@ -21,8 +21,8 @@ METHODS = {
     "skeattnclr": "--config nwucla_skeattnclr --model.channels [8,8,16] --model.strides [1,2,2] --model.dropout 0.5 "
     # A bias before a batch norm has no gradient but rounding, of which Adam would make whole steps.
     "--data.frames 16 --objective.queue 16 --objective.dim 8 --objective.hidden 16 --optim.name sgd",
-    "vicreg": "--config nwucla_vicreg --model.kernels 8 --model.dim 8 --objective.expander [8,8] --data.frames 16 "
-    "--optim.name sgd --checkpoint.keep 3",
+    "vicreg": "--config nwucla_vicreg --data.camera_pairs 0 --model.kernels 8 --model.dim 8 --objective.expander [8,8] "
+    "--data.frames 16 --optim.name sgd --checkpoint.keep 3",
     "hitrs": "--config nwucla_hitrs --model.width 4 --model.depth 1 --model.heads 2 --model.head_width 4 "
     "--model.dropout 0.2",
 }
