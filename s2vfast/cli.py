@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import s2vfast
 import s2vfast.errors as errors
-from s2vfast import completion
+from s2vfast import completion, signals
 from s2vfast.compat import commands as import_checkpoint
 from s2vfast.data import commands as data
 from s2vfast.evaluate import arguments

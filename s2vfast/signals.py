@@ -54,8 +54,8 @@ def cleaning_up() -> Iterator[None]:
         sys.unraisablehook = unraisable
     try:
         yield
-        if lost:  # the block ended before it came
-            raise KeyboardInterrupt if lost[0][0] == signal.SIGINT else Signalled(lost[0][0])
+        if waiting := [number for number, again in lost if again.is_alive()]:  # the block ended before they came
+            raise KeyboardInterrupt if waiting[0] == signal.SIGINT else Signalled(waiting[0])
     finally:
         for _, again in lost:
             again.cancel()
