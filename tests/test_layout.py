@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "train": {"files", "calibrate", "objectives", "networks", "ops", "reference", "data", "presets"},
     "train.cost_model": {"train", "objectives", "presets", "inputs", "kernels"},
     "models": {"train"},
+    "signals": {"train"},
     "evaluate": {"files", "models", "train", "objectives", "networks", "ops", "reference", "data", "presets"},
     "view": {"files", "train", "evaluate", "objectives", "networks", "ops", "data", "presets"},
     "live": {"files", "train", "evaluate", "view", "objectives", "networks", "ops", "data", "presets"},
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     "doctor": {"ops", "_extension", "calibrate"},
     "demo": {"files", "train", "evaluate", "view", "data", "presets", "doctor"},
     "cli": {
+        "signals",
         "train",
         "evaluate",
         "view",
