@@ -75,11 +75,8 @@ S2V_HD void norm_sums(int64_t begin, int64_t end, int64_t width, double* sums, d
   // Few rows at a time, so that columns of a row that are not worked on together are read from the cache.
   for (int64_t first = begin; first < end; first += kNormRows) {
     const int64_t last = first + kNormRows < end ? first + kNormRows : end;
-    int64_t begin_column = 0;
-    for (; begin_column + 4 * kLanes <= width; begin_column += 4 * kLanes)
-      norm_sums_of<kLanes, 4>(first, last, begin_column, sums, products, values);
-    each_pack<kLanes>(begin_column, width, [&](int64_t c, auto lanes) {
-      norm_sums_of<lanes(), 1>(first, last, c, sums, products, values);
+    each_packs<kLanes, 4>(0, width, [&](int64_t c, auto lanes, auto packs) {
+      norm_sums_of<lanes(), packs()>(first, last, c, sums, products, values);
     });
   }
 }

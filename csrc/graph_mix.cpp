@@ -38,22 +38,13 @@ GraphEdges edges_of(int64_t joints, int64_t subsets, const float* graph, bool by
   return all;
 }
 
-// Calls each(c, lanes, packs) for some registers of channels at a time.
-template <int kLanes, class Each>
-S2V_HD void each_channels(int64_t channels, const Each& each) {
-  int64_t begin = 0;
-  for (; begin + 4 * kLanes <= channels; begin += 4 * kLanes) each(begin, LaneCount<kLanes>(), LaneCount<4>());
-  for (; begin + 2 * kLanes <= channels; begin += 2 * kLanes) each(begin, LaneCount<kLanes>(), LaneCount<2>());
-  each_pack<kLanes>(begin, channels, [&](int64_t c, auto lanes) { each(c, lanes, LaneCount<1>()); });
-}
-
 template <int kLanes>
 S2V_HD void forward_range(const GraphMixCall& call, const GraphEdges& all, int64_t begin, int64_t end) {
   const int64_t C = call.channels, targets = call.joints * call.subsets;
   for (int64_t r = begin; r < end; ++r) {
     const float* x = call.x + r * call.joints * C;
     float* out = call.out + r * targets * (C + 1);
-    each_channels<kLanes>(C, [&](int64_t c, auto lanes, auto packs) {
+    each_packs<kLanes, 4>(0, C, [&](int64_t c, auto lanes, auto packs) {
       graph_mix_row<lanes(), packs()>(all, targets, C, c, x, out);
     });
     for (int64_t target = 0; target < targets; ++target) out[target * (C + 1) + C] = all.sums[target];
@@ -68,7 +59,7 @@ S2V_HD void backward_range(const GraphMixBackwardCall& call, const GraphEdges& a
   for (int64_t r = begin; r < end; ++r) {
     const float *x = call.x + r * V * C, *grad = call.grad + r * V * call.subsets * (C + 1);
     float* d_x = call.d_x + r * V * C;
-    each_channels<kLanes>(C, [&](int64_t c, auto lanes, auto packs) {
+    each_packs<kLanes, 4>(0, C, [&](int64_t c, auto lanes, auto packs) {
       graph_mix_row_backward<kLanes, lanes(), packs()>(all, V, C, c, x, grad, d_x, d_edges);
     });
     for (size_t e = 0; e < all.edges.size(); ++e) d_edges[e * kLanes] += grad[all.edges[e].target * (C + 1) + C];

@@ -52,6 +52,7 @@ class CommonMaps {
         full_(shape.channels / lanes * lanes),
         laid_(lanes % shape.groups == 0 ? std::min(full_, lanes) : full_),
         numbers_((laid_ + shape.channels - full_) * size_) {
+    // Once a call, so not built for each CPU.
     if (lanes == 16) lay<16>(shape, constant);
     else if (lanes == 8) lay<8>(shape, constant);
     else lay<4>(shape, constant);

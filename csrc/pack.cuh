@@ -205,12 +205,20 @@ S2V_HD void store(float* to, const Pack<kWidth>& pack) {
 template <int kCount>
 using LaneCount = std::integral_constant<int, kCount>;
 
-// Calls each(at, LaneCount<n>()) for packs of kLanes numbers from at on, and for the fewer that remain.
+// Calls each(at, LaneCount<lanes>(), LaneCount<packs>()) for kPacks packs of kLanes numbers at a time from at on, and for
+// fewer and narrower ones that remain.
+template <int kLanes, int kPacks, class Each>
+S2V_HD void each_packs(int64_t at, int64_t end, const Each& each) {
+  for (; at + kPacks * kLanes <= end; at += kPacks * kLanes) each(at, LaneCount<kLanes>(), LaneCount<kPacks>());
+  if constexpr (kPacks > 1) each_packs<kLanes, kPacks / 2>(at, end, each);
+  else if constexpr (kLanes > 4) each_packs<kLanes / 2, 1>(at, end, each);
+  else if constexpr (kLanes > 1) each_packs<1, 1>(at, end, each);
+}
+
+// The same for one at a time: each(at, LaneCount<lanes>()).
 template <int kLanes, class Each>
 S2V_HD void each_pack(int64_t at, int64_t end, const Each& each) {
-  for (; at + kLanes <= end; at += kLanes) each(at, LaneCount<kLanes>());
-  if constexpr (kLanes > 4) each_pack<kLanes / 2>(at, end, each);
-  else if constexpr (kLanes > 1) each_pack<1>(at, end, each);
+  each_packs<kLanes, 1>(at, end, [&](int64_t first, auto lanes, auto) { each(first, lanes); });
 }
 
 // Who works on an item: rows are shared out over row() of rows(), a row's columns over first() of step().

@@ -77,12 +77,9 @@ S2V_HD void panels_of(const ProductLeft& left, int64_t rows, const ProductRight&
     // A panel holds count numbers of each of its columns, those before it too.
     const int64_t row = right.row == 0 ? width : right.row;
     const float* const at = right.at + (right.row == 0 ? n * count : n) + begin * row;
-    const auto some = [&](auto lanes, auto packs, int64_t first) {
+    each_packs<kLanes, 2>(0, width, [&](int64_t first, auto lanes, auto packs) {
       columns_of<lanes(), kRows, packs(), kTurned>(left, rows, at + first, row, chunk, add, out + n + first, out_row);
-    };
-    int64_t c = 0;
-    for (; c + 2 * kLanes <= width; c += 2 * kLanes) some(LaneCount<kLanes>(), LaneCount<2>(), c);
-    each_pack<kLanes>(c, width, [&](int64_t first, auto lanes) { some(lanes, LaneCount<1>(), first); });
+    });
   }
 }
 

@@ -48,19 +48,11 @@ S2V_HD void branch_rows(const BranchTap* taps, int count, int64_t depth, int64_t
   for (; r < rows; ++r) branch_tile<kWidth, 1, kPacks>(taps, count, depth, row, r, n, out, out_row);
 }
 
-// Calls each(n, lanes, packs) for two registers of columns at a time, and for the fewer that remain.
-template <int kLanes, class Each>
-S2V_HD void branch_columns(int64_t columns, const Each& each) {
-  int64_t begin = 0;
-  for (; begin + 2 * kLanes <= columns; begin += 2 * kLanes) each(begin, LaneCount<kLanes>(), LaneCount<2>());
-  each_pack<kLanes>(begin, columns, [&](int64_t n, auto lanes) { each(n, lanes, LaneCount<1>()); });
-}
-
 // out [rows, depth], its rows out_row apart, of rows that are `row` apart. Without a tap it is zero.
 template <int kLanes>
 S2V_HD void branch_product(const BranchTap* taps, int count, int64_t depth, int64_t row, int64_t rows, float* out,
                            int64_t out_row) {
-  branch_columns<kLanes>(depth, [&](int64_t n, auto lanes, auto packs) {
+  each_packs<kLanes, 2>(0, depth, [&](int64_t n, auto lanes, auto packs) {
     branch_rows<lanes(), packs()>(taps, count, depth, row, rows, n, out, out_row);
   });
 }
@@ -228,7 +220,7 @@ S2V_HD void branch_backward(const TemporalBranchesShape& shape, const BranchRows
     for (int64_t tap = 0; tap < k; ++tap) {
       const float* const upstream = grad + i * b;
       float* const to = d_weight + (i * k + tap) * b * b;
-      branch_columns<kLanes>(b, [&](int64_t n, auto lanes, auto packs) {
+      each_packs<kLanes, 2>(0, b, [&](int64_t n, auto lanes, auto packs) {
         branch_weight_rows<lanes(), packs()>(where, tap, V, rows, b, upstream + n, E, to + n);
       });
     }
