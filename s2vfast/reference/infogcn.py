@@ -45,13 +45,33 @@ class GraphAttention(nn.Module):
         return torch.relu(self.bn(y) + self.down(x))
 
 
+class Conv1x1(nn.Conv2d):
+    """`nn.Conv2d(width, out, 1, (stride, 1))`, by a stride of the frames in place of one of the convolution.
+
+    oneDNN computes the weight's gradient of a strided convolution of one tap wrong where channels are few and last in
+    memory, and writes beyond its buffer (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+
+    def __init__(self, width: int, out: int, stride: int) -> None:
+        super().__init__(width, out, 1)
+        self.frames = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, out, T', V] of x [N, width, T, V]."""
+        return super().forward(x[:, :, :: self.frames])
+
+
 class Conv(nn.Module):
     """A convolution over time, and a batch norm."""
 
     def __init__(self, width: int, out: int, kernel: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
         padding = (kernel + (kernel - 1) * (dilation - 1) - 1) // 2
-        self.conv = nn.Conv2d(width, out, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+        self.conv = (
+            Conv1x1(width, out, stride)
+            if kernel == 1
+            else nn.Conv2d(width, out, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+        )
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +94,7 @@ class Temporal(nn.Module):
         )
         pool = nn.MaxPool2d((3, 1), (stride, 1), (1, 0))
         self.branches.append(nn.Sequential(*reduce(), pool, nn.BatchNorm2d(b)))
-        self.branches.append(nn.Sequential(nn.Conv2d(width, b, 1, (stride, 1)), nn.BatchNorm2d(b)))
+        self.branches.append(nn.Sequential(Conv1x1(width, b, stride), nn.BatchNorm2d(b)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, T, V] to [N, C', T', V]."""

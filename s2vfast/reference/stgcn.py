@@ -54,7 +54,7 @@ def block(x: Tensor, state: State, name: str, edges: Tensor, first: bool, traini
     if first:
         return F.relu(y)
     if stride == 2:
-        x = F.conv2d(x, state[f"{name}residual.0.weight"], state[f"{name}residual.0.bias"], (2, 1))
+        x = F.conv2d(x[:, :, ::2], state[f"{name}residual.0.weight"], state[f"{name}residual.0.bias"])
         x = batch_norm(x, state, f"{name}residual.1", training)
     return F.relu(drop(y) + x)
 

@@ -32,6 +32,9 @@ def temporal_branches(
     out = []
     for row, kernel, dilation in zip(rows, weight, dilations, strict=True):
         padding = (dilation * (taps // 2), 0)
-        out.append(F.conv2d(row, kernel[..., None], None, (stride, 1), padding, (dilation, 1)))
+        step = stride
+        if taps == 1:  # not by the convolution's stride: see `s2vfast.reference.infogcn.Conv1x1`
+            row, step = row[:, :, ::stride], 1
+        out.append(F.conv2d(row, kernel[..., None], None, (step, 1), padding, (dilation, 1)))
     out.append(F.max_pool2d(pooled, (pool, 1), (stride, 1), (pool // 2, 0)))
     return torch.cat(out, 1).permute(0, 2, 3, 1), remainder[:, ::stride], mean, variance

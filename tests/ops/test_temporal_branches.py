@@ -63,6 +63,18 @@ def test_a_mean_that_is_large_beside_the_deviation_costs_no_digits(numbers, impl
     torch.testing.assert_close(variance.double(), rows.var(0, correction=0), rtol=1e-4, atol=0)
 
 
+def test_one_tap_and_a_stride_with_threads(agree, numbers, impl):
+    """oneDNN's own way through this writes beyond its buffer, and one gradient in five is wrong (oneDNN issue 6035)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(40):
+            fast, plain = (functools.partial(op, stride=2, dilations=[1]) for op in (temporal_branches, reference))
+            agree(fast, plain, case(numbers, T=16, K=1, taps=1, more=1, norm=False), impl)
+    finally:
+        torch.set_num_threads(before)
+
+
 @NATIVE
 def test_the_number_of_threads_changes_nothing(numbers):
     arguments = {k: v.float().requires_grad_() for k, v in case(numbers, B=7, T=60, V=5).items()}
