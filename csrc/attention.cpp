@@ -115,9 +115,12 @@ inline void product(const Matrix& a, int64_t rows, const float* b, int64_t b_row
   for (; c < columns; next(1)) tiles<kLanes, kRegisters, 1>(a, rows, b + c, b_row, count, to);
 }
 
-// `product` for one instruction set.
-using Product = void (*)(const Matrix& a, int64_t rows, const float* b, int64_t b_row, int64_t count, int64_t columns,
-                         Target to);
+// The same for registers of so many numbers. It stays a function of its own: its tiles are most of the code, and both
+// passes need it seven times.
+__attribute__((noinline)) void multiply(int lanes, const Matrix& a, int64_t rows, const float* b, int64_t b_row,
+                                        int64_t count, int64_t columns, const Target& to) {
+  for_lanes(lanes, [&](auto of) { product<of(), of() == 16 ? 32 : 16>(a, rows, b, b_row, count, columns, to); });
+}
 
 // One track's head: where its queries, keys and values begin in qkv, and the gradient's in grad_qkv.
 struct Head {
@@ -162,10 +165,7 @@ inline void hide_group(const Head& head, int64_t j, int64_t keys, int64_t i, int
   }
 }
 
-template <int kLanes>
-inline int64_t padded(int64_t count) {
-  return (count + kLanes - 1) / kLanes * kLanes;
-}
+inline int64_t padded(int64_t count, int lanes) { return (count + lanes - 1) / lanes * lanes; }
 
 // Turns scores [keys, kQueries], of base 2, into exponentials of their differences to the largest so far, of which l
 // has the sum. alpha: what everything before is to be multiplied by.
@@ -201,34 +201,32 @@ inline void online_softmax(float* __restrict__ scores, int64_t keys, int64_t que
   }
 }
 
-template <int kLanes>
-inline int64_t forward_scratch(int64_t tokens, int64_t width) {
-  return (2 * tokens + kQueries) * padded<kLanes>(width) + (width + kKeys + 3) * kQueries;
+inline int64_t forward_scratch(int lanes, int64_t tokens, int64_t width) {
+  return (2 * tokens + kQueries) * padded(width, lanes) + (width + kKeys + 3) * kQueries;
 }
 
 // out: the head's first row; lse [L].
-template <int kLanes, Product kProduct>
-inline void forward_head(Head head, float* scratch, float* out, float* lse) {
-  head.columns = padded<kLanes>(head.width);
+template <int kLanes>
+inline void forward_head(const Head& head, float* scratch, float* out, float* lse) {
   float *keys = scratch, *values = keys + head.tokens * head.columns, *sums = values + head.tokens * head.columns;
   float *queries = sums + kQueries * head.columns, *scores = queries + head.width * kQueries;
   float *m = scores + kKeys * kQueries, *l = m + kQueries, *alpha = l + kQueries;
   copy_rows(head.k, head.stride, head.tokens, head, 1.0f, keys);
   copy_rows(head.v, head.stride, head.tokens, head, 1.0f, values);
   for (int64_t i = 0; i < head.tokens; i += kQueries) {
-    const int64_t count = head.count(i), lanes = padded<kLanes>(count);
+    const int64_t count = head.count(i), lanes = padded(count, kLanes);
     turn_rows(head.q + i * head.stride, head.stride, count, head, head.scale() * kLog2E, queries);
     std::fill_n(sums, count * head.columns, 0.0f);
     std::fill_n(m, kQueries, -std::numeric_limits<float>::infinity());
     std::fill_n(l, kQueries, 0.0f);
     for (int64_t j = 0; j < head.tokens; j += kKeys) {
       const int64_t block = std::min(kKeys, head.tokens - j);
-      kProduct({keys + j * head.columns, head.columns, 1}, block, queries, kQueries, head.width,
-                                  lanes, {scores, kQueries, false, nullptr});
+      multiply(kLanes, {keys + j * head.columns, head.columns, 1}, block, queries, kQueries, head.width, lanes,
+               {scores, kQueries, false, nullptr});
       hide_group(head, j, block, i, count, scores);
       online_softmax<kLanes>(scores, block, lanes, m, l, alpha);
-      kProduct({scores, 1, kQueries}, count, values + j * head.columns, head.columns, block,
-                                  head.columns, {sums, head.columns, true, alpha});
+      multiply(kLanes, {scores, 1, kQueries}, count, values + j * head.columns, head.columns, block, head.columns,
+               {sums, head.columns, true, alpha});
     }
     for (int64_t r = 0; r < count; ++r) {
       const float factor = 1.0f / l[r];
@@ -253,16 +251,14 @@ inline void softmax_gradient(float* __restrict__ scores, float* __restrict__ d_s
   }
 }
 
-template <int kLanes>
-inline int64_t backward_scratch(int64_t tokens, int64_t width) {
-  return (4 * tokens + 3 * kQueries) * padded<kLanes>(width) + (2 * width + 2 * kKeys + 2) * kQueries;
+inline int64_t backward_scratch(int lanes, int64_t tokens, int64_t width) {
+  return (4 * tokens + 3 * kQueries) * padded(width, lanes) + (2 * width + 2 * kKeys + 2) * kQueries;
 }
 
 // out, grad: the head's first rows; lse, grad_lse [L], the latter null where there is none; d_q, d_k, d_v: in grad_qkv.
-template <int kLanes, Product kProduct>
-inline void backward_head(Head head, float* scratch, const float* out, const float* lse, const float* grad,
+template <int kLanes>
+inline void backward_head(const Head& head, float* scratch, const float* out, const float* lse, const float* grad,
                           const float* grad_lse, float* d_q, float* d_k, float* d_v) {
-  head.columns = padded<kLanes>(head.width);
   const int64_t columns = head.columns, numbers = head.tokens * columns;
   float *keys = scratch, *values = keys + numbers, *d_keys = values + numbers, *d_values = d_keys + numbers;
   float *queries = d_values + numbers, *d_out = queries + kQueries * columns, *d_queries = d_out + kQueries * columns;
@@ -273,7 +269,7 @@ inline void backward_head(Head head, float* scratch, const float* out, const flo
   copy_rows(head.v, head.stride, head.tokens, head, 1.0f, values);
   std::fill_n(d_keys, 2 * numbers, 0.0f);
   for (int64_t i = 0; i < head.tokens; i += kQueries) {
-    const int64_t count = head.count(i), lanes = padded<kLanes>(count);
+    const int64_t count = head.count(i), lanes = padded(count, kLanes);
     const float *q = head.q + i * head.stride, *grads = grad + i * head.out_stride;
     copy_rows(q, head.stride, count, head, head.scale(), queries);
     turn_rows(q, head.stride, count, head, head.scale() * kLog2E, queries_t);
@@ -292,18 +288,17 @@ inline void backward_head(Head head, float* scratch, const float* out, const flo
     for (int64_t j = 0; j < head.tokens; j += kKeys) {
       const int64_t block = std::min(kKeys, head.tokens - j);
       const float *k = keys + j * columns, *v = values + j * columns;
-      kProduct({k, columns, 1}, block, queries_t, kQueries, head.width, lanes,
-                                  {scores, kQueries, false, nullptr});
-      kProduct({v, columns, 1}, block, d_out_t, kQueries, head.width, lanes,
-                                  {d_scores, kQueries, false, nullptr});
+      multiply(kLanes, {k, columns, 1}, block, queries_t, kQueries, head.width, lanes,
+               {scores, kQueries, false, nullptr});
+      multiply(kLanes, {v, columns, 1}, block, d_out_t, kQueries, head.width, lanes,
+               {d_scores, kQueries, false, nullptr});
       hide_group(head, j, block, i, count, scores);
       softmax_gradient<kLanes>(scores, d_scores, block, lanes, sums, delta);
-      kProduct({scores, kQueries, 1}, block, d_out, columns, count, columns,
-                                  {d_values + j * columns, columns, true, nullptr});
-      kProduct({d_scores, kQueries, 1}, block, queries, columns, count, columns,
-                                  {d_keys + j * columns, columns, true, nullptr});
-      kProduct({d_scores, 1, kQueries}, count, k, columns, block, columns,
-                                  {d_queries, columns, true, nullptr});
+      multiply(kLanes, {scores, kQueries, 1}, block, d_out, columns, count, columns,
+               {d_values + j * columns, columns, true, nullptr});
+      multiply(kLanes, {d_scores, kQueries, 1}, block, queries, columns, count, columns,
+               {d_keys + j * columns, columns, true, nullptr});
+      multiply(kLanes, {d_scores, 1, kQueries}, count, k, columns, block, columns, {d_queries, columns, true, nullptr});
     }
     for (int64_t r = 0; r < count; ++r)
       for (int64_t c = 0; c < head.width; ++c)
@@ -316,41 +311,6 @@ inline void backward_head(Head head, float* scratch, const float* out, const flo
     }
 }
 
-// Both passes for one instruction set.
-struct Kernels {
-  int lanes;  // numbers of a register
-  void (*forward)(Head head, float* scratch, float* out, float* lse);
-  void (*backward)(Head head, float* scratch, const float* out, const float* lse, const float* grad,
-                   const float* grad_lse, float* d_q, float* d_k, float* d_v);
-  int64_t (*forward_numbers)(int64_t tokens, int64_t width);
-  int64_t (*backward_numbers)(int64_t tokens, int64_t width);
-};
-
-// The product stays a function of its own: its tiles are most of the code, and both passes need it seven times.
-#define S2V_ATTENTION_KERNELS(name, kLanes, kRegisters, target)                                                     \
-  __attribute__((noinline)) target void product_##name(const Matrix& a, int64_t rows, const float* b, int64_t b_row, \
-                                                       int64_t count, int64_t columns, Target to) {                 \
-    product<kLanes, kRegisters>(a, rows, b, b_row, count, columns, to);                                             \
-  }                                                                                                                 \
-  target void forward_##name(Head head, float* scratch, float* out, float* lse) {                                   \
-    forward_head<kLanes, product_##name>(head, scratch, out, lse);                                                  \
-  }                                                                                                                 \
-  target void backward_##name(Head head, float* scratch, const float* out, const float* lse, const float* grad,     \
-                              const float* grad_lse, float* d_q, float* d_k, float* d_v) {                          \
-    backward_head<kLanes, product_##name>(head, scratch, out, lse, grad, grad_lse, d_q, d_k, d_v);                  \
-  }                                                                                                                 \
-  constexpr Kernels k##name = {kLanes, forward_##name, backward_##name, forward_scratch<kLanes>,                    \
-                               backward_scratch<kLanes>};
-
-S2V_ATTENTION_KERNELS(Plain, 4, 16, )
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-S2V_ATTENTION_KERNELS(Avx2, 8, 16, __attribute__((target("avx2,fma"), flatten)))
-S2V_ATTENTION_KERNELS(Avx512, 16, 32, __attribute__((target("avx512f,avx512vl,fma"), flatten)))
-constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
-#else
-constexpr const Kernels* kBestFirst[] = {&kPlain};
-#endif
-
 template <class Call>
 void check(const Call& call) {
   require(call.tracks >= 0 && call.tokens >= 0 && call.heads >= 0 && call.width >= 1 && call.group >= 0,
@@ -362,8 +322,8 @@ void check(const Call& call) {
 
 // body(head, numbers before its first query in qkv, before its first row in out, before its first in lse, scratch)
 template <class Call, class Body>
-void each_head(const Call& call, int64_t scratch_numbers, int threads, const Body& body) {
-  const int64_t row = call.heads * call.width;
+void each_head(const Call& call, int lanes, int64_t scratch_numbers, int threads, const Body& body) {
+  const int64_t row = call.heads * call.width, columns = padded(call.width, lanes);
   if (call.tokens == 0) return;
   parallel_for(call.tracks * call.heads, 1, threads, [&](int64_t begin, int64_t end) {
     const Numbers numbers(scratch_numbers);
@@ -372,8 +332,8 @@ void each_head(const Call& call, int64_t scratch_numbers, int threads, const Bod
       const int64_t track = item / call.heads, h = item % call.heads;
       const int64_t first = track * call.tokens * row, in = 3 * first + h * call.width, out = first + h * call.width;
       const float* const q = static_cast<const float*>(call.qkv) + in;
-      body(Head{call.tokens, call.width, 0, 3 * row, row, q, q + row, q + 2 * row, call.group}, in, out, item * call.tokens,
-           scratch);
+      body(Head{call.tokens, call.width, columns, 3 * row, row, q, q + row, q + 2 * row, call.group}, in, out,
+           item * call.tokens, scratch);
     }
   });
 }
@@ -382,10 +342,12 @@ void each_head(const Call& call, int64_t scratch_numbers, int threads, const Bod
 
 void attention(const AttentionCall& call, int threads) {
   check(call);
-  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
-  each_head(call, kernels.forward_numbers(call.tokens, call.width), threads,
+  const int lanes = lanes_in_use;
+  each_head(call, lanes, forward_scratch(lanes, call.tokens, call.width), threads,
             [&](const Head& head, int64_t, int64_t out, int64_t lse, float* scratch) {
-              kernels.forward(head, scratch, static_cast<float*>(call.out) + out, call.lse + lse);
+              for_lanes(lanes, [&](auto of) {
+                forward_head<of()>(head, scratch, static_cast<float*>(call.out) + out, call.lse + lse);
+              });
             });
 }
 
@@ -393,14 +355,17 @@ void attention_backward(const AttentionBackwardCall& call, int threads) {
   check(call);
   require((call.grad_out != nullptr && call.grad_qkv != nullptr) || call.tracks * call.tokens * call.heads == 0,
           "attention_backward: grad_out or grad_qkv is a null pointer");
-  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
   const int64_t row = call.heads * call.width;
-  each_head(call, kernels.backward_numbers(call.tokens, call.width), threads,
+  const int lanes = lanes_in_use;
+  each_head(call, lanes, backward_scratch(lanes, call.tokens, call.width), threads,
             [&](const Head& head, int64_t in, int64_t out, int64_t lse, float* scratch) {
               float* const d_q = static_cast<float*>(call.grad_qkv) + in;
-              kernels.backward(head, scratch, static_cast<const float*>(call.out) + out, call.lse + lse,
-                               static_cast<const float*>(call.grad_out) + out,
-                               call.grad_lse == nullptr ? nullptr : call.grad_lse + lse, d_q, d_q + row, d_q + 2 * row);
+              for_lanes(lanes, [&](auto of) {
+                backward_head<of()>(head, scratch, static_cast<const float*>(call.out) + out, call.lse + lse,
+                                    static_cast<const float*>(call.grad_out) + out,
+                                    call.grad_lse == nullptr ? nullptr : call.grad_lse + lse, d_q, d_q + row,
+                                    d_q + 2 * row);
+              });
             });
 }
 

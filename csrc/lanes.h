@@ -1,8 +1,7 @@
-// Which of several builds of a function this CPU runs, where each is written for registers of its own width.
+// Functions that are built for registers of several widths, and which of them this CPU runs.
 #pragma once
 
 #include <atomic>
-#include <cstddef>
 #include <stdexcept>
 
 #include "pack.cuh"
@@ -57,14 +56,6 @@ void for_lanes(int lanes, const Body& body) {
   (void)lanes;
   body(LaneCount<4>());
 #endif
-}
-
-// Of builds, the widest first and one of 4 last, that of `lanes`.
-template <class Build, size_t kBuilds>
-const Build& build_of(const Build* const (&builds)[kBuilds], int lanes) {
-  for (const Build* build : builds)
-    if (build->lanes == lanes) return *build;
-  return *builds[kBuilds - 1];
 }
 
 }  // namespace s2v

@@ -4,6 +4,8 @@
 #endif
 #include "product.h"
 
+#include <type_traits>
+
 #include "lanes.h"
 #include "pack.cuh"
 #include "prefetch.h"
@@ -54,18 +56,23 @@ S2V_HD void tile(const float* __restrict__ left, int64_t step, const float* __re
     }
 }
 
-// All rows of some columns, most of them kRows at a time.
+template <int kCount>
+using RowCount = std::integral_constant<int, kCount>;
+
+// All rows of some columns: kRows at a time, half as many of those that remain, then two and one.
 template <int kWidth, int kRows, int kPacks, bool kTurned>
 S2V_HD void columns_of(const ProductLeft& left, int64_t rows, const float* right, int64_t right_row, int64_t count,
                        bool add, float* out, int64_t out_row) {
-  const int64_t apart = kTurned ? 1 : left.step;
   int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows)
-    tile<kWidth, kRows, kPacks, kTurned>(left.at + i * apart, left.step, right, right_row, count, add,
-                                         out + i * out_row, out_row);
-  for (; i < rows; ++i)
-    tile<kWidth, 1, kPacks, kTurned>(left.at + i * apart, left.step, right, right_row, count, add, out + i * out_row,
-                                     out_row);
+  const auto next = [&](auto some) {
+    for (; i + some() <= rows; i += some())
+      tile<kWidth, some(), kPacks, kTurned>(left.at + i * (kTurned ? 1 : left.step), left.step, right, right_row, count,
+                                            add, out + i * out_row, out_row);
+  };
+  next(RowCount<kRows>());
+  if constexpr (kRows > 5) next(RowCount<kRows / 2>());
+  next(RowCount<2>());
+  next(RowCount<1>());
 }
 
 // Columns of all panels, of rows begin ... begin + chunk of the right; left begins with the first of them.

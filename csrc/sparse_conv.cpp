@@ -73,48 +73,27 @@ inline void weight_gradient(const SparseConvBackwardCall& call, int64_t o, Spars
     std::copy_n(sums + k * stride, columns, call.d_weight + (o * inner + k) * columns);
 }
 
-// The two for one instruction set: numbers of a register, and rows that fill the registers with their sums.
-struct Kernels {
-  int lanes, rows;
-  decltype(&product_tile<4, 4>) product;
-  decltype(&weight_gradient<4, 4>) weight;
+// Rows that fill the registers with their sums.
+template <int kLanes>
+constexpr int kRowsOf = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
 
-  int64_t panel() const { return int64_t(lanes) * kSparsePacks; }
-};
+int64_t panel_of(int lanes) { return int64_t(lanes) * kSparsePacks; }
 
-#define S2V_SPARSE_KERNELS(name, kLanes, kRows, target)                                                              \
-  target void product_##name(const Product& product, int64_t begin, int64_t end, SparsePair* pairs, float* sums) {   \
-    product_tile<kLanes, kRows>(product, begin, end, pairs, sums);                                                   \
-  }                                                                                                                  \
-  target void weight_##name(const SparseConvBackwardCall& call, int64_t o, SparsePair* pairs, float* gathered,       \
-                            float* sums) {                                                                           \
-    weight_gradient<kLanes, kRows>(call, o, pairs, gathered, sums);                                                  \
-  }                                                                                                                  \
-  constexpr Kernels k##name = {kLanes, kRows, product_##name, weight_##name};
-
-S2V_SPARSE_KERNELS(Plain, 4, 4, )
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// Clones of one function would all have the widest one's blocks, which fit into no other's registers.
-S2V_SPARSE_KERNELS(Avx2, 8, 6, __attribute__((target("avx2,fma"), flatten)))
-S2V_SPARSE_KERNELS(Avx512, 16, 8, __attribute__((target("avx512f,avx512vl,fma"), flatten)))
-constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPlain};
-#else
-constexpr const Kernels* kBestFirst[] = {&kPlain};
-#endif
-
-void multiply(const Kernels& kernels, const Product& product, int threads) {
-  const int64_t stride = sparse_padded(product.columns, kernels.panel());
+void multiply(int lanes, const Product& product, int threads) {
+  const int64_t stride = sparse_padded(product.columns, panel_of(lanes));
   parallel_for(product.rows, kTile, threads, [&](int64_t begin, int64_t end) {
     std::vector<SparsePair> pairs(kTile);
     std::vector<float> sums(kTile * stride);
-    kernels.product(product, begin, end, pairs.data(), sums.data());
+    for_lanes(lanes, [&](auto of) {
+      product_tile<of(), kRowsOf<of()>>(product, begin, end, pairs.data(), sums.data());
+    });
   });
 }
 
 // Panels of all matrices [inner, columns] whose numbers lie so far apart.
-std::vector<float> panels_of(const Kernels& kernels, const float* weight, int64_t offsets, int64_t inner,
+std::vector<float> panels_of(int lanes, const float* weight, int64_t offsets, int64_t inner,
                              int64_t columns, int64_t inner_stride, int64_t column_stride) {
-  const int64_t panel = kernels.panel(), stride = sparse_padded(columns, panel);
+  const int64_t panel = panel_of(lanes), stride = sparse_padded(columns, panel);
   std::vector<float> panels(offsets * inner * stride);
   for (int64_t o = 0; o < offsets; ++o)
     for (int64_t c = 0; c < stride; c += panel)
@@ -161,36 +140,40 @@ std::vector<int32_t> transposed(const SparseConvBackwardCall& call, int threads)
 
 void sparse_conv(const SparseConvCall& call, int threads) {
   check(call, threads);
-  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
+  const int lanes = lanes_in_use;
   if (call.rows_out * call.channels_out == 0) return;
   require(call.out != nullptr, "sparse_conv: out is a null pointer");
   const std::vector<float> panels =
-      panels_of(kernels, call.weight, call.offsets, call.channels, call.channels_out, call.channels_out, 1);
-  multiply(kernels,
+      panels_of(lanes, call.weight, call.offsets, call.channels, call.channels_out, call.channels_out, 1);
+  multiply(lanes,
            {call.rows_out, call.offsets, call.channels, call.channels_out, call.x, panels.data(), call.table, call.out},
            threads);
 }
 
 void sparse_conv_backward(const SparseConvBackwardCall& call, int threads) {
   check(call, threads);
-  const Kernels& kernels = build_of(kBestFirst, lanes_in_use);
+  const int lanes = lanes_in_use;
   require(call.grad != nullptr || call.rows_out * call.channels_out == 0, "sparse_conv: grad is a null pointer");
   if (call.d_x != nullptr && call.rows * call.channels > 0) {
     const std::vector<int32_t> table = transposed(call, threads);
     const std::vector<float> panels =
-        panels_of(kernels, call.weight, call.offsets, call.channels_out, call.channels, 1, call.channels_out);
-    multiply(kernels,
+        panels_of(lanes, call.weight, call.offsets, call.channels_out, call.channels, 1, call.channels_out);
+    multiply(lanes,
              {call.rows, call.offsets, call.channels_out, call.channels, call.grad, panels.data(), table.data(), call.d_x},
              threads);
   }
   if (call.d_weight != nullptr && call.channels * call.channels_out > 0) {
-    const int64_t height = sparse_padded(call.channels, kernels.rows);
-    const int64_t stride = sparse_padded(call.channels_out, kernels.panel());
     parallel_for(call.offsets, 1, threads, [&](int64_t begin, int64_t end) {
-      std::vector<SparsePair> pairs(kChunk);
-      // Columns of the padding are never written: zeros.
-      std::vector<float> gathered(kChunk * (height + stride)), sums(height * stride);
-      for (int64_t o = begin; o < end; ++o) kernels.weight(call, o, pairs.data(), gathered.data(), sums.data());
+      for_lanes(lanes, [&](auto of) {
+        constexpr int kRows = kRowsOf<of()>;
+        const int64_t height = sparse_padded(call.channels, kRows);
+        const int64_t stride = sparse_padded(call.channels_out, panel_of(of()));
+        std::vector<SparsePair> pairs(kChunk);
+        // Columns of the padding are never written: zeros.
+        std::vector<float> gathered(kChunk * (height + stride)), sums(height * stride);
+        for (int64_t o = begin; o < end; ++o)
+          weight_gradient<of(), kRows>(call, o, pairs.data(), gathered.data(), sums.data());
+      });
     });
   }
 }
