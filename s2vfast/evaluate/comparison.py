@@ -146,10 +146,8 @@ def _method(content: dict[str, Any]) -> str:
         name = content["protocol"] + (f", {content['linear']}" if "linear" in content else "")
     else:
         name = "untrained" if content["untrained"] else content["objective"]
-    # Ensembles of classes read no features, and results of earlier versions say less.
-    pool, whiten = content.get("pool", "mean"), content.get("whiten", "none")
-    name += "" if pool == "mean" else f", {pool} features"
-    return name + ("" if whiten == "none" else f", whitened by {whiten}")
+    features = table.pooled(content)
+    return name if features == table.pooled({}) else f"{name}, {features}"
 
 
 def compare(results: Sequence[Result], metric: str = "top1") -> Table:

@@ -85,9 +85,13 @@ def floor_name(row: dict[str, Any]) -> str:
 
 
 def pooled(result: dict[str, Any]) -> str:
-    """How the features of a result were read."""
-    whitened = "" if result["whiten"] == "none" else f" whitened by {result['whiten']}"
-    return f"{result['pool']} features{whitened}"
+    """How the features of a result were read.
+
+    What results do not say is as by default: ensembles of classes read no features, and earlier versions said less.
+    """
+    pool, layers, whiten = result.get("pool", "mean"), result.get("layers", 1), result.get("whiten", "none")
+    text = f"{pool} features" + ("" if layers == 1 else f" of {layers} layers")
+    return text + ("" if whiten == "none" else f" whitened by {whiten}")
 
 
 def text(result: dict[str, Any]) -> str:

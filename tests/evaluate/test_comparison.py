@@ -92,6 +92,17 @@ def test_splits_and_stores_are_columns_of_their_own(write):
     assert "| mamp | 1.0 | 2.0 | 3.0 |" in comparison.markdown(table)
 
 
+def test_features_are_part_of_what_a_row_is_called(write):
+    read = [{}, {"layers": 2, "pool": "statistics"}, {"layers": 2, "whiten": "performance"}]
+    paths = [write(f"{at}.json", result("a", 1.0, **more)) for at, more in enumerate(read)]
+    rows = comparison.markdown(comparison.compare(list(map(comparison.read, paths)))).splitlines()[2:5]
+    assert [row.split(" |")[0] for row in rows] == [
+        "| mamp",
+        "| mamp, statistics features of 2 layers",
+        "| mamp, mean features of 2 layers whitened by performance",
+    ]
+
+
 def test_what_all_protocols_wrote_is_read(write, tmp_path):
     content = {key: value for key, value in result("a", 0.0).items() if key not in ("protocol", "top1", "mean_class")}
     row = {"measure": "1-NN", "labels": 100, "metric": "top-1", "value": 12.34, "std": None, "of": 1}
