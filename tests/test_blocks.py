@@ -49,7 +49,7 @@ BLOCKS = {
     "evaluation.md": [PARSED, PARSED, HERE, HERE, PARSED, PARSED],
     "layouts.md": ["tests/test_docs.py::test_the_layouts_page_has_every_layout_and_an_example_that_is_one"],
     "msr_action3d.md": [DATA],
-    "nwucla.md": [DATA] * 9,
+    "nwucla.md": [DATA] * 10,
     "own-data.md": ["tests/test_own_data.py::test_from_videos_to_a_classifier_of_a_stream"] * 10,
     "pictures.md": [PARSED],
     "points.md": [DATA, DATA],
