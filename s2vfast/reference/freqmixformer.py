@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2vfast.reference.infogcn import Conv, Conv1x1
+from s2vfast.reference.infogcn import Conv, TemporalConv
 
 UNITS, GROUPS = 4, 8
 
@@ -99,7 +99,7 @@ class Trans(nn.Module):
 
     def __init__(self, width: int, out: int, stride: int, frames: int) -> None:
         super().__init__()
-        self.conv = Conv1x1(width, out, stride)
+        self.conv = TemporalConv(width, out, 1, stride)
         self.bn = nn.BatchNorm2d(out)
         self.linear = nn.Linear(frames, frames)
 
@@ -117,7 +117,7 @@ class Seq(nn.Module):
 
     def __init__(self, width: int, out: int, stride: int) -> None:
         super().__init__()
-        self.conv = Conv1x1(width, out, stride)
+        self.conv = TemporalConv(width, out, 1, stride)
         self.combine_conv = nn.Conv2d(2, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

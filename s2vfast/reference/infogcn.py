@@ -45,20 +45,22 @@ class GraphAttention(nn.Module):
         return torch.relu(self.bn(y) + self.down(x))
 
 
-class Conv1x1(nn.Conv2d):
-    """`nn.Conv2d(width, out, 1, (stride, 1))`, by a stride of the frames in place of one of the convolution.
+class TemporalConv(nn.Conv2d):
+    """A convolution over time, as many frames as before where there is no stride.
 
-    oneDNN computes the weight's gradient of a strided convolution of one tap wrong where channels are few and last in
-    memory, and writes beyond its buffer (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    With one tap the stride is one of the frames, and not of the convolution: oneDNN computes the weight's gradient of
+    that wrong where channels are few and last in memory, and writes beyond its buffer
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
-    def __init__(self, width: int, out: int, stride: int) -> None:
-        super().__init__(width, out, 1)
-        self.frames = stride
+    def __init__(self, width: int, out: int, kernel: int, stride: int, dilation: int = 1) -> None:
+        every, step = (stride, 1) if kernel == 1 else (1, stride)
+        super().__init__(width, out, (kernel, 1), (step, 1), (kernel // 2 * dilation, 0), (dilation, 1))
+        self.every = every
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, out, T', V] of x [N, width, T, V]."""
-        return super().forward(x[:, :, :: self.frames])
+        """[N, C, T, V] to [N, C', T', V]."""
+        return super().forward(x[:, :, :: self.every])
 
 
 class Conv(nn.Module):
@@ -66,12 +68,7 @@ class Conv(nn.Module):
 
     def __init__(self, width: int, out: int, kernel: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
-        padding = (kernel + (kernel - 1) * (dilation - 1) - 1) // 2
-        self.conv = (
-            Conv1x1(width, out, stride)
-            if kernel == 1
-            else nn.Conv2d(width, out, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
-        )
+        self.conv = TemporalConv(width, out, kernel, stride, dilation)
         self.bn = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +91,7 @@ class Temporal(nn.Module):
         )
         pool = nn.MaxPool2d((3, 1), (stride, 1), (1, 0))
         self.branches.append(nn.Sequential(*reduce(), pool, nn.BatchNorm2d(b)))
-        self.branches.append(nn.Sequential(Conv1x1(width, b, stride), nn.BatchNorm2d(b)))
+        self.branches.append(nn.Sequential(TemporalConv(width, b, 1, stride), nn.BatchNorm2d(b)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, T, V] to [N, C', T', V]."""

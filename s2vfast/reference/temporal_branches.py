@@ -33,7 +33,7 @@ def temporal_branches(
     for row, kernel, dilation in zip(rows, weight, dilations, strict=True):
         padding = (dilation * (taps // 2), 0)
         step = stride
-        if taps == 1:  # not by the convolution's stride: see `s2vfast.reference.infogcn.Conv1x1`
+        if taps == 1:  # not by the convolution's stride: see `s2vfast.reference.infogcn.TemporalConv`
             row, step = row[:, :, ::stride], 1
         out.append(F.conv2d(row, kernel[..., None], None, (step, 1), padding, (dilation, 1)))
     out.append(F.max_pool2d(pooled, (pool, 1), (stride, 1), (pool // 2, 0)))

@@ -19,7 +19,7 @@ def temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride:
     Returns:
         [ceil(T / stride), R, D].
     """
-    if len(weight) == 1:  # not by the convolution's stride: see `s2vfast.reference.infogcn.Conv1x1`
+    if len(weight) == 1:  # not by the convolution's stride: see `s2vfast.reference.infogcn.TemporalConv`
         x, stride = x[::stride], 1
     rows = x.permute(1, 2, 0)  # [R, C, T]
     padding = weight.shape[0] // 2 * dilation
