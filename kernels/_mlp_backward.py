@@ -1,7 +1,7 @@
 """The MLP branch's backward pass, from what the forward pass has left: three matrix products and their sums.
 
-Four launches: one takes the incoming gradient through fc2 and GELU and writes it; `_grad_stream` takes that through fc1
-and the norm; one makes both weights' gradients, where programs own a tile and go through a share of the rows; and
+One launch takes the incoming gradient through fc2 and GELU and writes it; `_grad_stream` takes that through fc1 and the
+norm in two; one makes both weights' gradients, where programs own a tile and go through a share of the rows; and
 `_finish` adds up the shares in a fixed order. No product is made twice, GELU is. Bound by the second-level cache.
 """
 
@@ -29,6 +29,7 @@ def _grad_hidden_kernel(
     upstream_ptr,
     grad_hidden_ptr,
     partial_ptr,
+    sums_ptr,
     num_rows,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -39,7 +40,7 @@ def _grad_hidden_kernel(
     BLOCK_K: tl.constexpr,
     FAST_GELU: tl.constexpr,
 ):
-    """grad_hidden[rows]: the gradient of what GELU is of.
+    """grad_hidden[rows]: the gradient of what GELU is of; sums [rows / 16, E]: of every 16 of its rows.
 
     upstream: s * grad_out in the operands' dtype, s gamma as `_finish.LayerScale` wants it; written here if CONVERT.
     partial [programs, D]: these rows' share of the sum of grad_out.
@@ -69,6 +70,7 @@ def _grad_hidden_kernel(
         rows = tl.load(upstream_ptr + at, mask=inside, other=0.0)  # again, as in `forward`
     else:
         rows = upstream_ptr
+    group = program * (BLOCK_M // 16) + tl.arange(0, BLOCK_M // 16)
     first = tl.arange(0, BLOCK_E)
     h_at = m.to(tl.int64)[:, None] * E + first[None, :]
     h_next = tl.load(hidden_ptr + h_at, mask=in_m[:, None] & (first < E)[None, :], other=0.0)
@@ -82,7 +84,11 @@ def _grad_hidden_kernel(
         )  # an iteration ahead
         grad_a = times_slice(rows, weight2_ptr, 1, E, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K)  # [m, e]
         cdf, pdf = normal_distribution(h, FAST_GELU)
-        tl.store(grad_hidden_ptr + to, grad_a * (cdf + h * pdf), mask=in_m[:, None] & in_e[None, :])
+        grad_h = grad_a * (cdf + h * pdf)
+        # 16 rows of a product are one warp's: their sums need no other, and no shared memory.
+        sums = tl.sum(tl.reshape(grad_h, [BLOCK_M // 16, 16, BLOCK_E]), axis=1)
+        tl.store(sums_ptr + group.to(tl.int64)[:, None] * E + e[None, :], sums, mask=in_e[None, :])
+        tl.store(grad_hidden_ptr + to, grad_h, mask=in_m[:, None] & in_e[None, :])
 
 
 @triton.jit
@@ -93,7 +99,6 @@ def _grad_weight_kernel(
     hidden_ptr,
     partial1_ptr,
     partial2_ptr,
-    partial_bias_ptr,
     num_rows,
     D,
     E,
@@ -104,11 +109,11 @@ def _grad_weight_kernel(
     BLOCK_E: tl.constexpr,
     FAST_GELU: tl.constexpr,
 ):
-    """A share of weight1's [E, D] and bias1's [E] gradients, or of weight2's [D, E]."""
+    """A share of weight1's gradient [E, D], or of weight2's [D, E]."""
     tile, split = tl.program_id(0), tl.program_id(1)
     if tl.program_id(2) == 0:
         weight_share(
-            grad_hidden_ptr, rows_ptr, partial1_ptr, partial_bias_ptr, tile, split, num_rows, E, D, rows_a_split,
+            grad_hidden_ptr, rows_ptr, partial1_ptr, None, tile, split, num_rows, E, D, rows_a_split,
             OPERAND, False, FAST_GELU, BLOCK_M, BLOCK_E, BLOCK_D,
         )  # fmt: skip
     else:
@@ -160,28 +165,26 @@ def backward(
     upstream = torch.empty(num_rows, D, dtype=operand, device=device) if convert else grad_out
     grad_hidden = torch.empty_like(hidden)
     grad_sums = torch.empty(programs, D, dtype=torch.float32, device=device)
-    arguments = (grad_out, gamma, weight2, hidden, upstream, grad_hidden, grad_sums, num_rows)
+    hidden_sums = torch.empty(programs * options["BLOCK_M"] // 16, E, dtype=torch.float32, device=device)
+    arguments = (grad_out, gamma, weight2, hidden, upstream, grad_hidden, grad_sums, hidden_sums, num_rows)
     sizes = {"D": D, "E": E, "CONVERT": convert, "BLOCK_D": next_power_of_2(D)}
     launch(_grad_hidden_kernel, (programs,), *arguments, **sizes, **options)
 
-    norm = (mean, rstd, norm_weight, norm_bias)
     past = None if norm_weight is None else grad_out
-    grad_x, norm_sums = grad_stream("mlp", grad_hidden, x, norm, weight1, past)
+    grad_x, norm_sums = grad_stream("mlp", grad_hidden, x, (mean, rstd, norm_weight), weight1, past)
 
     options = configuration("mlp", "grad_weight", device, dtype=dtype_name(operand), rows=num_rows, D=D, E=E)
     splits, split_rows = rows_a_split(num_rows, options.pop("SPLITS"), options["BLOCK_M"])
-    partial1, partial2, partial_bias = (
-        torch.empty(splits, *shape, dtype=torch.float32, device=device) for shape in ((E, D), (D, E), (E,))
-    )
+    partial1, partial2 = (torch.empty(splits, *shape, dtype=torch.float32, device=device) for shape in ((E, D), (D, E)))
     tiles = cdiv(E, options["BLOCK_E"]) * cdiv(D, options["BLOCK_D"])
-    arguments = (grad_hidden, rows, upstream, hidden, partial1, partial2, partial_bias, num_rows, D, E, split_rows)
+    arguments = (grad_hidden, rows, upstream, hidden, partial1, partial2, num_rows, D, E, split_rows)
     launch(_grad_weight_kernel, (tiles, splits, 2), *arguments, OPERAND=triton_dtype(operand), **options)
 
     sums = [
         Sum(partial1, weight1.dtype),
-        Sum(partial_bias, bias1.dtype),
-        None if norm_weight is None else Sum(norm_sums[:, 0], norm_weight.dtype),
-        None if norm_bias is None else Sum(norm_sums[:, 1], norm_bias.dtype),
+        Sum(hidden_sums, bias1.dtype),
+        None if norm_weight is None else Sum(norm_sums[:, 1], norm_weight.dtype),
+        None if norm_bias is None else Sum(norm_sums[:, 0], norm_bias.dtype),
     ]
     scaled = None
     if gamma is None:

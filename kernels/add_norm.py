@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._finish import LayerScale, Sum, away_from_zero, finish
+from s2vfast.kernels._grad_stream import grad_rows, through_norm
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
 from s2vfast.kernels._rows import norm_rows, write_sum
 from s2vfast.kernels._weight_grad import weight_grad
@@ -106,99 +107,6 @@ def _project_kernel(
 
 
 @triton.jit
-def _grad_stream(
-    grad_out_ptr, grad_normed_ptr, out_ptr, mean_ptr, rstd_ptr, weight_ptr, m, d, at, in_m, in_d, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Of rows [m, d]: the new stream's gradient, and what the norm's bias and weight get, [d]."""
-    inside = in_m[:, None] & in_d[None, :]
-    grad = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    grad_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
-    grad_weight = grad_bias
-    if grad_out_ptr is not None:
-        grad += tl.load(grad_out_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if grad_normed_ptr is not None:
-        g = tl.load(grad_normed_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + m, mask=in_m, other=0.0)
-        rstd = tl.load(rstd_ptr + m, mask=in_m, other=0.0)
-        hat = tl.load(out_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        hat = tl.where(inside, (hat - mean[:, None]) * rstd[:, None], 0.0)
-        grad_bias = tl.sum(g, axis=0)
-        grad_weight = tl.sum(g * hat, axis=0)
-        g *= tl.load(weight_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        mean_grad_hat = tl.sum(g * hat, axis=1) / D
-        mean_grad = tl.sum(g, axis=1) / D
-        grad += tl.where(inside, (g - mean_grad[:, None] - hat * mean_grad_hat[:, None]) * rstd[:, None], 0.0)
-    return grad, grad_bias, grad_weight
-
-
-@triton.jit
-def _grad_rows_kernel(
-    grad_out_ptr,
-    grad_normed_ptr,
-    out_ptr,
-    mean_ptr,
-    rstd_ptr,
-    weight_ptr,
-    branch_ptr,
-    gamma_ptr,
-    grad_residual_ptr,
-    grad_branch_ptr,
-    partial_ptr,
-    num_rows,
-    tiles,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """grad_residual = grad_out + what comes through the norm; grad_branch = gamma * grad_residual; where wanted.
-
-    partial [programs, 3, D]: these rows' share of the gradients of the norm's bias and weight, and of gamma. A program
-    goes through ``tiles`` tiles.
-    """
-    program = tl.program_id(0)
-    d = tl.arange(0, BLOCK_D)
-    in_d = d < D
-    grad_bias = tl.zeros([BLOCK_D], dtype=tl.float32)
-    grad_weight = tl.zeros([BLOCK_D], dtype=tl.float32)
-    grad_gamma = tl.zeros([BLOCK_D], dtype=tl.float32)
-    for tile in range(program * tiles, program * tiles + tiles):
-        m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        in_m = m < num_rows
-        inside = in_m[:, None] & in_d[None, :]
-        at = m.to(tl.int64)[:, None] * D + d[None, :]
-        grad, to_bias, to_weight = _grad_stream(
-            grad_out_ptr,
-            grad_normed_ptr,
-            out_ptr,
-            mean_ptr,
-            rstd_ptr,
-            weight_ptr,
-            m,
-            d,
-            at,
-            in_m,
-            in_d,
-            D,
-            BLOCK_M,
-            BLOCK_D,
-        )
-        grad_bias += to_bias
-        grad_weight += to_weight
-        if grad_residual_ptr is not None:
-            tl.store(grad_residual_ptr + at, grad, mask=inside)
-        if gamma_ptr is not None:
-            grad_gamma += tl.sum(grad * tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32), axis=0)
-            grad *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        if grad_branch_ptr is not None:
-            tl.store(grad_branch_ptr + at, grad, mask=inside)
-    to_ptr = partial_ptr + program.to(tl.int64) * 3 * D + d
-    tl.store(to_ptr, grad_bias, mask=in_d)
-    tl.store(to_ptr + D, grad_weight, mask=in_d)
-    tl.store(to_ptr + 2 * D, grad_gamma, mask=in_d)
-
-
-@triton.jit
 def _grad_project_kernel(
     grad_out_ptr,
     grad_normed_ptr,
@@ -219,7 +127,7 @@ def _grad_project_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """As `_grad_rows_kernel`; grad_branch [m, e] is (gamma * grad_residual) @ projection.
+    """As `_grad_stream.grad_rows`; grad_branch [m, e] is (gamma * grad_residual) @ projection.
 
     operand is the left one of that product, for the projection's gradient; its gamma is as `_finish.LayerScale` wants
     it. partial [programs, 3, D]: these rows' share of the gradients of the norm's bias and weight, and of the sum of
@@ -232,7 +140,7 @@ def _grad_project_kernel(
     inside = in_m[:, None] & in_d[None, :]
     row = m.to(tl.int64)
     at = row[:, None] * D + d[None, :]
-    grad, grad_bias, grad_weight = _grad_stream(
+    grad, grad_bias, grad_weight = through_norm(
         grad_out_ptr,
         grad_normed_ptr,
         out_ptr,
@@ -356,14 +264,8 @@ def backward(
     grad_residual = None if weight is None else torch.empty_like(out)
     grad_branch = None if branch is None else torch.empty_like(branch)
     if projection is None:
-        dtype = dtype_name(out.dtype if branch is None else branch.dtype)
-        options = configuration("add_norm", "grad_rows", device, dtype=dtype, rows=num_rows, D=D)
-        blocks = cdiv(num_rows, options["BLOCK_M"])
-        programs = max(min(options.pop("PROGRAMS"), blocks), 1)
-        partial = torch.empty(programs, 3, D, dtype=torch.float32, device=device)
         scale = None if branch is None else gamma
-        arguments = (*grads, branch, scale, grad_residual, grad_branch, partial, num_rows, cdiv(blocks, programs))
-        launch(_grad_rows_kernel, (programs,), *arguments, D=D, BLOCK_D=next_power_of_2(D), **options)
+        partial = grad_rows("add_norm", *grads, branch, scale, grad_residual, grad_branch)
     else:
         E = projection.shape[1]
         facts = {"dtype": dtype_name(projection.dtype), "rows": num_rows, "D": D, "E": E}

@@ -194,11 +194,12 @@ def _from_keys(
     k = _load(keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     v = _load(values_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    grad_p = tl.dot(g, tl.trans(v), input_precision="ieee")
     p = tl.exp2(scores - lse_log2[:, None])  # [m, n]
     if TAIL:
         # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
         p = tl.where((start + tl.arange(0, BLOCK_N) < L)[None, :], p, 0.0)
-    grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
+    grad_s = p * (grad_p - delta[:, None])
     return tl.dot(grad_s.to(k.dtype), k, acc, input_precision="ieee")
 
 
@@ -295,10 +296,10 @@ def _grad_keys_kernel(
         lse_log2 = tl.load(stats_ptr + m, mask=m < L, other=0.0)
         delta = tl.load(stats_ptr + L + m, mask=m < L, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [n, m]
-        p = tl.exp2(scores - lse_log2[None, :])
-        grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
         grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")
+        p = tl.exp2(scores - lse_log2[None, :])
         grad_s = p * (grad_p - delta[None, :])
+        grad_v = tl.dot(p.to(g.dtype), g, grad_v, input_precision="ieee")
         grad_k = tl.dot(grad_s.to(q.dtype), q, grad_k, input_precision="ieee")
     rows, w = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_W)
     inside = (rows < L)[:, None] & (w < WIDTH)[None, :]

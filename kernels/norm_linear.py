@@ -2,7 +2,7 @@
 
 Forward: a program normalises a tile of rows and multiplies it with one slice of the weight after the other. Reads the
 stream and, from the second-level cache, the weight; writes the result, and the normed rows for the backward pass.
-Backward: one kernel for the stream's gradient, `_grad_stream`; one for the weight's, `_weight_grad`, from the normed
+Backward: two kernels for the stream's gradient, `_grad_stream`; one for the weight's, `_weight_grad`, from the normed
 rows; and `_finish`, which adds up their partial sums in a fixed order.
 """
 
@@ -135,12 +135,11 @@ def backward(
         weight: [E, D].
         bias: [E], or None.
     """
-    norm = (mean, rstd, norm_weight, norm_bias)
-    grad_x, partial = grad_stream("norm_linear", grad_out, x, norm, weight)
+    grad_x, partial = grad_stream("norm_linear", grad_out, x, (mean, rstd, norm_weight), weight)
     by_weight, by_bias = weight_grad("norm_linear", grad_out, rows, weight.dtype, column_sums=bias is not None)
     sums = [
-        Sum(partial[:, 0], norm_weight.dtype),
-        Sum(partial[:, 1], norm_bias.dtype),
+        Sum(partial[:, 1], norm_weight.dtype),
+        Sum(partial[:, 0], norm_bias.dtype),
         Sum(by_weight, weight.dtype),
         None if bias is None else Sum(by_bias, bias.dtype),
     ]

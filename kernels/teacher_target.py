@@ -1,8 +1,9 @@
 """The teacher's contextual features: every hidden state normalised, their mean, its layer norm; masked tokens alone.
 
-``instance`` normalises over the tokens of a track: one kernel reads all states once for mean and deviation of every
-channel, a second reads the masked rows of all states and writes the target. ``layer`` needs the second alone. Bound by
-bandwidth: the states are read at most twice, only masked rows are written.
+``instance`` normalises over the tokens of a track. Where a program has room for all of them, it reads each state once,
+a few channels of a track, and writes their mean; a second kernel normalises its masked rows. Longer tracks are
+read twice: for mean and deviation of every channel, and, masked rows alone, for the target. ``layer`` needs the second
+kernel alone. Bound by bandwidth.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch, next_power_of_2
+
+# As many tokens of a few channels fit into the registers of a program.
+_MOST_TOKENS = 1024
 
 
 @triton.jit
@@ -58,6 +62,27 @@ def _statistics_kernel(
 
 
 @triton.jit
+def _average_kernel(
+    state_ptrs, out_ptr, L, eps, COUNT: tl.constexpr, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The mean over states, each normalised over the tokens of a track: a tile of channels of one track."""
+    n = tl.program_id(1).to(tl.int64)
+    token, d = tl.arange(0, BLOCK_L), tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = (token < L)[:, None] & (d < D)[None, :]
+    at = (n * L + token[:, None]) * D + d[None, :]
+    total = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
+    for i in tl.range(0, COUNT, num_stages=2):
+        state_ptr = state_ptrs[0]
+        for j in tl.static_range(1, COUNT):
+            if i == j:
+                state_ptr = state_ptrs[j]
+        x = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        centred = tl.where(inside, x - (tl.sum(x, axis=0) / L)[None, :], 0.0)
+        total += centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / L + eps))[None, :]
+    tl.store(out_ptr + at, total / COUNT, mask=inside)
+
+
+@triton.jit
 def _standardised(x, inside, eps, D: tl.constexpr):
     """Rows [m, d] less their mean, over their deviation."""
     mean = tl.sum(x, axis=1) / D
@@ -78,10 +103,14 @@ def _target_kernel(
     eps,
     COUNT: tl.constexpr,
     D: tl.constexpr,
+    LAYER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[n, m] for a tile of wanted tokens of one track; mean and rstd [states, n, d] are None for layer norms."""
+    """out[n, m] for a tile of wanted tokens of one track.
+
+    States are normalised by mean and rstd [states, n, d], or where LAYER over their channels; else they are so already.
+    """
     tiles = tl.cdiv(U, BLOCK_M)
     n, m = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -98,8 +127,10 @@ def _target_kernel(
             row = (i * N + n) * D + d
             mu = tl.load(mean_ptr + row, mask=in_d, other=0.0)
             total += tl.where(inside, (x - mu[None, :]) * tl.load(rstd_ptr + row, mask=in_d, other=0.0)[None, :], 0.0)
-        else:
+        elif LAYER:
             total += _standardised(x, inside, eps, D)
+        else:
+            total += x
     target = _standardised(total / COUNT, inside, eps, D)
     tl.store(out_ptr + (n * U + m[:, None]) * D + d[None, :], target, mask=inside)
 
@@ -118,13 +149,19 @@ def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) 
     U = L if masked is None else masked.shape[1]
     out = torch.empty(N, U, D, dtype=dtype, device=device)
     mean = rstd = None
-    if norm == "instance":
+    if norm == "instance" and L <= _MOST_TOKENS:
+        options = configuration("teacher_target", "average", device, dtype=dtype_name(dtype), D=D, L=L)
+        average = torch.empty(N, L, D, dtype=torch.float32, device=device)
+        sizes = {"COUNT": len(states), "D": D, "BLOCK_L": next_power_of_2(L)}
+        launch(_average_kernel, (cdiv(D, options["BLOCK_D"]), N), tuple(states), average, L, eps, **sizes, **options)
+        states = [average]
+    elif norm == "instance":
         mean, rstd = (torch.empty(len(states), N, D, dtype=torch.float32, device=device) for _ in range(2))
         options = configuration("teacher_target", "statistics", device, dtype=dtype_name(dtype), D=D, L=L)
         grid = (N, cdiv(D, options["BLOCK_D"]), len(states))
         launch(_statistics_kernel, grid, tuple(states), mean, rstd, L, eps, COUNT=len(states), D=D, **options)
     options = configuration("teacher_target", "target", device, dtype=dtype_name(dtype), D=D, L=L)
     grid = (cdiv(U, options["BLOCK_M"]) * N,)
-    sizes = {"COUNT": len(states), "D": D, "BLOCK_D": next_power_of_2(D)}
+    sizes = {"COUNT": len(states), "D": D, "LAYER": norm == "layer", "BLOCK_D": next_power_of_2(D)}
     launch(_target_kernel, grid, tuple(states), masked, mean, rstd, out, N, L, U, eps, **sizes, **options)
     return out

@@ -82,7 +82,7 @@ def model_launch(
 
     Args:
         op: the operation.
-        kernel: forward, grad_stream …
+        kernel: forward, weight_grad …
         sass: of nvdisasm.
         facts: the launch's arguments and options by name.
         blocks: of the launch.
@@ -117,7 +117,7 @@ def model_launch(
     # The blocks that are followed stand for all of them, which no cache serves faster than its rate.
     seconds = max(cycles / device.clock, hbm / device.hbm, executed["l2"] / device.l2)
     load = {unit: round(number / device.clock / seconds, 3) for unit, number in busy.items() if unit}
-    load["HBM"] = round(hbm / device.hbm / seconds, 3)
+    load |= {"HBM": round(hbm / device.hbm / seconds, 3), "L2": round(executed["l2"] / device.l2 / seconds, 3)}
     total_waited = sum(waited.values()) or 1.0
     waits = {what: round(number / total_waited, 3) for what, number in waited.items()}
     best = max(load, key=lambda unit: load[unit])

@@ -76,7 +76,7 @@ def trips(op: str, kernel: str, facts: dict[str, Any]) -> int:
 
     Args:
         op: the operation.
-        kernel: forward, grad_stream …
+        kernel: forward, weight_grad …
         facts: the launch's arguments and options by name.
 
     Raises:
@@ -99,13 +99,13 @@ _TRIPS: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
     ("attention", "grad_queries"): lambda f: cdiv(f["L"], f["BLOCK_N"]) - 1,
     ("attention", "grad_keys"): lambda f: cdiv(f["L"], f["BLOCK_M"]),
     ("norm_linear", "forward"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
-    ("norm_linear", "grad_stream"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
+    ("norm_linear", "grad_normed"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("norm_linear", "weight_grad"): lambda f: cdiv(f["rows_a_split"], f["BLOCK_M"]),
     ("add_norm", "project"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("add_norm", "grad_project"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("add_norm", "weight_grad"): lambda f: cdiv(f["rows_a_split"], f["BLOCK_M"]),
     ("mlp", "forward"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("mlp", "grad_hidden"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
-    ("mlp", "grad_stream"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
+    ("mlp", "grad_normed"): lambda f: cdiv(f["E"], f["BLOCK_E"]),
     ("mlp", "grad_weight"): lambda f: cdiv(f["rows_a_split"], f["BLOCK_M"]),
 }

@@ -83,8 +83,7 @@ class Plan:
         return [*self._data(), *self._teacher(), *self._student(), *self._decoder(), *self._update()]
 
     def _data(self) -> Iterable[Line]:
-        data = self.config.data
-        clip = data.frames * self.joints * self.config.channels
+        clip = self.config.data.frames * self.joints * self.config.channels
         yield Line("data", "clip_sample", bytes=self.tracks * clip * (2 + 4), launches=1)
         yield Line("data", "tube_mask", bytes=self._masks() * (clip * 4 + self.L * 4), launches=1)
 
@@ -103,7 +102,8 @@ class Plan:
         if shared:
             yield Line("teacher", "tracks with a body", bytes=2 * self._clip() * tracks, launches=LAUNCHES["share"])
             yield Line("target", "rows of tracks", bytes=2 * target_rows * D * STREAM, launches=LAUNCHES["share"])
-        moved = 2 * self.config.objective.top_k * rows * D * STREAM + target_rows * D * STREAM
+        # Each state, and their mean, written and read (tracks of more than 1,024 tokens: each state twice).
+        moved = ((self.config.objective.top_k + 1) * rows + 2 * target_rows) * D * STREAM
         yield Line("target", "teacher_target", bytes=moved, launches=LAUNCHES["teacher_target"])
 
     def _student(self) -> Iterable[Line]:
@@ -135,8 +135,8 @@ class Plan:
         cost = LAUNCHES_BACKWARD if backward else LAUNCHES
         if backward:
             yield Line(part, "residual, backward", bytes=rows * D * 3 * STREAM, launches=depth * cost["residual"])
-        # Read the stream, write its norm and queries, keys, values; back: read their gradients twice, stream and norm.
-        moved = rows * D * ((7 * OPERAND + 2 * STREAM) if backward else (STREAM + 4 * OPERAND))
+        # Stream, its norm, queries, keys and values; back: gradients of these twice, stream and norm, whose own twice.
+        moved = rows * D * ((9 * OPERAND + 2 * STREAM) if backward else (STREAM + 4 * OPERAND))
         yield Line(
             part,
             f"norm_linear{label}",
@@ -178,10 +178,10 @@ class Plan:
             rows=after,
             tokens=L,
         )
-        # Back: the stream, its gradient twice, and what is written of it; its gradient as an operand, written and read;
-        # the rows that the forward pass left; what GELU is of, twice; its gradient, written and read twice. Forward:
-        # the stream, read and written; the rows; and what GELU is of, where a backward pass follows.
-        moved = after * D * ((4 * STREAM + 3 * OPERAND) if backward else (2 * STREAM + OPERAND))
+        # Back: the stream, its gradient twice, and what is written of it; its gradient as an operand, written and read,
+        # and the norm's; the rows that the forward pass left; what GELU is of, twice; its gradient, written and read
+        # twice. Forward: the stream, read and written; the rows; and what GELU is of, where a backward pass follows.
+        moved = after * D * ((4 * STREAM + 5 * OPERAND) if backward else (2 * STREAM + OPERAND))
         if part != "teacher":
             moved += after * E * (5 if backward else 1) * OPERAND
         yield Line(

@@ -23,10 +23,10 @@ LAUNCHES = {
 }
 """Forward."""
 LAUNCHES_BACKWARD = {
-    "norm_linear": 3,
+    "norm_linear": 4,
     "attention": 2,
     "add_norm": 3,
-    "mlp": 4,
+    "mlp": 5,
     "residual": 1,  # the two ways through a block's first half add up
     "embed_gather": 5,
     "convert": 1,

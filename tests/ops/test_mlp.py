@@ -67,7 +67,7 @@ def test_small_tiles(agree, numbers, make, piece):
     with (
         _launch.override("mlp", "forward", **tiles),
         _launch.override("mlp", "grad_hidden", **tiles),
-        _launch.override("mlp", "grad_stream", BLOCK_M=16, BLOCK_E=16),
+        _launch.override("mlp", "grad_normed", BLOCK_M=16, BLOCK_E=16),
         _launch.override("mlp", "grad_weight", BLOCK_M=16, BLOCK_D=piece, BLOCK_E=16, SPLITS=2),
         _launch.override("mlp", "finish", BLOCK=32, BLOCK_C=16, BLOCK_N=2),
     ):

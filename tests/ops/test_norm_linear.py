@@ -37,7 +37,7 @@ def test_small_tiles(agree, numbers, piece):
     """Several tiles of rows and of results, several splits of the rows, rows that are kept and rows that are not."""
     with (
         _launch.override("norm_linear", "forward", BLOCK_M=16, BLOCK_E=16, BLOCK_K=piece),
-        _launch.override("norm_linear", "grad_stream", BLOCK_M=16, BLOCK_E=16),
+        _launch.override("norm_linear", "grad_normed", BLOCK_M=16, BLOCK_E=16),
         _launch.override("norm_linear", "weight_grad", BLOCK_M=16, BLOCK_R=16, BLOCK_C=16, SPLITS=2),
     ):
         agree(norm_linear, reference, case(numbers, N=3, L=13, D=48, E=40), "triton")

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 
@@ -20,12 +22,15 @@ def test_agrees(agree, numbers, impl, norm, shape):
     agree(teacher_target, reference, case(numbers, norm=norm, **shape) | {"masked": None}, impl, gradients=False)
 
 
+@pytest.mark.parametrize("most_tokens", [8, 1024], ids=["long", "short"])
 @pytest.mark.parametrize("norm", ["instance", "layer"])
-def test_small_tiles(agree, numbers, norm):
+def test_small_tiles(agree, numbers, monkeypatch, norm, most_tokens):
     """Several tiles of tokens and channels; means a hundred times the deviation; a dozen states."""
+    monkeypatch.setattr(importlib.import_module("s2vfast.kernels.teacher_target"), "_MOST_TOKENS", most_tokens)
     given = case(numbers, N=2, L=37, D=48, k=12, M=11, norm=norm)
     given["hidden"] = [numbers(2, 37, 48, seed=i) + 100.0 for i in range(12)]
     with (
+        _launch.override("teacher_target", "average", BLOCK_D=16),
         _launch.override("teacher_target", "statistics", BLOCK_L=8, BLOCK_D=16),
         _launch.override("teacher_target", "target", BLOCK_M=4),
     ):

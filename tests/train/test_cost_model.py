@@ -161,9 +161,9 @@ def test_launches_of_a_cross_decoder_are_those_that_are_made(depth):
         assert sums[part]["launches"] == sum(counted.values()), counted
 
 
-def test_a_step_of_ntu60_is_at_most_280_launches():
+def test_a_step_of_ntu60_is_at_most_303_launches():
     costs = cost_model.step_costs(presets.load("ntu60"), joints=25, tracks=128, empty=52)
-    assert costs["step"]["sum"]["launches"] <= 280
+    assert costs["step"]["sum"]["launches"] <= 303
 
 
 @pytest.mark.parametrize(
