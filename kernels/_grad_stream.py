@@ -102,6 +102,7 @@ def _grad_normed_kernel(
     grad_out_ptr,
     weight_ptr,
     result_ptr,
+    sums_ptr,
     num_rows,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -109,8 +110,13 @@ def _grad_normed_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """result [m, d] = grad_out [m, e] @ weight [e, d] for a tile of rows."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """result [m, d] = grad_out [m, e] @ weight [e, d] for a tile of rows; sums [programs, e]: of grad_out's rows.
+
+    Sums are a product with ones, too: with a user that reads grad_out into registers the compiler leaves out the buffer
+    that a product still reads while the copy after next begins.
+    """
+    program = tl.program_id(0)
+    m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     in_m, in_d = m < num_rows, d < D
     row = m.to(tl.int64)
@@ -120,7 +126,15 @@ def _grad_normed_kernel(
         in_e = e < E
         g = tl.load(grad_out_ptr + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)
         w = tl.load(weight_ptr + e[:, None] * D + d[None, :], mask=in_e[:, None] & in_d[None, :], other=0.0)  # [e, d]
-        acc = tl.dot(g.to(weight_ptr.dtype.element_ty), w, acc, input_precision="ieee")
+        g = g.to(weight_ptr.dtype.element_ty)
+        acc = tl.dot(g, w, acc, input_precision="ieee")
+        if sums_ptr is not None:
+            sums = tl.dot(
+                tl.trans(g), tl.full([BLOCK_M, 16], 1.0, tl.float32).to(g.dtype), input_precision="ieee"
+            )  # [e, 16 times]
+            column = tl.arange(0, 16)[None, :]
+            to_ptr = sums_ptr + program.to(tl.int64) * E + e[:, None] + 0 * column
+            tl.store(to_ptr, sums, mask=in_e[:, None] & (column == 0))
     tl.store(result_ptr + row[:, None] * D + d[None, :], acc, mask=in_m[:, None] & in_d[None, :])
 
 
@@ -179,8 +193,9 @@ def grad_stream(
     norm: tuple[Tensor, Tensor, Tensor | None],
     weight: Tensor,
     past: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The stream's gradient, as x, and the shares of the norm's bias and weight, float32 [programs, 3, D] (last 0).
+    sums: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The stream's gradient, as x; shares of the norm's bias and weight [programs, 3, D], last 0; of the map's bias.
 
     Args:
         op: whose table names the configurations (``grad_normed``, ``grad_rows``).
@@ -189,15 +204,16 @@ def grad_stream(
         norm: mean [rows], rstd [rows], weight [D]; weight None: there is no norm, and no shares.
         weight: [E, D]; its dtype is that of the matrix operands.
         past: [rows, D], added behind a norm; None: nothing is.
+        sums: whether there are shares of the map's bias, [programs, E]; shares are float32.
     """
     (num_rows, D), E = x.shape, weight.shape[0]
     options = configuration(op, "grad_normed", x.device, dtype=dtype_name(weight.dtype), rows=num_rows, D=D, E=E)
     grad_x = torch.empty_like(x)
     product = grad_x if norm[2] is None else torch.empty(num_rows, D, dtype=weight.dtype, device=x.device)
-    grid = (cdiv(num_rows, options["BLOCK_M"]),)
-    launch(
-        _grad_normed_kernel, grid, grad_out, weight, product, num_rows, D=D, E=E, BLOCK_D=next_power_of_2(D), **options
-    )
+    programs = cdiv(num_rows, options["BLOCK_M"])
+    by_bias = torch.empty(programs, E, dtype=torch.float32, device=x.device) if sums else None
+    arguments = (grad_out, weight, product, by_bias, num_rows)
+    launch(_grad_normed_kernel, (programs,), *arguments, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
     if norm[2] is None:
-        return grad_x, None
-    return grad_x, grad_rows(op, past, product, x, *norm, None, None, grad_x, None)
+        return grad_x, None, by_bias
+    return grad_x, grad_rows(op, past, product, x, *norm, None, None, grad_x, None), by_bias

@@ -113,12 +113,12 @@ def _grad_weight_kernel(
     tile, split = tl.program_id(0), tl.program_id(1)
     if tl.program_id(2) == 0:
         weight_share(
-            grad_hidden_ptr, rows_ptr, partial1_ptr, None, tile, split, num_rows, E, D, rows_a_split,
+            grad_hidden_ptr, rows_ptr, partial1_ptr, tile, split, num_rows, E, D, rows_a_split,
             OPERAND, False, FAST_GELU, BLOCK_M, BLOCK_E, BLOCK_D,
         )  # fmt: skip
     else:
         weight_share(
-            upstream_ptr, hidden_ptr, partial2_ptr, None, tile, split, num_rows, D, E, rows_a_split, OPERAND, True,
+            upstream_ptr, hidden_ptr, partial2_ptr, tile, split, num_rows, D, E, rows_a_split, OPERAND, True,
             FAST_GELU, BLOCK_M, BLOCK_D, BLOCK_E,
         )  # fmt: skip
 
@@ -171,7 +171,8 @@ def backward(
     launch(_grad_hidden_kernel, (programs,), *arguments, **sizes, **options)
 
     past = None if norm_weight is None else grad_out
-    grad_x, norm_sums = grad_stream("mlp", grad_hidden, x, (mean, rstd, norm_weight), weight1, past)
+    norm = (mean, rstd, norm_weight)
+    grad_x, norm_sums, _ = grad_stream("mlp", grad_hidden, x, norm, weight1, past, sums=False)
 
     options = configuration("mlp", "grad_weight", device, dtype=dtype_name(operand), rows=num_rows, D=D, E=E)
     splits, split_rows = rows_a_split(num_rows, options.pop("SPLITS"), options["BLOCK_M"])

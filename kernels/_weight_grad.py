@@ -1,8 +1,8 @@
 """The gradient of a linear map's weight: left^T @ right over all rows, in a fixed order.
 
 Reads both matrices once for each tile of the other's columns, writes float32 partial sums, one for each split of the
-rows, which `_finish` adds up in order: no atomics, the same bits every time. Bound by the
-second-level cache where both matrices are a few hundred columns wide.
+rows, which `_finish` adds up in order: no atomics, the same bits every time. Bound by the second-level cache where both
+matrices are a few hundred columns wide.
 """
 
 from __future__ import annotations
@@ -18,27 +18,17 @@ from s2vfast.kernels._launch import cdiv, configuration, dtype_name, launch
 
 @triton.jit
 def weight_share(
-    left_ptr, right_ptr, partial_ptr, partial_sum_ptr, tile, split, num_rows, R, C, rows_a_split, OPERAND: tl.constexpr,
+    left_ptr, right_ptr, partial_ptr, tile, split, num_rows, R, C, rows_a_split, OPERAND: tl.constexpr,
     GELU: tl.constexpr, FAST_GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one split: partial[split] = left[rows]^T @ right[rows], float32.
-
-    Where GELU, right is GELU of what is there. With partial_sum: the columns' sums of left[rows].
-    """
+    """One tile of one split: partial[split] = left[rows]^T @ right[rows], float32; where GELU, of GELU of right."""
     tiles_c = tl.cdiv(C, BLOCK_C)
     r = tile // tiles_c * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tile % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
     in_r, in_c = r < R, c < C
     acc = tl.zeros([BLOCK_R, BLOCK_C], dtype=tl.float32)
-    total = tl.zeros([BLOCK_R], dtype=tl.float32)
     begin = split * rows_a_split
     end = tl.minimum(begin + rows_a_split, num_rows)
-    if partial_sum_ptr is not None:
-        # What is summed is loaded twice: with two users of one load the compiler leaves out the buffer that a product
-        # still reads while the copy after next begins.
-        m0 = begin + tl.arange(0, BLOCK_M)
-        first = m0.to(tl.int64)[:, None] * R + r[None, :]
-        again = tl.load(left_ptr + first, mask=(m0 < end)[:, None] & in_r[None, :], other=0.0)
     for start in range(begin, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_m = m < end
@@ -49,16 +39,9 @@ def weight_share(
             b = b.to(tl.float32)
             cdf, _ = normal_distribution(b, FAST_GELU)
             b *= cdf
-        if partial_sum_ptr is not None:
-            total += tl.sum(again.to(tl.float32), axis=0)
-            at = (row + BLOCK_M)[:, None] * R + r[None, :]  # an iteration ahead
-            again = tl.load(left_ptr + at, mask=(m + BLOCK_M < end)[:, None] & in_r[None, :], other=0.0)
         acc += tl.dot(tl.trans(a.to(OPERAND)), b.to(OPERAND), input_precision="ieee")
     to = split.to(tl.int64) * R * C + r[:, None].to(tl.int64) * C + c[None, :]
     tl.store(partial_ptr + to, acc, mask=in_r[:, None] & in_c[None, :])
-    if partial_sum_ptr is not None:
-        if tile % tiles_c == 0:
-            tl.store(partial_sum_ptr + split * R + r, total, mask=in_r)
 
 
 @triton.jit
@@ -66,7 +49,6 @@ def _weight_grad_kernel(
     left_ptr,
     right_ptr,
     partial_ptr,
-    partial_sum_ptr,
     num_rows,
     R,
     C,
@@ -78,8 +60,8 @@ def _weight_grad_kernel(
 ):
     """`weight_share` of a program's tile and split."""
     weight_share(
-        left_ptr, right_ptr, partial_ptr, partial_sum_ptr, tl.program_id(0), tl.program_id(1), num_rows, R, C,
-        rows_a_split, OPERAND, False, False, BLOCK_M, BLOCK_R, BLOCK_C,
+        left_ptr, right_ptr, partial_ptr, tl.program_id(0), tl.program_id(1), num_rows, R, C, rows_a_split, OPERAND,
+        False, False, BLOCK_M, BLOCK_R, BLOCK_C,
     )  # fmt: skip
 
 
@@ -89,46 +71,23 @@ def rows_a_split(num_rows: int, splits: int, block: int) -> tuple[int, int]:
     return splits, cdiv(cdiv(num_rows, splits), block) * block
 
 
-def weight_grad(
-    op: str,
-    left: Tensor,
-    right: Tensor,
-    operand: torch.dtype,
-    column_sums: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """left^T @ right, and the sums of left's columns: of every split of the rows, float32.
+def weight_grad(op: str, left: Tensor, right: Tensor, operand: torch.dtype) -> Tensor:
+    """left^T @ right of every split of the rows, float32 [splits, R, C].
 
     Args:
         op: whose table names the configuration (``weight_grad``).
         left: [rows, R], contiguous.
         right: [rows, C], contiguous.
         operand: dtype of the matrix operands.
-        column_sums: whether the sums are wanted.
-
-    Returns:
-        [splits, R, C], and [splits, R] or None.
     """
     (num_rows, R), C = left.shape, right.shape[1]
     options = configuration(op, "weight_grad", left.device, dtype=dtype_name(operand), rows=num_rows, R=R, C=C)
     splits, rows = rows_a_split(num_rows, options.pop("SPLITS"), options["BLOCK_M"])
     partial = torch.empty(splits, R, C, dtype=torch.float32, device=left.device)
-    sums = torch.empty(splits, R, dtype=torch.float32, device=left.device) if column_sums else None
     grid = (cdiv(R, options["BLOCK_R"]) * cdiv(C, options["BLOCK_C"]), splits)
-    launch(
-        _weight_grad_kernel,
-        grid,
-        left,
-        right,
-        partial,
-        sums,
-        num_rows,
-        R,
-        C,
-        rows,
-        OPERAND=triton_dtype(operand),
-        **options,
-    )
-    return partial, sums
+    arguments = (left, right, partial, num_rows, R, C, rows)
+    launch(_weight_grad_kernel, grid, *arguments, OPERAND=triton_dtype(operand), **options)
+    return partial
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -275,7 +275,7 @@ def backward(
         operand = torch.empty(num_rows, D, dtype=projection.dtype, device=device)
         arguments = (*grads, projection, gamma, grad_residual, grad_branch, operand, partial, num_rows)
         launch(_grad_project_kernel, (programs,), *arguments, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
-        by_projection, _ = weight_grad("add_norm", operand, branch, projection.dtype)  # [splits, D, E]
+        by_projection = weight_grad("add_norm", operand, branch, projection.dtype)  # [splits, D, E]
     summed, scaled = partial[:, 2], None
     sums = [
         None if weight is None else Sum(partial[:, 1], weight.dtype),

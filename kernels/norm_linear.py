@@ -135,8 +135,9 @@ def backward(
         weight: [E, D].
         bias: [E], or None.
     """
-    grad_x, partial = grad_stream("norm_linear", grad_out, x, (mean, rstd, norm_weight), weight)
-    by_weight, by_bias = weight_grad("norm_linear", grad_out, rows, weight.dtype, column_sums=bias is not None)
+    norm = (mean, rstd, norm_weight)
+    grad_x, partial, by_bias = grad_stream("norm_linear", grad_out, x, norm, weight, sums=bias is not None)
+    by_weight = weight_grad("norm_linear", grad_out, rows, weight.dtype)
     sums = [
         Sum(partial[:, 1], norm_weight.dtype),
         Sum(partial[:, 0], norm_bias.dtype),
