@@ -15,6 +15,7 @@ is done is left alone.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -34,7 +35,7 @@ import torch
 
 from benchmarks import _results
 from benchmarks._program import progress, replaced
-from s2vfast import errors
+from s2vfast import errors, presets
 from s2vfast.evaluate import table as evaluation
 
 OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
@@ -81,6 +82,15 @@ class Task:
     def command(self) -> list[str]:
         """As it is run."""
         return [sys.executable, "-m", "s2vfast", *self.words]
+
+    @property
+    def what(self) -> dict[str, str]:
+        """The command, and a hash of the preset that it names: what has to be equal for a task to be the same."""
+        said = {"command": shlex.join(self.words)}
+        if "--config" in self.words:
+            preset = presets.read(self.words[self.words.index("--config") + 1])
+            said["preset"] = hashlib.sha256(json.dumps(preset, sort_keys=True).encode()).hexdigest()[:12]
+        return said
 
 
 def objectives_of(method: str) -> dict[str, tuple[str, ...]]:
@@ -180,9 +190,9 @@ class Runner:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def done(self, task: Task) -> bool:
-        """Whether the same command has ended well."""
+        """Whether the same command has ended well, with the same preset."""
         mark = self.logs / f"{task.name}.done"
-        return mark.is_file() and json.loads(mark.read_text("utf-8"))["command"] == shlex.join(task.words)
+        return mark.is_file() and task.what.items() <= json.loads(mark.read_text("utf-8")).items()
 
     def origins(self, todo: Sequence[Task]) -> dict[str, Any]:
         """Commits that did what is done, in order, and the last day."""
@@ -232,7 +242,7 @@ class Runner:
                 last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
                 raise errors.TrainingError(f"{name}: exit code {code}: {last} ({log})")
             commit, date = _results.origin()
-            mark = {"command": shlex.join(tasks_by_name[name].words), "commit": commit, "date": date}
+            mark = {**tasks_by_name[name].what, "commit": commit, "date": date}
             (self.logs / f"{name}.done").write_text(json.dumps(mark | {"cpu_seconds": seconds}), "utf-8")
             progress(f"{name}: done in {seconds:.0f} CPU s; {count} wait, {len(self.running)} run")
 

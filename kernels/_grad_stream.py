@@ -193,7 +193,8 @@ def grad_stream(
     norm: tuple[Tensor, Tensor, Tensor | None],
     weight: Tensor,
     past: Tensor | None = None,
-    sums: bool = True,
+    *,
+    sums: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The stream's gradient, as x; shares of the norm's bias and weight [programs, 3, D], last 0; of the map's bias.
 
@@ -215,5 +216,6 @@ def grad_stream(
     arguments = (grad_out, weight, product, by_bias, num_rows)
     launch(_grad_normed_kernel, (programs,), *arguments, D=D, E=E, BLOCK_D=next_power_of_2(D), **options)
     if norm[2] is None:
+        assert past is None, "nothing comes past a norm that is not there"
         return grad_x, None, by_bias
     return grad_x, grad_rows(op, past, product, x, *norm, None, None, grad_x, None), by_bias

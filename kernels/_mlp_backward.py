@@ -1,4 +1,4 @@
-"""The MLP branch's backward pass, from what the forward pass has left: three matrix products and their sums.
+"""The MLP branch's backward pass, from what the forward pass has left: four matrix products and their sums.
 
 One launch takes the incoming gradient through fc2 and GELU and writes it; `_grad_stream` takes that through fc1 and the
 norm in two; one makes both weights' gradients, where programs own a tile and go through a share of the rows; and
@@ -85,7 +85,8 @@ def _grad_hidden_kernel(
         grad_a = times_slice(rows, weight2_ptr, 1, E, e, in_e, m, in_m, D, BLOCK_M, BLOCK_D, BLOCK_E, BLOCK_K)  # [m, e]
         cdf, pdf = normal_distribution(h, FAST_GELU)
         grad_h = grad_a * (cdf + h * pdf)
-        # 16 rows of a product are one warp's: their sums need no other, and no shared memory.
+        # 16 rows of a product are one warp's: their sums need no other, and no shared memory. Summed here, where the
+        # gradient is in registers: behind it, as `_grad_stream` does, it would be a product more.
         sums = tl.sum(tl.reshape(grad_h, [BLOCK_M // 16, 16, BLOCK_E]), axis=1)
         tl.store(sums_ptr + group.to(tl.int64)[:, None] * E + e[None, :], sums, mask=in_e[None, :])
         tl.store(grad_hidden_ptr + to, grad_h, mask=in_m[:, None] & in_e[None, :])

@@ -1,9 +1,9 @@
 """The teacher's contextual features: every hidden state normalised, their mean, its layer norm; masked tokens alone.
 
 ``instance`` normalises over the tokens of a track. Where a program has room for all of them, it reads each state once,
-a few channels of a track, and writes their mean; a second kernel normalises its masked rows. Longer tracks are
-read twice: for mean and deviation of every channel, and, masked rows alone, for the target. ``layer`` needs the second
-kernel alone. Bound by bandwidth.
+a few channels of a track, and writes their mean; a second kernel normalises its masked rows. Longer tracks, and one or
+two states, are read twice: for mean and deviation of every channel, and, masked rows alone, for the target. ``layer``
+needs the second kernel alone. Bound by bandwidth.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def _average_kernel(
     state_ptrs, out_ptr, L, eps, COUNT: tl.constexpr, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """The mean over states, each normalised over the tokens of a track: a tile of channels of one track."""
-    n = tl.program_id(1).to(tl.int64)
-    token, d = tl.arange(0, BLOCK_L), tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    tiles: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    n = (tl.program_id(0) // tiles).to(tl.int64)
+    token, d = tl.arange(0, BLOCK_L), tl.program_id(0) % tiles * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (token < L)[:, None] & (d < D)[None, :]
     at = (n * L + token[:, None]) * D + d[None, :]
     total = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
@@ -149,11 +150,12 @@ def forward(states: list[Tensor], masked: Tensor | None, norm: str, eps: float) 
     U = L if masked is None else masked.shape[1]
     out = torch.empty(N, U, D, dtype=dtype, device=device)
     mean = rstd = None
-    if norm == "instance" and L <= _MOST_TOKENS:
+    if norm == "instance" and L <= _MOST_TOKENS and len(states) > 2:  # one or two are read twice in less
         options = configuration("teacher_target", "average", device, dtype=dtype_name(dtype), D=D, L=L)
         average = torch.empty(N, L, D, dtype=torch.float32, device=device)
         sizes = {"COUNT": len(states), "D": D, "BLOCK_L": next_power_of_2(L)}
-        launch(_average_kernel, (cdiv(D, options["BLOCK_D"]), N), tuple(states), average, L, eps, **sizes, **options)
+        grid = (cdiv(D, options["BLOCK_D"]) * N,)
+        launch(_average_kernel, grid, tuple(states), average, L, eps, **sizes, **options)
         states = [average]
     elif norm == "instance":
         mean, rstd = (torch.empty(len(states), N, D, dtype=torch.float32, device=device) for _ in range(2))

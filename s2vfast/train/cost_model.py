@@ -102,7 +102,7 @@ class Plan:
         if shared:
             yield Line("teacher", "tracks with a body", bytes=2 * self._clip() * tracks, launches=LAUNCHES["share"])
             yield Line("target", "rows of tracks", bytes=2 * target_rows * D * STREAM, launches=LAUNCHES["share"])
-        # Each state, and their mean, written and read (tracks of more than 1,024 tokens: each state twice).
+        # Each state, and their mean, written and read (layer norms and tracks above 1,024 tokens: less, more).
         moved = ((self.config.objective.top_k + 1) * rows + 2 * target_rows) * D * STREAM
         yield Line("target", "teacher_target", bytes=moved, launches=LAUNCHES["teacher_target"])
 

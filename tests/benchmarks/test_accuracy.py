@@ -216,6 +216,17 @@ def test_cpu_time_is_that_of_all_tries(tmp_path):
     assert json.loads((runner.logs / "a.done").read_text())["cpu_seconds"] > first + 0.3
 
 
+def test_what_another_preset_has_made_is_not_done(tmp_path):
+    runner = accuracy.Runner(tmp_path, 1)
+    task = accuracy.Task("a", ["pretrain", "--config", "nwucla"])
+    mark = runner.logs / "a.done"
+    assert not runner.done(task)
+    mark.write_text(json.dumps({**task.what, "commit": "c", "date": "d"}))
+    assert runner.done(task)
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"preset": "000000000000"}))
+    assert not runner.done(task)
+
+
 def test_the_committed_page_is_what_was_measured():
     records = json.loads(Path(PAGE).with_suffix(".json").read_text())
     for method, made in records.items():

@@ -13,12 +13,13 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from s2vfast import inputs, ops, verify
 from s2vfast.inputs import SHAPES
-from s2vfast.kernels import _launch, emulator
+from s2vfast.kernels import _launch, emulator, teacher_target
 from s2vfast.reference.add_norm import add_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -47,8 +48,8 @@ def compared(arch, dtype, shape, op, impl):
 # One split for all rows, and so many keys that every stage of copies is used again.
 LONG = {
     "attention": ("N=1,L=330,D=32,H=1", {}),
-    "norm_linear": ("N=1,L=330,D=32,H=1,E=32", {"weight_grad": {"BLOCK_M": 32, "SPLITS": 1}}),
-    "mlp": ("N=1,L=330,D=32,H=1,E=32", {"grad_weight": {"BLOCK_M": 32, "BLOCK_D": 64, "BLOCK_E": 64, "SPLITS": 1}}),
+    "norm_linear": ("N=1,L=330,D=128,H=1", {"weight_grad": {"BLOCK_M": 32, "SPLITS": 1}}),
+    "mlp": ("N=1,L=330,D=32,H=1,E=384", {"grad_weight": {"BLOCK_M": 32, "BLOCK_D": 64, "BLOCK_E": 64, "SPLITS": 1}}),
 }
 
 
@@ -66,18 +67,22 @@ def long():
 LARGE = {"BLOCK_M": 128, "num_warps": 8}
 LARGE_TILES = (
     ("norm_linear", "forward", LARGE | {"BLOCK_E": 64, "num_stages": 3}),
+    ("norm_linear", "grad_normed", LARGE | {"BLOCK_E": 64, "num_stages": 3}),
     ("mlp", "forward", LARGE | {"BLOCK_E": 32, "num_stages": 3}),
-    ("mlp", "grad_hidden", LARGE | {"BLOCK_E": 32, "num_stages": 2}),
+    ("mlp", "grad_hidden", LARGE | {"BLOCK_E": 32, "num_stages": 1}),
+    ("mlp", "grad_normed", LARGE | {"BLOCK_E": 64, "num_stages": 3}),
 )
 
 
 def tiles():
-    """As `agree`: of tiles that only launches of many rows take; and rows without a norm, which `verify` has not."""
-    shape = SHAPES["tiny"].with_sizes("N=1,L=150,D=64,E=96")
+    """As `agree`: tiles of launches of many rows; long tracks; rows without a norm, which `verify` has not."""
+    shape = SHAPES["tiny"].with_sizes("N=1,L=150,D=64,E=384")
     with contextlib.ExitStack() as stack:
         for op, kernel, options in LARGE_TILES:
             stack.enter_context(_launch.override(op, kernel, **options))
         result = {op: compared(90, torch.bfloat16, shape, op, "triton") for op in ("norm_linear", "mlp")}
+    with mock.patch.object(teacher_target, "_MOST_TOKENS", 100):
+        result["teacher_target"] = compared(90, torch.bfloat16, shape, "teacher_target", "triton")
     arguments = inputs.inputs("add_norm", SHAPES["tiny"].with_sizes("N=1,L=70,D=160"), dtype=torch.bfloat16)
     arguments |= {"weight": None, "bias": None}
     exact, _ = add_norm(**{name: v.double() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()})
