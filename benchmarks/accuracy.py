@@ -86,11 +86,11 @@ class Task:
     @property
     def what(self) -> dict[str, str]:
         """The command, and a hash of the preset that it names: what has to be equal for a task to be the same."""
-        said = {"command": shlex.join(self.words)}
+        facts = {"command": shlex.join(self.words)}
         if "--config" in self.words:
             preset = presets.read(self.words[self.words.index("--config") + 1])
-            said["preset"] = hashlib.sha256(json.dumps(preset, sort_keys=True).encode()).hexdigest()[:12]
-        return said
+            facts["preset"] = hashlib.sha256(json.dumps(preset, sort_keys=True).encode()).hexdigest()[:12]
+        return facts
 
 
 def objectives_of(method: str) -> dict[str, tuple[str, ...]]:
