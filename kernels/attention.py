@@ -194,7 +194,7 @@ def _from_keys(
     k = _load(keys_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     v = _load(values_ptr, start, stride, L, WIDTH, BLOCK_N, BLOCK_W, TAIL)  # [n, w]
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    grad_p = tl.dot(g, tl.trans(v), input_precision="ieee")
+    grad_p = tl.dot(g, tl.trans(v), input_precision="ieee")  # beside the scores, and not behind the exponentials
     p = tl.exp2(scores - lse_log2[:, None])  # [m, n]
     if TAIL:
         # A key that is not there has score 0, which may be far above all that are: infinity, times a key of 0.
@@ -296,6 +296,7 @@ def _grad_keys_kernel(
         lse_log2 = tl.load(stats_ptr + m, mask=m < L, other=0.0)
         delta = tl.load(stats_ptr + L + m, mask=m < L, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [n, m]
+        # Before the exponentials, which need not be held in float32 while the product runs: 128 keys then do not spill.
         grad_p = tl.dot(v, tl.trans(g), input_precision="ieee")
         p = tl.exp2(scores - lse_log2[None, :])
         grad_s = p * (grad_p - delta[None, :])

@@ -20,6 +20,16 @@ _MOST_TOKENS = 1024
 
 
 @triton.jit
+def _state(state_ptrs, which, COUNT: tl.constexpr):
+    """The pointer of a state whose number is known when the kernel runs."""
+    state_ptr = state_ptrs[0]
+    for i in tl.static_range(1, COUNT):
+        if which == i:
+            state_ptr = state_ptrs[i]
+    return state_ptr
+
+
+@triton.jit
 def _statistics_kernel(
     state_ptrs,
     mean_ptr,
@@ -36,10 +46,7 @@ def _statistics_kernel(
     Tiles are joined by the formula of Chan et al. (1979), which stays exact where the mean is large.
     """
     which = tl.program_id(2)
-    state_ptr = state_ptrs[0]
-    for i in tl.static_range(1, COUNT):
-        if which == i:
-            state_ptr = state_ptrs[i]
+    state_ptr = _state(state_ptrs, which, COUNT)
     n = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_d = d < D
@@ -73,11 +80,7 @@ def _average_kernel(
     at = (n * L + token[:, None]) * D + d[None, :]
     total = tl.zeros([BLOCK_L, BLOCK_D], dtype=tl.float32)
     for i in tl.range(0, COUNT, num_stages=2):
-        state_ptr = state_ptrs[0]
-        for j in tl.static_range(1, COUNT):
-            if i == j:
-                state_ptr = state_ptrs[j]
-        x = tl.load(state_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(_state(state_ptrs, i, COUNT) + at, mask=inside, other=0.0).to(tl.float32)
         centred = tl.where(inside, x - (tl.sum(x, axis=0) / L)[None, :], 0.0)
         total += centred * (1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / L + eps))[None, :]
     tl.store(out_ptr + at, total / COUNT, mask=inside)
