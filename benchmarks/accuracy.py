@@ -15,27 +15,20 @@ is done is left alone.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
-import os
-import resource
-import shlex
-import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import _results
-from benchmarks._program import progress, replaced
-from s2vfast import errors, presets
+from benchmarks._commands import Runner, Task
+from benchmarks._program import replaced
+from s2vfast import errors
 from s2vfast.evaluate import table as evaluation
 
 OBJECTIVES = ("skeletonmae", "mamp", "skeleton2vec")
@@ -64,33 +57,12 @@ OWN = {"skeattnclr": ("mean",), "hitrs": ("mean",), "vicreg": ("mean", "statisti
 """Objectives with a preset and a network of their own, and how their features are read."""
 SINGLE = {"vicreg": ("joint", "bone", "motion", "bone_motion")}
 """Objectives whose network makes its own streams, which are then also trained one by one, and their scores added."""
+SUMMED = {"first weights": "--untrained ", "trained": ""}
+"""Of which weights these are added, and the option that says so."""
 RECIPES = {"vicreg": "convolutions"}
 """Recipes of fine-tuning; of others it is nwucla."""
 METHODS = ("objectives", *OWN, *STREAMS)
 ENSEMBLES = {"equal": "equal weights", "folds": "weights of folds"}
-
-
-@dataclass(frozen=True)
-class Task:
-    """A command, and those whose results it needs."""
-
-    name: str
-    words: list[str]
-    after: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> list[str]:
-        """As it is run."""
-        return [sys.executable, "-m", "s2vfast", *self.words]
-
-    @property
-    def what(self) -> dict[str, str]:
-        """The command, and a hash of the preset that it names: what has to be equal for a task to be the same."""
-        facts = {"command": shlex.join(self.words)}
-        if "--config" in self.words:
-            preset = presets.read(self.words[self.words.index("--config") + 1])
-            facts["preset"] = hashlib.sha256(json.dumps(preset, sort_keys=True).encode()).hexdigest()[:12]
-        return facts
 
 
 def objectives_of(method: str) -> dict[str, tuple[str, ...]]:
@@ -130,19 +102,20 @@ def tasks(store: Path, out: Path, config: str, seeds: int, method: str = "object
         for single, stream in zip(runs, SINGLE.get(method, ()), strict=True):
             words = [*train.split(), "--model.streams", f"[{stream}]"]
             todo.append(Task(single, [*words, "--data", str(store), "--out", str(out / single)]))
-        if runs:
-            how = f"--protocol linear {POOLS['whitened']} --out {summed(out, method, seed)}"
-            command = ["evaluate", "--ensemble", *(str(out / single) for single in runs), *how.split()]
-            todo.append(Task(f"{method}-summed-{seed}", command, after=runs))
+        for what, words in SUMMED.items() if runs else ():
+            path = summed(out, method, what, seed)
+            how = f"{words}--protocol linear {POOLS['whitened']} --out {path}".split()
+            todo.append(Task(path.stem, ["evaluate", "--ensemble", *(str(out / run) for run in runs), *how], runs))
     if method not in OWN:
         run = f"{OBJECTIVES[-1]}-1"
         todo.append(Task(FLOOR, floor_words(out / run, out, seeds), after=(run,)))
     return todo
 
 
-def summed(out: Path, method: str, seed: int) -> Path:
-    """Results of the streams of a method, one by one and added."""
-    return out / "evaluated" / f"{method}-summed-{seed}.json"
+def summed(out: Path, method: str, what: str, seed: int) -> Path:
+    """Results of the streams of a method, one by one and added; ``what`` is one of `SUMMED`."""
+    name = method if what == "trained" else baseline("untrained", method)
+    return out / "evaluated" / f"{name}-summed-{seed}.json"
 
 
 def recogniser_tasks(method: str, store: Path, out: Path, config: str, seeds: int) -> list[Task]:
@@ -176,89 +149,6 @@ def floor_words(run: Path, out: Path, seeds: int) -> list[str]:
     return ["evaluate", str(run), *f"--protocol floor --seed 1 --repeats {seeds} --out".split(), str(results)]
 
 
-class Runner:
-    """Tasks side by side, each on one thread, each with a log of its own.
-
-    Args:
-        out: the folder of runs; logs and what was done by which commit lie in ``out/logs``.
-        jobs: how many at a time.
-    """
-
-    def __init__(self, out: Path, jobs: int) -> None:
-        self.logs, self.jobs = out / "logs", jobs
-        self.logs.mkdir(parents=True, exist_ok=True)
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def done(self, task: Task) -> bool:
-        """Whether the same command has ended well, with the same preset."""
-        mark = self.logs / f"{task.name}.done"
-        return mark.is_file() and task.what.items() <= json.loads(mark.read_text("utf-8")).items()
-
-    def origins(self, todo: Sequence[Task]) -> dict[str, Any]:
-        """Commits that did what is done, in order, and the last day."""
-        marks = [json.loads((self.logs / f"{task.name}.done").read_text("utf-8")) for task in todo]
-        return {"commits": sorted({mark["commit"] for mark in marks}), "date": max(mark["date"] for mark in marks)}
-
-    def run(self, todo: Sequence[Task]) -> None:
-        """Do all that is not done; raises `TrainingError` with the last line of what failed."""
-        waiting = [task for task in todo if not self.done(task)]
-        progress(f"{len(todo) - len(waiting)} of {len(todo)} commands were done before")
-        try:
-            while waiting or self.running:
-                names = {task.name for task in waiting} | set(self.running)
-                for task in list(waiting):
-                    if len(self.running) < self.jobs and not names.intersection(task.after):
-                        waiting.remove(task)
-                        self.start(task)
-                time.sleep(0.5)
-                self.collect({task.name: task for task in todo}, len(waiting))
-        except BaseException:
-            for process in self.running.values():
-                process.send_signal(signal.SIGINT)  # each saves what it has
-            for name, process in self.running.items():
-                self.cpu_seconds(name, process.wait)
-            raise
-
-    def start(self, task: Task) -> None:
-        """Start a task."""
-        progress(f"{task.name}: s2vfast {shlex.join(task.words)}")
-        log = (self.logs / f"{task.name}.log").open("ab")
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        # A group of its own: Ctrl-C is passed on once, not twice.
-        self.running[task.name] = subprocess.Popen(
-            task.command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=_results.ROOT, start_new_session=True
-        )
-        log.close()
-
-    def collect(self, tasks_by_name: dict[str, Task], count: int) -> None:
-        """Take note of what has ended."""
-        for name, process in list(self.running.items()):
-            code, seconds = self.cpu_seconds(name, process.poll)
-            if code is None:
-                continue
-            del self.running[name]
-            log = self.logs / f"{name}.log"
-            if code:
-                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
-                raise errors.TrainingError(f"{name}: exit code {code}: {last} ({log})")
-            commit, date = _results.origin()
-            mark = {**tasks_by_name[name].what, "commit": commit, "date": date}
-            (self.logs / f"{name}.done").write_text(json.dumps(mark | {"cpu_seconds": seconds}), "utf-8")
-            progress(f"{name}: done in {seconds:.0f} CPU s; {count} wait, {len(self.running)} run")
-
-    def cpu_seconds(self, name: str, reap: Callable[[], int | None]) -> tuple[int | None, float]:
-        """What ``reap`` returns of a task's process, and the CPU seconds of all tries that have ended."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = reap()  # of this process alone, so that what is new is its
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        path = self.logs / f"{name}.cpu"
-        seconds = float(path.read_text("utf-8")) if path.is_file() else 0.0
-        if code is not None:
-            seconds = round(seconds + after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
-            path.write_text(f"{seconds}", "utf-8")
-        return code, seconds
-
-
 def read(path: Path, select: Callable[[dict[str, Any]], Any]) -> Any:
     """What ``select`` takes of an evaluation's results."""
     try:
@@ -285,13 +175,13 @@ def collected(out: Path, seeds: int, method: str = "objectives") -> dict[str, di
     return top1
 
 
-def stream_rows(out: Path, seeds: int, method: str) -> dict[str, list[float]]:
-    """Top-1 in per cent of every seed, by stream and of their sum."""
-    rows: dict[str, list[float]] = {}
-    for seed in range(1, seeds + 1):
-        results = read(summed(out, method, seed), lambda results: {"runs": results["runs"], "top1": results["top1"]})
-        for one in [*results["runs"], {"stream": "scores added", "top1": results["top1"]}]:
-            rows.setdefault(one["stream"], []).append(round(one["top1"], 2))
+def stream_rows(out: Path, seeds: int, method: str) -> dict[str, dict[str, list[float]]]:
+    """Top-1 in per cent of every seed, by stream and of their sum, and by `SUMMED`."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for seed, what in itertools.product(range(1, seeds + 1), SUMMED):
+        runs, top1 = read(summed(out, method, what, seed), lambda results: (results["runs"], results["top1"]))
+        for one in [*runs, {"stream": "scores added", "top1": top1}]:
+            rows.setdefault(one["stream"], {}).setdefault(what, []).append(round(one["top1"], 2))
     return rows
 
 
@@ -347,9 +237,11 @@ def section(method: str, records: dict[str, Any]) -> str:
         floor = "".join(f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("floor", {}).items())
         floor = f"| no learning | top-1 |\n|---|---|\n{floor}\n" if floor else ""
         streams = "".join(
-            f"| {name} | {mean_and_std(values)} |\n" for name, values in record.get("streams", {}).items()
+            f"| {name} | {' | '.join(mean_and_std(row[what]) for what in SUMMED)} |\n"
+            for name, row in record.get("streams", {}).items()
         )
-        streams = f"\n| stream, an encoder each | ridge, whitened |\n|---|---|\n{streams}" if streams else ""
+        head = f"| ridge, whitened: a stream, an encoder each | {' | '.join(SUMMED)} |\n|---|---|---|\n"
+        streams = f"\n{head}{streams}" if streams else ""
         return f"{floor}{table(record['top1'])}\n{streams}\n{origin_note(record)}"
     first = dict(list(objectives["floor"].items())[:1])
     if supervised := objectives["top1"].get("supervised"):

@@ -71,6 +71,8 @@ class FinetuneConfig(Section):
     """data.sampling of the fine-tuned run; null: that of pretraining."""
     shift: float | None = option(None, ge=0)
     """data.shift of the fine-tuned run (point clouds); null: that of pretraining."""
+    rotate: tuple[float, float, float] | None = None
+    """data.rotate of the fine-tuned run (skeletons), in radians; null: that of pretraining."""
     noise: bool = False
     """As objective.noise of classify: the network's own dropout, in place of drop_path."""
     frozen_norms: bool = False
@@ -138,6 +140,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "drop_path": 0.0,
         "dropout": 0.5,
         "hidden": 256,
+        "rotate": (0.3, 1.2, 0.3),
     },
     "skeattnclr": {
         **_PLAIN,
@@ -174,7 +177,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores.
-``convolutions``: the same of a network of that name, which has learned small data by heart sooner.
+``convolutions``: the same of a network of that name, which has learned small data by heart sooner, on clips that are
+turned more than in pretraining.
 ``msr_finetune``: the same of point clouds, whose clips cover the whole recording.
 ``skeattnclr``, ``hitrs``: what their authors did. SkeAttnCLR's rate was from 0.003 to 0.05, by stream and number of
 labels."""
@@ -237,7 +241,8 @@ def run_config(config: Config, options: FinetuneConfig, *, sequences: int | None
     if sequences is not None:
         values[TrainConfig]["batch"] = min(options.batch, sequences)
     data |= {"camera_pairs": 0.0}  # one view of a clip
-    data |= {name: value for name in ("frames", "sampling", "shift") if (value := getattr(options, name)) is not None}
+    own = ("frames", "sampling", "shift", "rotate")
+    data |= {name: value for name in own if (value := getattr(options, name)) is not None}
     if options.frames is not None and not config.network_class.any_frames:
         raise errors.ConfigError(
             f"finetune.frames: {options.frames}; model.name: {config.model.name} takes clips of the data.frames = "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _results, accuracy
+from benchmarks import _commands, _results, accuracy
 from benchmarks._program import replaced
 from s2vfast import errors
 
@@ -40,7 +40,7 @@ def stub(out, name, after=(), code="pass"):
     """A task that writes its name to a file, then does something else."""
     script = f"open({str(out / 'order')!r}, 'a').write({name + ' '!r})\n{code}"
 
-    class Stub(accuracy.Task):
+    class Stub(_commands.Task):
         command = property(lambda self: [sys.executable, "-c", script])
 
     return Stub(name, [name], after)
@@ -64,11 +64,11 @@ def test_every_command_is_one_that_there_is(tmp_path):
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_what_is_needed_comes_first_and_what_is_done_is_not_done_again(tmp_path, jobs):
     made = [stub(tmp_path, "c", after=("a",)), stub(tmp_path, "a"), stub(tmp_path, "b")]
-    accuracy.Runner(tmp_path, jobs).run(made)
+    _commands.Runner(tmp_path, jobs).run(made)
     order = (tmp_path / "order").read_text().split()
     assert sorted(order) == ["a", "b", "c"]
     assert order.index("a") < order.index("c")
-    runner = accuracy.Runner(tmp_path, jobs)
+    runner = _commands.Runner(tmp_path, jobs)
     runner.run([*made, stub(tmp_path, "d")])
     assert runner.origins(made)["commits"] == [_results.origin()[0]]
     assert (tmp_path / "order").read_text().split() == [*order, "d"]
@@ -77,7 +77,7 @@ def test_what_is_needed_comes_first_and_what_is_done_is_not_done_again(tmp_path,
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):
     bad = stub(tmp_path, "bad", code="raise SystemExit('no store there')")
     with pytest.raises(errors.TrainingError, match=r"bad: exit code 1: no store there \(.*bad.log\)"):
-        accuracy.Runner(tmp_path, 1).run([bad, stub(tmp_path, "next", after=("bad",))])
+        _commands.Runner(tmp_path, 1).run([bad, stub(tmp_path, "next", after=("bad",))])
     assert (tmp_path / "order").read_text() == "bad "
 
 
@@ -109,7 +109,7 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
 
     made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, method)
     single = len(accuracy.SINGLE.get(method, ()))
-    commands = 3 + 2 * len(accuracy.OWN[method]) + (single and single + 1)
+    commands = 3 + 2 * len(accuracy.OWN[method]) + (single and single + len(accuracy.SUMMED))
     assert len({task.name for task in made}) == len(made) == 2 * commands
     for task in made:
         cli.parse(task.words)
@@ -131,17 +131,23 @@ def test_an_objective_with_a_network_of_its_own_has_its_own_baselines(tmp_path, 
 def test_streams_and_their_sum_are_read(tmp_path):
     made = accuracy.tasks(tmp_path / "store", tmp_path, "nwucla", 2, "vicreg")
     added = [task for task in made if "--ensemble" in task.words]
-    assert [len(task.after) for task in added] == [4, 4]
-    for task, top1 in zip(added, (90.0, 92.0), strict=True):
+    assert [len(task.after) for task in added] == [4, 4, 4, 4]
+    assert ["--untrained" in task.words for task in added] == [True, False, True, False]
+    for task, top1 in zip(added, (80.0, 90.0, 80.0, 92.0), strict=True):
         path = Path(task.words[-1])
         path.parent.mkdir(exist_ok=True)
         runs = [{"stream": "joint", "top1": top1 - 8}, {"stream": "bone", "top1": top1 - 6}]
         path.write_text(json.dumps({"runs": runs, "top1": top1}))
     rows = accuracy.stream_rows(tmp_path, 2, "vicreg")
-    assert rows == {"joint": [82.0, 84.0], "bone": [84.0, 86.0], "scores added": [90.0, 92.0]}
+    assert rows == {
+        "joint": {"first weights": [72.0, 72.0], "trained": [82.0, 84.0]},
+        "bone": {"first weights": [74.0, 74.0], "trained": [84.0, 86.0]},
+        "scores added": {"first weights": [80.0, 80.0], "trained": [90.0, 92.0]},
+    }
     record = {name: value for name, value in RECORD.items() if name != "rows"}
     text = accuracy.section("vicreg", {"vicreg": record | {"top1": {}, "streams": rows}})
-    assert "| joint | 83.0 ± 1.4 |\n| bone | 85.0 ± 1.4 |\n| scores added | 91.0 ± 1.4 |\n" in text
+    assert "| joint | 72.0 ± 0.0 | 83.0 ± 1.4 |\n| bone | 74.0 ± 0.0 | 85.0 ± 1.4 |\n" in text
+    assert "| scores added | 80.0 ± 0.0 | 91.0 ± 1.4 |\n" in text
 
 
 def test_the_floor_is_read(tmp_path):
@@ -207,7 +213,7 @@ def test_numbers_of_a_recogniser_are_collected(tmp_path):
 
 def test_cpu_time_is_that_of_all_tries(tmp_path):
     busy = "import time\nwhile time.process_time() < 0.4: pass\n"
-    runner = accuracy.Runner(tmp_path, 1)
+    runner = _commands.Runner(tmp_path, 1)
     with pytest.raises(errors.TrainingError):
         runner.run([stub(tmp_path, "a", code=busy + "raise SystemExit(1)")])
     first = float((runner.logs / "a.cpu").read_text())
@@ -216,14 +222,15 @@ def test_cpu_time_is_that_of_all_tries(tmp_path):
     assert json.loads((runner.logs / "a.done").read_text())["cpu_seconds"] > first + 0.3
 
 
-def test_what_another_preset_has_made_is_not_done(tmp_path):
-    runner = accuracy.Runner(tmp_path, 1)
-    task = accuracy.Task("a", ["pretrain", "--config", "nwucla"])
+@pytest.mark.parametrize(("option", "name"), [("--config", "nwucla"), ("--recipe", "convolutions")])
+def test_what_another_preset_or_recipe_has_made_is_not_done(tmp_path, option, name):
+    runner = _commands.Runner(tmp_path, 1)
+    task = _commands.Task("a", ["some", option, name])
     mark = runner.logs / "a.done"
     assert not runner.done(task)
     mark.write_text(json.dumps({**task.what, "commit": "c", "date": "d"}))
     assert runner.done(task)
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"preset": "000000000000"}))
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {option: "000000000000"}))
     assert not runner.done(task)
 
 

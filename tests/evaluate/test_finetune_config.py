@@ -56,7 +56,7 @@ def test_the_run_of_a_recipe(recipe):
     assert (made.checkpoint.every, made.checkpoint.keep, made.checkpoint.final) == (7, 4, "weights")
     tree = made.to_dict()
     fields = {name: value for section in ("objective", "optim", "train") for name, value in tree[section].items()}
-    renamed = {"checkpoint_every", "keep", "batch", "optimizer", "frames", "sampling", "shift"}
+    renamed = {"checkpoint_every", "keep", "batch", "optimizer", "frames", "sampling", "shift", "rotate"}
     assert made.optim.name == options.optimizer
     for name, value in options.to_dict().items():
         assert name in renamed or fields[name] == value, name
@@ -69,6 +69,10 @@ def test_clips_of_another_length_are_for_networks_that_take_them():
     data = finetune_config.run_config(source, finetune_config.load("msr_finetune")).data
     assert (data.frames, data.sampling, data.shift) == (finetune_config.RECIPES["msr_finetune"]["frames"], "bins", 0.1)
     assert (source.data.frames, source.data.sampling) == (16, "window")
+    turned = finetune_config.run_config(
+        Config.from_dict({}), finetune_config.load("nwucla", {"rotate": [0.3, 1.2, 0.1]})
+    )
+    assert list(turned.data.rotate) == [0.3, 1.2, 0.1]
     with pytest.raises(errors.ConfigError, match="finetune.frames: 24; model.name: transformer takes clips of the"):
         finetune_config.run_config(Config.from_dict({}), finetune_config.load("nwucla", {"frames": 24}))
 
