@@ -17,6 +17,7 @@ PY ?= $(BIN)/python
 OUT ?= benchmarks/results/local
 # More words for pip, for instance --find-links FOLDER.
 PIP_ARGS ?=
+OLDER_TRITON := triton-3.6.0
 # A worker a core, four at most; a file's tests stay together, as they share what they set up. -n 0: all in one process.
 # A test that waits for something that never comes fails after so many seconds; all others are run.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --timeout 1200
@@ -55,8 +56,12 @@ lint: install
 	$(BIN)/mypy
 
 # S2VFAST_DATA, a folder that holds nw_ucla/, turns on the tests on real recordings.
-test: lint
+test: lint $(VENV)/$(OLDER_TRITON)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The oldest Triton that is supported, which the kernels are compiled with as well; nothing else runs on it.
+$(VENV)/$(OLDER_TRITON): | $(VENV)/.pins
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_ARGS) --target $@ triton==$(OLDER_TRITON:triton-%=%)
 
 # -W: a link that leads nowhere, or a name that is not there, is an error.
 docs: install $(VENV)/.docs

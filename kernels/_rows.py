@@ -139,7 +139,7 @@ def times_slice(
         return acc
 
 
-def options_of(op: str, kernel: str, x: Tensor, weight: Tensor) -> dict[str, Any]:
+def options_of(op: str, kernel: str, x: Tensor, weight: Tensor, **facts: int) -> dict[str, Any]:
     """The configuration of a kernel; a piece of rows is never wider than the rows.
 
     Args:
@@ -147,8 +147,9 @@ def options_of(op: str, kernel: str, x: Tensor, weight: Tensor) -> dict[str, Any
         kernel: its name there.
         x: [rows, D].
         weight: [E, D]; its dtype is that of the matrix operands.
+        facts: what else the table asks for.
     """
     (M, D), E = x.shape, weight.shape[0]
-    options = configuration(op, kernel, x.device, dtype=dtype_name(weight.dtype), rows=M, D=D, E=E)
+    options = configuration(op, kernel, x.device, dtype=dtype_name(weight.dtype), rows=M, D=D, E=E, **facts)
     options["BLOCK_K"] = min(options["BLOCK_K"], next_power_of_2(D))
     return options

@@ -78,16 +78,23 @@ def _project_kernel(
     BLOCK_E: tl.constexpr,
 ):
     """As `_add_kernel`, of branch @ projection^T + projection_bias."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < num_rows, d < D
+    first_row = tl.program_id(0) * BLOCK_M
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    in_m, in_d = first_row + m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
-    row = m.to(tl.int64)
+    # Pointers to the tile's first row: addresses of 64 bits then take registers once a pointer, not once a row.
+    branch_ptr += first_row.to(tl.int64) * E
+    residual_ptr += first_row.to(tl.int64) * D
+    out_ptr += first_row.to(tl.int64) * D
+    if normed_ptr is not None:
+        normed_ptr += first_row.to(tl.int64) * D
+        mean_ptr += first_row
+        rstd_ptr += first_row
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     for start in range(0, E, BLOCK_E):
         e = start + tl.arange(0, BLOCK_E)
         in_e = e < E
-        b = tl.load(branch_ptr + row[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)  # [m, e]
+        b = tl.load(branch_ptr + m[:, None] * E + e[None, :], mask=in_m[:, None] & in_e[None, :], other=0.0)  # [m, e]
         w = tl.load(
             projection_ptr + d[None, :] * E + e[:, None], mask=in_e[:, None] & in_d[None, :], other=0.0
         )  # [e, d]
@@ -99,7 +106,7 @@ def _project_kernel(
             acc += tl.load(projection_bias_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
         if gamma_ptr is not None:
             acc *= tl.load(gamma_ptr + d, mask=in_d, other=0.0).to(tl.float32)[None, :]
-        at = row[:, None] * D + d[None, :]
+        at = m[:, None] * D + d[None, :]
         acc += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(out_ptr + at, acc, mask=inside)
         normed = norm_rows(acc, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, m, in_m, eps, D, BLOCK_D)
@@ -134,12 +141,23 @@ def _grad_project_kernel(
     grad_residual.
     """
     program = tl.program_id(0)
-    m = program * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
-    in_m, in_d = m < num_rows, d < D
+    first_row = program * BLOCK_M
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    in_m, in_d = first_row + m < num_rows, d < D
     inside = in_m[:, None] & in_d[None, :]
-    row = m.to(tl.int64)
-    at = row[:, None] * D + d[None, :]
+    at = m[:, None] * D + d[None, :]
+    # As in `_project_kernel`.
+    out_ptr += first_row.to(tl.int64) * D
+    operand_ptr += first_row.to(tl.int64) * D
+    grad_branch_ptr += first_row.to(tl.int64) * E
+    if grad_out_ptr is not None:
+        grad_out_ptr += first_row.to(tl.int64) * D
+    if grad_normed_ptr is not None:
+        grad_normed_ptr += first_row.to(tl.int64) * D
+        mean_ptr += first_row
+        rstd_ptr += first_row
+    if grad_residual_ptr is not None:
+        grad_residual_ptr += first_row.to(tl.int64) * D
     grad, grad_bias, grad_weight = through_norm(
         grad_out_ptr,
         grad_normed_ptr,
@@ -175,7 +193,7 @@ def _grad_project_kernel(
             projection_ptr + d[:, None] * E + e[None, :], mask=in_d[:, None] & in_e[None, :], other=0.0
         )  # [d, e]
         result = tl.trans(tl.dot(tl.trans(w), rows, input_precision="ieee"))  # [m, e]
-        tl.store(grad_branch_ptr + row[:, None] * E + e[None, :], result, mask=in_m[:, None] & in_e[None, :])
+        tl.store(grad_branch_ptr + m[:, None] * E + e[None, :], result, mask=in_m[:, None] & in_e[None, :])
 
 
 def forward(

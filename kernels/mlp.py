@@ -126,7 +126,7 @@ def forward(
     device, operand = x.device, weight1.dtype
     norm = norm_weight is not None
     convert = norm or x.dtype != operand
-    options = options_of("mlp", "forward", x, weight1)
+    options = options_of("mlp", "forward", x, weight1, keep=int(keep))
     out = torch.empty_like(x)
     mean, rstd = (torch.empty(num_rows if norm else 0, dtype=torch.float32, device=device) for _ in range(2))
     written = convert and (keep or options["BLOCK_K"] < next_power_of_2(D))
