@@ -61,7 +61,7 @@ test: lint $(VENV)/$(OLDER_TRITON)
 
 # The oldest Triton that is supported, which the kernels are compiled with as well; nothing else runs on it.
 $(VENV)/$(OLDER_TRITON): | $(VENV)/.pins
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_ARGS) --target $@ triton==$(OLDER_TRITON:triton-%=%)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PIP_ARGS) --target $@ 'triton==$(OLDER_TRITON:triton-%=%); sys_platform == "linux"'
 
 # -W: a link that leads nowhere, or a name that is not there, is an error.
 docs: install $(VENV)/.docs

@@ -73,7 +73,10 @@ class Runner:
 
     def run(self, todo: Sequence[Task]) -> None:
         """Do all that is not done; raises `TrainingError` with the last line of what failed."""
-        waiting = [task for task in todo if not self.done(task)]
+        again = {task.name for task in todo if not self.done(task)}
+        for _ in todo:  # what needs a result that will be another
+            again |= {task.name for task in todo if again.intersection(task.after)}
+        waiting = [task for task in todo if task.name in again]
         progress(f"{len(todo) - len(waiting)} of {len(todo)} commands were done before")
         try:
             while waiting or self.running:

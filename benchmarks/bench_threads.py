@@ -4,7 +4,7 @@
 
 ``blocking`` is what ``import s2vfast`` sets, ``spinning`` what PyTorch's OpenMP does by itself. Every measurement is a
 process of its own; all of them take turns. Beside a busy process a core the fair share is half of what the same
-threads, or spinning ones, do alone.
+threads do alone.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def clips_a_second(options: argparse.Namespace, policy: str) -> float:
         TrainingError: it failed.
     """
     words = [options.config, str(options.batch), options.impl, str(options.seconds)]
-    env = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *words],
         cwd=_results.ROOT,

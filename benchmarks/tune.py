@@ -29,7 +29,8 @@ from s2vfast.kernels import _launch
 from s2vfast.verify import verify
 
 MARGIN = 0.99  # a change that saves less than 1 % is noise
-EXACT = ("arch", "dtype")
+EXACT = ("arch", "dtype", "keep", "norm")
+"""Facts that are no sizes."""
 
 
 def neighbours(use: dict[str, Any]) -> Iterator[dict[str, Any]]:

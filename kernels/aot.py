@@ -3,8 +3,9 @@
     python -m s2vfast.kernels.aot [OP ...] [--arch 80 90 100] [--dtype bfloat16] [--shape ntu] [--jobs 2] [--json]
     python -m s2vfast.kernels.aot --model --device h200 [OP ...] [--shape ntu] [--json]
 
-Every operation runs forward and backward at the shapes that the tuned tables are made for, but its launches are
-recorded instead of made; what was recorded is compiled exactly as the launch would have, with Triton's own ptxas.
+Every operation with kernels runs forward and backward at the shapes that the tuned tables are made for, but its
+launches are recorded instead of made; what was recorded is compiled exactly as the launch would have, with Triton's own
+ptxas.
 A kernel fails for stack or spilled registers, for more shared memory than a block can have, and for HMMA on sm_90,
 where its matrix products should be HGMMA. ``--model`` says what each launch executes, what binds it and how long it
 should take on a device (`s2vfast.kernels.model`).

@@ -33,7 +33,7 @@ def clip_spec(data: DataConfig, layout: Layout) -> ClipSpec:
     if layout.planar and (data.align == "yaw" or any(data.rotate[:2])):
         raise errors.ConfigError(
             "data.rotate, data.align: the recordings have 2 coordinates a joint, which turn in their plane alone; set "
-            "data.align none and data.rotate [0, 0, angle]"
+            "data.align none and data.rotate (of a recipe of fine-tuning finetune.rotate) [0, 0, angle]"
         )
     up = max(range(3), key=lambda axis: abs(layout.up[axis]))
     if data.align == "yaw" and abs(abs(layout.up[up]) - 1.0) > 1e-3:

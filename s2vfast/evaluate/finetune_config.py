@@ -72,7 +72,7 @@ class FinetuneConfig(Section):
     shift: float | None = option(None, ge=0)
     """data.shift of the fine-tuned run (point clouds); null: that of pretraining."""
     rotate: tuple[float, float, float] | None = None
-    """data.rotate of the fine-tuned run (skeletons), in radians; null: that of pretraining."""
+    """data.rotate of the fine-tuned run, in radians; null: that of pretraining."""
     noise: bool = False
     """As objective.noise of classify: the network's own dropout, in place of drop_path."""
     frozen_norms: bool = False
@@ -178,7 +178,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Recipes by name, as changes to the published one. ``nwucla``: small models on small data, minutes on two cores.
 ``convolutions``: the same of a network of that name, which has learned small data by heart sooner, on clips that are
-turned more than in pretraining.
+turned more than in pretraining: a vertical y is expected.
 ``msr_finetune``: the same of point clouds, whose clips cover the whole recording.
 ``skeattnclr``, ``hitrs``: what their authors did. SkeAttnCLR's rate was from 0.003 to 0.05, by stream and number of
 labels."""

@@ -72,6 +72,9 @@ def test_what_is_needed_comes_first_and_what_is_done_is_not_done_again(tmp_path,
     runner.run([*made, stub(tmp_path, "d")])
     assert runner.origins(made)["commits"] == [_results.origin()[0]]
     assert (tmp_path / "order").read_text().split() == [*order, "d"]
+    (runner.logs / "a.done").unlink()
+    runner.run(made)
+    assert (tmp_path / "order").read_text().split() == [*order, "d", "a", "c"]
 
 
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):

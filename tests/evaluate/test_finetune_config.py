@@ -69,10 +69,8 @@ def test_clips_of_another_length_are_for_networks_that_take_them():
     data = finetune_config.run_config(source, finetune_config.load("msr_finetune")).data
     assert (data.frames, data.sampling, data.shift) == (finetune_config.RECIPES["msr_finetune"]["frames"], "bins", 0.1)
     assert (source.data.frames, source.data.sampling) == (16, "window")
-    turned = finetune_config.run_config(
-        Config.from_dict({}), finetune_config.load("nwucla", {"rotate": [0.3, 1.2, 0.1]})
-    )
-    assert list(turned.data.rotate) == [0.3, 1.2, 0.1]
+    turned = finetune_config.run_config(Config.from_dict({}), finetune_config.load("convolutions"))
+    assert list(turned.data.rotate) == [0.3, 1.2, 0.3]
     with pytest.raises(errors.ConfigError, match="finetune.frames: 24; model.name: transformer takes clips of the"):
         finetune_config.run_config(Config.from_dict({}), finetune_config.load("nwucla", {"frames": 24}))
 

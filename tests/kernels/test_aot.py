@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from s2vfast.kernels import aot
 
 WITH_KERNELS = aot.with_kernels()
 MATRIX_PRODUCTS = {"attention", "norm_linear", "add_norm", "mlp"}
-OLDER_TRITON = Path(sys.prefix) / "triton-3.6.0"
+OLDER = re.search(r"OLDER_TRITON := triton-(\S+)", (Path(__file__).parents[2] / "Makefile").read_text())[1]
+OLDER_TRITON = Path(sys.prefix) / f"triton-{OLDER}"
 """Where `make test` puts the oldest Triton that is supported, beside the one that is installed."""
 
 
@@ -23,7 +25,7 @@ def compiled(*architectures: int, dtypes=aot.DTYPES, older: bool = False):
     if older:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(OLDER_TRITON), env.get("PYTHONPATH"))))
         which = [sys.executable, "-c", "import triton; print(triton.__version__)"]
-        assert subprocess.run(which, capture_output=True, text=True, env=env).stdout == "3.6.0\n"
+        assert subprocess.run(which, capture_output=True, text=True, env=env).stdout == f"{OLDER}\n"
     kernels = []
     for words in ([], ["teacher_target", "--shape", "long"]):  # which has a kernel for long tracks alone
         command = [sys.executable, "-m", "s2vfast.kernels.aot", *words]

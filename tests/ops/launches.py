@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from s2vfast import ops
-from s2vfast.inputs import OPS
-from s2vfast.kernels import _launch
+from s2vfast.kernels import _launch, aot
 from s2vfast.ops._custom import KERNELS
 
 ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
@@ -57,9 +55,8 @@ def count(function: Callable[[], object]) -> collections.Counter[str]:
         with _disable_current_modes():  # what the interpreter does is no launch
             real(kernel, grid, *args, **options)
 
-    for op in OPS:
-        if "triton" in ops.operation(op).implementations:
-            importlib.import_module(f"s2vfast.kernels.{op}")
+    for op in aot.with_kernels():
+        importlib.import_module(f"s2vfast.kernels.{op}")
     modules = [m for name, m in sys.modules.items() if name.startswith("s2vfast.kernels.")]
     with contextlib.ExitStack() as stack:
         for module in modules:

@@ -21,6 +21,7 @@ from s2vfast import inputs, ops, verify
 from s2vfast.inputs import SHAPES
 from s2vfast.kernels import _launch, emulator, teacher_target
 from s2vfast.reference.add_norm import add_norm
+from s2vfast.reference.mlp import mlp
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -88,8 +89,17 @@ def tiles():
     exact, _ = add_norm(**{name: v.double() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()})
     with emulator.emulate(90):
         out, _ = ops.add_norm(**arguments, impl="triton")
-    result["add_norm"] = [["without a norm", (out - exact).abs().max().item() / exact.abs().max().item(), 1e-5]]
+    result["add_norm"] = [["without a norm", error(out, exact), 1e-5]]
+    arguments = inputs.inputs("mlp", SHAPES["tiny"].with_sizes("N=1,L=70,D=160,E=96"), dtype=torch.bfloat16)
+    with emulator.emulate(90), torch.no_grad():
+        out = ops.mlp(**arguments, impl="triton")
+    exact = mlp(**{name: v.double() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()})
+    result["mlp"].append(["without a gradient", error(out, exact), 4e-3])
     return result
+
+
+def error(out, exact):
+    return (out - exact).abs().max().item() / exact.abs().max().item()
 
 
 def main(task, *words):
