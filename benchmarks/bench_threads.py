@@ -81,21 +81,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Medians of clips a second by policy and company, and what they come to."""
     cores = len(os.sched_getaffinity(0))
     rates: dict[tuple[str, str], list[float]] = {}
-    for turn, others, policy in itertools.product(range(options.repeat), (0, cores), POLICIES):
-        progress(f"turn {turn + 1} of {options.repeat}, {policy}, {others} busy processes")
-        with busy(others):
-            rates.setdefault((policy, "beside" if others else "alone"), []).append(clips_a_second(options, policy))
-    made: dict[str, Any] = {"config": options.config, "batch": options.batch, "impl": options.impl, "cores": cores}
+    for turn, busy_processes, policy in itertools.product(range(options.repeat), (0, cores), POLICIES):
+        progress(f"turn {turn + 1} of {options.repeat}, {policy}, {busy_processes} busy processes")
+        with busy(busy_processes):
+            rates.setdefault((policy, "beside" if busy_processes else "alone"), []).append(
+                clips_a_second(options, policy)
+            )
+    result: dict[str, Any] = {"config": options.config, "batch": options.batch, "impl": options.impl, "cores": cores}
     medians = {key: statistics.median(values) for key, values in rates.items()}
     for policy in POLICIES:
-        alone, beside = medians[policy, "alone"], medians[policy, "beside"]
-        made[policy] = {
+        alone, shared = medians[policy, "alone"], medians[policy, "beside"]
+        result[policy] = {
             "alone": round(alone, 1),
-            "beside": round(beside, 1),
-            "of_fair_share": round(2 * beside / alone, 3),
+            "beside": round(shared, 1),
+            "of_fair_share": round(2 * shared / alone, 3),
         }
-    made["alone_of_spinning"] = round(medians["blocking", "alone"] / medians["spinning", "alone"], 3)
-    return made
+    result["alone_of_spinning"] = round(medians["blocking", "alone"] / medians["spinning", "alone"], 3)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,21 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     try:
-        made = measure(options)
+        result = measure(options)
     except errors.S2vfastError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
         facts = _results.device_facts(torch.device("cpu"))
-        print(json.dumps(made | {"device": facts, "commit": _results.origin()[0]}))
+        print(json.dumps(result | {"device": facts, "commit": _results.origin()[0]}))
         return 0
     for policy in POLICIES:
-        row = made[policy]
+        row = result[policy]
         print(
             f"{policy}: {row['alone']} clips/s alone, {row['beside']} beside a busy process a core, "
             f"{row['of_fair_share']:.0%} of the fair share"
         )
-    print(f"blocking threads alone do {made['alone_of_spinning']:.1%} of what spinning ones do")
+    print(f"blocking threads alone do {result['alone_of_spinning']:.1%} of what spinning ones do")
     return 0
 
 

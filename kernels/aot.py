@@ -312,9 +312,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the report; 1 if a kernel fails a gate."""
     from s2vfast.inputs import SHAPES
 
-    known = with_kernels()
+    available = with_kernels()
     parser = argparse.ArgumentParser(prog="python -m s2vfast.kernels.aot", description=__doc__.splitlines()[0])
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(known)}")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"operations (default: all): {', '.join(available)}")
     parser.add_argument("--arch", nargs="+", type=int, choices=ARCHES, default=list(ARCHES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--shape", nargs="+", choices=SHAPES)
@@ -323,8 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", action="store_true", help="model every launch on --device, in bfloat16")
     parser.add_argument("--device", choices=model.NAMES, default="h200")
     options = parser.parse_args(arguments)
-    if unknown := [op for op in options.ops if op not in known]:
-        parser.error(f"no operation {unknown[0]!r} with Triton kernels; there are {', '.join(known)}")
+    if unknown := [op for op in options.ops if op not in available]:
+        parser.error(f"no operation {unknown[0]!r} with Triton kernels; there are {', '.join(available)}")
     if options.model:
         modelled_shapes = {name: SHAPES[name] for name in options.shape or MODELLED_SHAPES}
         rows = model_kernels(options.ops or list(MODELLED_OPS), options.device, modelled_shapes)
@@ -332,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps({"launches": rows, "passes": totals}, indent=1) if options.json else _model_text(rows, totals))
         return 0
     shapes = options.shape or list(MAIN_SHAPES)
-    compiled = compile_kernels(options.ops or known, options.arch, options.dtype, shapes, options.jobs)
+    compiled = compile_kernels(options.ops or available, options.arch, options.dtype, shapes, options.jobs)
     if options.json:
         print(json.dumps([dataclasses.asdict(kernel) for kernel in compiled], indent=1))
     else:
