@@ -3,6 +3,7 @@
     python -m benchmarks.bench_step --config ntu60 --batch 2 --impl torch --vs reference [--empty-bodies compute share]
                                     [--sweep batch tokens] [--memory] [--repeat 8] [--device cuda]
                                     [--json] [--out benchmarks/results]
+    python -m benchmarks.bench_step --config ntu60 --batch 2 --impl auto --compare HEAD~1 [--repeat 8] [--json]
 
 A contestant is ``reference`` (the published step, eager; on a GPU under autocast to bfloat16, as published), or an
 implementation of s2vfast's engine: ``torch``, ``triton``, ``auto``, and with ``:eager``, ``:graph`` or ``:compile`` its
@@ -17,7 +18,7 @@ the device reaches in this run (`benchmarks._ceilings`), over p50. ``gflop`` is 
 
 A sweep varies clips or frames (as ``tokens``, L), of the first contestant and, where a step is no larger than the main
 one or on a GPU, the last one; the point that is the main row is that row again. ``breakdown`` is taken in steps that
-are not timed.
+are not timed. ``--compare`` sets the step of this tree against that of a revision (`benchmarks._step_versions`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +36,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks import _ceilings, _results, _step_profile, _train_step
+from benchmarks import _ceilings, _results, _step_profile, _step_versions, _train_step
 from benchmarks._calls import one_line
 from benchmarks._program import add_matmul_precision, add_output, begin, finish, positive, progress
 from benchmarks._results import Row, digits
@@ -315,9 +317,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", action="store_true", help="also each contestant's peak memory")
     parser.add_argument("--repeat", type=positive, default=8, help="interleaved rounds; sweeps do half as many")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compare", metavar="REV", help="this tree's --impl against that of a commit, branch or tag")
     add_output(parser, "step")
     options = parser.parse_args(arguments)
     torch.set_float32_matmul_precision(options.matmul_precision)
+    if options.compare:
+        if options.sweep or options.memory or options.out or options.vs != ["reference"]:
+            parser.error(
+                "--compare: both versions' --impl is measured, and no more: leave out --vs, --sweep, --memory, --out"
+            )
+        try:
+            compared = _step_versions.compare(options.compare, options)
+        except errors.S2vfastError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(json.dumps(compared) if options.json else _step_versions.text(compared))
+        return 0
     return finish(
         measure(options), options, line, ignore=NO_MEMORY, summary=lambda r: {"ratio": r["rows"][0].get("ratio")}
     )
