@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -57,7 +58,8 @@ def compare(rev: str, options: argparse.Namespace) -> dict[str, Any]:
         commit = unpack(rev, folders["old"])
         snapshot(folders["new"])
         shutil.copytree(_results.ROOT / "benchmarks", folders["new"] / "benchmarks")
-        install(*folders.values(), device.type == "cuda")
+        with contextlib.redirect_stdout(sys.stderr):  # what is printed in the end is the result alone
+            install(*folders.values(), device.type == "cuda")
         steps: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
         for turn in range(TURNS):
             for name, folder in folders.items():

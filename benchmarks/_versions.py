@@ -159,10 +159,11 @@ def snapshot(folder: Path) -> None:
 
 
 def _link(folder: Path) -> None:
-    """Link kernels/ to where an installation puts it."""
-    package, link = folder / "s2vfast", folder / "s2vfast/kernels"
-    if package.is_dir() and (folder / "kernels").is_dir() and not link.exists():
-        link.symlink_to("../kernels")
+    """Link kernels/ and configs/ to where an installation puts them: what is installed here would be found instead."""
+    for name in ("kernels", "configs"):
+        link = folder / "s2vfast" / name
+        if link.parent.is_dir() and (folder / name).is_dir() and not link.exists():
+            link.symlink_to(f"../{name}")
 
 
 def install(old: Path, new: Path, gpu: bool) -> None:

@@ -97,7 +97,7 @@ def folders(tmp_path, monkeypatch):
     """Two versions whose setup.py writes an extension at once, and a working tree that has a built one."""
     setup = "open('s2vfast/_native.fake.so', 'w').write('built')"
     for name in ("root", "old", "new"):
-        for part in ("s2vfast", "csrc", "kernels"):
+        for part in ("s2vfast", "csrc", "kernels", "configs"):
             (tmp_path / name / part).mkdir(parents=True)
         (tmp_path / name / "csrc/a.cpp").write_text("1")
         (tmp_path / name / "setup.py").write_text(setup)
@@ -140,8 +140,12 @@ def test_this_tree_is_copied_as_it_is_but_for_what_was_built(folders, tmp_path):
     (root / "s2vfast/__pycache__").mkdir()
     _versions.snapshot(tmp_path / "copy")
     paths = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*")}
-    assert paths == {"s2vfast", "s2vfast/_new.py", "s2vfast/kernels", "kernels", "csrc", "csrc/a.cpp", "setup.py"}
-    assert (tmp_path / "copy/s2vfast/kernels").samefile(tmp_path / "copy/kernels")
+    assert paths == {"s2vfast", "s2vfast/_new.py", "kernels", "configs", "csrc", "csrc/a.cpp", "setup.py"} | {
+        "s2vfast/kernels",
+        "s2vfast/configs",
+    }
+    for name in ("kernels", "configs"):
+        assert (tmp_path / "copy/s2vfast" / name).samefile(tmp_path / "copy" / name)
 
 
 # Revisions
