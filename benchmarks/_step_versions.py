@@ -28,7 +28,8 @@ def step(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     Raises:
         TrainingError: its program failed, or did not time its step.
     """
-    command = [sys.executable, "-m", "benchmarks.bench_step", "--config", options.config, "--impl", options.impl]
+    config = str(Path(options.config).absolute()) if Path(options.config).is_file() else options.config
+    command = [sys.executable, "-m", "benchmarks.bench_step", "--config", config, "--impl", options.impl]
     command += ["--batch", f"{options.batch}", "--repeat", f"{options.repeat}", "--device", options.device, "--json"]
     if options.matmul_precision != "highest":  # which not every version can be asked for
         command += ["--matmul-precision", options.matmul_precision]

@@ -28,6 +28,7 @@ from s2vfast import errors
 
 POLICIES = {"blocking": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
 """Variables of the environment; 300,000 is libgomp's own number where no policy is set."""
+# Not by `_train_step.ask`, whose process has PyTorch before s2vfast could say how its threads wait.
 MEASURED = """
 import sys, time
 import s2vfast

@@ -1,6 +1,8 @@
 """Whole steps of two versions: a real comparison with this very commit, what it comes to, and what is refused."""
 
+import argparse
 import json
+from unittest import mock
 
 import pytest
 
@@ -51,3 +53,15 @@ def test_what_cannot_be_compared_is_one_line(capsys):
     with pytest.raises(SystemExit):
         bench_step.main([*ARGUMENTS, "--compare", "HEAD", "--memory"])
     assert "leave out --vs, --sweep, --memory, --out" in capsys.readouterr().err
+
+
+def test_a_file_of_a_config_is_found_from_either_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("{}")
+    run = mock.Mock(return_value=mock.Mock(stdout='{"rows": [{"p50": 2.0, "ratio": 3.0}]}'))
+    monkeypatch.setattr(_step_versions.subprocess, "run", run)
+    options = argparse.Namespace(impl="torch", batch=2, repeat=1, device="cpu", matmul_precision="highest")
+    for config, found in (("mine.yaml", str(tmp_path / "mine.yaml")), ("nwucla", "nwucla")):
+        options.config = config
+        assert _step_versions.step(tmp_path, options) == {"ms": 2.0, "ratio": 3.0}
+        assert found in run.call_args.args[0]
