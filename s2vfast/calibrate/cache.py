@@ -24,8 +24,9 @@ FORMAT = 1
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What times depend on: device, driver, versions, threads of a CPU; values that JSON holds."""
+    """What times depend on: device, driver, versions, products' precision, threads of a CPU; values that JSON holds."""
     facts: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__, "s2vfast": _version()}
+    facts["matmul_precision"] = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         facts |= {"driver": _driver(), "triton": _triton()}
     else:

@@ -254,6 +254,7 @@ def run(
     plugins = [module.__file__ for name, module in list(sys.modules.items()) if name.startswith(PLUGIN)]
     job = {"calls": list(calls), "device": str(device), "capture": capture, "plugins": plugins}
     job |= {"limit": limit, "budget": budget, "threads": torch.get_num_threads()}
+    job["matmul_precision"] = torch.get_float32_matmul_precision()
     job["workers"] = min(WORKERS, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="s2vfast-calibrate-") as folder:
         job_file, result = Path(folder, "job.pt"), Path(folder, "rows.json")

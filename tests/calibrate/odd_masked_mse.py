@@ -53,5 +53,14 @@ def out_of_memory(prediction, target):
     raise torch.OutOfMemoryError("too large")
 
 
+def in_haste(prediction, target):
+    """Quick, and not exact, where the precision of products allows it."""
+    if torch.get_float32_matmul_precision() == "high":
+        return right(prediction, target) * 1.01
+    time.sleep(0.1)
+    return right(prediction, target)
+
+
+ops.register_impl("masked_mse", "in_haste", in_haste)
 for function in (right, wrong, wrong_gradient, crash, segfault, hang, slow, fails, crash_later, out_of_memory):
     ops.register_impl("masked_mse", function.__name__, function)

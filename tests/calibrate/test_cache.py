@@ -30,8 +30,11 @@ def test_rows_come_back_and_others_stay(cache_folder):
 def test_another_environment_has_another_file(monkeypatch):
     facts = cache.environment(CPU)
     cache.write(facts, rows())
+    assert facts["matmul_precision"] == "highest"
     for name in facts:
         assert cache.read(facts | {name: "other"}) == ([], "")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert cache.environment(CPU) == facts | {"matmul_precision": "high"}
     monkeypatch.setattr(torch, "__version__", "9.9")
     assert cache.environment(CPU) != facts
 

@@ -72,6 +72,19 @@ def test_a_slow_one_is_right_and_not_taken(rows):
     assert not {"slow", "wrong", "crash", "hang"} & set(measure.best(rows, "cpu").values())
 
 
+def test_the_precision_of_products_counts_for_times_alone(rows, odd, monkeypatch):
+    assert all(row["ms"] > 100 for row in rows if row["impl"] == "in_haste")
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    try:
+        torch.set_float32_matmul_precision("high")
+        measured, trouble = measure.run(recorded(("masked_mse", SMALL)), CPU, capture=False, limit=5.0)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert (trouble, of(measured, "masked_mse", "in_haste")) == ("", [""])
+    assert [row["ms"] < 50 for row in measured if row["impl"] == "in_haste"] == [True]
+
+
 def test_native_against_torch(rows):
     times = {row["impl"]: row.get("ms") for row in rows if row["op"] == "tube_mask"}
     assert times["native"] < times["torch"]
