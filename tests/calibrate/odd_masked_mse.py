@@ -53,14 +53,15 @@ def out_of_memory(prediction, target):
     raise torch.OutOfMemoryError("too large")
 
 
-def in_haste(prediction, target):
+def in_haste(latents, mask_token, positions, visible):
     """Quick, and not exact, where the precision of products allows it."""
+    filled = ops.mask_fill(latents, mask_token, positions, visible, impl="torch")
     if torch.get_float32_matmul_precision() == "high":
-        return right(prediction, target) * 1.01
+        return filled * 1.01
     time.sleep(0.1)
-    return right(prediction, target)
+    return filled
 
 
-ops.register_impl("masked_mse", "in_haste", in_haste)
+ops.register_impl("mask_fill", "in_haste", in_haste)
 for function in (right, wrong, wrong_gradient, crash, segfault, hang, slow, fails, crash_later, out_of_memory):
     ops.register_impl("masked_mse", function.__name__, function)
