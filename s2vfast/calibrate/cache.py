@@ -19,6 +19,7 @@ from s2vfast.calibrate import measurements
 from s2vfast.calibrate.measure import Row, candidates
 from s2vfast.calibrate.record import from_json
 from s2vfast.config.registry import PLUGIN
+from s2vfast.ops import _linear
 
 FORMAT = 1
 
@@ -26,7 +27,7 @@ FORMAT = 1
 def environment(device: torch.device) -> dict[str, Any]:
     """What times depend on: device, driver, versions, products' precision, threads of a CPU; values that JSON holds."""
     facts: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__, "s2vfast": _version()}
-    facts["matmul_precision"] = torch.get_float32_matmul_precision()
+    facts["matmul_precision"] = _linear.precision()
     if device.type == "cuda":
         facts |= {"driver": _driver(), "triton": _triton()}
     else:

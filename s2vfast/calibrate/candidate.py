@@ -142,7 +142,8 @@ def serve(requests: int, answers: int, job: dict[str, Any], op: str, impl: str) 
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     torch.set_num_threads(job["threads"])
-    torch.set_float32_matmul_precision(job["matmul_precision"])
+    if job["matmul_precision"] is not None:
+        torch.set_float32_matmul_precision(job["matmul_precision"])
     device = torch.device(job["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -29,6 +29,7 @@ from s2vfast import errors, files, ops
 from s2vfast.calibrate.candidate import serve
 from s2vfast.calibrate.record import Call, Signature, from_json
 from s2vfast.config.registry import PLUGIN, load_plugin
+from s2vfast.ops import _linear
 
 LIMIT = 30.0
 """Seconds that a candidate may take for an answer."""
@@ -254,7 +255,7 @@ def run(
     plugins = [module.__file__ for name, module in list(sys.modules.items()) if name.startswith(PLUGIN)]
     job = {"calls": list(calls), "device": str(device), "capture": capture, "plugins": plugins}
     job |= {"limit": limit, "budget": budget, "threads": torch.get_num_threads()}
-    job["matmul_precision"] = torch.get_float32_matmul_precision()
+    job["matmul_precision"] = _linear.precision()
     job["workers"] = min(WORKERS, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="s2vfast-calibrate-") as folder:
         job_file, result = Path(folder, "job.pt"), Path(folder, "rows.json")

@@ -104,12 +104,15 @@ def _split_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> T
 
 def splits() -> bool:
     """Whether products of float32 on this CPU are those of sums of two bfloat16."""
-    if _extension.emulated() is not None or not _has_unit():
-        return False
+    return _extension.emulated() is None and _has_unit() and precision() not in ("highest", None)
+
+
+def precision() -> str | None:
+    """What torch.get_float32_matmul_precision says; None where precisions are set for each backend: it then refuses."""
     try:
-        return torch.get_float32_matmul_precision() != "highest"
-    except RuntimeError:  # PyTorch refuses to say where precisions were set for each backend
-        return False
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _wide(*sizes: int) -> bool:

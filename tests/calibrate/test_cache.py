@@ -35,6 +35,12 @@ def test_another_environment_has_another_file(monkeypatch):
         assert cache.read(facts | {name: "other"}) == ([], "")
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert cache.environment(CPU) == facts | {"matmul_precision": "high"}
+
+    def refused():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refused)
+    assert cache.environment(CPU) == facts | {"matmul_precision": None}
     monkeypatch.setattr(torch, "__version__", "9.9")
     assert cache.environment(CPU) != facts
 

@@ -84,6 +84,15 @@ def test_the_precision_of_products_counts_for_times_alone(odd, precision):
     assert [row["ms"] > 100 for row in rows if row["impl"] == "in_haste"] == [precision == "highest"]
 
 
+def test_a_precision_that_pytorch_does_not_tell_is_its_own(odd, monkeypatch):
+    def refused():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refused)
+    rows, trouble = measure.run(recorded(("mask_fill", SMALL)), CPU, capture=False)
+    assert (trouble, of(rows, "mask_fill", "torch")) == ("", [""])
+
+
 def test_native_against_torch(rows):
     times = {row["impl"]: row.get("ms") for row in rows if row["op"] == "tube_mask"}
     assert times["native"] < times["torch"]
